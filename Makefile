@@ -1,0 +1,46 @@
+# make run    the main job: CONNECTIONS WebSocket connections on this machine, one report at the end
+# make test   every check: lint, types, imports, tests (the privileged ones for real when root)
+# Both start from a bare Debian or Ubuntu machine and install only what is missing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CONNECTIONS ?= 120000
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+
+.PHONY: help install install-dev run test bench lint format clean lock
+
+help: ## this text
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
+
+install: ## environment in .venv, so that .venv/bin/profile-run works
+	@bash .ci/setup run
+
+install-dev: ## the same with what the tests need
+	@bash .ci/setup test
+
+run: install ## the main job: make run CONNECTIONS=120000 ARGS='--hold 10'
+	@$(BIN)/profile-run --connections $(CONNECTIONS) $(ARGS)
+
+lint: install-dev ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
+
+format: install-dev ## let ruff format the tree
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+test: lint ## lint and every test
+	@$(BIN)/pytest $(ARGS)
+
+bench: install-dev ## the figures of docs/benchmarks.md, measured here
+	@$(BIN)/python -m bench $(ARGS)
+
+lock: ## requirements*.lock anew from pyproject.toml (needs uv)
+	@uv pip compile --universal --generate-hashes --no-header --no-annotate -q --python-version 3.11 pyproject.toml --group build -o requirements.lock
+	@uv pip compile --universal --generate-hashes --no-header --no-annotate -q --python-version 3.11 pyproject.toml --group dev -o requirements-dev.lock
+
+clean: ## remove the environment and caches; recorded runs stay
+	@rm -rf $(VENV) build dist tests/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""Puts a server under connections: plans, starts, ramps, holds, stops."""

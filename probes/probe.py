@@ -1,0 +1,84 @@
+"""What a probe is: the protocol that ``probes/collect.py`` drives, and the target it watches.
+
+Life of a probe, all in one thread of the probe process, which is root where the run is::
+
+    check() -> start(target) -> sample(at_ns) every period_s -> stop(at_ns)
+
+``check`` and ``start`` raise ``ProbeUnavailableError`` when the probe cannot run here: that becomes
+its row in ``probe_health`` and nothing else. ``sample`` reads what the kernel aggregated and
+appends rows to the probe's own ``TableWriter``s; the collector flushes and closes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from probes.live import Live
+from probes.rundir import RunDir, TableWriter
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRef:
+    """One process to watch.
+
+    Attributes:
+        pid: Its kernel tgid.
+        role: server, acceptor, client, supervisor or probe.
+        worker: Number within its role, -1 for none.
+        is_python: py-spy can read it.
+    """
+
+    pid: int
+    role: str
+    worker: int
+    is_python: bool
+
+
+@dataclass(slots=True)
+class Target:
+    """What the probes watch. The processes are complete when ``start`` is called.
+
+    Attributes:
+        run: Where tables go.
+        processes: By pid; servers, acceptor and clients.
+        server_ports: Ports the server listens on; a socket with such a local port is server side,
+            with such a remote port client side.
+        live: The fleet's shared memory, None for servers that are not ours.
+    """
+
+    run: RunDir
+    processes: dict[int, ProcessRef]
+    server_ports: frozenset[int]
+    live: Live | None
+    notes: list[str] = field(default_factory=list)
+
+
+class Probe(Protocol):
+    """One source of tables."""
+
+    name: str
+    period_s: float
+    lost_count: int
+    late_count: int
+    writers: list[TableWriter]
+
+    def check(self) -> None:
+        """Says whether it can run here, cheaply and without side effects.
+
+        Raises:
+            ProbeUnavailableError: It cannot; message and fix say why and what would help.
+        """
+
+    def start(self, target: Target) -> None:
+        """Attaches to the target.
+
+        Raises:
+            ProbeUnavailableError: The kernel refused.
+        """
+
+    def sample(self, at_ns: int) -> None:
+        """Reads what came since the last call and appends rows."""
+
+    def stop(self, at_ns: int) -> None:
+        """Takes the last sample and detaches; must work after any failure of ``start``."""

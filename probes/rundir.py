@@ -1,0 +1,312 @@
+"""The run directory: the file format between recording and understanding.
+
+::
+
+    runs/<utc>-<name>-<4 hex>/
+      manifest.json     written by temp file and rename, first with status "running"
+      live.bin          shared memory of the fleet (probes/live.py)
+      raw/<table>/<producer>-<pid>.arrows     append-only Arrow IPC stream, one writer a file
+      logs/<child>.log
+      derived/*.parquet  verdict.json  report.html
+    runs/latest -> the newest
+
+An Arrow stream cut at any byte loses only a suffix: ``read_table`` returns what is whole and says
+what was cut. pyarrow is imported when a table is opened, so that listing runs stays quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probes import schema
+from probes.errors import RunDirError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MANIFEST = "manifest.json"
+VERDICT = "verdict.json"
+REPORT = "report.html"
+LIVE = "live.bin"
+
+
+def create_run_dir(parent: Path, name: str) -> RunDir:
+    """Makes a new run directory under ``parent`` and points ``latest`` at it.
+
+    Args:
+        parent: Usually ``runs``; made when missing.
+        name: Part of the directory's name; letters, digits, ``.``, ``_`` and ``-``.
+
+    Raises:
+        UsageError: The name has other characters.
+        RunDirError: The directory cannot be made.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UsageError(
+            f"--name {name!r} cannot be part of a directory name",
+            fix="use letters, digits, '.', '_' and '-', at most 64",
+        )
+    utc = datetime.now(tz=UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = parent / f"{utc}-{name}-{secrets.token_hex(2)}"
+    try:
+        for part in ("raw", "logs", "derived"):
+            (path / part).mkdir(parents=True)
+    except OSError as error:
+        raise RunDirError(
+            f"cannot make the run directory {path}: {error.strerror}",
+            fix="choose a writable place with --output DIR",
+        ) from error
+    link, fresh = parent / "latest", parent / f".latest-{secrets.token_hex(4)}"
+    try:
+        fresh.symlink_to(path.name)
+        fresh.replace(link)
+    except OSError:
+        fresh.unlink(
+            missing_ok=True
+        )  # a directory named latest, or no symlinks: a convenience only
+    return RunDir(path)
+
+
+def open_run_dir(path: Path) -> RunDir:
+    """Opens an existing run directory for reading.
+
+    Raises:
+        RunDirError: No run there, an unreadable manifest, or another schema version.
+    """
+    run = RunDir(path)
+    manifest = run.read_manifest()
+    version = manifest.get("schema_version")
+    if version != schema.SCHEMA_VERSION:
+        raise RunDirError(
+            f"{path} has schema version {version!r}, this connscope reads {schema.SCHEMA_VERSION}",
+            fix=f"read it with connscope {manifest.get('tool_version', 'of that time')}",
+        )
+    return run
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(
+            f"cannot write {path}: {error.strerror}",
+            fix=f"df -h {path.parent}; make room or choose another place with --output DIR",
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a whole file by temp file and rename: a reader sees the old or the new one.
+
+    Raises:
+        RunDirError: No room or no permission.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _writing(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class TableRead:
+    """What could be read of one table.
+
+    Attributes:
+        table: All whole rows, columns as in the schema.
+        cut_files: Files that ended in the middle of a batch, by path.
+    """
+
+    table: pa.Table
+    cut_files: list[Path] = field(default_factory=list)
+
+
+class RunDir:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def run_id(self) -> str:
+        """The directory's name."""
+        return self.path.resolve().name
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest as it is.
+
+        Raises:
+            RunDirError: Missing or not JSON.
+        """
+        path = self.path / MANIFEST
+        try:
+            loaded = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunDirError(
+                f"{self.path} is not a run directory: {MANIFEST}: {error.strerror}",
+                fix="name a directory below runs/, for example runs/latest",
+            ) from error
+        except ValueError as error:
+            raise RunDirError(
+                f"{path} is not JSON: {error}",
+                fix="the copy was cut short; copy the run directory again",
+            ) from error
+        if not isinstance(loaded, dict):
+            raise RunDirError(f"{path} holds no object", fix="copy the run directory again")
+        return loaded
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Replaces the manifest in one step.
+
+        Raises:
+            RunDirError: No room or no permission.
+        """
+        text = json.dumps(manifest, indent=2, sort_keys=False, default=str)
+        write_atomically(self.path / MANIFEST, text + "\n")
+
+    def table_dir(self, table: str) -> Path:
+        """Where the streams of one table are."""
+        return self.path / "raw" / table
+
+    def writer(self, table: str, producer: str) -> TableWriter:
+        """Opens a stream of one table for appending by this process."""
+        return TableWriter(self, table, producer)
+
+    def read_table(self, name: str) -> TableRead:
+        """Reads all streams of a table; an absent table has no rows.
+
+        Never raises for a stream that was cut: its whole batches are returned.
+        """
+        import pyarrow as pa
+
+        wanted = arrow_schema(name)
+        batches: list[Any] = []
+        cut: list[Path] = []
+        folder = self.table_dir(name)
+        for path in sorted(folder.glob("*.arrows")) if folder.is_dir() else []:
+            if path.stat().st_size == 0:
+                cut.append(path)
+                continue
+            try:
+                with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
+                    if not stream.schema.equals(wanted):
+                        raise RunDirError(
+                            f"{path} has other columns than schema {schema.SCHEMA_VERSION}",
+                            fix="read the run with the connscope version in its manifest.json",
+                        )
+                    while True:
+                        batches.append(stream.read_next_batch())
+            except StopIteration:
+                if not _ends_whole(path):
+                    cut.append(path)
+            except (pa.ArrowInvalid, OSError, EOFError):
+                cut.append(path)
+        return TableRead(pa.Table.from_batches(batches, schema=wanted), cut)
+
+
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-min(8, path.stat().st_size), os.SEEK_END)
+        return stream.read() == _END_OF_STREAM
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """The Arrow schema of a table of ``schema.TABLES``."""
+    import pyarrow as pa
+
+    types = {
+        schema.I64: pa.int64(),
+        schema.F64: pa.float64(),
+        schema.TEXT: pa.string(),
+        schema.BOOL: pa.bool_(),
+    }
+    return pa.schema([(c.name, types[c.type]) for c in schema.TABLES[table].columns])
+
+
+class TableWriter:
+    """Appends rows to one Arrow stream; ``flush`` makes one batch of what came since.
+
+    A write that fails (full disk) is counted in ``lost_rows_count`` and does not raise: the run
+    goes on, the probe's health row says what is missing.
+    """
+
+    def __init__(self, run: RunDir, table: str, producer: str) -> None:
+        self.table = table
+        self.schema = arrow_schema(table)
+        self.row_count = 0
+        self.lost_rows_count = 0
+        self.last_error = ""
+        self._rows: list[Sequence[Any]] = []
+        folder = run.table_dir(table)
+        path = folder / f"{producer}-{os.getpid()}.arrows"
+        with _writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: Any = path.open("ab", buffering=0)
+        import pyarrow as pa
+
+        self._stream: Any = pa.ipc.new_stream(self._file, self.schema)
+
+    def append(self, *row: Any) -> None:
+        """Adds one row, values in the order of the schema."""
+        self._rows.append(row)
+
+    def write_columns(self, columns: Mapping[str, Any]) -> None:
+        """Writes many rows at once from arrays or lists, one per column name."""
+        import pyarrow as pa
+
+        arrays = [pa.array(columns[f.name], type=f.type) for f in self.schema]
+        self._write(pa.record_batch(arrays, schema=self.schema))
+
+    def flush(self) -> None:
+        """Writes the appended rows as one batch."""
+        if not self._rows:
+            return
+        import pyarrow as pa
+
+        rows, self._rows = self._rows, []
+        arrays = [
+            pa.array(values, type=f.type)
+            for f, values in zip(self.schema, zip(*rows, strict=True), strict=True)
+        ]
+        self._write(pa.record_batch(arrays, schema=self.schema))
+
+    def _write(self, batch: Any) -> None:
+        if self._stream is None:
+            self.lost_rows_count += batch.num_rows
+            return
+        try:
+            self._stream.write_batch(batch)
+            self.row_count += batch.num_rows
+        except OSError as error:
+            # The stream may now end inside a batch; anything after it would be unreadable.
+            self.lost_rows_count += batch.num_rows
+            self.last_error = str(error)
+            self._stream = None
+
+    def close(self) -> None:
+        """Flushes and ends the stream."""
+        self.flush()
+        if self._stream is not None:
+            try:
+                self._stream.close()
+            except OSError as error:
+                self.last_error = str(error)
+            self._stream = None
+        self._file.close()

@@ -1,0 +1,505 @@
+"""Every table of the run directory: columns, types, units, meaning, source. The interface.
+
+Rules, checked by ``tests/probes/test_schema.py``:
+
+* Time is int64 nanoseconds of CLOCK_MONOTONIC in columns that end in ``_ns``; ``at_ns`` is the
+  moment of the row, and for counts over an interval its end.
+* A quantity carries its unit as suffix. A ``_count`` is the number in that interval, a ``_total``
+  is cumulative since the start of its source.
+* ``pid`` is the user's pid (kernel tgid), ``tid`` the kernel's pid.
+* ``side`` is ``server``, ``client`` or ``other``; ``role`` is ``server``, ``acceptor``, ``client``,
+  ``supervisor``, ``probe``.
+* A stack is one string, frames joined by ``;``, root first; a kernel frame ends in ``_[k]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SCHEMA_VERSION = 1
+
+I64, F64, TEXT, BOOL = "int64", "float64", "string", "bool"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its type (int64, float64, string, bool), unit ('' for none) and meaning."""
+
+    name: str
+    type: str
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table: who writes it, what a row is, how many rows to expect, and its columns."""
+
+    name: str
+    producer: str
+    row: str
+    volume: str
+    source: str
+    columns: tuple[Column, ...]
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names in order."""
+        return tuple(column.name for column in self.columns)
+
+
+def _at(meaning: str = "moment of the row, for an interval its end") -> Column:
+    return Column("at_ns", I64, "ns", meaning)
+
+
+def _n(name: str, unit: str, meaning: str) -> Column:
+    return Column(name, I64, unit, meaning)
+
+
+def _t(name: str, meaning: str) -> Column:
+    return Column(name, TEXT, "", meaning)
+
+
+_PID = _n("pid", "", "process (kernel tgid)")
+_TID = _n("tid", "", "thread (kernel pid)")
+_SIDE = _t("side", "server, client or other, by the socket's ports")
+_COUNT = _n("event_count", "count", "events in the interval")
+
+_ALL: tuple[Table, ...] = (
+    Table(
+        "events",
+        "harness",
+        "one moment of the run",
+        "tens",
+        "harness/supervisor.py",
+        (
+            _at("when it happened"),
+            _t(
+                "event",
+                "phase_ramp, phase_hold, phase_stop, process_exited, stalled, interrupted, …",
+            ),
+            _n("pid", "", "process it is about, 0 for none"),
+            _t("detail", "free text for people"),
+        ),
+    ),
+    Table(
+        "processes",
+        "harness",
+        "one process of the run",
+        "as many as processes",
+        "wait4(2), live",
+        (
+            _PID,
+            _n("start_ns", "ns", "when it reported for work"),
+            _t("role", "server, acceptor, client, supervisor, probe"),
+            _n("slot", "", "its slot in live.bin, -1 for none"),
+            _n("worker", "", "number within its role, from 0"),
+            _n("nofile_soft_count", "count", "its RLIMIT_NOFILE at start (getrlimit(2))"),
+            _n("own_fds_count", "count", "descriptors it held before the first connection"),
+            _n("exited_ns", "ns", "when it was reaped, 0 when it was stopped by the run itself"),
+            _n("exit_status", "", "exit status, -1 when it did not exit by itself"),
+            _n("exit_signal", "", "signal that killed it, 0 for none"),
+        ),
+    ),
+    Table(
+        "connections",
+        "harness",
+        "one attempted connection",
+        "one per connection",
+        "live.bin",
+        (
+            _n("connection", "", "index within the run, from 0"),
+            _n("client", "", "number of the client process"),
+            _n("start_ns", "ns", "before socket(2)"),
+            _n("connected_ns", "ns", "TCP established, as the client saw it; 0 when never"),
+            _n("established_ns", "ns", "valid 101 response read; 0 when never"),
+            _n("closed_ns", "ns", "closed or failed; 0 when still open at the end of the run"),
+            _t("stage", "where it is or ended: socket, bind, connect, handshake, open, closed"),
+            _n("errno", "", "errno of the failure (Linux numbers), 0 for none"),
+            _t("close_kind", "none, eof, rst, local, timeout, protocol, refused, error"),
+            _t("source_address", "address the client bound, dotted"),
+            _n("destination_port", "", "server port"),
+        ),
+    ),
+    Table(
+        "live_samples",
+        "probes.live_sampler",
+        "one fleet process at one moment",
+        "processes x 4 per s",
+        "live.bin (probes/live.py)",
+        (
+            _at(),
+            _PID,
+            _t("role", "server, acceptor, client"),
+            _n("slot", "", "slot in live.bin"),
+            _n("worker", "", "number within its role"),
+            _n("open_count", "count", "connections open now"),
+            _n("established_total", "count", "handshakes completed"),
+            _n("attempted_total", "count", "connects begun (client) or accepts (server)"),
+            _n("failed_total", "count", "attempts that failed"),
+            _n("lost_total", "count", "established connections that ended before the stop phase"),
+            _n("in_flight_count", "count", "connects begun and not yet established or failed"),
+            _n("rx_messages_total", "count", "data messages received"),
+            _n("tx_messages_total", "count", "data messages sent"),
+            _n("rx_pings_total", "count", "pings received"),
+            _n("tx_pings_total", "count", "pings sent"),
+            _n("rx_pongs_total", "count", "pongs received"),
+            _n(
+                "accept_emfile_total", "count", "accept4 calls of this process that returned EMFILE"
+            ),
+            _n("loop_iterations_total", "count", "event-loop turns"),
+            _n("loop_busy_ns_total", "ns", "time between epoll_wait's return and its next call"),
+            _n("loop_lag_ns", "ns", "how long the current turn has lasted, 0 while waiting"),
+            _n("loop_max_lag_ns", "ns", "longest turn since the previous row"),
+            _n("write_buffered_bytes", "bytes", "bytes queued in user space for slow readers"),
+        ),
+    ),
+    Table(
+        "failing_syscalls",
+        "probes.bpf_syscalls",
+        "(pid, syscall, errno) in one interval",
+        "few per s",
+        "raw_tracepoint sys_exit; errno from the return value",
+        (
+            _at(),
+            _PID,
+            _t("syscall", "name"),
+            _n("errno", "", "positive errno"),
+            _t("errno_name", "EMFILE, …"),
+            _COUNT,
+            _n("first_ns", "ns", "first event of this key in the run"),
+            _n("last_ns", "ns", "last event of this key so far"),
+        ),
+    ),
+    Table(
+        "failure_stacks",
+        "probes.bpf_syscalls",
+        "one of the first few failures of a key",
+        "at most 4 per (pid, syscall, errno)",
+        "bpf_get_stackid at sys_exit",
+        (
+            _at("when it failed"),
+            _PID,
+            _TID,
+            _t("syscall", "name"),
+            _n("errno", "", "positive"),
+            _t("kernel_stack", "frames"),
+            _t("user_stack", "native frames"),
+        ),
+    ),
+    Table(
+        "syscall_mix",
+        "probes.bpf_syscall_mix",
+        "(pid, syscall) in one interval",
+        "tens per s",
+        "raw_tracepoint sys_exit; full set, or the hottest worker",
+        (
+            _at(),
+            _PID,
+            _t("syscall", "name"),
+            _COUNT,
+            _n("failed_count", "count", "of them with a negative return"),
+        ),
+    ),
+    Table(
+        "tcp_state_transitions",
+        "probes.bpf_tcp",
+        "(old, new) in one interval",
+        "tens per s",
+        "raw_tracepoint inet_sock_set_state",
+        (_at(), _SIDE, _t("old_state", "SYN_SENT, …"), _t("new_state", "ESTABLISHED, …"), _COUNT),
+    ),
+    Table(
+        "tcp_states",
+        "probes.tcp_snapshot",
+        "(side, state) at one snapshot",
+        "tens per snapshot",
+        "iter/tcp",
+        (_at(), _SIDE, _t("state", "ESTABLISHED, …"), _n("socket_count", "count", "sockets in it")),
+    ),
+    Table(
+        "tcp_resets",
+        "probes.bpf_tcp",
+        "(direction, side, state, reason) in one interval",
+        "few per s",
+        "tracepoints tcp_send_reset, tcp_receive_reset",
+        (
+            _at(),
+            _t("direction", "tx: this side's socket sent it; rx: received it"),
+            _SIDE,
+            _t("state", "socket state, '' when there was no socket"),
+            _t("reason", "sk_rst_reason of this kernel, '' before 6.10"),
+            _COUNT,
+            _n("first_ns", "ns", "first of this key in the run"),
+        ),
+    ),
+    Table(
+        "tcp_retransmits",
+        "probes.bpf_tcp",
+        "(side, state) in one interval",
+        "few per s",
+        "tracepoint tcp_retransmit_skb",
+        (_at(), _SIDE, _t("state", "SYN_SENT, …"), _COUNT),
+    ),
+    Table(
+        "skb_drops",
+        "probes.bpf_tcp",
+        "(reason, place) in one interval",
+        "few per s",
+        "raw_tracepoint kfree_skb (skb_drop_reason of this kernel)",
+        (_at(), _t("reason", "TCP_OVERWINDOW, …"), _t("location", "kernel function"), _COUNT),
+    ),
+    Table(
+        "socket_pressure",
+        "probes.bpf_tcp",
+        "(kind, side) in one interval",
+        "few per s",
+        "tracepoints sock_exceed_buf_limit, sock_rcvqueue_full",
+        (
+            _at(),
+            _t("kind", "exceed_buf_limit_rx, exceed_buf_limit_tx, rcvqueue_full"),
+            _SIDE,
+            _COUNT,
+            _n("allocated_max_pages", "pages", "largest protocol memory seen, 0 when not given"),
+            _n("first_ns", "ns", "first of this key in the run"),
+        ),
+    ),
+    Table(
+        "socket_memory",
+        "probes.tcp_snapshot",
+        "(side, state) at one snapshot",
+        "tens per snapshot",
+        "iter/tcp: struct sock",
+        (
+            _at(),
+            _SIDE,
+            _t("state", "ESTABLISHED, …"),
+            _n("socket_count", "count", "sockets"),
+            _n("rmem_alloc_bytes", "bytes", "sum of sk_rmem_alloc"),
+            _n("wmem_alloc_bytes", "bytes", "sum of sk_wmem_alloc - 1"),
+            _n("wmem_queued_bytes", "bytes", "sum of sk_wmem_queued"),
+            _n("forward_alloc_bytes", "bytes", "sum of sk_forward_alloc"),
+            _n("sndbuf_bytes", "bytes", "sum of sk_sndbuf (limit, not reservation)"),
+            _n("rcvbuf_bytes", "bytes", "sum of sk_rcvbuf (limit, not reservation)"),
+            _n("rmem_alloc_max_bytes", "bytes", "largest sk_rmem_alloc"),
+            _n("wmem_queued_max_bytes", "bytes", "largest sk_wmem_queued"),
+        ),
+    ),
+    Table(
+        "listeners",
+        "probes.tcp_snapshot",
+        "one listening socket at one snapshot",
+        "listeners per snapshot",
+        "iter/tcp: sk_ack_backlog, sk_max_ack_backlog",
+        (
+            _at(),
+            _t("local_address", "dotted"),
+            _n("local_port", "", "port"),
+            _n("socket_inode", "", "inode of the socket, 0 when unknown"),
+            _n("accept_queue_count", "count", "connections that wait for accept"),
+            _n("backlog_count", "count", "most that may wait"),
+        ),
+    ),
+    Table(
+        "port_groups",
+        "probes.tcp_snapshot",
+        "(source, destination, port) at one snapshot",
+        "groups per snapshot",
+        "iter/tcp, client side sockets",
+        (
+            _at(),
+            _t("source_address", "dotted"),
+            _t("destination_address", "dotted"),
+            _n("destination_port", "", "port"),
+            _n("ports_used_count", "count", "local ports in use for it"),
+            _n("range_low_port", "", "ip_local_port_range, low"),
+            _n("range_high_port", "", "ip_local_port_range, high"),
+        ),
+    ),
+    Table(
+        "sockstat",
+        "probes.host_counters",
+        "one moment",
+        "2 per s",
+        "/proc/net/sockstat, /proc/sys/fs/file-nr",
+        (
+            _at(),
+            _n("tcp_inuse_count", "count", "TCP sockets in use in the run's namespace"),
+            _n("tcp_orphan_count", "count", "closed by their owner, still alive"),
+            _n("tcp_timewait_count", "count", "in TIME_WAIT"),
+            _n("tcp_alloc_count", "count", "TCP sockets allocated on the host"),
+            _n("tcp_mem_pages", "pages", "buffer memory of all of TCP (host wide)"),
+            _n("tcp_mem_pressure_pages", "pages", "second value of tcp_mem"),
+            _n("tcp_mem_max_pages", "pages", "third value of tcp_mem"),
+            _n("file_nr_count", "count", "open files of the host"),
+            _n("file_max_count", "count", "fs.file-max"),
+            _n("conntrack_count", "count", "nf_conntrack_count, -1 when there is none"),
+            _n("conntrack_max_count", "count", "nf_conntrack_max, -1 when there is none"),
+        ),
+    ),
+    Table(
+        "host_memory",
+        "probes.host_counters",
+        "one moment",
+        "2 per s",
+        "/proc/meminfo, cgroup memory.max/current where limited",
+        (
+            _at(),
+            _n("total_bytes", "bytes", "MemTotal"),
+            _n("available_bytes", "bytes", "MemAvailable"),
+            _n("slab_bytes", "bytes", "Slab"),
+            _n("cgroup_used_bytes", "bytes", "of the run's cgroup, -1 when unlimited"),
+            _n("cgroup_max_bytes", "bytes", "its limit, -1 when unlimited"),
+            _n("oom_kills_total", "count", "oom_kill of /proc/vmstat"),
+        ),
+    ),
+    Table(
+        "slab_caches",
+        "probes.host_counters",
+        "one cache at one moment",
+        "20 per 2 s",
+        "/proc/slabinfo",
+        (
+            _at(),
+            _t("cache", "TCP, sock_inode_cache, …"),
+            _n("active_objects_count", "count", "objects in use"),
+            _n("object_size_bytes", "bytes", "size of one"),
+            _n("total_bytes", "bytes", "pages of the cache"),
+        ),
+    ),
+    Table(
+        "net_counters",
+        "probes.host_counters",
+        "one counter that changed, at one moment",
+        "tens per s",
+        "/proc/net/netstat, /proc/net/snmp of the run's namespace",
+        (_at(), _t("counter", "TcpExtListenOverflows, …"), _n("value_total", "count", "its value")),
+    ),
+    Table(
+        "host_cpu",
+        "probes.host_counters",
+        "one core at one moment",
+        "cores x 2 per s",
+        "/proc/stat",
+        (
+            _at(),
+            _n("core", "", "number, -1 for all together"),
+            _n("user_ns_total", "ns", "user and nice"),
+            _n("system_ns_total", "ns", "system"),
+            _n("softirq_ns_total", "ns", "softirq"),
+            _n("irq_ns_total", "ns", "irq"),
+            _n("idle_ns_total", "ns", "idle and iowait"),
+            _n("steal_ns_total", "ns", "taken by the hypervisor"),
+        ),
+    ),
+    Table(
+        "host_pressure",
+        "probes.host_counters",
+        "one resource at one moment",
+        "3 per s",
+        "/proc/pressure/*",
+        (
+            _at(),
+            _t("resource", "cpu, memory, io"),
+            _n("some_ns_total", "ns", "time some task waited"),
+            _n("full_ns_total", "ns", "time all tasks waited"),
+        ),
+    ),
+    Table(
+        "process_samples",
+        "probes.process_sampler",
+        "one process at one moment",
+        "processes x 2 per s",
+        "psutil; /proc/PID/fd st_size (Linux 6.2), no walk",
+        (
+            _at(),
+            _PID,
+            _t("role", "server, acceptor, client, supervisor, probe"),
+            _n("worker", "", "number within its role, -1 for none"),
+            _n("cpu_user_ns_total", "ns", "utime"),
+            _n("cpu_system_ns_total", "ns", "stime"),
+            _n("rss_bytes", "bytes", "resident set"),
+            _n("fd_count", "count", "open descriptors, -1 when not known"),
+            _n("voluntary_switches_total", "count", "context switches by waiting"),
+            _n("involuntary_switches_total", "count", "context switches by preemption"),
+            _t("state", "psutil status: running, sleeping, disk-sleep, …"),
+            _t("wait_channel", "/proc/PID/wchan, '' when running"),
+        ),
+    ),
+    Table(
+        "cpu_stacks",
+        "probes.bpf_cpu",
+        "(pid, tid, stack) in one interval",
+        "at most a few hundred per s",
+        "perf event cpu-clock, 49 Hz a core",
+        (
+            _at(),
+            _PID,
+            _TID,
+            _t("thread", "comm"),
+            _t("kernel_stack", "frames, '' in user mode"),
+            _t("user_stack", "native frames"),
+            _n("sample_count", "count", "samples"),
+            _n("period_ns", "ns", "CPU time that one sample stands for"),
+        ),
+    ),
+    Table(
+        "python_stacks",
+        "probes.pyspy",
+        "(pid, thread, stack) in one interval",
+        "tens per s",
+        "py-spy",
+        (
+            _at(),
+            _PID,
+            _t("thread", "name"),
+            _t("stack", "frames: function (file:line)"),
+            _n("sample_count", "count", "samples"),
+            _n("period_ns", "ns", "wall time that one sample stands for"),
+        ),
+    ),
+    Table(
+        "runq_latency",
+        "probes.bpf_runq",
+        "(pid, bucket) in one interval",
+        "tens per s",
+        "tracepoints sched_wakeup, sched_switch; full set",
+        (_at(), _PID, _n("bucket_low_ns", "ns", "lower bound, a power of two"), _COUNT),
+    ),
+    Table(
+        "skb_allocs",
+        "probes.bpf_skb_alloc",
+        "(cache, place) in one interval",
+        "tens per s",
+        "tracepoint kmem_cache_alloc; full set",
+        (
+            _at(),
+            _t("cache", "skbuff_head_cache, …"),
+            _t("location", "kernel function"),
+            _COUNT,
+            _n("allocated_bytes", "bytes", "bytes in the interval"),
+        ),
+    ),
+    Table(
+        "probe_health",
+        "every probe",
+        "one probe",
+        "one per probe",
+        "probes/registry.py",
+        (
+            _at("when it stopped"),
+            _t("probe", "name"),
+            Column("asked_for", BOOL, "", "in the set of this run"),
+            _t("state", "ran, unavailable, failed, not_asked"),
+            _t("reason", "why it did not run, '' when it did"),
+            _t("fix", "command that makes it run, '' when it did"),
+            _n("row_count", "count", "rows written"),
+            _n("lost_count", "count", "events seen and not recorded: full maps, ring buffers"),
+            _n("late_count", "count", "samples that came more than a period late"),
+            _n("cpu_ns", "ns", "CPU time of the probe's user side"),
+            _n("bpf_run_ns", "ns", "CPU time in its eBPF programs, -1 when not counted"),
+        ),
+    ),
+)
+
+TABLES: dict[str, Table] = {table.name: table for table in _ALL}

@@ -1,0 +1,1 @@
+"""Shows a run: figures, one HTML page, the terminal. Computes no meaning."""
