@@ -1,0 +1,39 @@
+"""The catalogue of causes: every id that a finding may name. The ids are part of the interface.
+
+``verdict.json``, the page, the tests and the documentation use these words.
+"""
+
+from __future__ import annotations
+
+CAUSES: dict[str, str] = {
+    "fd-limit-process": "a process is at its descriptor limit (RLIMIT_NOFILE)",
+    "fd-limit-system": "the host's file table is full (fs.file-max)",
+    "server-resets-when-full": "a full server accepts and closes at once",
+    "full-worker-on-shared-listener": "one worker is full while its sibling has room",
+    "accept-spin": "a full worker calls accept4 for ever without progress",
+    "ephemeral-ports-exhausted": "no local port is left for one destination",
+    "bind-ports-exhausted": "no local port is left at bind",
+    "source-address-missing": "a source address is not local to this host",
+    "port-search-cost": "connect slows as the port pool fills",
+    "enobufs": "the kernel could not get a buffer or object",
+    "tcp-memory-pressure": "TCP as a whole is over tcp_mem",
+    "receive-buffer-full": "one socket's own receive buffer is full",
+    "memory-exhausted": "the host or its cgroup is out of memory",
+    "accept-queue-overflow": "the application accepts too slowly for its backlog",
+    "syn-backlog-overflow": "the queue of half-open connections is full",
+    "conntrack-full": "the connection tracking table has no room for a new flow",
+    "keepalive-storm": "pings to all connections fill a core",
+    "hot-worker-code": "one worker is at 100 % in its own code",
+    "worker-blocked": "a worker's event loop stands still off the CPU",
+    "garbage-collection": "the runtime's collector takes the core",
+    "hot-acceptor": "one process accepts for all and is full",
+    "accept-imbalance": "connections are unevenly spread over the workers",
+    "worker-crash": "a worker died and its connections with it",
+    "host-cpu-saturated": "no core is free",
+    "client-is-the-limit": "the load generator, not the server, is out",
+    "reached": "the target was reached",
+}
+"""Cause id to one plain line about what happens."""
+
+NOT_EXPLAINED = "not-explained"
+"""The verdict's cause when the target was missed and no finding explains it. Never a finding."""

@@ -1,0 +1,161 @@
+"""Everything the page and the terminal show of one run, computed in one call.
+
+``summarise(load(run))`` is the single entry. Times in columns that end in ``_s`` are seconds since
+the ramp began (``origin_ns``), negative during set-up. A frame of a probe that did not run is
+empty and has its columns: nothing here is ever None but where said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.evidence import Finding
+from analysis.ladder import Rung
+from analysis.run_frames import RunFrames
+from analysis.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One run, understood. ``side`` is server, client or host (tcp tables: server, client, other).
+
+    CPU percentages of processes: 100 is one full core. Of ``host_cpu``: 100 is that core busy all
+    the time; core -1 is the mean over all cores.
+
+    Attributes:
+        manifest: ``manifest.json`` as it is (host, argv, plan, settings, probes_asked, ...).
+        origin_ns: CLOCK_MONOTONIC at the start of the ramp: second 0 of all times here.
+        duration_s: From second 0 to the end of the hold phase (or of what was recorded).
+        run: id, argv, target_connections, peak_connections, held_connections, status,
+            failed_connections, lost_connections.
+        verdict: The verdict.
+        findings: Binding first, then contributing, warning, info.
+        ladder: Next wall first; rungs without a prediction last.
+        hot_worker: None when no worker was hot, else pid, role, worker, since_s, until_s,
+            cpu_pct, user_pct, system_pct (means over since..until), others_cpu_pct (median of its
+            siblings), top_function (python or native, '' unknown), top_share_pct (of samples),
+            cause (id of the finding that explains it, '' none), syscalls (list of
+            {syscall, errno_name, events_per_s}, most first), stacks (list of {source, stack,
+            sample_count}, most first, at most 10).
+        failure_window_s: (first_s, last_s) around the first failures, None when none failed.
+        phases: phase (setup, ramp, hold, stop, collect), start_s, end_s, duration_s,
+            established_count, failed_count, established_per_s, open_count (at its end),
+            server_cpu_pct, server_user_pct, server_system_pct, client_cpu_pct, client_user_pct,
+            client_system_pct, probe_cpu_pct (sums over processes), host_cpu_pct (all cores busy
+            = 100).
+        connections_over_time: at_s, client (-1: all together), open_count, established_total,
+            failed_total, lost_total, established_per_s, failed_per_s. From the connection
+            records; one row per client and 100-250 ms bin (wider for runs over a minute).
+        worker_connections: at_s, pid, role, worker, open_count, established_total,
+            attempted_total, failed_total, accept_emfile_total, rx_messages_per_s,
+            pings_per_s. One row per server-side process and live sample.
+        worker_cpu: at_s, pid, role, worker, side, user_pct, system_pct, cpu_pct, rss_bytes,
+            fd_count, state, wait_channel. Servers, acceptor, clients, probe, supervisor.
+        host_cpu: at_s, core (-1 all), user_pct, system_pct, softirq_pct, irq_pct, steal_pct,
+            idle_pct, busy_pct.
+        host_pressure: at_s, resource, some_pct, full_pct.
+        errors: side, role, worker, pid, syscall, errno, errno_name, event_count, first_s, last_s,
+            source (table it comes from: failing_syscalls, connections, live_samples), benign
+            (bool: EAGAIN, EINPROGRESS and such, part of normal work). Harmful first, most first.
+        errors_over_time: at_s, side, role, worker, pid, syscall, errno_name, event_count,
+            events_per_s. Without the benign ones.
+        connection_failures: client, stage, errno, errno_name, close_kind, connection_count,
+            first_s, last_s. Connections that failed or were lost.
+        memory_per_connection: component (TCP, sock_inode_cache, rmem, wmem, user server, ...),
+            kind (slab, buffers, user), side (server, client, both), bytes_per_connection,
+            fit_error_pct (NaN when not fitted), baseline_bytes, peak_bytes. Slope by least
+            squares over the run, baseline taken off.
+        memory_over_time: at_s, component, kind, side, total_bytes, open_count.
+        tcp_mem_over_time: at_s, tcp_mem_pages, tcp_mem_pressure_pages, tcp_mem_max_pages,
+            tcp_inuse_count, tcp_timewait_count, file_nr_count, file_max_count, conntrack_count,
+            conntrack_max_count.
+        ports: source_address, destination_address, destination_port, ports_used_count (peak),
+            range_count, used_pct, refused_count (EADDRNOTAVAIL), source (port_groups or
+            connections). Fullest first.
+        states: at_s, side, state, socket_count.
+        state_transitions: side, old_state, new_state, event_count.
+        drops: reason, location, event_count, first_s, last_s, per_connection, benign (bool).
+        resets: direction (tx, rx), side, state, reason, event_count, first_s, last_s.
+        retransmits: side, state, event_count, first_s, last_s.
+        socket_pressure: kind, side, event_count, allocated_max_pages, first_s, last_s.
+        listeners: local_address, local_port, socket_inode, backlog_count,
+            accept_queue_max_count, used_pct, at_s (of the maximum).
+        listeners_over_time: at_s, local_port, socket_inode, accept_queue_count, backlog_count.
+        net_counters: counter, change_total, first_s (of the first change), last_s. Most telling
+            first (TcpExtListenOverflows, ...).
+        latency: at_s, kind (connect, handshake), connection_count, p50_ms, p90_ms, p99_ms, max_ms.
+        loop_lag: at_s, pid, role, worker, lag_ms (turn in progress), max_lag_ms, busy_pct.
+        probe_health: probe, asked_for, state, reason, fix, row_count, lost_count, late_count,
+            cpu_s, bpf_run_s (NaN when not counted).
+        probe_overhead: phase (ramp, hold), probe_cpu_pct (100 = one core, the probe process),
+            bpf_cpu_pct (eBPF programs, whole run), probe_rss_bytes.
+        processes: pid, role, worker, side, slot, start_s, exited_s (NaN: by the run itself),
+            exit_status, exit_signal, nofile_soft_count, own_fds_count, established_total,
+            failed_total, lost_total, peak_open_count, peak_fd_count, peak_rss_bytes, cpu_user_s,
+            cpu_system_s, ramp_cpu_pct, hold_cpu_pct.
+        flame_stacks: pid, role, worker, source (python, native), stack (root first, ';'),
+            sample_count, is_hot (of the hot worker), in_failure_window.
+        failure_stacks: at_s, pid, role, worker, syscall, errno_name, kernel_stack, user_stack.
+        syscall_mix: pid, role, worker, syscall, event_count, failed_count, events_per_s.
+        runq_latency: pid, role, worker, bucket_low_us, event_count.
+        skb_allocs: cache, location, event_count, allocated_bytes.
+        events: at_s, event, pid, role, worker, detail.
+        missing: What could not be read or computed, for people: cut files, absent tables, a run
+            that did not finish.
+    """
+
+    manifest: dict[str, Any]
+    origin_ns: int
+    duration_s: float
+    run: dict[str, Any]
+    verdict: Verdict
+    findings: list[Finding]
+    ladder: list[Rung]
+    hot_worker: dict[str, Any] | None
+    failure_window_s: tuple[float, float] | None
+    phases: pd.DataFrame
+    connections_over_time: pd.DataFrame
+    worker_connections: pd.DataFrame
+    worker_cpu: pd.DataFrame
+    host_cpu: pd.DataFrame
+    host_pressure: pd.DataFrame
+    errors: pd.DataFrame
+    errors_over_time: pd.DataFrame
+    connection_failures: pd.DataFrame
+    memory_per_connection: pd.DataFrame
+    memory_over_time: pd.DataFrame
+    tcp_mem_over_time: pd.DataFrame
+    ports: pd.DataFrame
+    states: pd.DataFrame
+    state_transitions: pd.DataFrame
+    drops: pd.DataFrame
+    resets: pd.DataFrame
+    retransmits: pd.DataFrame
+    socket_pressure: pd.DataFrame
+    listeners: pd.DataFrame
+    listeners_over_time: pd.DataFrame
+    net_counters: pd.DataFrame
+    latency: pd.DataFrame
+    loop_lag: pd.DataFrame
+    probe_health: pd.DataFrame
+    probe_overhead: pd.DataFrame
+    processes: pd.DataFrame
+    flame_stacks: pd.DataFrame
+    failure_stacks: pd.DataFrame
+    syscall_mix: pd.DataFrame
+    runq_latency: pd.DataFrame
+    skb_allocs: pd.DataFrame
+    events: pd.DataFrame
+    missing: list[str]
+
+
+def summarise(frames: RunFrames) -> Summary:
+    """Understands one run.
+
+    Args:
+        frames: From ``analysis.run_frames.load``.
+    """
+    raise NotImplementedError
