@@ -1,1 +1,1 @@
-"""Understands a run: frames in, findings and limits out. Pure pandas, no I/O but the run directory."""
+"""Understands a run: frames in, findings and limits out. Pure pandas; reads the run directory."""
