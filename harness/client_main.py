@@ -1,0 +1,38 @@
+"""The clients' lean parent: ``python -P -m harness.client_main``, started by the supervisor."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from harness import child
+from harness.client import Client
+from harness.fleet_config import FleetConfig
+from harness.forker import Job, begin_parent, fork_all, report_ends
+from probes.live import Live
+
+
+def main(argv: list[str]) -> int:
+    """Enters the run's namespace, forks the clients, reports their ends.
+
+    Args:
+        argv: See ``forker.begin_parent``.
+    """
+    config, live, report_fd = begin_parent(argv)
+    child.limit_descriptors(config.client_nofile_count)
+    jobs: list[Job] = []
+    record_base = 0
+    for index, groups in enumerate(config.client_groups):
+        slot = config.first_client_slot() + index
+        jobs.append((slot, partial(_work, config, index, live, record_base)))
+        record_base += sum(group.connections for group in groups)
+    report_ends(fork_all(jobs), report_fd)
+    return 0
+
+
+def _work(config: FleetConfig, index: int, live: Live, record_base: int) -> None:
+    Client(config, index, live, record_base).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

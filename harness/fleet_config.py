@@ -1,0 +1,75 @@
+"""What the supervisor tells the server and the clients: one JSON file, read once at start.
+
+No dataclasses here: the measured processes read this, and ``dataclasses`` alone would cost each of
+them more memory than ten thousand idle connections.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+
+class GroupShare(NamedTuple):
+    """Connections that one client makes from one source address to one server port."""
+
+    source_address: str
+    destination_port: int
+    connections: int
+
+
+class FleetConfig(NamedTuple):
+    """Everything that the fleet needs to know; see ``profile-run --help`` for the meaning.
+
+    ``keepalive_s`` 0 means off; ``ramp_per_s`` 0 means as fast as possible; ``message_rate_per_s``
+    is of the whole fleet.
+    """
+
+    server_address: str
+    destination_ports: list[int]
+    accept: str
+    at_fd_limit: str
+    server_mode: str
+    backlog_count: int
+    workers: int
+    worker_nofile_count: int
+    worker_capacity_count: int
+    clients: int
+    client_nofile_count: int
+    client_groups: list[list[GroupShare]]
+    keepalive_s: float
+    payload_bytes: int
+    message_rate_per_s: float
+    ramp_per_s: float
+    in_flight_max_count: int
+    connect_timeout_s: float
+    gc: bool
+    inject: list[str]
+    give_up_root: bool
+
+    @property
+    def acceptors(self) -> int:
+        """1 when one process accepts for all, else 0."""
+        return 1 if self.accept == "handoff" else 0
+
+    @property
+    def slot_count(self) -> int:
+        """Slots of live.bin: workers, then the acceptor, then clients."""
+        return self.workers + self.acceptors + self.clients
+
+    def first_client_slot(self) -> int:
+        """The slot of client 0."""
+        return self.workers + self.acceptors
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(self._asdict())
+
+    @classmethod
+    def from_json(cls, text: str) -> FleetConfig:
+        """Reads what ``to_json`` wrote."""
+        values = json.loads(text)
+        values["client_groups"] = [
+            [GroupShare(*group) for group in groups] for groups in values["client_groups"]
+        ]
+        return cls(**values)

@@ -1,0 +1,91 @@
+"""The lean parent: forks the processes of one side and reports their ends.
+
+One interpreter is started for each side; its children share its memory (copy on write). Ends are
+reported as JSON lines on a pipe: ``{"pid", "slot", "exited_ns", "status", "signal"}``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from harness import child, netns
+from harness.fleet_config import FleetConfig
+from probes.live import Live
+
+Job = tuple[int, Callable[[], None]]  # slot, and what the process does
+
+
+def begin_parent(argv: list[str]) -> tuple[FleetConfig, Live, int]:
+    """What both parents do first: die with the supervisor, enter the namespace, map live.bin.
+
+    Args:
+        argv: The supervisor's pid, the configuration file, and the descriptors of live.bin, of the
+            report pipe and of the network namespace (-1: stay in the host's).
+
+    Returns:
+        The configuration, the shared memory, the descriptor for the reports.
+    """
+    supervisor_pid, config_path = int(argv[0]), argv[1]
+    live_fd, report_fd, namespace_fd = (int(text) for text in argv[2:5])
+    child.leave_terminal()
+    child.die_with_parent(supervisor_pid)
+    with open(config_path, encoding="utf-8") as stream:  # noqa: PTH123 - no Path in lean parents
+        config = FleetConfig.from_json(stream.read())
+    if namespace_fd >= 0:
+        netns.enter(namespace_fd)
+        os.close(namespace_fd)
+    live = Live(live_fd)
+    os.close(live_fd)
+    return config, live, report_fd
+
+
+def fork_all(jobs: list[Job]) -> dict[int, int]:
+    """Forks one process for each job.
+
+    Args:
+        jobs: Slot number and what the process does; a job that returns ends its process with 0,
+            one that raises with 1 and a traceback on stderr (the log of that side).
+
+    Returns:
+        Slot by pid.
+    """
+    gc.freeze()  # what the children share must not be touched by their collectors
+    parent_pid = os.getpid()
+    slots: dict[int, int] = {}
+    for slot, job in jobs:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                child.die_with_parent(parent_pid)
+                job()
+                status = 0
+            except BaseException:  # noqa: BLE001 - the edge of the process: reported, then its end
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        slots[pid] = slot
+    return slots
+
+
+def report_ends(slots: dict[int, int], report_fd: int) -> None:
+    """Waits for all children and writes a line for each as it ends."""
+    left = dict(slots)
+    while left:
+        pid, status = os.wait()
+        slot = left.pop(pid, -1)
+        line = {
+            "pid": pid,
+            "slot": slot,
+            "exited_ns": time.monotonic_ns(),
+            "status": os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1,
+            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+        }
+        os.write(report_fd, json.dumps(line).encode() + b"\n")

@@ -1,0 +1,89 @@
+"""The run's own network namespace: private loopback, ports, counters and network sysctls.
+
+The namespace has no name: it lives as long as a descriptor or a process refers to it, so nothing
+has to be put back, also after SIGKILL. See namespaces(7), network_namespaces(7), setns(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from probes.errors import HostError
+
+CLONE_NEWNET = 0x40000000
+_SIOCSIFFLAGS = 0x8914  # include/uapi/linux/sockios.h
+_IFF_UP = 0x1
+_NAMESPACE_OF_THREAD = "/proc/thread-self/ns/net"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def enter(namespace_fd: int) -> None:
+    """Moves the calling thread into a network namespace.
+
+    Raises:
+        OSError: Not permitted, or not a namespace.
+    """
+    if _libc.setns(namespace_fd, CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"setns: {os.strerror(number)}")
+
+
+def create(sysctls: Mapping[str, str]) -> int:
+    """Makes a namespace with its loopback up and the given sysctls, and stays outside of it.
+
+    Args:
+        sysctls: Values by name below /proc/sys, for example ``net/ipv4/ip_local_port_range``.
+
+    Returns:
+        A descriptor that keeps the namespace alive (close-on-exec).
+
+    Raises:
+        HostError: Not permitted here, or the kernel refused a value.
+    """
+    home_fd = os.open(_NAMESPACE_OF_THREAD, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.unshare(CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise HostError(
+                f"cannot make a network namespace: {os.strerror(number)}",
+                fix="run as root with CAP_SYS_ADMIN, or use the host's own with --host-network",
+            )
+        try:
+            namespace_fd = os.open(_NAMESPACE_OF_THREAD, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _loopback_up()
+                for name, value in sysctls.items():
+                    _write_sysctl(name, value)
+            except BaseException:
+                os.close(namespace_fd)
+                raise
+        finally:
+            enter(home_fd)
+    finally:
+        os.close(home_fd)
+    return namespace_fd
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+
+
+def _write_sysctl(name: str, value: str) -> None:
+    try:
+        (Path("/proc/sys") / name).write_text(value, encoding="ascii")
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return  # this kernel has no such setting; what the plan assumed of it does not apply
+        raise HostError(
+            f"the kernel refused {name} = {value!r} in the run's namespace: {error.strerror}",
+            fix=f"choose another value; this host has: cat /proc/sys/{name}",
+        ) from error
