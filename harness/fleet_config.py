@@ -22,7 +22,7 @@ class FleetConfig(NamedTuple):
     """Everything that the fleet needs to know; see ``profile-run --help`` for the meaning.
 
     ``keepalive_s`` 0 means off; ``ramp_per_s`` 0 means as fast as possible; ``message_rate_per_s``
-    is of the whole fleet.
+    is of the whole fleet; ``socket_port_range`` is empty where the namespace or host has the range.
     """
 
     server_address: str
@@ -33,7 +33,6 @@ class FleetConfig(NamedTuple):
     backlog_count: int
     workers: int
     worker_nofile_count: int
-    worker_capacity_count: int
     clients: int
     client_nofile_count: int
     client_groups: list[list[GroupShare]]
@@ -41,6 +40,7 @@ class FleetConfig(NamedTuple):
     payload_bytes: int
     message_rate_per_s: float
     ramp_per_s: float
+    socket_port_range: list[int]
     in_flight_max_count: int
     connect_timeout_s: float
     gc: bool

@@ -40,7 +40,7 @@ def create(sysctls: Mapping[str, str]) -> int:
     """Makes a namespace with its loopback up and the given sysctls, and stays outside of it.
 
     Args:
-        sysctls: Values by name below /proc/sys, for example ``net/ipv4/ip_local_port_range``.
+        sysctls: Values by name, for example ``net.ipv4.ip_local_port_range``.
 
     Returns:
         A descriptor that keeps the namespace alive (close-on-exec).
@@ -79,11 +79,11 @@ def _loopback_up() -> None:
 
 def _write_sysctl(name: str, value: str) -> None:
     try:
-        (Path("/proc/sys") / name).write_text(value, encoding="ascii")
+        (Path("/proc/sys") / name.replace(".", "/")).write_text(value, encoding="ascii")
     except OSError as error:
         if error.errno == errno.ENOENT:
             return  # this kernel has no such setting; what the plan assumed of it does not apply
         raise HostError(
             f"the kernel refused {name} = {value!r} in the run's namespace: {error.strerror}",
-            fix=f"choose another value; this host has: cat /proc/sys/{name}",
+            fix=f"choose another value; this host has: sysctl {name}",
         ) from error

@@ -1,0 +1,121 @@
+"""``profile-run``: the main job, from the plan to the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness import recording, run_options
+from harness.command_line import run_command
+from harness.host import read_host
+from harness.plan import Plan, make_plan
+from harness.plan_text import plan_json, plan_text, rung_text
+from harness.supervisor import Interrupt, RunResult, Supervisor
+from probes import registry
+from probes.errors import ExitCode, ToolkitError
+from probes.rundir import REPORT, RunDir, create_run_dir
+from reports.terminal import LiveView, print_end
+
+if TYPE_CHECKING:
+    import argparse
+
+    from harness.host import Host
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command."""
+    return run_command(profile_run, argv)
+
+
+def profile_run(argv: Sequence[str]) -> int:
+    """Plans, runs, concludes.
+
+    Returns:
+        0 reached, 3 a limit was met, 130 interrupted; errors as exceptions.
+
+    Raises:
+        ToolkitError: Usage, host, or run directory.
+    """
+    options = run_options.parse(argv)
+    probes = registry.resolve(options.probes)
+    host = read_host()
+    own_namespace = host.may_own_namespace and not options.host_network
+    plan = make_plan(run_options.plan_request(options, own_namespace=own_namespace), host)
+    run_options.check_faults(options, plan)
+    if options.plan:
+        print(plan_json(plan) if options.json else plan_text(plan))
+        return ExitCode.REACHED
+    interrupt = Interrupt()
+    with interrupt.caught():
+        run = create_run_dir(options.output, options.name)
+        result = _record(options, argv, host, plan, probes, run, interrupt)
+        return _conclude(options, run, result, interrupt)
+
+
+def _record(
+    options: argparse.Namespace,
+    argv: Sequence[str],
+    host: Host,
+    plan: Plan,
+    probes: list[str],
+    run: RunDir,
+    interrupt: Interrupt,
+) -> RunResult:
+    manifest = recording.Manifest(
+        run,
+        {
+            "name": options.name,
+            "argv": ["profile-run", *argv],
+            "target_connections": plan.target_connections,
+            "settings": run_options.settings(options, probes),
+            "plan": plan.to_dict(),
+            "host": host.to_dict("own" if plan.own_namespace else "host"),
+            "server": {"address": plan.server_address, "ports": list(plan.destination_ports)},
+            "probes_asked": probes,
+        },
+    )
+    for rung in plan.rungs:
+        _say(options, f"plan: {rung_text(rung)}")
+    with LiveView(plan.target_connections, enabled=not options.quiet) as view:
+        return Supervisor(
+            run=run,
+            plan=plan,
+            config=run_options.fleet_config(options, plan, give_up_root=host.is_root),
+            probes=probes,
+            manifest=manifest,
+            hold_s=options.hold,
+            interrupt=interrupt,
+            view=view,
+        ).execute()
+
+
+def _conclude(
+    options: argparse.Namespace, run: RunDir, result: RunResult, interrupt: Interrupt
+) -> int:
+    from harness.pipeline import conclude  # pandas and matplotlib: only now the fleet is gone
+
+    for note in result.notes:
+        _say(options, f"note: {note}")
+    try:
+        verdict = conclude(run)
+    except ToolkitError as error:
+        raise type(error)(
+            f"{error.message} (the recording is kept in {run.path})", fix=error.fix
+        ) from error
+    if options.json:
+        print(json.dumps(verdict, indent=2))
+    print_end(verdict, run.path / REPORT, sys.stderr if options.json else sys.stdout)
+    if result.status == "interrupted" or interrupt.signal_name:
+        return ExitCode.INTERRUPTED
+    return ExitCode.REACHED if verdict["verdict"]["cause"] == "reached" else ExitCode.LIMIT_MET
+
+
+def _say(options: argparse.Namespace, text: str) -> None:
+    if not options.quiet:
+        sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

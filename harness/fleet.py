@@ -1,0 +1,187 @@
+"""The fleet as the supervisor sees it: two lean parents, slots of live.bin, ends as they come."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.fleet_config import FleetConfig
+from probes.errors import HostError
+from probes.live import Counter, Header, Live, Phase
+
+CONFIG_FILE = "fleet.json"
+_MODULES = {"server": "harness.server_main", "client": "harness.client_main"}
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEnd:
+    """How a process of the fleet ended; ``status`` is -1 and ``signal`` 0 where not applicable."""
+
+    pid: int
+    slot: int
+    exited_ns: int
+    status: int
+    signal: int
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it ended by anything but its own good exit."""
+        return self.status != 0
+
+
+class Fleet:
+    """Starts, watches and stops the server's and the clients' processes.
+
+    Args:
+        config: What they are told.
+        live: Shared memory, and ``live_fd`` its descriptor.
+        run_path: The run directory; configuration and logs go there.
+        namespace_fd: Network namespace of the run, -1 for the host's.
+    """
+
+    def __init__(
+        self, config: FleetConfig, live: Live, live_fd: int, run_path: Path, namespace_fd: int
+    ) -> None:
+        self.config = config
+        self.live = live
+        self.slots = [live.slot(index) for index in range(config.slot_count)]
+        self.server_slots = self.slots[: config.workers]
+        self.client_slots = self.slots[config.first_client_slot() :]
+        self.ends: list[ProcessEnd] = []
+        self._run_path = run_path
+        self._parents: dict[str, subprocess.Popen[bytes]] = {}
+        self._unread = b""
+        self._report_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(write_fd, True)
+        config_path = run_path / CONFIG_FILE
+        config_path.write_text(config.to_json(), encoding="utf-8")
+        inherited = [live_fd, write_fd] + ([namespace_fd] if namespace_fd >= 0 else [])
+        try:
+            for side, module in _MODULES.items():
+                with (run_path / "logs" / f"{side}.log").open("wb") as log:
+                    # -P: a folder named like one of our packages in the working directory is not
+                    # imported. Own session: Ctrl-C is for the supervisor alone.
+                    self._parents[side] = subprocess.Popen(
+                        [
+                            sys.executable,
+                            "-P",
+                            "-m",
+                            module,
+                            str(os.getpid()),
+                            str(config_path.resolve()),
+                            str(live_fd),
+                            str(write_fd),
+                            str(namespace_fd),
+                        ],
+                        pass_fds=inherited,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                        cwd="/",
+                    )
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            os.close(write_fd)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every process has reported for work.
+
+        Raises:
+            HostError: One of them could not start; the message has the end of its log.
+        """
+        if all(slot[Counter.READY_NS] for slot in self.slots):
+            return True
+        self.read_ends()
+        for side, parent in self._parents.items():
+            failed = [end for end in self.ends if end.is_failure]
+            if parent.poll() is not None or failed:
+                raise HostError(
+                    f"the {side} side could not start: {self._last_log_line()}",
+                    fix=f"cat {self._run_path / 'logs'}/*.log",
+                )
+        return False
+
+    def _last_log_line(self) -> str:
+        for side in _MODULES:
+            text = (self._run_path / "logs" / f"{side}.log").read_text(errors="replace").strip()
+            if text:
+                return text.splitlines()[-1]
+        return "it said nothing"
+
+    def read_ends(self) -> list[ProcessEnd]:
+        """Ends reported since the last call; ``ends`` keeps all."""
+        fresh: list[ProcessEnd] = []
+        try:
+            while data := os.read(self._report_fd, 65_536):
+                self._unread += data
+        except BlockingIOError:
+            pass
+        *lines, self._unread = self._unread.split(b"\n")
+        fresh.extend(ProcessEnd(**json.loads(line)) for line in lines)
+        self.ends.extend(fresh)
+        return fresh
+
+    @property
+    def are_attempts_done(self) -> bool:
+        """Whether no client has anything left to try, dead ones included."""
+        dead = {end.slot for end in self.ends}
+        first = self.config.first_client_slot()
+        return all(
+            slot[Counter.ATTEMPTS_DONE_NS] or first + index in dead
+            for index, slot in enumerate(self.client_slots)
+        )
+
+    def total(self, counter: Counter, *, clients: bool = True) -> int:
+        """One counter over all clients, or over all workers."""
+        return sum(slot[counter] for slot in (self.client_slots if clients else self.server_slots))
+
+    def set_phase(self, phase: Phase) -> int:
+        """Tells everybody the phase; returns the moment in ns."""
+        now_ns = time.monotonic_ns()
+        word = {
+            Phase.RAMP: Header.PHASE_RAMP_NS,
+            Phase.HOLD: Header.PHASE_HOLD_NS,
+            Phase.STOP: Header.PHASE_STOP_NS,
+        }.get(phase)
+        if word is not None:
+            self.live.header[word] = now_ns
+        self.live.header[Header.PHASE] = phase
+        return now_ns
+
+    def stop(self, deadline_s: float) -> bool:
+        """Asks all to end and waits; kills what does not.
+
+        Args:
+            deadline_s: How long to wait before killing.
+
+        Returns:
+            Whether all ended by themselves.
+        """
+        self.set_phase(Phase.STOP)
+        end_s = time.monotonic() + deadline_s
+        orderly = True
+        for parent in self._parents.values():
+            try:
+                parent.wait(max(0.05, end_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                orderly = False
+        self.read_ends()
+        self.kill()
+        return orderly
+
+    def kill(self) -> None:
+        """Ends whatever is left; the children die with their parents (PR_SET_PDEATHSIG)."""
+        for parent in self._parents.values():
+            if parent.poll() is None:
+                parent.send_signal(signal.SIGKILL)
+            parent.wait()

@@ -1,0 +1,89 @@
+"""What the terminal shows while the fleet runs, read from shared memory and /proc/PID/stat."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from harness.fleet import Fleet
+from harness.plan import Plan
+from probes.live import Counter, Header
+from reports.terminal import Status
+
+_CPU_PERIOD_S = 0.5
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class LiveStatus:
+    """Builds a Status from the fleet's counters."""
+
+    def __init__(self, fleet: Fleet, plan: Plan) -> None:
+        self._fleet = fleet
+        self._plan = plan
+        self._rate_from = (time.monotonic(), 0)
+        self._rate_per_s = 0.0
+        self._cpu_at_s = 0.0
+        self._cpu_ticks: dict[int, int] = {}
+        self._cpu_pct: dict[int, float] = {}
+
+    def read(self, phase: str, *, time_left_s: float | None = None, note: str = "") -> Status:
+        """The state of now."""
+        fleet = self._fleet
+        now_s = time.monotonic()
+        established = fleet.total(Counter.ESTABLISHED_TOTAL)
+        since_s, before = self._rate_from
+        if now_s - since_s >= 1.0:
+            self._rate_per_s = (established - before) / (now_s - since_s)
+            self._rate_from = (now_s, established)
+        ramp_ns = fleet.live.header[Header.PHASE_RAMP_NS]
+        failed = fleet.total(Counter.FAILED_TOTAL)
+        lost = fleet.total(Counter.LOST_TOTAL)
+        errors = [
+            ("server", "EMFILE", fleet.total(Counter.ACCEPT_EMFILE_TOTAL, clients=False)),
+            ("client", "reset", fleet.total(Counter.RESET_TOTAL)),
+            ("client", "closed by server", fleet.total(Counter.EOF_TOTAL)),
+        ]
+        self._read_cpu(now_s)
+        return Status(
+            elapsed_s=(time.monotonic_ns() - ramp_ns) / 1e9 if ramp_ns else 0.0,
+            phase=phase,
+            established=established,
+            open_count=fleet.total(Counter.OPEN_COUNT),
+            rate_per_s=self._rate_per_s,
+            failed=failed + lost,
+            errors=[error for error in errors if error[2]],
+            workers=[
+                (
+                    f"worker {index}",
+                    slot[Counter.OPEN_COUNT],
+                    slot[Counter.TARGET_COUNT],
+                    self._cpu_pct.get(slot[Counter.PID], -1.0),
+                )
+                for index, slot in enumerate(fleet.server_slots)
+            ],
+            time_left_s=time_left_s,
+            note=note,
+        )
+
+    def _read_cpu(self, now_s: float) -> None:
+        passed_s = now_s - self._cpu_at_s
+        if passed_s < _CPU_PERIOD_S:
+            return
+        for slot in self._fleet.server_slots:
+            pid = slot[Counter.PID]
+            ticks = _cpu_ticks(pid)
+            if pid in self._cpu_ticks and ticks >= 0:
+                used_s = (ticks - self._cpu_ticks[pid]) / _TICKS_PER_S
+                self._cpu_pct[pid] = 100 * used_s / passed_s
+            self._cpu_ticks[pid] = ticks
+        self._cpu_at_s = now_s
+
+
+def _cpu_ticks(pid: int) -> int:
+    """Utime + stime of proc(5), -1 when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:  # noqa: PTH123 - twice a second each
+            fields = stream.read().rpartition(b")")[2].split()
+    except OSError:
+        return -1
+    return int(fields[11]) + int(fields[12])

@@ -1,0 +1,108 @@
+"""Starts and stops the probe process (``probes.collect``); only it keeps root, where there is."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+class ProbeProcess:
+    """The collector as a child process.
+
+    Args:
+        run_path: The run directory.
+        probes: Names of the probes to run; none are started for an empty list.
+        live_fd: Descriptor of live.bin.
+        namespace_fd: Network namespace of the run, -1 for the host's.
+        ports: The server's ports.
+    """
+
+    def __init__(
+        self,
+        run_path: Path,
+        probes: list[str],
+        live_fd: int,
+        namespace_fd: int,
+        ports: tuple[int, ...],
+    ) -> None:
+        self.answer: dict[str, Any] = {}
+        self._child: subprocess.Popen[bytes] | None = None
+        self._ready_fd = -1
+        self._unread = b""
+        if not probes:
+            return
+        self._ready_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        arguments = [
+            *("--run-dir", str(run_path.resolve()), "--probes", ",".join(probes)),
+            *("--live-fd", str(live_fd), "--ready-fd", str(write_fd)),
+            *("--server-ports", ",".join(map(str, ports))),
+        ]
+        inherited = [live_fd, write_fd]
+        if namespace_fd >= 0:
+            arguments += ["--netns-fd", str(namespace_fd)]
+            inherited.append(namespace_fd)
+        try:
+            with (run_path / "logs" / "probes.log").open("wb") as log:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "probes.collect", *arguments],
+                    pass_fds=inherited,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    cwd="/",
+                )
+        finally:
+            os.close(write_fd)
+
+    @property
+    def pid(self) -> int:
+        """Its pid, 0 when there is none."""
+        return self._child.pid if self._child else 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it watches, or never will; ``answer`` then says which probes run."""
+        if self._child is None or self.answer:
+            return True
+        if not select.select([self._ready_fd], [], [], 0)[0]:
+            return False
+        data = os.read(self._ready_fd, 65_536)
+        self._unread += data
+        if self._unread.endswith(b"\n"):
+            self.answer = json.loads(self._unread)
+        elif not data:
+            self.answer = {"ready": [], "unavailable": [], "error": "the probe process ended"}
+        return bool(self.answer)
+
+    def request_stop(self) -> None:
+        """Asks it to take the last samples; ``stop`` waits for the end."""
+        if self._child is not None and self._child.stdin is not None:
+            try:
+                self._child.stdin.close()
+            except BrokenPipeError:
+                pass  # it is gone already; its health rows, or their absence, say so
+
+    def stop(self, deadline_s: float) -> bool:
+        """Waits for its end and kills it when it is late.
+
+        Returns:
+            Whether it ended by itself and well.
+        """
+        if self._child is None:
+            return True
+        self.request_stop()
+        end_s = time.monotonic() + deadline_s
+        try:
+            status = self._child.wait(max(0.05, end_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+            return False
+        return status == 0

@@ -1,0 +1,148 @@
+"""What the supervisor itself records: manifest, events, and live.bin as tables at the end."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probes import schema
+from probes.clock import Anchor
+from probes.live import Counter, Live, Phase, Role
+from probes.rundir import RunDir
+
+if TYPE_CHECKING:
+    from harness.fleet import ProcessEnd
+
+PRODUCER = "harness"
+_ROLE_NAMES = {Role.SERVER: "server", Role.ACCEPTOR: "acceptor", Role.CLIENT: "client"}
+
+
+def tool_version() -> str:
+    """The installed version of connscope."""
+    try:
+        return version("connscope")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def tool_commit() -> str:
+    """The commit of the source tree this runs from, '' for an installed package."""
+    tree = Path(__file__).resolve().parent.parent
+    if not (tree / ".git").exists():
+        return ""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(tree), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+class Manifest:
+    """The run's manifest; every change replaces the file in one step."""
+
+    def __init__(self, run: RunDir, contents: dict[str, Any]) -> None:
+        self._run = run
+        self.contents: dict[str, Any] = {
+            "schema_version": schema.SCHEMA_VERSION,
+            "tool_version": tool_version(),
+            "tool_commit": tool_commit(),
+            "run_id": run.run_id,
+            **contents,
+            "status": "running",
+            "clock": {"start": _anchor(), "end": None},
+            "stages": [],
+        }
+        self.write()
+
+    def begin_stage(self, stage: str, at_ns: int | None = None) -> None:
+        """Ends the current stage and begins the next."""
+        now_ns = time.monotonic_ns() if at_ns is None else at_ns
+        self._end_stage(now_ns)
+        self.contents["stages"].append({"stage": stage, "start_ns": now_ns, "end_ns": None})
+        self.write()
+
+    def finish(self, status: str) -> None:
+        """Ends the last stage and says how the run ended."""
+        self._end_stage(time.monotonic_ns())
+        self.contents["status"] = status
+        self.contents["clock"]["end"] = _anchor()
+        self.write()
+
+    def write(self) -> None:
+        """Writes it as it is now."""
+        self._run.write_manifest(self.contents)
+
+    def _end_stage(self, at_ns: int) -> None:
+        stages = self.contents["stages"]
+        if stages and stages[-1]["end_ns"] is None:
+            stages[-1]["end_ns"] = at_ns
+
+
+def _anchor() -> dict[str, int]:
+    anchor = Anchor.take()
+    return {
+        "monotonic_ns": anchor.monotonic_ns,
+        "wall_ns": anchor.wall_ns,
+        "uncertainty_ns": anchor.uncertainty_ns,
+    }
+
+
+def write_events(run: RunDir, events: Sequence[tuple[int, str, int, str]]) -> None:
+    """Writes (at_ns, event, pid, detail) rows; called when the fleet is gone."""
+    writer = run.writer("events", PRODUCER)
+    for event in events:
+        writer.append(*event)
+    writer.close()
+
+
+def write_connections(run: RunDir, live: Live) -> None:
+    """Writes ``raw/connections`` from the records of live.bin."""
+    from probes.live_records import read_connections
+
+    writer = run.writer("connections", PRODUCER)
+    writer.write_columns(read_connections(live))
+    writer.close()
+
+
+def write_processes(run: RunDir, live: Live, ends: Sequence[ProcessEnd], stop_ns: int) -> None:
+    """Writes ``raw/processes`` from the slots of live.bin and the ends that were reported.
+
+    A process that ended before ``stop_ns`` ended by itself; later ends are the run's doing.
+    """
+    by_slot = {end.slot: end for end in ends if not stop_ns or end.exited_ns < stop_ns}
+    writer = run.writer("processes", PRODUCER)
+    for index in range(live.slot_count):
+        slot = live.slot(index)
+        if not slot[Counter.PID]:
+            continue
+        end = by_slot.get(index)
+        writer.append(
+            slot[Counter.PID],
+            slot[Counter.STARTED_NS],
+            _ROLE_NAMES.get(Role(slot[Counter.ROLE]), "server"),
+            index,
+            slot[Counter.WORKER],
+            slot[Counter.NOFILE_SOFT_COUNT],
+            slot[Counter.OWN_FDS_COUNT],
+            end.exited_ns if end else 0,
+            end.status if end else -1,
+            end.signal if end else 0,
+        )
+    writer.close()
+
+
+PHASE_EVENTS = {
+    Phase.RAMP: "phase_ramp",
+    Phase.HOLD: "phase_hold",
+    Phase.STOP: "phase_stop",
+}

@@ -1,0 +1,255 @@
+"""The command line of ``profile-run``: options, their checks, and what the fleet is told."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from harness.fleet_config import FleetConfig, GroupShare
+from harness.plan import ACCEPT_MODES, Plan, PlanRequest
+from probes.errors import UsageError
+
+AT_FD_LIMIT = ("pause", "spin", "reset", "crash")
+MESSAGE_LIMIT_BYTES = 1_048_576
+_EXAMPLES = """\
+examples:
+  profile-run --connections 120000             the main job: all defaults
+  profile-run --connections 120000 --plan      how it would be laid out, and what would bind
+  profile-run --connections 5000 --workers 2 --nofile 2000 --at-fd-limit spin
+                                               a naive server at its descriptor limit
+  profile-run --connections 40000 --source-addresses 1 --port-range 32768-60999
+                                               one address: the ports run out at 28,232
+exit codes: 0 reached, 2 usage, 3 a limit was met (report written), 4 this host cannot,
+  5 failed, 130 interrupted (report written)
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are ToolkitErrors: two lines, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage and leaving.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(message, fix=f"{self.prog} --help")
+
+
+def count(text: str) -> int:
+    """A whole number; ``120_000`` and ``120k`` are taken too."""
+    match = re.fullmatch(r"(\d[\d_]*)(k|m)?", text.strip().lower())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(match[1].replace("_", "")) * {"k": 1_000, "m": 1_000_000}.get(match[2], 1)
+
+
+def _auto(text: str) -> int | None:
+    return None if text == "auto" else count(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not (math.isfinite(value) and 0 <= value <= 86_400):
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 86400 seconds")
+    return value
+
+
+def _keepalive(text: str) -> float:
+    if text == "off":
+        return 0.0
+    value = _seconds(text)
+    if value < 0.01:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 0.01 s; use off for none")
+    return value
+
+
+def _rate(text: str) -> float:
+    if text == "max":
+        return 0.0
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a rate per second nor max") from None
+    if not 0.01 <= value <= 10_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0.01 and 10,000,000 per second")
+    return value
+
+
+def _message_rate(text: str) -> float:
+    return 0.0 if text in ("0", "off") else _rate(text)
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range LO-HI")
+    return int(match[1]), int(match[2])
+
+
+def _payload(text: str) -> int:
+    value = count(text)
+    if value > MESSAGE_LIMIT_BYTES:
+        raise argparse.ArgumentTypeError(f"{value:,} is over the limit of {MESSAGE_LIMIT_BYTES:,}")
+    return value
+
+
+def _inject(text: str) -> str:
+    if re.fullmatch(r"hot-code:\d+", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown; known: hot-code:WORKER")
+    return text
+
+
+def parser() -> Parser:
+    """The parser of ``profile-run``."""
+    top = Parser(
+        prog="profile-run",
+        description="Put a WebSocket server under connections, watch it, and say what limited it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = top.add_argument
+    add("--connections", type=count, required=True, metavar="N", help="target, e.g. 120000 or 120k")
+    plan = top.add_argument_group("layout (auto: from the host's limits)").add_argument
+    plan("--workers", type=_auto, metavar="N|auto", help="server processes")
+    plan("--clients", type=_auto, metavar="N|auto", help="client processes")
+    plan("--nofile", type=count, metavar="N", help="RLIMIT_NOFILE of the workers")
+    plan("--source-addresses", type=_auto, metavar="N|auto", help="client addresses in 127/8")
+    plan("--port-range", type=_port_range, metavar="LO-HI", help="local ports of the clients")
+    plan("--backlog", type=count, metavar="N", help="argument of listen")
+    plan("--host-network", action="store_true", help="no network namespace of its own")
+    plan("--force", action="store_true", help="also run what does not fit into memory")
+    server = top.add_argument_group("server").add_argument
+    server("--accept", choices=ACCEPT_MODES, default="reuseport", help="default: reuseport")
+    server("--at-fd-limit", choices=AT_FD_LIMIT, default="pause", help="default: pause")
+    server("--server-mode", choices=("echo", "silent"), default="echo", help="default: echo")
+    server("--keepalive", type=_keepalive, default=0.0, metavar="S|off", help="ping all every S")
+    server("--gc", choices=("on", "off"), default="on", help="Python's collector in the workers")
+    server("--inject", type=_inject, action="append", default=[], metavar="FAULT",
+           help="hot-code:WORKER, a worker that never yields")  # fmt: skip
+    load = top.add_argument_group("load").add_argument
+    load("--ramp", type=_rate, default=0.0, metavar="RATE|max", help="connects per second")
+    load("--hold", type=_seconds, default=10.0, metavar="S", help="default: 10")
+    load("--connect-timeout", type=_seconds, default=10.0, metavar="S", help="default: 10")
+    load("--payload", type=_payload, default=64, metavar="BYTES", help="message size, default 64")
+    load("--message-rate", type=_message_rate, default=0.0, metavar="RATE",
+         help="messages per second of the whole fleet, default 0")  # fmt: skip
+    out = top.add_argument_group("watching and output").add_argument
+    out("--probes", default="auto", metavar="SET", help="auto, light, full, none, or a list")
+    out("--output", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    out("--name", default="run", help="part of the run directory's name")
+    out("--plan", action="store_true", help="print the plan and stop")
+    out("--json", action="store_true", help="verdict (or plan) as JSON on stdout")
+    out("--quiet", action="store_true", help="no progress")
+    return top
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses and checks what belongs together.
+
+    Raises:
+        UsageError: A value makes no sense.
+    """
+    options = parser().parse_args(argv)
+    if options.connect_timeout < 0.1:
+        raise UsageError(
+            f"--connect-timeout {options.connect_timeout:g} is less than 0.1 s",
+            fix="--connect-timeout 10",
+        )
+    return options
+
+
+def plan_request(options: argparse.Namespace, *, own_namespace: bool) -> PlanRequest:
+    """What the planner is asked.
+
+    Raises:
+        UsageError: A value is out of its range.
+    """
+    return PlanRequest(
+        connections=options.connections,
+        workers=options.workers,
+        clients=options.clients,
+        nofile=options.nofile,
+        accept=options.accept,
+        source_addresses=options.source_addresses,
+        port_range=options.port_range,
+        backlog=options.backlog,
+        own_namespace=own_namespace,
+        force=options.force,
+    )
+
+
+def check_faults(options: argparse.Namespace, plan: Plan) -> None:
+    """Faults must name a worker of the plan.
+
+    Raises:
+        UsageError: One does not.
+    """
+    for fault in options.inject:
+        worker = int(fault.partition(":")[2])
+        if worker >= plan.workers:
+            raise UsageError(
+                f"--inject {fault}: there is no worker {worker}",
+                fix=f"workers are 0 to {plan.workers - 1}; choose one, or more with --workers",
+            )
+
+
+def settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
+    """The manifest's ``settings``."""
+    return {
+        "accept": options.accept,
+        "at_fd_limit": options.at_fd_limit,
+        "server_mode": options.server_mode,
+        "nofile": options.nofile,
+        "keepalive_s": options.keepalive or None,
+        "payload_bytes": options.payload,
+        "message_rate_per_s": options.message_rate,
+        "gc": options.gc == "on",
+        "ramp_per_s": options.ramp or None,
+        "hold_s": options.hold,
+        "connect_timeout_s": options.connect_timeout,
+        "probes": probes,
+        "inject": options.inject,
+    }
+
+
+def fleet_config(options: argparse.Namespace, plan: Plan, *, give_up_root: bool) -> FleetConfig:
+    """What the fleet is told."""
+    return FleetConfig(
+        server_address=plan.server_address,
+        destination_ports=list(plan.destination_ports),
+        accept=plan.accept,
+        at_fd_limit=options.at_fd_limit,
+        server_mode=options.server_mode,
+        backlog_count=plan.backlog_count,
+        workers=plan.workers,
+        worker_nofile_count=plan.worker_nofile_count,
+        clients=plan.clients,
+        client_nofile_count=plan.client_nofile_count,
+        client_groups=[
+            [GroupShare(*_plain(group)) for group in plan.client_groups(index)]
+            for index in range(plan.clients)
+        ],
+        keepalive_s=options.keepalive,
+        payload_bytes=options.payload,
+        message_rate_per_s=options.message_rate,
+        ramp_per_s=options.ramp,
+        socket_port_range=list(plan.port_range) if plan.port_range_by == "socket" else [],
+        in_flight_max_count=plan.client_in_flight_count,
+        connect_timeout_s=options.connect_timeout,
+        gc=options.gc == "on",
+        inject=options.inject,
+        give_up_root=give_up_root,
+    )
+
+
+def _plain(group: Any) -> tuple[str, int, int]:
+    return group.source_address, group.destination_port, group.count

@@ -1,0 +1,282 @@
+"""One run from the first process to the last: set-up, ramp, hold, stop, record.
+
+The supervisor stays lean while the fleet runs (no numpy, pyarrow or pandas); it reads shared
+memory ten times a second and writes what it saw when the fleet is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from harness import live_status, netns, recording
+from harness.fleet import Fleet
+from harness.fleet_config import FleetConfig
+from harness.plan import Plan
+from harness.probe_process import ProbeProcess
+from probes import live as live_memory
+from probes.errors import HostError, ToolkitError
+from probes.live import Counter, Header, Live, Phase
+from probes.rundir import LIVE, RunDir
+from reports.terminal import LiveView
+
+_TICK_S = 0.05
+_START_DEADLINE_S = 30.0
+_PROBE_STOP_DEADLINE_S = 4.0
+_FLEET_STOP_DEADLINE_S = 10.0
+_INTERRUPTED_PROBE_STOP_S = 1.5
+_INTERRUPTED_FLEET_STOP_S = 1.5
+_STALL_MARGIN_S = 5.0
+
+
+@dataclass(slots=True)
+class RunResult:
+    """How the recording went; the verdict is the analysis's."""
+
+    status: str
+    notes: list[str] = field(default_factory=list)
+
+
+class Interrupt:
+    """Ctrl-C, SIGTERM and SIGHUP as a flag that the phases look at."""
+
+    def __init__(self) -> None:
+        self.signal_name = ""
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.signal_name = signal.Signals(number).name
+
+    @contextmanager
+    def caught(self) -> Iterator[Interrupt]:
+        """Takes the signals over while the block runs."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Supervisor:
+    """Runs one plan and records it.
+
+    Args:
+        run: An empty run directory.
+        plan: The layout.
+        config: What the fleet is told.
+        probes: Names of the probes.
+        manifest: Already written with status "running".
+        hold_s: How long to hold the connections.
+        interrupt: Set by signals; every phase ends early when it is.
+        view: Where progress is shown.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: RunDir,
+        plan: Plan,
+        config: FleetConfig,
+        probes: list[str],
+        manifest: recording.Manifest,
+        hold_s: float,
+        interrupt: Interrupt,
+        view: LiveView,
+    ) -> None:
+        self._run = run
+        self._plan = plan
+        self._config = config
+        self._probe_names = probes
+        self._manifest = manifest
+        self._hold_s = hold_s
+        self._interrupt = interrupt
+        self._view = view
+        self._events: list[tuple[int, str, int, str]] = []
+        self._stop_ns = 0
+
+    def execute(self) -> RunResult:
+        """Makes the run.
+
+        Raises:
+            ToolkitError: It could not start, or the recording could not be written; what was
+                recorded until then stays.
+        """
+        result = RunResult("finished")
+        self._manifest.begin_stage("setup")
+        live_fd = live_memory.create(
+            self._run.path / LIVE, self._config.slot_count, self._plan.target_connections
+        )
+        live = Live(live_fd)
+        self._announce_slots(live)
+        namespace_fd = -1
+        fleet: Fleet | None = None
+        probes: ProbeProcess | None = None
+        try:
+            if self._plan.own_namespace:
+                namespace_fd = netns.create(self._plan.sysctls)
+            probes = ProbeProcess(
+                self._run.path,
+                self._probe_names,
+                live_fd,
+                namespace_fd,
+                self._plan.destination_ports,
+            )
+            fleet = Fleet(self._config, live, live_fd, self._run.path, namespace_fd)
+            self._run_phases(fleet, probes, result)
+        except BaseException:
+            result.status = "failed"
+            raise
+        finally:
+            if fleet is not None:
+                fleet.kill()
+            if probes is not None:
+                probes.stop(0.2)
+            if namespace_fd >= 0:
+                os.close(namespace_fd)
+            self._record(live, fleet, result)
+            os.close(live_fd)
+        return result
+
+    def _announce_slots(self, live: Live) -> None:
+        """Tells readers of live.bin who will come, before anybody has."""
+        config = self._config
+        for index in range(config.slot_count):
+            slot = live.slot(index)
+            if index < config.workers:
+                slot[Counter.ROLE] = live_memory.Role.SERVER
+            elif index < config.first_client_slot():
+                slot[Counter.ROLE] = live_memory.Role.ACCEPTOR
+            else:
+                slot[Counter.ROLE] = live_memory.Role.CLIENT
+
+    def _run_phases(self, fleet: Fleet, probes: ProbeProcess, result: RunResult) -> None:
+        status = live_status.LiveStatus(fleet, self._plan)
+        self._view.update(status.read("setup", note="starting processes and probes"))
+        started = self._wait_until_ready(fleet, probes, result)
+        if started and not self._interrupt.signal_name:
+            self._ramp(fleet, status, result)
+        if started and not self._interrupt.signal_name:
+            self._hold(fleet, status)
+        if self._interrupt.signal_name:
+            result.status = "interrupted"
+            self._event("interrupted", detail=self._interrupt.signal_name)
+        self._stop(fleet, probes, status, result)
+
+    def _wait_until_ready(self, fleet: Fleet, probes: ProbeProcess, result: RunResult) -> bool:
+        deadline_s = time.monotonic() + _START_DEADLINE_S
+        while not self._interrupt.signal_name:
+            fleet_ready = fleet.is_ready
+            if fleet_ready and probes.is_ready:
+                self._note_probes(probes, result)
+                return True
+            if time.monotonic() > deadline_s:
+                if not fleet_ready:
+                    raise HostError(
+                        f"the fleet was not ready within {_START_DEADLINE_S:.0f} s",
+                        fix=f"cat {self._run.path / 'logs'}/*.log",
+                    )
+                result.notes.append("the probe process was not ready in time: no probes")
+                self._event("probes_late", detail=result.notes[-1])
+                return True
+            time.sleep(0.005)
+        return False
+
+    def _note_probes(self, probes: ProbeProcess, result: RunResult) -> None:
+        self._manifest.contents["probes_answer"] = probes.answer
+        if error := probes.answer.get("error"):
+            result.notes.append(f"{error}; see {self._run.path / 'logs' / 'probes.log'}")
+        self._event("probes_ready", detail=",".join(probes.answer.get("ready", [])))
+
+    def _ramp(self, fleet: Fleet, status: live_status.LiveStatus, result: RunResult) -> None:
+        at_ns = fleet.set_phase(Phase.RAMP)
+        self._manifest.begin_stage("ramp", at_ns)
+        self._event("phase_ramp", at_ns=at_ns)
+        stall_s = self._config.connect_timeout_s + _STALL_MARGIN_S
+        best, best_at_s = 0, time.monotonic()
+        while not self._interrupt.signal_name:
+            self._note_ends(fleet)
+            if fleet.are_attempts_done:
+                return
+            established = fleet.total(Counter.ESTABLISHED_TOTAL)
+            now_s = time.monotonic()
+            if established > best:
+                best, best_at_s = established, now_s
+            elif now_s - best_at_s > max(stall_s, 2 * self._pace_s()):
+                note = f"no connection was established for {stall_s:.0f} s"
+                result.notes.append(note)
+                self._event("stalled", detail=note)
+                return
+            self._view.update(status.read("ramp"))
+            time.sleep(_TICK_S)
+
+    def _pace_s(self) -> float:
+        """Time between two connects at the asked-for rate."""
+        return 1 / self._config.ramp_per_s if self._config.ramp_per_s else 0.0
+
+    def _hold(self, fleet: Fleet, status: live_status.LiveStatus) -> None:
+        at_ns = fleet.set_phase(Phase.HOLD)
+        self._manifest.begin_stage("hold", at_ns)
+        self._event("phase_hold", at_ns=at_ns)
+        end_s = time.monotonic() + self._hold_s
+        while not self._interrupt.signal_name and (left_s := end_s - time.monotonic()) > 0:
+            self._note_ends(fleet)
+            self._view.update(status.read("hold", time_left_s=left_s))
+            time.sleep(min(2 * _TICK_S, left_s))
+
+    def _stop(
+        self,
+        fleet: Fleet,
+        probes: ProbeProcess,
+        status: live_status.LiveStatus,
+        result: RunResult,
+    ) -> None:
+        # The probes take their last samples while the connections still stand.
+        self._note_ends(fleet)
+        self._manifest.begin_stage("collect")
+        self._view.update(status.read("collect"))
+        hurried = bool(self._interrupt.signal_name)
+        if not probes.stop(_INTERRUPTED_PROBE_STOP_S if hurried else _PROBE_STOP_DEADLINE_S):
+            result.notes.append("the probe process did not end by itself; its last rows may miss")
+            self._event("probes_killed", detail=result.notes[-1])
+        self._note_ends(fleet)
+        at_ns = time.monotonic_ns()
+        self._manifest.begin_stage("stop", at_ns)
+        self._view.update(status.read("stop"))
+        self._stop_ns = at_ns
+        self._event("phase_stop", at_ns=at_ns)
+        if not fleet.stop(_INTERRUPTED_FLEET_STOP_S if hurried else _FLEET_STOP_DEADLINE_S):
+            self._event("fleet_killed", detail="some process did not end by itself")
+
+    def _note_ends(self, fleet: Fleet) -> None:
+        for end in fleet.read_ends():
+            how = f"signal {end.signal}" if end.signal else f"status {end.status}"
+            held = fleet.slots[end.slot][Counter.OPEN_COUNT]
+            self._event(
+                "process_exited",
+                pid=end.pid,
+                at_ns=end.exited_ns,
+                detail=f"slot {end.slot}, {how}, held {held} connections",
+            )
+
+    def _event(self, event: str, *, pid: int = 0, at_ns: int = 0, detail: str = "") -> None:
+        self._events.append((at_ns or time.monotonic_ns(), event, pid, detail))
+
+    def _record(self, live: Live, fleet: Fleet | None, result: RunResult) -> None:
+        """Turns shared memory into tables; never hides the error that ended the run."""
+        self._manifest.contents["notes"] = result.notes
+        try:
+            recording.write_connections(self._run, live)
+            ends = fleet.ends if fleet is not None else []
+            stop_ns = self._stop_ns or live.header[Header.PHASE_STOP_NS]
+            recording.write_processes(self._run, live, ends, stop_ns)
+            recording.write_events(self._run, self._events)
+            self._manifest.finish(result.status)
+        except ToolkitError:
+            if result.status != "failed":
+                raise
