@@ -15,6 +15,7 @@ import gc
 import os
 import random
 import select
+import struct
 import time
 from collections.abc import Iterator
 
@@ -103,7 +104,8 @@ class Client:
         self._heads: dict[int, bytes] = {}
         self._partial: dict[int, Connection] = {}
         range_ = config.socket_port_range
-        self._port_range = range_[1] << 16 | range_[0] if range_ else 0
+        # u32, high half the upper end (net/ipv4/ip_sockglue.c); as bytes, since an int is signed.
+        self._port_range = struct.pack("=HH", *range_) if range_ else b""
         self._failures_since_success = 0
         self._last_success_ns = 0
         self._pace = Pace(config.ramp_per_s / config.clients, config.clients, index)

@@ -134,7 +134,7 @@ class Worker:
             for fd, mask in events:
                 if fd in listeners:
                     if not self._admission.paused:
-                        self._welcome(self._admission.accept(fd, _ACCEPT_MOST))
+                        self._welcome(self._admission.accept(fd, self._room_count()))
                 elif fd == handoff_fd:
                     self._welcome(self._receive_handed())
                 else:
@@ -150,6 +150,12 @@ class Worker:
                 hot_application_code(now_ns + _HOT_TURN_NS)
             turns.end()
         self._slot[Counter.STOPPED_NS] = time.monotonic_ns()
+
+    def _room_count(self) -> int:
+        """How many connections to take in this turn."""
+        if self._leaves_when_full:
+            return min(_ACCEPT_MOST, self._capacity - self._slot[_OPEN_COUNT])
+        return _ACCEPT_MOST
 
     def _receive_handed(self) -> list[int]:
         """Takes descriptors from the acceptor while there is room for them."""

@@ -1,0 +1,218 @@
+"""The fleet on real sockets: known numbers of connections, each accept mode, each end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from probes.live import CloseKind, Counter, Stage
+
+ROOT = os.geteuid() == 0
+
+
+@pytest.mark.parametrize("accept", ["reuseport", "shared", "shared-exclusive", "handoff"])
+def test_every_accept_mode_establishes_all(small_fleet, accept):
+    fleet = small_fleet(connections=600, accept=accept).ramp()
+    assert fleet.clients_total(Counter.ESTABLISHED_TOTAL) == 600
+    assert fleet.servers_total(Counter.ESTABLISHED_TOTAL) == 600
+    assert fleet.clients_total(Counter.FAILED_TOTAL) == 0
+    assert fleet.servers_total(Counter.OPEN_COUNT) == 600
+
+
+def test_handoff_is_exactly_even(small_fleet):
+    fleet = small_fleet(connections=601 // 7 * 7, clients=1, workers=7, accept="handoff").ramp()
+    counts = [slot[Counter.OPEN_COUNT] for slot in fleet.fleet.server_slots]
+    assert max(counts) - min(counts) <= 1, counts
+
+
+def test_one_record_per_connection_with_ordered_times(small_fleet):
+    fleet = small_fleet(connections=23, clients=1).ramp()
+    live = fleet.live
+    columns = {
+        name: list(live.column(name))
+        for name in ("start_ns", "connected_ns", "established_ns", "closed_ns", "stage", "errno")
+    }
+    assert all(
+        start < connected <= established
+        for start, connected, established in zip(
+            columns["start_ns"], columns["connected_ns"], columns["established_ns"], strict=True
+        )
+    )
+    assert columns["stage"] == [Stage.OPEN] * 23
+    assert columns["closed_ns"] == columns["errno"] == [0] * 23
+    assert set(live.column("source_address")) == {0x7F00000A}
+    assert set(live.column("destination_port")) == {9001}
+
+
+def test_keepalive_pings_every_connection_and_each_is_answered(small_fleet, until):
+    fleet = small_fleet(connections=23, clients=1, workers=1, keepalive_s=0.1).ramp().hold()
+    until("three pings each", lambda: fleet.servers_total(Counter.RX_PONGS_TOTAL) >= 69)
+    assert fleet.clients_total(Counter.RX_PINGS_TOTAL) <= fleet.servers_total(
+        Counter.TX_PINGS_TOTAL
+    )
+    assert fleet.clients_total(Counter.LOST_TOTAL) == 0
+
+
+@pytest.mark.parametrize("payload_bytes", [0, 125, 126, 1_009, 70_000])
+def test_echo_returns_every_message(small_fleet, until, payload_bytes):
+    fleet = (
+        small_fleet(
+            connections=23, clients=1, message_rate_per_s=2_000, payload_bytes=payload_bytes
+        )
+        .ramp()
+        .hold()
+    )
+    until("23 echoes", lambda: fleet.clients_total(Counter.RX_MESSAGES_TOTAL) >= 23)
+    assert fleet.clients_total(Counter.PROTOCOL_ERROR_TOTAL) == 0
+    assert fleet.clients_total(Counter.LOST_TOTAL) == 0
+
+
+def test_silent_server_reads_and_does_not_answer(small_fleet, until):
+    fleet = (
+        small_fleet(connections=23, clients=1, message_rate_per_s=500, server_mode="silent")
+        .ramp()
+        .hold()
+    )
+    until("23 messages", lambda: fleet.servers_total(Counter.RX_MESSAGES_TOTAL) >= 23)
+    assert fleet.servers_total(Counter.TX_MESSAGES_TOTAL) == 0
+
+
+class TestAtTheDescriptorLimit:
+    def test_pause_holds_exactly_what_the_limit_leaves(self, small_fleet):
+        fleet = small_fleet(connections=400, clients=1, workers=1, worker_nofile_count=200).ramp()
+        slot = fleet.fleet.server_slots[0]
+        assert slot[Counter.OPEN_COUNT] == 200 - slot[Counter.OWN_FDS_COUNT]
+        assert slot[Counter.ACCEPT_EMFILE_TOTAL] == slot[Counter.LISTENER_PAUSES_TOTAL] == 1
+        assert fleet.clients_total(Counter.FAILED_TOTAL) >= 100
+        late = [
+            i for i, kind in enumerate(fleet.live.column("close_kind")) if kind == CloseKind.TIMEOUT
+        ]
+        assert {fleet.live.column("errno")[i] for i in late} == {errno.ETIMEDOUT}
+
+    def test_spin_fails_to_accept_without_end(self, small_fleet, until):
+        fleet = small_fleet(
+            connections=400, clients=1, workers=1, worker_nofile_count=200, at_fd_limit="spin"
+        ).ramp()
+        slot = fleet.fleet.server_slots[0]
+        until("10,000 EMFILE", lambda: slot[Counter.ACCEPT_EMFILE_TOTAL] > 10_000)
+
+    def test_reset_gives_clients_a_reset(self, small_fleet):
+        fleet = small_fleet(
+            connections=400, clients=1, workers=1, worker_nofile_count=200, at_fd_limit="reset"
+        ).ramp()
+        slot = fleet.fleet.server_slots[0]
+        assert slot[Counter.ACCEPT_RESET_TOTAL] >= 100
+        kinds = list(fleet.live.column("close_kind"))
+        assert kinds.count(CloseKind.RST) >= 100
+        record = kinds.index(CloseKind.RST)
+        assert fleet.live.column("errno")[record] == errno.ECONNRESET
+        assert fleet.live.column("stage")[record] == Stage.HANDSHAKE
+
+    def test_crash_ends_the_worker_and_all_it_held(self, small_fleet, until):
+        fleet = small_fleet(
+            connections=400, clients=1, workers=1, worker_nofile_count=200, at_fd_limit="crash"
+        ).ramp()
+        until("the end is reported", lambda: fleet.fleet.read_ends() or fleet.fleet.ends)
+        assert fleet.fleet.ends[0].status == 1
+        until("all connections lost", lambda: fleet.clients_total(Counter.OPEN_COUNT) == 0)
+        assert "too many open files" in (fleet.path / "logs" / "server.log").read_text()
+
+    def test_a_full_worker_leaves_the_shared_listener_to_its_sibling(self, small_fleet):
+        fleet = small_fleet(
+            connections=370, clients=1, workers=2, worker_nofile_count=200, accept="shared"
+        ).ramp()
+        assert fleet.clients_total(Counter.ESTABLISHED_TOTAL) == 370
+        assert fleet.servers_total(Counter.ACCEPT_EMFILE_TOTAL) == 0
+
+    def test_room_that_comes_back_is_used(self, small_fleet, until):
+        fleet = small_fleet(connections=250, clients=2, workers=1, worker_nofile_count=200).ramp()
+        slot = fleet.fleet.server_slots[0]
+        assert slot[Counter.LISTENER_PAUSES_TOTAL] >= 1
+        before = slot[Counter.ATTEMPTED_TOTAL]
+        os.kill(fleet.fleet.client_slots[0][Counter.PID], signal.SIGKILL)
+        # What waited in the accept queue (its clients have given up by now) is taken and dropped.
+        until("accepting again", lambda: slot[Counter.ATTEMPTED_TOTAL] > before)
+
+
+@pytest.mark.privileged
+def test_a_port_range_of_23_gives_23_connections(small_fleet):
+    assert ROOT, "needs root for its own namespace"
+    fleet = small_fleet(
+        connections=200, clients=1, sysctls={"net.ipv4.ip_local_port_range": "40000 40022"}
+    ).ramp()
+    assert fleet.clients_total(Counter.ESTABLISHED_TOTAL) == 23
+    live = fleet.live
+    failed = [i for i in range(200) if live.column("errno")[i]]
+    assert {live.column("errno")[i] for i in failed} == {errno.EADDRNOTAVAIL}
+    assert {live.column("stage")[i] for i in failed} == {Stage.CONNECT}
+
+
+@pytest.mark.privileged
+def test_socket_port_range_narrows_like_the_sysctl(small_fleet):
+    fleet = small_fleet(connections=200, clients=1, socket_port_range=[40_000, 40_022]).ramp()
+    assert fleet.clients_total(Counter.ESTABLISHED_TOTAL) == 23
+
+
+@pytest.mark.privileged
+def test_children_are_unprivileged_and_in_the_namespace(small_fleet):
+    fleet = small_fleet(connections=2, clients=1).ready()
+    for slot in fleet.fleet.slots:
+        status = Path(f"/proc/{slot[Counter.PID]}/status").read_text()
+        assert "Uid:\t65534\t65534\t65534\t65534" in status
+        assert "CapEff:\t0000000000000000" in status
+        assert os.readlink(f"/proc/{slot[Counter.PID]}/ns/net") != os.readlink("/proc/self/ns/net")
+
+
+def test_counters_and_records_outlive_a_killed_client(small_fleet, until):
+    fleet = small_fleet(connections=100, clients=1).ramp()
+    slot = fleet.fleet.client_slots[0]
+    os.kill(slot[Counter.PID], signal.SIGKILL)
+    until("the end is reported", lambda: fleet.fleet.read_ends() or fleet.fleet.ends)
+    assert fleet.fleet.ends[0].signal == signal.SIGKILL
+    assert slot[Counter.ESTABLISHED_TOTAL] == 100
+    assert list(fleet.live.column("stage")) == [Stage.OPEN] * 100
+    until("the server saw it", lambda: fleet.servers_total(Counter.OPEN_COUNT) == 0)
+
+
+def test_ramp_rate_is_kept(small_fleet):
+    fleet = small_fleet(connections=200, ramp_per_s=400.0).ramp()
+    starts = sorted(fleet.live.column("start_ns"))
+    # 200 connects at 400 per second begin over half a second. They may come late, on a busy
+    # machine, but never early.
+    assert starts[-1] - starts[0] >= 0.45e9
+
+
+def test_the_loop_counts_its_turns_and_their_length(small_fleet, until):
+    fleet = small_fleet(connections=2, clients=1, workers=2, inject=["hot-code:1"]).ramp()
+    quiet, hot = fleet.fleet.server_slots
+    until("ten hot turns", lambda: hot[Counter.LOOP_ITERATIONS_TOTAL] >= 10)
+    assert hot[Counter.LOOP_BUSY_NS_TOTAL] / hot[Counter.LOOP_ITERATIONS_TOTAL] >= 20e6
+    assert sum(fleet.live.lag_histogram(1)[25:]) >= 9  # turns of 2^24 ns and longer
+    assert quiet[Counter.LOOP_BUSY_NS_TOTAL] < hot[Counter.LOOP_BUSY_NS_TOTAL]
+
+
+def test_stop_ends_all_processes_by_themselves(small_fleet):
+    fleet = small_fleet(connections=200).ramp()
+    pids = [slot[Counter.PID] for slot in fleet.fleet.slots]
+    assert fleet.fleet.stop(10.0)
+    assert {end.status for end in fleet.fleet.ends} == {0}
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_killing_a_parent_takes_its_children(small_fleet, until):
+    fleet = small_fleet(connections=20).ramp()
+    pids = [slot[Counter.PID] for slot in fleet.fleet.slots]
+    fleet.fleet.kill()
+    until("children gone", lambda: not [p for p in pids if _is_alive(p)])
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
