@@ -1,0 +1,92 @@
+"""What all eBPF probes share: acquire the object, attach, read, detach, release."""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar
+
+from probes import bpf_sources
+from probes.bpf_program import BpfObject, check_bpf
+from probes.bpf_sources import SourceBuilder
+from probes.probe import Target
+from probes.rundir import TableWriter
+
+
+class BpfProbe:
+    """Base of the eBPF probes; keeps the ``Probe`` protocol.
+
+    A probe gives its source and tables and implements ``_attach`` and ``_read``.
+
+    Attributes:
+        bpf_run_ns: CPU time in its programs, known after ``stop``; -1 unless the sysctl
+            ``kernel.bpf_stats_enabled`` is on (it is never changed here).
+    """
+
+    name: str = ""
+    period_s: float = 1.0
+    tables: ClassVar[tuple[str, ...]] = ()
+    programs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        self.lost_count = 0
+        self.late_count = 0
+        self.bpf_run_ns = -1
+        self.writers: list[TableWriter] = []
+        self._links: list[int] = []
+        self._object: BpfObject | None = None
+
+    def check(self) -> None:
+        """Root, BTF and bcc are there.
+
+        Raises:
+            ProbeUnavailableError: One of them is not.
+        """
+        check_bpf()
+
+    def start(self, target: Target) -> None:
+        """Compiles, or shares what is compiled already, and attaches.
+
+        Raises:
+            ProbeUnavailableError: The kernel lacks something or refused.
+        """
+        self._object = self._acquire(target)
+        self.writers = [target.run.writer(table, self.name) for table in self.tables]
+        self._attach(self._object, target)
+
+    def sample(self, at_ns: int) -> None:
+        """Writes what came since the last sample."""
+        if self._object is not None:
+            self._read(self._object, at_ns)
+
+    def stop(self, at_ns: int) -> None:
+        """Detaches, takes the last sample and frees everything."""
+        loaded, self._object = self._object, None
+        self._detach()
+        if loaded is None:
+            return
+        try:
+            if len(self.writers) == len(self.tables):  # else start did not get that far
+                self._read(loaded, at_ns)
+                self.bpf_run_ns = loaded.run_time_ns(self.programs)
+        finally:
+            self._close()
+            bpf_sources.release(self, loaded)
+
+    def _detach(self) -> None:
+        while self._links:
+            os.close(self._links.pop())
+
+    def _source(self) -> SourceBuilder:
+        raise NotImplementedError
+
+    def _acquire(self, target: Target) -> BpfObject:
+        return bpf_sources.acquire(self, target, self._source())
+
+    def _attach(self, loaded: BpfObject, target: Target) -> None:
+        raise NotImplementedError
+
+    def _read(self, loaded: BpfObject, at_ns: int) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        """Frees what the probe holds besides links and the object."""

@@ -1,0 +1,287 @@
+"""The eBPF loader: C from ``probes/bpf/`` in, attached programs and readable maps out.
+
+``BpfObject.load`` composes one text from one or more sources (common part, generated kernel
+structs, the sources), has it compiled and loaded by ``probes/bpf_compile.py`` and takes over the
+descriptors. Everything is validated against the running kernel's BTF before the compiler starts:
+a source is built from a ``Btf`` and raises ``MissingTypeError`` for what this kernel lacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from probes import bpf_kernel
+from probes.bcc_import import find_bcc, package_directories
+from probes.bpf_kernel import BpfMap
+from probes.btf import VMLINUX_BTF, Btf, MissingTypeError
+from probes.errors import ProbeUnavailableError
+from probes.kernel_tree import struct_source
+
+PERF_EVENT, RAW_TRACEPOINT, TRACING = 7, 17, 26  # BPF_PROG_TYPE_*
+
+_C_DIRECTORY = Path(__file__).parent / "bpf"
+_COMPILE_TIMEOUT_S = 60
+_MAX_DESCRIPTORS = 250  # SCM_MAX_FD of include/net/scm.h is 253
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+Fields = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class MapType:
+    """Types of a map's keys and values, as the C declares them."""
+
+    key: npt.DTypeLike
+    value: npt.DTypeLike
+
+
+@dataclass(frozen=True, slots=True)
+class BpfSource:
+    """One C file and what it needs.
+
+    Attributes:
+        file: Name below ``probes/bpf/``.
+        structs: Kernel structs by name, each with its fields (see ``struct_source``).
+        constants: Passed as ``-D``.
+        programs: Functions by name with their BPF_PROG_TYPE_*.
+        maps: By name.
+    """
+
+    file: str
+    structs: Mapping[str, Fields]
+    constants: Mapping[str, int]
+    programs: Mapping[str, int]
+    maps: Mapping[str, MapType]
+
+
+@dataclass(slots=True)
+class _Parts:
+    structs: dict[str, dict[str, Sequence[str]]] = field(default_factory=dict)
+    constants: dict[str, int] = field(default_factory=dict)
+    programs: dict[str, int] = field(default_factory=dict)
+    maps: dict[str, MapType] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+
+
+def compose(btf: Btf, sources: Iterable[BpfSource]) -> tuple[str, _Parts]:
+    """Joins sources into one text; a struct that several name gets the fields of all.
+
+    Raises:
+        MissingTypeError: This kernel lacks a field.
+        ValueError: A constant or name that is no C, or given twice with another meaning.
+    """
+    parts = _Parts()
+    for source in sources:
+        for name, fields in source.structs.items():
+            parts.structs.setdefault(name, {}).update(fields)
+        for name, value in source.constants.items():
+            if not _NAME.fullmatch(name) or parts.constants.setdefault(name, value) != value:
+                raise ValueError(f"constant {name}={value} is no C or contradicts another source")
+        parts.programs.update(source.programs)
+        parts.maps.update(source.maps)
+        path = _C_DIRECTORY / source.file
+        parts.texts.append(path.read_text(encoding="utf-8"))
+    structs = [struct_source(btf, name, fields) for name, fields in parts.structs.items()]
+    return "\n".join(structs + parts.texts), parts
+
+
+def check_bpf() -> None:
+    """Says whether eBPF can be compiled and loaded here: root, BTF and bcc.
+
+    Raises:
+        ProbeUnavailableError: With the command that would change it.
+    """
+    if os.geteuid() != 0:
+        raise ProbeUnavailableError("eBPF needs root", fix="run it with sudo")
+    if not VMLINUX_BTF.exists():
+        raise ProbeUnavailableError(
+            f"the kernel has no type information ({VMLINUX_BTF})",
+            fix="boot a kernel with CONFIG_DEBUG_INFO_BTF=y (Debian 11, Ubuntu 20.10 or newer)",
+        )
+    find_bcc(package_directories())
+
+
+class BpfObject:
+    """Loaded programs and their maps. Closing it detaches and frees everything.
+
+    Use ``load``; the attributes are for the probes.
+
+    Attributes:
+        maps: Readable maps by name.
+        programs: Descriptors by function name.
+        refused: Why a program did not load, by function name.
+    """
+
+    def __init__(
+        self, maps: dict[str, BpfMap], programs: dict[str, int], refused: dict[str, str]
+    ) -> None:
+        self.maps = maps
+        self.programs = programs
+        self.refused = refused
+        self._run_time_offset_bytes = -1
+
+    @classmethod
+    def load(cls, btf: Btf, sources: Sequence[BpfSource]) -> BpfObject:
+        """Compiles and loads, without attaching.
+
+        Raises:
+            ProbeUnavailableError: No bcc, a field that this kernel lacks, or the compiler's words.
+                A single program that the kernel refuses is noted in ``refused`` instead.
+        """
+        try:
+            text, parts = compose(btf, sources)
+        except MissingTypeError as error:
+            raise ProbeUnavailableError(str(error), fix="run a newer kernel") from error
+        request = {
+            "text": text,
+            "constants": parts.constants,
+            "programs": parts.programs,
+            "maps": list(parts.maps),
+        }
+        answer, fds, log = _ask_compiler(request)
+        if "error" in answer:
+            for fd in fds:
+                os.close(fd)
+            raise ProbeUnavailableError(
+                _with_log(answer["error"], log),
+                fix=answer["fix"]
+                or "report it with the output of: uname -r; apt list python3-bpfcc",
+            )
+        map_count = len(answer["maps"])
+        maps = {
+            name: BpfMap(fd, parts.maps[name].key, parts.maps[name].value)
+            for name, fd in zip(answer["maps"], fds[:map_count], strict=True)
+        }
+        programs = dict(zip(answer["programs"], fds[map_count:], strict=True))
+        refused = {name: _with_log(why, log) for name, why in answer["refused"].items()}
+        loaded = cls(maps, programs, refused)
+        with contextlib.suppress(MissingTypeError):
+            loaded._run_time_offset_bytes = btf.field("bpf_prog_info", "run_time_ns").offset_bytes
+        return loaded
+
+    def program(self, name: str) -> int:
+        """Descriptor of a program.
+
+        Raises:
+            ProbeUnavailableError: The kernel refused it.
+        """
+        if name not in self.programs:
+            raise ProbeUnavailableError(
+                f"the kernel refused the program {name}: {self.refused.get(name, 'not loaded')}",
+                fix="run a newer kernel, or leave the probe out with --probes",
+            )
+        return self.programs[name]
+
+    def attach_raw_tracepoint(self, name: str, event: str) -> int:
+        """Attaches a program to a raw tracepoint; closing the descriptor detaches.
+
+        Raises:
+            ProbeUnavailableError: The kernel refused.
+        """
+        fd = self.program(name)
+        try:
+            return bpf_kernel.attach_raw_tracepoint(fd, event)
+        except OSError as error:
+            raise _no_attach(f"raw tracepoint {event}", error) from error
+
+    def attach_cpu_clock(self, name: str, frequency_hz: int) -> list[int]:
+        """Samples on every online core; closing the descriptors ends it.
+
+        Raises:
+            ProbeUnavailableError: The kernel refused.
+        """
+        fd, links = self.program(name), []
+        try:
+            for cpu in bpf_kernel.online_cpus():
+                links.append(bpf_kernel.attach_cpu_clock(fd, frequency_hz, cpu))  # noqa: PERF401  # on an error the ones before are closed
+        except OSError as error:
+            for link in links:
+                os.close(link)
+            raise _no_attach("the perf event cpu-clock", error) from error
+        return links
+
+    def attach_iterator(self, name: str) -> int:
+        """Links an iterator program for ``bpf_kernel.read_iterator``.
+
+        Raises:
+            ProbeUnavailableError: The kernel refused.
+        """
+        fd = self.program(name)
+        try:
+            return bpf_kernel.attach_iterator(fd)
+        except OSError as error:
+            raise _no_attach("the iterator", error) from error
+
+    def run_time_ns(self, names: Iterable[str]) -> int:
+        """CPU time in these programs, -1 unless kernel.bpf_stats_enabled is on."""
+        if self._run_time_offset_bytes < 0:
+            return -1
+        times_ns = [
+            bpf_kernel.run_time_ns(self.programs[name], self._run_time_offset_bytes)
+            for name in names
+            if name in self.programs
+        ]
+        return -1 if not times_ns or min(times_ns) < 0 else sum(times_ns)
+
+    def close(self) -> None:
+        """Closes every descriptor; may be called twice."""
+        for fd in self.programs.values():
+            os.close(fd)
+        for each in self.maps.values():
+            each.close()
+        self.programs, self.maps = {}, {}
+
+
+def _ask_compiler(request: dict[str, Any]) -> tuple[dict[str, Any], list[int], str]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        command = [sys.executable, "-P", "-m", "probes.bpf_compile", str(theirs.fileno())]
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        try:
+            _, log = child.communicate(json.dumps(request).encode(), timeout=_COMPILE_TIMEOUT_S)
+        except BaseException as error:
+            child.kill()
+            child.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise ProbeUnavailableError(
+                f"compiling eBPF took more than {_COMPILE_TIMEOUT_S} s",
+                fix="run again when the machine is less loaded",
+            ) from error
+        message, fds, _, _ = socket.recv_fds(ours, 1 << 16, _MAX_DESCRIPTORS)
+    text = log.decode(errors="replace")
+    if not message:
+        return {"error": f"the eBPF compiler ended with {child.returncode}", "fix": ""}, fds, text
+    return json.loads(message), fds, text
+
+
+def _with_log(message: str, log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()] or lines[-3:]
+    return "; ".join([message, *telling[:3]])
+
+
+def _no_attach(what: str, error: OSError) -> ProbeUnavailableError:
+    return ProbeUnavailableError(
+        f"cannot attach to {what}: {error.strerror}",
+        fix="run it as root on a kernel with CONFIG_BPF_EVENTS=y and CONFIG_PERF_EVENTS=y",
+    )

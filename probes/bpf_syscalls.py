@@ -1,0 +1,112 @@
+"""Every failing system call of the run, with the first few stacks of each kind.
+
+Measures
+    Calls that return an error to a watched process, by (pid, syscall, errno): count per interval,
+    first and last time, and for the first four of each key the kernel and user stack.
+Hook
+    Raw tracepoint ``sys_exit`` (kernel/entry/common.c, syscall_exit_work); probes/bpf/
+    failing_syscalls.c.
+Cost
+    Every call of every process on the host passes the tracepoint; one that does not fail leaves
+    after three compares. A failing call costs two map updates on its own CPU.
+Misses
+    EAGAIN, EINPROGRESS and EINTR, which are answers and not failures, and ERESTART*, which the
+    caller never sees. An error that arrives otherwise than as a return value: SO_ERROR after a
+    non-blocking connect, epoll's EPOLLERR. 32-bit callers are named by the 64-bit table.
+Checked against
+    A process that counts its own failures: 23 refused connects, accept4 at RLIMIT_NOFILE.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from probes import bpf_sources
+from probes.bpf_probe import BpfProbe
+from probes.bpf_program import BpfObject
+from probes.bpf_sources import SourceBuilder
+from probes.probe import Target
+from probes.symbols import KernelSymbols, UserSymbols, frames_of
+from probes.syscall_names import syscall_name
+
+_NEVER = np.iinfo(np.uint64).max
+_FAULT = -errno.EFAULT  # get_stackid of a thread without that stack: not a loss
+
+Key = tuple[int, int, int]
+
+
+class FailingSyscallsProbe(BpfProbe):
+    """Writes ``failing_syscalls`` and ``failure_stacks``."""
+
+    name = "failing_syscalls"
+    tables = ("failing_syscalls", "failure_stacks")
+    programs = ("failing_syscalls",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kernel = KernelSymbols()
+        self._user = UserSymbols()
+        self._counts: dict[Key, int] = {}
+        self._recorded: set[tuple[Key, int]] = set()
+        self._lost_stacks_count = 0
+
+    def _source(self) -> SourceBuilder:
+        return bpf_sources.failing_syscalls
+
+    def _attach(self, loaded: BpfObject, target: Target) -> None:
+        self._kernel.load()  # now, not in the ramp
+        for pid in target.processes:
+            self._user.add_process(pid)
+        self._links.append(loaded.attach_raw_tracepoint("failing_syscalls", "sys_exit"))
+
+    def _read(self, loaded: BpfObject, at_ns: int) -> None:
+        keys, values = loaded.maps["failures"].items()
+        totals = values["count"].sum(axis=1)
+        # a CPU that did not see the first one has no first time, one that saw none has no last
+        first_ns = np.where(values["first_ns"] == 0, _NEVER, values["first_ns"])
+        counts, _ = self.writers
+        news = False
+        for key, total, first, last in zip(
+            keys.tolist(),
+            totals.tolist(),
+            first_ns.min(axis=1, initial=_NEVER).tolist(),
+            values["last_ns"].max(axis=1, initial=0).tolist(),
+            strict=True,
+        ):
+            before = self._counts.get(key, 0)
+            if total == before:
+                continue
+            news = news or before < bpf_sources.STACKS_PER_KEY
+            self._counts[key] = total
+            pid, number, code = key
+            label = errno.errorcode.get(code, str(code))
+            counts.append(
+                at_ns, pid, syscall_name(number), code, label, total - before, first, last
+            )
+        if news:
+            self._write_stacks(loaded)
+        lost = bpf_sources.lost(loaded, "failures", "failure_stacks")
+        self.lost_count = lost + self._lost_stacks_count
+
+    def _write_stacks(self, loaded: BpfObject) -> None:
+        keys, values = loaded.maps["failure_records"].items()
+        _, stacks = self.writers
+        for (key, ordinal), (at_ns, tid, kernel_id, user_id, _) in zip(
+            keys.tolist(), values[:, 0].tolist(), strict=True
+        ):
+            if (key, ordinal) in self._recorded:
+                continue
+            self._recorded.add((key, ordinal))
+            pid, number, code = key
+            kernel = self._kernel.stack(self._frames(loaded, kernel_id))
+            user = self._user.stack(pid, self._frames(loaded, user_id))
+            stacks.append(at_ns, pid, tid, syscall_name(number), code, kernel, user)
+
+    def _frames(self, loaded: BpfObject, stack_id: int) -> list[int]:
+        if stack_id < 0:
+            self._lost_stacks_count += stack_id != _FAULT
+            return []
+        found = loaded.maps["failure_traces"].get(stack_id)
+        return frames_of(found[0]["frames"]) if found is not None else []
