@@ -109,9 +109,13 @@ class Supervisor:
         """
         result = RunResult("finished")
         self._manifest.begin_stage("setup")
-        live_fd = live_memory.create(
-            self._run.path / LIVE, self._config.slot_count, self._plan.target_connections
-        )
+        try:
+            live_fd = live_memory.create(
+                self._run.path / LIVE, self._config.slot_count, self._plan.target_connections
+            )
+        except ToolkitError:
+            self._manifest.finish("failed")
+            raise
         live = Live(live_fd)
         self._announce_slots(live)
         namespace_fd = -1
