@@ -154,26 +154,41 @@ def processes_for(connections: int, nofile: int) -> int:
     return max(1, math.ceil(connections / usable))
 
 
+def memory_fit(host: Host) -> int:
+    """Connections that fit in this host's memory with as few processes as can hold them."""
+    room, nofile = host.memory_room_bytes, host.nofile_ceiling_count
+    without_processes = memory_connections(room, 2)
+    return memory_connections(room, 2 * processes_for(without_processes, nofile))
+
+
+def _raise_nofile(host: Host) -> str:
+    if host.may_raise_nofile:
+        return ""
+    limit = host.nr_open_count
+    if host.is_root:  # root without CAP_SYS_RESOURCE: only who made this container can
+        return f"docker run --ulimit nofile={limit}:{limit}, or LimitNOFILE={limit} in the unit"
+    return f"sudo prlimit --pid $$ --nofile={limit}:{limit}"
+
+
 def host_limits(host: Host, *, own_namespace: bool) -> tuple[HostLimit, ...]:
     """What each limit holds when the planner is free to choose, in the ladder's order."""
     nofile = host.nofile_ceiling_count
-
-    def both_sides(connections: int) -> int:
-        return 2 * processes_for(connections, nofile)
-
-    files = table_connections(host.file_max_count - host.file_used_count, 2)
-    files = table_connections(host.file_max_count - host.file_used_count, both_sides(files))
-    memory = memory_connections(host.memory_room_bytes, 2)
-    memory = memory_connections(host.memory_room_bytes, both_sides(memory))
-    ports = ports_in_range(*ports_of(host, own_namespace=own_namespace))
+    free_files = host.file_max_count - host.file_used_count
+    files = table_connections(free_files, 2)
+    files = table_connections(free_files, 2 * processes_for(files, nofile))
+    memory = memory_fit(host)
+    port_range, reserved, bound = ports_of(host, own_namespace=own_namespace)
+    ports = ports_in_range(port_range, reserved, bound)
+    each = max(0, nofile - OWN_DESCRIPTORS_COUNT)
     limits = [
         HostLimit(
             "fds_per_process",
             nofile,
             "descriptors",
-            None,
-            f"one process holds {max(0, nofile - OWN_DESCRIPTORS_COUNT):,} connections",
-            "" if host.may_raise_nofile else "ulimit -Hn 1048576 (as root, before the start)",
+            None if each > 0 else 0,
+            f"RLIMIT_NOFILE; one process holds {each:,} connections, a run has as many processes "
+            "as it needs",
+            _raise_nofile(host),
         ),
         HostLimit(
             "file_max",
@@ -181,14 +196,17 @@ def host_limits(host: Host, *, own_namespace: bool) -> tuple[HostLimit, ...]:
             "descriptors",
             files,
             f"{host.file_used_count:,} open now; a connection has both ends here",
-            f"sysctl -w fs.file-max={2 * host.file_max_count}" if files < 10**9 else "",
+            f"sysctl -w fs.file-max={2 * host.file_max_count}"
+            if host.file_max_count < 1 << 60
+            else "",
         ),
         HostLimit(
             "ephemeral_ports",
             ports,
             "ports",
-            None,
-            "for each source address and destination port",
+            None if ports > 0 else 0,
+            f"{port_range[0]}-{port_range[1]}, for each source address and destination port; "
+            "a run has as many source addresses as it needs",
             "",
         ),
         HostLimit(

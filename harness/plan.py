@@ -19,6 +19,7 @@ from harness.limits import (
     SPARE_DESCRIPTORS_COUNT,
     memory_bytes,
     memory_connections,
+    memory_fit,
     peak_share,
     ports_in_range,
     ports_of,
@@ -231,6 +232,7 @@ def make_plan(request: PlanRequest, host: Host) -> Plan:
 
     own = OWN_DESCRIPTORS_COUNT + len(destination_ports) - 1
     worker_nofile = _worker_nofile(request, host, base, own)
+    _require_room(request, client_nofile - OWN_DESCRIPTORS_COUNT, worker_nofile - own)
     enough_workers = _enough_workers(total, accept, base, worker_nofile - own)
     workers = request.workers or enough_workers
     backlog, somaxconn, in_flight = _backlog(request, host, clients, workers)
@@ -241,8 +243,8 @@ def make_plan(request: PlanRequest, host: Host) -> Plan:
         clients=clients,
         worker_nofile_count=worker_nofile,
         client_nofile_count=client_nofile,
-        worker_capacity_count=max(0, worker_nofile - own),
-        client_capacity_count=max(0, client_nofile - OWN_DESCRIPTORS_COUNT),
+        worker_capacity_count=worker_nofile - own,
+        client_capacity_count=client_nofile - OWN_DESCRIPTORS_COUNT,
         client_shares=shares,
         client_in_flight_count=in_flight,
         server_address=SERVER_ADDRESS,
@@ -304,6 +306,20 @@ def _worker_nofile(request: PlanRequest, host: Host, base: int, own: int) -> int
     return request.nofile
 
 
+def _require_room(request: PlanRequest, client_capacity: int, worker_capacity: int) -> None:
+    if client_capacity >= 1 and worker_capacity >= 1:
+        return
+    where = "the hard limit" if request.nofile is None or client_capacity < 1 else "--nofile"
+    short = 1 - min(client_capacity, worker_capacity)
+    raise HostError(
+        f"RLIMIT_NOFILE ({where}) is {short:,} too small for the descriptors that a process has "
+        "of its own and one connection",
+        fix="ulimit -Hn 20000 as root before the start"
+        if where != "--nofile"
+        else "a larger --nofile, or none",
+    )
+
+
 def _enough_workers(total: int, accept: str, base: int, capacity: int) -> int:
     usable = max(1, capacity - SPARE_DESCRIPTORS_COUNT)
     workers = max(base, math.ceil(total / usable))
@@ -355,9 +371,9 @@ def _refuse_harm(plan: Plan, host: Host) -> None:
     needed, room = memory_bytes(reach, processes), host.memory_room_bytes
     if needed <= room * MEMORY_TOLERANCE:
         return
-    fits = memory_connections(room, processes)
+    fits = memory_connections(room, processes) or memory_fit(host)
     raise HostError(
-        f"{reach:,} connections need about {needed / 1e9:,.1f} GB of memory, "
-        f"{room / 1e9:,.1f} GB can be taken here",
+        f"{reach:,} connections in {processes:,} processes need about {needed / 1e9:,.1f} GB of "
+        f"memory, {room / 1e9:,.1f} GB can be taken here",
         fix=f"--connections {fits}" if fits else "free memory or raise the cgroup's memory limit",
     )
