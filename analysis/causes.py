@@ -37,3 +37,6 @@ CAUSES: dict[str, str] = {
 
 NOT_EXPLAINED = "not-explained"
 """The verdict's cause when the target was missed and no finding explains it. Never a finding."""
+
+INTERRUPTED = "interrupted"
+"""The verdict's cause when somebody stopped the run before a limit did. Never a finding."""

@@ -103,8 +103,9 @@ class Finding:
         confidence: Lower when a probe that would decide did not run or lost events.
         missing: What was not measured and would have decided, for people.
         follows_from: Cause id of the finding that this one follows from, '' for none.
-        stops: Whether this cause can keep connections from being established. One that only costs
-            CPU or breaks connections later is never preferred as binding over one that does.
+        sentence: The same in one plain sentence that names side, process and number.
+        explained_count: Failed, lost or waiting connections that have this cause's sign. Only a
+            cause that explains some can have stopped the run.
 
     Raises:
         ValueError: No evidence, an unknown cause or side, or a time that runs backwards.
@@ -123,7 +124,8 @@ class Finding:
     confidence: Confidence = "high"
     missing: tuple[str, ...] = ()
     follows_from: str = ""
-    stops: bool = True
+    sentence: str = ""
+    explained_count: int = 0
 
     def __post_init__(self) -> None:
         if not self.evidence:

@@ -12,10 +12,19 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import cpu, failures, memory, processes, timeline
+from analysis.descriptors import df_descriptors
 from analysis.evidence import Finding
-from analysis.ladder import Rung
+from analysis.findings import find_all
+from analysis.hot_worker import describe_hot_worker
+from analysis.ladder import Rung, build_ladder
+from analysis.ports import df_ports
+from analysis.processes import what_is_missing
+from analysis.ranking import rank
 from analysis.run_frames import RunFrames
-from analysis.verdict import Verdict
+from analysis.run_view import RunView
+from analysis.signs import Signs
+from analysis.verdict import Verdict, conclude, run_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,4 +167,67 @@ def summarise(frames: RunFrames) -> Summary:
     Args:
         frames: From ``analysis.run_frames.load``.
     """
-    raise NotImplementedError
+    view = RunView(frames)
+    worker_cpu, host_cpu = cpu.df_worker_cpu(view), cpu.df_host_cpu(view)
+    errors = failures.df_errors(view)
+    memory_over_time = memory.df_memory_over_time(view)
+    ports = df_ports(view)
+    listeners = timeline.df_listeners(view)
+    descriptors = df_descriptors(view)
+    ladder = build_ladder(view, descriptors, ports, listeners)
+    signs = Signs(
+        view,
+        errors=errors,
+        ports=ports,
+        descriptors=descriptors,
+        worker_cpu=worker_cpu,
+        host_cpu=host_cpu,
+        ladder=ladder,
+    )
+    findings = rank(signs, find_all(signs))
+    hot = describe_hot_worker(signs, findings)
+    return Summary(
+        manifest=frames.manifest,
+        origin_ns=view.origin_ns,
+        duration_s=view.stop_s,
+        run=run_facts(view),
+        verdict=conclude(view, findings, ladder),
+        findings=findings,
+        ladder=ladder,
+        hot_worker=hot,
+        failure_window_s=view.failure_window_s,
+        phases=timeline.df_phases(view, host_cpu),
+        connections_over_time=timeline.df_connections_over_time(view),
+        worker_connections=timeline.df_worker_connections(view),
+        worker_cpu=worker_cpu,
+        host_cpu=host_cpu,
+        host_pressure=cpu.df_host_pressure(view),
+        errors=errors,
+        errors_over_time=failures.df_errors_over_time(view, errors),
+        connection_failures=failures.df_connection_failures(view),
+        memory_per_connection=memory.df_memory_per_connection(view, memory_over_time),
+        memory_over_time=memory_over_time,
+        tcp_mem_over_time=memory.df_tcp_mem_over_time(view),
+        ports=ports,
+        states=timeline.df_states(view),
+        state_transitions=failures.df_state_transitions(view),
+        drops=failures.df_drops(view),
+        resets=failures.df_resets(view),
+        retransmits=failures.df_retransmits(view),
+        socket_pressure=failures.df_socket_pressure(view),
+        listeners=listeners,
+        listeners_over_time=timeline.df_listeners_over_time(view),
+        net_counters=failures.df_net_counters(view),
+        latency=timeline.df_latency(view),
+        loop_lag=timeline.df_loop_lag(view),
+        probe_health=processes.df_probe_health(view),
+        probe_overhead=cpu.df_probe_overhead(view),
+        processes=processes.df_processes(view),
+        flame_stacks=cpu.df_flame_stacks(view, hot["pid"] if hot else 0),
+        failure_stacks=failures.df_failure_stacks(view),
+        syscall_mix=processes.df_syscall_mix(view),
+        runq_latency=processes.df_runq_latency(view),
+        skb_allocs=processes.df_skb_allocs(view),
+        events=timeline.df_events(view),
+        missing=what_is_missing(view),
+    )

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from analysis.evidence import Side
+import numpy as np
+
+from analysis.causes import INTERRUPTED, NOT_EXPLAINED
+from analysis.evidence import Finding, Side
+from analysis.ladder import Rung, next_wall
+from analysis.run_view import RunView
+from probes.errors import ExitCode
+
+if TYPE_CHECKING:
+    from analysis.summary import Summary
+
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +27,8 @@ class Verdict:
 
     Attributes:
         cause: Id of the binding finding; ``reached``; ``not-explained`` when the target was
-            missed and nothing measured explains it.
+            missed and nothing measured explains it; ``interrupted`` when somebody stopped the run
+            before anything else did.
         side: server, client or host.
         sentence: One plain sentence that names side, process and number.
         at_connections: Open connections when it was met; the held count for ``reached``.
@@ -29,3 +44,203 @@ class Verdict:
     at_s: float | None
     confidence: str = "high"
     next_rung: str = ""
+
+
+def conclude(view: RunView, findings: Sequence[Finding], ladder: Sequence[Rung]) -> Verdict:
+    """The verdict of a run.
+
+    Args:
+        view: The run.
+        findings: Ranked.
+        ladder: In order.
+    """
+    wall = wall_sentence(ladder)
+    binding = next((f for f in findings if f.severity == "binding"), None)
+    if binding is None:
+        return _without_cause(view, wall)
+    known = binding.at_connections
+    return Verdict(
+        cause=binding.cause,
+        side=binding.side,
+        sentence=_sentence(binding, findings, wall),
+        at_connections=view.peak_count if known is None else known,
+        at_s=view.hold.end_s if binding.cause == "reached" else binding.first_s,
+        confidence=binding.confidence,
+        next_rung=wall,
+    )
+
+
+def _sentence(binding: Finding, findings: Sequence[Finding], wall: str) -> str:
+    text = binding.sentence or binding.explanation.split(". ")[0].rstrip(".")
+    if binding.cause == "reached":
+        return f"{text}; {wall}." if wall else f"{text}."
+    followed = [f for f in findings if f.follows_from == binding.cause]
+    for finding in followed[:2]:
+        told = finding.sentence or finding.cause
+        told = told if told.startswith(("TCP", "CPU")) else told[:1].lower() + told[1:]
+        text += f", and from then on {told} ({finding.cause})"
+    if binding.fix:
+        text += f"; raise it with {binding.fix[0].command}"
+    return text + "."
+
+
+def _without_cause(view: RunView, wall: str) -> Verdict:
+    target, peak = view.target_count, view.peak_count
+    is_interrupted = view.manifest.get("status") == "interrupted"
+    counts = f"{peak:,} of {target:,} connections were open at the peak"
+    if is_interrupted and not view.failed_count and not view.lost_count:
+        sentence = f"The run was interrupted when {counts}; no limit had been met by then."
+    elif view.connections.empty and not peak:
+        sentence = "No connection was recorded, so this run cannot say what limits it."
+    else:
+        sentence = (
+            f"{counts[:1].upper() + counts[1:]}; {view.failed_count:,} attempts failed, "
+            f"{view.lost_count:,} were lost, {view.waiting_count:,} waited to the end, and nothing "
+            "that was measured explains why."
+        )
+        is_interrupted = False
+    return Verdict(
+        cause=INTERRUPTED if is_interrupted else NOT_EXPLAINED,
+        side="host",
+        sentence=sentence,
+        at_connections=peak,
+        at_s=view.peak_s if peak else None,
+        confidence="low",
+        next_rung=wall,
+    )
+
+
+def wall_sentence(ladder: Sequence[Rung]) -> str:
+    """The next wall in words, '' when no rung has a prediction."""
+    wall = next_wall(ladder)
+    if wall is None or wall.predicted_connections is None:
+        return ""
+    error = f" (+- {wall.fit_error_pct:.0f} %)" if wall.fit_error_pct else ""
+    return (
+        f"the next limit is {_LIMIT_WORDS.get(wall.limit, wall.limit)} of {wall.subject}, "
+        f"at about {wall.predicted_connections:,} connections{error}"
+    )
+
+
+_LIMIT_WORDS = {
+    "fds_per_process": "the descriptor limit",
+    "file_max": "the file table (fs.file-max)",
+    "ephemeral_ports": "the local ports",
+    "tcp_mem": "TCP's memory (tcp_mem)",
+    "memory": "the memory",
+    "cpu_worker": "the CPU",
+    "cpu_host": "the CPU",
+    "accept_queue": "the accept queue",
+    "conntrack": "the connection tracking table",
+}
+
+
+def run_facts(view: RunView) -> dict[str, Any]:
+    """The object ``run`` of verdict.json."""
+    manifest = view.manifest
+    return {
+        "id": str(manifest.get("run_id") or view.frames.path.resolve().name),
+        "argv": [str(word) for word in manifest.get("argv") or []],
+        "target_connections": view.target_count,
+        "peak_connections": view.peak_count,
+        "held_connections": view.held_count,
+        "status": str(manifest.get("status") or ""),
+        "failed_connections": view.failed_count,
+        "lost_connections": view.lost_count,
+    }
+
+
+def exit_code(verdict: Verdict) -> ExitCode:
+    """0 when the target was reached, 3 when it was not."""
+    return ExitCode.REACHED if verdict.cause == "reached" else ExitCode.LIMIT_MET
+
+
+def document(summary: Summary) -> dict[str, Any]:
+    """``verdict.json`` as plain JSON values; numbers that are not finite become null."""
+    verdict = summary.verdict
+    health = summary.probe_health
+    plain = {
+        "schema_version": SCHEMA_VERSION,
+        "run": summary.run,
+        "verdict": {
+            "cause": verdict.cause,
+            "side": verdict.side,
+            "sentence": verdict.sentence,
+            "at_connections": verdict.at_connections,
+            "at_s": verdict.at_s,
+            "confidence": verdict.confidence,
+            "next_rung": verdict.next_rung,
+        },
+        "findings": [_finding(finding) for finding in summary.findings],
+        "ladder": [_rung(rung) for rung in summary.ladder],
+        "probes": [
+            {
+                "name": row["probe"],
+                "state": row["state"],
+                "reason": row["reason"],
+                "lost": row["lost_count"],
+                "cpu_s": row["cpu_s"],
+            }
+            for row in health.to_dict("records")
+        ],
+    }
+    result = json_safe(plain)
+    assert isinstance(result, dict)
+    return result
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    subject = finding.subject
+    return {
+        "cause": finding.cause,
+        "severity": finding.severity,
+        "side": finding.side,
+        "subject": {"role": subject.role, "pid": subject.pid, "worker": subject.worker},
+        "first_s": finding.first_s,
+        "last_s": finding.last_s,
+        "evidence": [
+            {"name": e.name, "value": e.value, "unit": e.unit, "table": e.table, "at_s": e.at_s}
+            for e in finding.evidence
+        ],
+        "explanation": finding.explanation,
+        "fix": [{"command": fix.command, "effect": fix.effect} for fix in finding.fix],
+        "at_connections": finding.at_connections,
+        "confidence": finding.confidence,
+        "missing": list(finding.missing),
+        "follows_from": finding.follows_from,
+    }
+
+
+def _rung(rung: Rung) -> dict[str, Any]:
+    return {
+        "limit": rung.limit,
+        "scope": rung.scope,
+        "subject": rung.subject,
+        "capacity": rung.capacity,
+        "used_at_peak": rung.used_at_peak,
+        "unit": rung.unit,
+        "per_connection": rung.per_connection,
+        "fit_error_pct": rung.fit_error_pct,
+        "predicted_connections": rung.predicted_connections,
+        "source": rung.source,
+        "note": rung.note,
+        "met": rung.met,
+    }
+
+
+def json_safe(value: Any) -> Any:
+    """Turns numpy values into plain ones, and what JSON cannot say (NaN, infinity) into null."""
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [json_safe(item) for item in value]
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        if not math.isfinite(number):
+            return None
+        return int(number) if number.is_integer() and abs(number) < 2**53 else round(number, 6)
+    return str(value)

@@ -70,6 +70,117 @@ class RunBuilder:
         self.add("events", at_s=ramp_s, event="phase_hold")
         self.add("events", at_s=ramp_s + hold_s, event="phase_stop")
 
+    def process(self, role: str, worker: int, **values: Any) -> int:
+        """A fleet process with slot, limit 1,009 and 16 own descriptors; returns its pid."""
+        pid = {"server": 800, "acceptor": 850, "client": 900}.get(role, 950) + worker
+        blank = {"start_s": -0.9, "exit_status": -1, "nofile_soft_count": 1009, "own_fds_count": 16}
+        row = {"pid": pid, "role": role, "worker": worker, "slot": worker, **blank, **values}
+        self.add("processes", **row)
+        return pid
+
+    def connect(
+        self,
+        count: int,
+        *,
+        client: int = 0,
+        from_s: float = 0.0,
+        until_s: float = 1.0,
+        closed_s: float | None = None,
+        **values: Any,
+    ) -> None:
+        """``count`` connections, spread evenly; open unless ``stage`` says otherwise.
+
+        A failed one (stage socket ... handshake) ends 1 ms after its start or at ``closed_s``.
+        """
+        names = schema.TABLES["connections"].column_names
+        columns = self.connections or {name: [] for name in names}
+        self.connections = columns
+        stage = values.get("stage", "open")
+        for i in range(count):
+            start_s = from_s + (until_s - from_s) * i / count
+            row = default_row("connections") | {
+                "connection": len(columns["connection"]),
+                "client": client,
+                "start_ns": self.ns(start_s),
+                "source_address": f"127.0.0.{client + 1}",
+                "destination_port": 9000,
+                "close_kind": "none",
+                "stage": stage,
+            }
+            if stage in ("open", "closed"):
+                row["connected_ns"] = self.ns(start_s + 0.0001)
+                row["established_ns"] = self.ns(start_s + 0.0005)
+            elif stage == "handshake":
+                row["connected_ns"] = self.ns(start_s + 0.0001)
+            if closed_s is not None:
+                row["closed_ns"] = self.ns(closed_s)
+            elif values.get("errno") or values.get("close_kind"):
+                row["closed_ns"] = self.ns(start_s + 0.001)
+            row |= values
+            for name in names:
+                columns[name].append(row[name])
+
+    def cpu(
+        self,
+        pid: int,
+        pct: float,
+        *,
+        from_s: float = 0.0,
+        until_s: float = 1.0,
+        user_share: float = 0.5,
+        **values: Any,
+    ) -> None:
+        """Samples of a process twice a second, at a constant share of a core in between."""
+        role, worker = self._role_of(pid)
+        last = [r for r in self.rows.get("process_samples", []) if r["pid"] == pid]
+        user = last[-1]["cpu_user_ns_total"] if last else 0
+        system = last[-1]["cpu_system_ns_total"] if last else 0
+        steps = round((until_s - from_s) / 0.5)
+        for i in range(0 if not last else 1, steps + 1):
+            used = int(pct * 1e7 * 0.5) * i
+            self.add(
+                "process_samples",
+                at_s=from_s + 0.5 * i,
+                pid=pid,
+                role=role,
+                worker=worker,
+                cpu_user_ns_total=user + int(used * user_share),
+                cpu_system_ns_total=system + used - int(used * user_share),
+                rss_bytes=20_000_000,
+                fd_count=values.get("fd_count", -1),
+                state="running",
+            )
+
+    def live(self, pid: int, at_s: float, **values: Any) -> None:
+        """One sample of a process's counters."""
+        role, worker = self._role_of(pid)
+        self.add("live_samples", at_s=at_s, pid=pid, role=role, worker=worker, **values)
+
+    def _role_of(self, pid: int) -> tuple[str, int]:
+        row = next(r for r in self.rows["processes"] if r["pid"] == pid)
+        return row["role"], row["worker"]
+
+    def host_cpu(self, busy_pct: float, *, from_s: float, until_s: float) -> None:
+        """Both cores busy to this share."""
+        previous = [r for r in self.rows.get("host_cpu", []) if r["core"] == 0]
+        user = previous[-1]["user_ns_total"] if previous else 0
+        idle = previous[-1]["idle_ns_total"] if previous else 0
+        for i in range(0 if not previous else 1, round((until_s - from_s) / 0.5) + 1):
+            for core in range(2):
+                self.add(
+                    "host_cpu",
+                    at_s=from_s + 0.5 * i,
+                    core=core,
+                    user_ns_total=user + int(busy_pct / 100 * i * S / 2),
+                    idle_ns_total=idle + int((1 - busy_pct / 100) * i * S / 2),
+                )
+
+    def health(self, *probes: str, **values: Any) -> None:
+        """Health rows of probes that ran."""
+        for probe in probes:
+            row = {"state": "ran", "asked_for": True, "bpf_run_ns": -1, **values}
+            self.add("probe_health", at_s=9.0, probe=probe, **row)
+
     def write(self) -> RunDir:
         for table, rows in self.rows.items():
             writer = self.run.writer(table, "built")
@@ -144,3 +255,36 @@ def make_live(tmp_path: Path) -> Iterator[Callable[..., Live]]:
     for fd, live in opened:
         live.close()
         os.close(fd)
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> RunFrames:
+    """Two workers, two clients, 2 x 23 connections, a row in every table."""
+    run = RunBuilder(tmp_path / "small")
+    run.stages(ramp_s=1.0, hold_s=3.0)
+    run.manifest["target_connections"] = 46
+    for worker in range(2):
+        for role in ("server", "client"):
+            pid = run.process(role, worker)
+            run.cpu(pid, 60.0, from_s=-0.5, until_s=1.0)
+            run.cpu(pid, 5.0, from_s=1.0, until_s=4.0)
+            for tenth in range(-2, 17):
+                at_s = tenth / 4
+                count = max(0, min(23, round(23 * at_s)))
+                run.live(pid, at_s, open_count=count, established_total=count)
+    run.host_cpu(80, from_s=-0.5, until_s=1.0)
+    run.host_cpu(10, from_s=1.0, until_s=4.0)
+    for client in range(2):
+        run.connect(23, client=client)
+    filled = set(run.rows) | {"connections"}
+    for table in schema.TABLES:
+        if table in filled:
+            continue
+        for i in range(12):
+            row = {c.name: i for c in schema.TABLES[table].columns if c.type == schema.I64}
+            row |= {"at_ns": run.ns(i / 3)}
+            row |= {n: run.ns(0.1) for n in ("first_ns", "last_ns") if n in row}
+            if "pid" in row:
+                row["pid"] = 800
+            run.add(table, **row)
+    return run.frames()

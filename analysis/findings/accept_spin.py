@@ -1,0 +1,124 @@
+"""``accept-spin``: a full worker keeps its listener and calls accept4 for ever.
+
+Proof: accept4 returns EMFILE at 10^4 to 10^6 a second, sustained, while that worker completes no
+handshake, and its CPU goes there. On a host with more busy processes than cores the worker gets
+only a part of a core: the rate is then judged per second of its own CPU time.
+Told apart from ``hot-worker-code`` and ``keepalive-storm`` by that rate: theirs is zero. From the
+limit itself by what it costs: a worker that leaves its listener is at the limit too, and idle.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.hot_worker import runs_of
+from analysis.signs import Signs
+
+_SPIN_PER_S = 10_000
+_SPIN_WITH_SHARE_PER_S = 2_000
+_LEAST_S = 0.8
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding for each spinning worker, the fastest first."""
+    found = []
+    for pid, rows in signs.emfile_rates.groupby("pid", sort=True):
+        finding = _judge(signs, int(str(pid)), rows)
+        if finding is not None:
+            found.append(finding)
+    return sorted(found, key=lambda finding: -finding.evidence[0].value)
+
+
+def _judge(signs: Signs, pid: int, rows: pd.DataFrame) -> Finding | None:
+    per_s = rows["per_s"].to_numpy()
+    spans = [
+        (
+            float(rows["at_s"].iloc[a] - rows["interval_s"].iloc[a]),
+            float(rows["at_s"].iloc[b - 1]),
+            a,
+            b,
+        )
+        for a, b in runs_of(per_s >= _SPIN_WITH_SHARE_PER_S)
+    ]
+    spans = [span for span in spans if span[1] - span[0] >= _LEAST_S]
+    if not spans:
+        return None
+    since_s, until_s, start, stop = max(spans, key=lambda span: span[1] - span[0])
+    rate = float(np.median(per_s[start:stop]))
+    cpu_pct = signs.cpu_pct_of(pid, since_s, until_s)
+    per_cpu_second = rate / max(0.2, (cpu_pct or 100.0) / 100)
+    if rate < _SPIN_PER_S and (cpu_pct is None or per_cpu_second < _SPIN_PER_S):
+        return None
+    failing_count = rate * (until_s - since_s)
+    progress = signs.established_between(pid, since_s + 0.5, until_s)
+    if progress is not None and progress > 0.01 * failing_count:
+        return None
+    return _finding(signs, pid, (since_s, until_s), rate, cpu_pct, progress, rows)
+
+
+def _finding(
+    signs: Signs,
+    pid: int,
+    span_s: tuple[float, float],
+    rate: float,
+    cpu_pct: float | None,
+    progress: int | None,
+    rows: pd.DataFrame,
+) -> Finding:
+    view = signs.view
+    subject = view.subject(pid)
+    since_s, until_s = span_s
+    table = str(rows["table"].iloc[0])
+    confidence, missing = signs.trust("failing_syscalls", "process_samples")
+    evidence = [
+        Evidence("accept4 calls that returned EMFILE, per second", rate, "1/s", table, since_s),
+        Evidence("length of the spin", until_s - since_s, "s", table, since_s),
+    ]
+    busy = ""
+    if cpu_pct is not None:
+        evidence.append(
+            Evidence("CPU of this process meanwhile", cpu_pct, "pct", "process_samples", since_s)
+        )
+        busy = f" at {cpu_pct:.0f} % of a core"
+    if progress is not None:
+        evidence.append(
+            Evidence(
+                "handshakes it completed meanwhile", progress, "count", "live_samples", until_s
+            )
+        )
+    name = str(subject)
+    return Finding(
+        cause="accept-spin",
+        severity="warning",
+        side=side_of_role(subject.role),
+        subject=subject,
+        first_s=since_s,
+        last_s=until_s,
+        evidence=tuple(evidence),
+        explanation=(
+            f"{name[:1].upper() + name[1:]} has no descriptor left but keeps its listener in the "
+            "event loop. The listener is level-triggered and a connection waits in its queue, so "
+            f"the loop returns at once, accept4 fails with EMFILE {rate:,.0f} times a second, and "
+            f"nothing gets done{busy}. Nothing is logged by that."
+        ),
+        fix=(
+            Fix(
+                "profile-run --at-fd-limit pause (leave the listener at EMFILE, come back when a "
+                "descriptor is freed)",
+                f"the CPU of this worker falls from {cpu_pct or 100:.0f} % to that of its "
+                f"connections; {rate:,.0f} failing calls a second go away",
+            ),
+            Fix(
+                f"LimitNOFILE={65_535} in the [Service] section of the unit",
+                "the worker does not meet the limit at this load, so it never begins to spin",
+            ),
+        ),
+        at_connections=view.open_count_at(since_s),
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{name[:1].upper() + name[1:]} spins in accept4: {rate:,.0f} EMFILE a second"
+        f"{busy}, without one connection accepted",
+        explained_count=0,
+    )

@@ -1,0 +1,107 @@
+"""``ephemeral-ports-exhausted``: no local port is left for one destination.
+
+Proof: EADDRNOTAVAIL from connect (net/ipv4/inet_hashtables.c, __inet_hash_connect), and ports in
+use for that (source, destination, port) = size of the range.
+Told apart: ``source-address-missing`` is EADDRNOTAVAIL from bind, ``bind-ports-exhausted`` is
+EADDRINUSE from bind. Windows reports this wall as WSAENOBUFS (10055).
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.evidence import Evidence, Finding, Fix, Subject
+from analysis.signs import EADDRNOTAVAIL, Signs
+
+_FULL_SHARE = 0.98
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding about the fullest group; the others are counted."""
+    refused = signs.errors_of("connect", EADDRNOTAVAIL)
+    refused = refused[refused["role"].isin(["client", ""])]
+    if refused.empty or signs.ports.empty:
+        return []
+    view = signs.view
+    full = signs.ports[signs.ports["used_pct"] >= 100 * _FULL_SHARE]
+    refusing = signs.ports[signs.ports["refused_count"] > 0]
+    group = (full if len(full) else refusing if len(refusing) else signs.ports).iloc[0]
+    used, size = int(group["ports_used_count"]), int(group["range_count"])
+    first = refused.sort_values("first_s", kind="stable").iloc[0]
+    first_s, last_s = float(first["first_s"]), float(refused["last_s"].max())
+    count = int(refused["event_count"].sum())
+    pid = int(first["pid"])
+    subject = view.subject(pid)
+    at_connections = view.open_count_at(first_s)
+    source, table = str(group["source_address"]), str(group["source"])
+    port = int(group["destination_port"])
+    confidence, missing = signs.trust("failing_syscalls", "port_groups")
+    if used < _FULL_SHARE * size:
+        confidence = "low"
+        missing += (
+            f"only {used:,} of {size:,} ports were seen in use for the fullest group: somebody "
+            "else's sockets, or explicit binds, may hold the rest (ss -tan | wc -l decides)",
+        )
+    evidence = (
+        Evidence(
+            "connect calls that returned EADDRNOTAVAIL",
+            count,
+            "count",
+            str(first["source"]),
+            first_s,
+        ),
+        Evidence(f"local ports in use from {source} to port {port}", used, "ports", table, first_s),
+        Evidence("size of ip_local_port_range", size, "ports", table),
+        Evidence("groups that were full", max(len(full), len(refusing)), "count", table),
+        Evidence("connections of the run then", at_connections, "count", "connections", first_s),
+    )
+    who = str(subject) if subject.role else "a client"
+    return [
+        Finding(
+            cause="ephemeral-ports-exhausted",
+            severity="warning",
+            side="client",
+            subject=subject if subject.role else Subject("client"),
+            first_s=first_s,
+            last_s=max(first_s, last_s),
+            evidence=evidence,
+            explanation=(
+                f"Every TCP connection from {source} to port {port} needs a local port of its own; "
+                f"{used:,} of the {size:,} in the range were taken, so connect failed with "
+                f"EADDRNOTAVAIL {count:,} times. The server is not involved. Windows reports the "
+                "same wall as WSAENOBUFS (10055), and bigger buffers do not help there either."
+            ),
+            fix=_fixes(signs, size),
+            at_connections=at_connections,
+            confidence=confidence,
+            missing=missing,
+            sentence=f"{who[:1].upper() + who[1:]} had no local port left: {used:,} of {size:,} "
+            f"were in use from {source} to port {port}, at {at_connections:,} connections",
+            explained_count=_explained(view.connections),
+        )
+    ]
+
+
+def _explained(connections: pd.DataFrame) -> int:
+    hit = connections["is_failed"] & (connections["errno"] == EADDRNOTAVAIL)
+    return max(1, int((hit & (connections["stage"] == "connect")).sum()))
+
+
+def _fixes(signs: Signs, size: int) -> tuple[Fix, ...]:
+    groups = max(1, len(signs.ports))
+    wanted = max(signs.view.target_count, 2 * signs.view.peak_count)
+    addresses = max(groups + 1, -(-wanted // 10_000))
+    widest = 65_535 - 1_024 + 1
+    fixes = [
+        Fix(
+            f"profile-run --source-addresses {addresses}",
+            f"{size:,} ports for each address: this rung moves from {groups * size:,} to "
+            f"{addresses * size:,} connections",
+        ),
+        Fix(
+            'sysctl -w net.ipv4.ip_local_port_range="1024 65535"',
+            f"{widest:,} ports a group instead of {size:,}: this rung moves from {groups * size:,} "
+            f"to {groups * widest:,} connections",
+        ),
+    ]
+    return tuple(fixes if size < widest else fixes[:1])

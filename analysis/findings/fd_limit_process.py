@@ -1,0 +1,164 @@
+"""``fd-limit-process``: a process is at RLIMIT_NOFILE.
+
+Proof: EMFILE from accept4 (server) or socket (client), which Linux returns for nothing else
+(fs/file.c, alloc_fd), and descriptors open = soft limit of that pid. A worker that leaves its
+listener before it meets EMFILE is full by its count alone; that is a limit only when connections
+wanted in.
+Told apart from ``fd-limit-system``: that one is ENFILE, with descriptors below the soft limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.evidence import Evidence, Finding, Fix, Subject, side_of_role
+from analysis.signs import EMFILE, Signs, first_known
+
+_SYSCALL = {"server": "accept4", "acceptor": "accept4", "client": "socket"}
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding a side: about the process that was full first; the others are counted."""
+    found = []
+    for roles in (("server", "acceptor"), ("client",)):
+        rows = _at_limit(signs, roles)
+        if len(rows):
+            found.append(_finding(signs, rows))
+    return found
+
+
+def _at_limit(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
+    """Descriptor rows of full processes with emfile_count, first_s, last_s, table; first first."""
+    fleet = signs.descriptors[signs.descriptors["role"].isin(roles)]
+    emfile = signs.errors_of(_SYSCALL[roles[0]], EMFILE)
+    hits = {int(row["pid"]): row for row in emfile.to_dict("records")}
+    rows = []
+    for row in fleet.to_dict("records"):
+        pid, role = int(row["pid"]), str(row["role"])
+        hit = hits.get(pid)
+        is_full = int(row["peak_count"]) >= int(row["capacity_count"]) - 1
+        is_wanted = role != "client" and signs.unmet_count > 0 and is_full
+        if hit is None and not is_wanted:
+            continue
+        moments = [float(row["first_full_s"])] if is_full else []
+        moments += [float(hit["first_s"])] if hit is not None else []
+        first_s = first_known(*moments)
+        last_s = float(hit["last_s"]) if hit is not None else signs.view.stop_s
+        if not np.isfinite(first_s):
+            continue
+        rows.append(
+            {
+                **row,
+                "emfile_count": int(hit["event_count"]) if hit is not None else 0,
+                "emfile_table": str(hit["source"]) if hit is not None else "",
+                "first_s": first_s,
+                "last_s": max(first_s, last_s),
+            }
+        )
+    frame = pd.DataFrame(rows)
+    if len(frame):
+        frame = frame.sort_values(["first_s", "pid"], kind="stable", ignore_index=True)
+    return frame
+
+
+def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
+    view = signs.view
+    row = rows.to_dict("records")[0]
+    subject = Subject(str(row["role"]), int(row["pid"]), int(row["worker"]))
+    soft, own, held = int(row["soft_count"]), int(row["own_count"]), int(row["peak_count"])
+    emfile_count, first_s = int(row["emfile_count"]), float(row["first_s"])
+    at_connections = view.open_count_at(first_s)
+    # EMFILE itself proves that every descriptor was taken; the samples come twice a second
+    used = soft if emfile_count else own + held
+    evidence = [
+        Evidence(
+            "descriptors open (own and connections)", used, "count", str(row["table"]), first_s
+        ),
+        Evidence("soft limit (RLIMIT_NOFILE)", soft, "count", "processes"),
+        Evidence("descriptors of its own", own, "count", "processes"),
+        Evidence("most connections sampled in it", held, "count", str(row["table"])),
+        Evidence("connections of the run then", at_connections, "count", "connections", first_s),
+        Evidence("processes of this side at their limit", len(rows), "count", "processes"),
+    ]
+    syscall = _SYSCALL[subject.role]
+    if emfile_count:
+        table = str(row["emfile_table"])
+        name = f"{syscall} calls that returned EMFILE"
+        evidence.append(Evidence(name, emfile_count, "count", table, first_s))
+    confidence, missing = signs.trust("failing_syscalls", "live_samples")
+    if emfile_count and held < 0.98 * (soft - own):
+        confidence = "medium"
+        missing += (f"no sample saw more than {held:,} connections in it before EMFILE",)
+    others = ""
+    if len(rows) > 1:
+        others = f" {len(rows) - 1} more processes of this side reached theirs later."
+    doing = "accepts" if subject.role != "client" else "opens"
+    explanation = (
+        f"{_capital(subject)} {doing} no further connection: its {soft:,} descriptors are all in "
+        f"use, {own:,} by itself and {soft - own:,} by connections."
+        + (f" {syscall} returned EMFILE {emfile_count:,} times." if emfile_count else "")
+        + others
+    )
+    return Finding(
+        cause="fd-limit-process",
+        severity="warning",
+        side=side_of_role(subject.role),
+        subject=subject,
+        first_s=first_s,
+        last_s=float(rows["last_s"].max()),
+        evidence=tuple(evidence),
+        explanation=explanation,
+        fix=_fixes(signs, row),
+        at_connections=at_connections,
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{_capital(subject)} was at its descriptor limit of {soft:,} "
+        f"({soft - own:,} connections + {own:,} own) at {at_connections:,} connections",
+        explained_count=_explained(signs, subject),
+    )
+
+
+def _capital(subject: Subject) -> str:
+    text = str(subject)
+    return text[:1].upper() + text[1:]
+
+
+def _explained(signs: Signs, subject: Subject) -> int:
+    """What failed by this limit: EMFILE at a client's socket, else what a full server left."""
+    connections = signs.view.connections
+    if subject.role == "client":
+        hit = connections["is_failed"] & (connections["errno"] == EMFILE)
+        never_tried = signs.view.target_count - len(connections)
+        return int(hit.sum()) + max(0, never_tried)
+    others = connections["is_failed"] & (connections["errno"].isin([0, 104, 110, 32]))
+    return max(1, int(others.sum()) + signs.view.waiting_count)
+
+
+def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
+    """Raise the limit to what the target needs; or spread the target over more processes."""
+    view = signs.view
+    soft, own = int(str(row["soft_count"])), int(str(row["own_count"]))
+    capacity = soft - own
+    share = capacity / max(1, view.peak_count)
+    wanted = max(view.target_count, 2 * view.peak_count)
+    needed = own + int(np.ceil(share * wanted * 1.05))
+    new = max(65_535 if needed <= 65_535 else -(-needed // 65_536) * 65_536, 2 * soft)
+    moves = (
+        f"moves this rung from about {round(capacity / share):,} connections to about "
+        f"{round((new - own) / share):,} at the same share of {100 * share:.0f} % per process"
+    )
+    peers = view.who[view.who["role"] == row["role"]]
+    per_target = int(np.ceil(wanted / capacity * 1.05))
+    more = Fix(
+        f"profile-run --{'clients' if row['role'] == 'client' else 'workers'} "
+        f"{max(len(peers) + 1, per_target)}",
+        f"{capacity:,} connections a process at this limit: so many processes hold {wanted:,}",
+    )
+    if row["role"] == "client":
+        return Fix(f"ulimit -n {new}", moves), more
+    systemd = Fix(f"LimitNOFILE={new} in the [Service] section of the unit", moves)
+    return systemd, Fix(f"profile-run --nofile {new}", moves), more

@@ -1,0 +1,144 @@
+"""``hot-worker-code``: one worker is at a full core in its own code, its siblings are not.
+
+Proof: CPU of that worker, and the function that most of its samples are in while its siblings
+hardly run it. In the hold phase, where an event loop has little to do, the CPU alone already says
+that something runs; without stacks the finding has low confidence and says that the function is
+not known.
+Told apart from ``accept-spin`` (accept4 failing at 10^4 a second) and ``keepalive-storm`` (the
+CPU is explained by messages): neither is there. ``worker-blocked`` is on no CPU at all. A worker
+that is busy with the ramp runs the same functions as its siblings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.cpu import df_flame
+from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.findings import accept_spin
+from analysis.findings.keepalive_storm import explains_cpu_of
+from analysis.hot_worker import dominant_function, function_shares
+from analysis.signs import Signs
+
+_LEAST_SHARE_PCT = 50.0
+_SIBLING_SHARE_PCT = 25.0
+_LEAST_SAMPLES = 10
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding about the hottest worker, or none."""
+    hot = signs.hot_worker
+    if hot is None or hot["role"] not in ("server", "acceptor"):
+        return []
+    pid = int(hot["pid"])
+    if any(finding.subject.pid == pid for finding in accept_spin.find(signs)):
+        return []
+    kind, function, share_pct, sibling_pct = _own_function(signs, hot)
+    is_in_hold = float(hot["since_s"]) >= signs.view.hold.start_s or (
+        float(hot["until_s"]) >= signs.view.hold.start_s + 1.0
+    )
+    if not function and (not is_in_hold or kind or explains_cpu_of(signs, pid)):
+        return []
+    return [_finding(signs, hot, kind, function, share_pct, sibling_pct)]
+
+
+def _own_function(signs: Signs, hot: dict[str, Any]) -> tuple[str, str, float, float]:
+    """The function that only the hot worker is in.
+
+    Returns:
+        Source of the stacks ('' when there are none), function ('' when none is its own), its
+        share there, and the largest share that it has in a sibling.
+    """
+    window = (float(hot["since_s"]), float(hot["until_s"]) + 0.5)
+    stacks = df_flame(signs.view, window_s=window)
+    servers = signs.view.who[signs.view.who["role"] == hot["role"]]["pid"]
+    for kind in ("python", "native"):
+        of_kind = stacks[stacks["source"] == kind]
+        mine = of_kind[of_kind["pid"] == hot["pid"]]
+        if int(mine["sample_count"].sum()) < _LEAST_SAMPLES:
+            continue
+        shares = function_shares(mine)
+        beside: dict[str, float] = {}
+        for pid in servers[servers != hot["pid"]]:
+            theirs = of_kind[of_kind["pid"] == pid]
+            if int(theirs["sample_count"].sum()) < _LEAST_SAMPLES:
+                continue
+            of_sibling = function_shares(theirs)
+            for name, share in zip(of_sibling["function"], of_sibling["share_pct"], strict=True):
+                beside[str(name)] = max(beside.get(str(name), 0.0), float(share))
+        rare = shares["function"].map(beside).fillna(0.0) <= _SIBLING_SHARE_PCT
+        function, share_pct = dominant_function(shares[rare], _LEAST_SHARE_PCT)
+        if function and not _is_event_loop(function):
+            return kind, function, share_pct, beside.get(function, 0.0)
+        return kind, "", 0.0, 0.0
+    return "", "", 0.0, 0.0
+
+
+_LOOP_WORDS = ("epoll", "poll (", "select", "do_syscall_64", "entry_SYSCALL", "Worker.run", "run (")
+
+
+def _is_event_loop(function: str) -> bool:
+    """The loop itself or its way into the kernel: in every stack of a worker, so no cause."""
+    return function.endswith("_[k]") or any(function.startswith(w) for w in _LOOP_WORDS)
+
+
+def _finding(
+    signs: Signs, hot: dict[str, Any], kind: str, function: str, share_pct: float, sibling: float
+) -> Finding:
+    view = signs.view
+    subject = view.subject(int(hot["pid"]))
+    since_s, until_s, cpu_pct = float(hot["since_s"]), float(hot["until_s"]), float(hot["cpu_pct"])
+    others_pct = float(hot["others_cpu_pct"])
+    confidence, missing = signs.trust("process_samples")
+    evidence = [
+        Evidence("CPU of this worker", cpu_pct, "pct", "process_samples", since_s),
+        Evidence("of that in user mode", float(hot["user_pct"]), "pct", "process_samples", since_s),
+        Evidence("length", until_s - since_s, "s", "process_samples", since_s),
+    ]
+    if others_pct == others_pct:  # noqa: PLR0124  # NaN: it has no siblings
+        evidence.append(
+            Evidence("median CPU of its siblings", others_pct, "pct", "process_samples", since_s)
+        )
+    where = "in its own code"
+    if function:
+        table = "python_stacks" if kind == "python" else "cpu_stacks"
+        where = f"in {function}"
+        evidence.append(Evidence(f"samples in {function}", share_pct, "pct", table, since_s))
+        evidence.append(Evidence("the same in its siblings, at most", sibling, "pct", table))
+    else:
+        confidence = "low"
+        missing += (
+            "no stacks were sampled (python_stacks, cpu_stacks): the function is not known",
+        )
+    name = str(subject)
+    stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
+    spent_s = cpu_pct / 100 * (until_s - since_s)
+    return Finding(
+        cause="hot-worker-code",
+        severity="warning",
+        side=side_of_role(subject.role),
+        subject=subject,
+        first_s=since_s,
+        last_s=until_s,
+        evidence=tuple(evidence),
+        explanation=(
+            f"{name[:1].upper() + name[1:]} used {cpu_pct:.0f} % of a core for "
+            f"{until_s - since_s:.1f} s, {share_pct:.0f} % of its samples {where}"
+            if function
+            else f"{name[:1].upper() + name[1:]} used {cpu_pct:.0f} % of a core for "
+            f"{until_s - since_s:.1f} s while neither accepts nor messages explain it"
+        )
+        + ". While it runs, none of its connections is served.",
+        fix=(
+            Fix(
+                f"move {function or 'the work'} off the event loop (a thread, a process, a queue)",
+                f"gives back about {spent_s:.1f} s of CPU of this run; the worker falls from "
+                f"{cpu_pct:.0f} % to about {max(0.0, cpu_pct * (1 - share_pct / 100)):.0f} %",
+            ),
+        ),
+        at_connections=view.open_count_at(since_s),
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{name[:1].upper() + name[1:]} was at {cpu_pct:.0f} % of a core {where}",
+        explained_count=stalled,
+    )

@@ -1,0 +1,51 @@
+"""``reached``: the target was established and held, without one failure.
+
+Proof: connections open when the run began to stop, failed 0, lost 0. It says nothing about limits
+that the run came close to: that is the ladder.
+"""
+
+from __future__ import annotations
+
+from analysis.evidence import Evidence, Finding, Subject
+from analysis.ladder import next_wall
+from analysis.signs import Signs
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding, or none when the target was missed or a connection failed."""
+    view = signs.view
+    if not view.is_reached:
+        return []
+    held = view.held_count
+    evidence = [
+        Evidence("connections held", held, "count", "connections", view.hold.end_s),
+        Evidence("failed connections", 0, "count", "connections"),
+        Evidence("lost connections", 0, "count", "connections"),
+    ]
+    took_s = float(view.connections["established_s"].max())
+    evidence.append(Evidence("time to the last connection", took_s, "s", "connections", took_s))
+    wall = next_wall(signs.ladder)
+    explanation = (
+        f"All {held:,} connections were established in {took_s:.1f} s and held for "
+        f"{view.hold.duration_s:.0f} s; none failed and none was lost."
+    )
+    if wall is not None and wall.predicted_connections is not None:
+        explanation += (
+            f" The next limit is {wall.limit} of {wall.subject}, "
+            f"at about {wall.predicted_connections:,} connections."
+        )
+    return [
+        Finding(
+            cause="reached",
+            severity="info",
+            side="server",
+            subject=Subject("server"),
+            first_s=view.ramp.start_s,
+            last_s=max(view.ramp.start_s, view.hold.end_s),
+            evidence=tuple(evidence),
+            explanation=explanation,
+            at_connections=held,
+            sentence=f"All {held:,} connections were established and held "
+            f"{view.hold.duration_s:.0f} s without a failure",
+        )
+    ]

@@ -1,0 +1,83 @@
+"""``server-resets-when-full``: a server at its descriptor limit accepts and closes at once.
+
+Proof: accept4 returned EMFILE in a worker that lives on, and from then on clients see their
+opening handshake end by RST (their request was unread) or EOF.
+Told apart from ``worker-crash``: there the process is gone.
+"""
+
+from __future__ import annotations
+
+from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.signs import EMFILE, Signs
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding, about the worker that was full first."""
+    view = signs.view
+    emfile = signs.errors_of("accept4", EMFILE)
+    emfile = emfile[emfile["role"].isin(["server", "acceptor"])]
+    processes = view.frames["processes"]
+    gone = processes[processes["exited_ns"] > 0]
+    emfile = emfile[~emfile["pid"].isin(gone["pid"])]
+    if emfile.empty:
+        return []
+    first = emfile.sort_values("first_s", kind="stable").iloc[0]
+    full_s = float(first["first_s"])
+    connections = view.connections
+    refused = connections[
+        connections["is_failed"]
+        & (connections["stage"] == "handshake")
+        & connections["close_kind"].isin(["rst", "eof"])
+        & (connections["closed_s"] >= full_s - 0.3)
+    ]
+    emfile_count = int(emfile["event_count"].sum())
+    if refused.empty or emfile_count < 0.05 * len(refused):
+        return []
+    resets = int((refused["close_kind"] == "rst").sum())
+    first_s = float(refused["closed_s"].min())
+    subject = view.subject(int(first["pid"]))
+    confidence, missing = signs.trust("failing_syscalls")
+    name = str(subject)
+    return [
+        Finding(
+            cause="server-resets-when-full",
+            severity="warning",
+            side=side_of_role(subject.role),
+            subject=subject,
+            first_s=first_s,
+            last_s=float(refused["closed_s"].max()),
+            evidence=(
+                Evidence("handshakes ended by RST", resets, "count", "connections", first_s),
+                Evidence("handshakes ended by EOF", len(refused) - resets, "count", "connections"),
+                Evidence(
+                    "accept4 calls that returned EMFILE",
+                    emfile_count,
+                    "count",
+                    str(first["source"]),
+                    full_s,
+                ),
+            ),
+            explanation=(
+                f"{name[:1].upper() + name[1:]} is at its descriptor limit and alive. It gives up "
+                f"a reserve descriptor, accepts and closes at once: {resets:,} clients saw "
+                f"ECONNRESET (their request was unread) and {len(refused) - resets:,} saw EOF. "
+                "The application is never told."
+            ),
+            fix=(
+                Fix(
+                    "LimitNOFILE=65535 in the [Service] section of the unit",
+                    f"the {len(refused):,} resets go away until 65,535 descriptors are in use",
+                ),
+                Fix(
+                    "profile-run --at-fd-limit pause",
+                    f"{len(refused):,} clients wait in the accept queue instead of being reset",
+                ),
+            ),
+            at_connections=view.open_count_at(first_s),
+            confidence=confidence,
+            missing=missing,
+            sentence=f"{name[:1].upper() + name[1:]} accepted and closed {len(refused):,} "
+            "connections at its descriptor limit",
+            explained_count=len(refused),
+        )
+    ]

@@ -1,0 +1,86 @@
+"""``worker-crash``: a process died and all its connections with it.
+
+Proof: exit status or signal from wait4 before the run began to stop, and the connections that it
+held or that clients lost within a second.
+Told apart from ``server-resets-when-full``: there the process lives.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.signs import Signs
+
+_AT_ONCE_S = 1.0
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding for each process that died, the first first."""
+    view = signs.view
+    processes = view.frames["processes"]
+    dead = processes[
+        (processes["exited_ns"] > 0)
+        & ((processes["exit_status"] > 0) | (processes["exit_signal"] > 0))
+        & processes["role"].isin(["server", "acceptor", "client"])
+    ]
+    found = [_finding(signs, row) for row in dead.to_dict("records")]
+    return sorted(
+        (f for f in found if f.first_s < view.stop_s), key=lambda finding: finding.first_s
+    )
+
+
+def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
+    view = signs.view
+    pid = int(str(row["pid"]))
+    subject = view.subject(pid)
+    died_s = view.seconds(int(str(row["exited_ns"])))
+    status, number = int(str(row["exit_status"])), int(str(row["exit_signal"]))
+    live = view.frames["live_samples"]
+    mine = live[live["pid"] == pid]
+    before = mine[view.seconds_of(mine["at_ns"]) <= died_s + 0.05]
+    held = int(before["open_count"].iloc[-1]) if len(before) else 0
+    connections = view.connections
+    near = connections["closed_s"].between(died_s - 0.3, died_s + _AT_ONCE_S)
+    lost = int((near & connections["is_lost"]).sum())
+    failed = int((near & connections["is_failed"]).sum())
+    how = f"signal {_signal_name(number)}" if number else f"exit status {status}"
+    evidence = [
+        Evidence("signal" if number else "exit status", number or status, "", "processes", died_s),
+        Evidence("connections lost within a second", lost, "count", "connections", died_s),
+        Evidence("attempts that failed within a second", failed, "count", "connections", died_s),
+        Evidence("connections it held before", held, "count", "live_samples", died_s),
+    ]
+    name = str(subject)
+    return Finding(
+        cause="worker-crash",
+        severity="warning",
+        side=side_of_role(subject.role),
+        subject=subject,
+        first_s=died_s,
+        last_s=died_s,
+        evidence=tuple(evidence),
+        explanation=(
+            f"{name[:1].upper() + name[1:]} ended with {how} while the run went on; the kernel "
+            f"closed everything it held at once: {lost:,} connections were lost within a second."
+        ),
+        fix=(
+            Fix(
+                f"tail -n 40 logs/*{subject.role}*.log in the run directory",
+                f"shows why it ended; {max(lost, held):,} connections stay when it does not",
+            ),
+        ),
+        at_connections=view.open_count_at(died_s - 0.01),
+        sentence=f"{name[:1].upper() + name[1:]} ended with {how} and took "
+        f"{max(lost, held):,} connections with it",
+        explained_count=lost + failed,
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

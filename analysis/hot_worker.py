@@ -1,0 +1,176 @@
+"""The worker at a full core: which, since when, and what it was doing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.cpu import df_flame
+from analysis.evidence import Finding
+from analysis.run_view import RunView
+
+if TYPE_CHECKING:
+    from analysis.signs import Signs
+
+
+def function_shares(stacks: pd.DataFrame) -> pd.DataFrame:
+    """Share of samples by function anywhere in the stack: function, share_pct, is_leaf.
+
+    A recursive function counts once a stack. Line numbers are taken off, so that a loop that is
+    sampled on several lines is one function. Largest share first; of two with the same share the
+    deeper one.
+
+    Args:
+        stacks: stack, sample_count.
+    """
+    total = float(stacks["sample_count"].sum())
+    counts: dict[str, float] = {}
+    depth: dict[str, int] = {}
+    leaves: set[str] = set()
+    for stack, count in zip(stacks["stack"], stacks["sample_count"], strict=True):
+        names = [function_name(frame) for frame in str(stack).split(";") if frame]
+        for position, name in enumerate(names):
+            depth[name] = max(depth.get(name, 0), position)
+        for name in set(names):
+            counts[name] = counts.get(name, 0.0) + float(count)
+        leaves.update(names[-1:])
+    rows = [
+        {"function": n, "share_pct": 100 * c / total, "is_leaf": n in leaves, "depth": depth[n]}
+        for n, c in counts.items()
+    ]
+    columns = ["function", "share_pct", "is_leaf", "depth"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.sort_values(
+        ["share_pct", "depth"], ascending=[False, False], kind="stable", ignore_index=True
+    )
+
+
+def function_name(frame: str) -> str:
+    """A frame without its line: ``turn (harness/loop.py:31)`` gives ``turn (harness/loop.py)``."""
+    head, colon, tail = frame.rpartition(":")
+    if colon and tail.rstrip(")").isdigit():
+        return head + (")" if tail.endswith(")") else "")
+    return frame
+
+
+def find_hot_worker(view: RunView, worker_cpu: pd.DataFrame) -> dict[str, Any] | None:
+    """The server-side process that was at a full core for at least 1 s while it was not the norm.
+
+    During the ramp of a host whose cores are all busy, every worker takes what it gets: there a
+    worker counts as hot only with 80 % of a core and twice the median of its siblings. In the
+    hold phase 80 % of a core is enough.
+
+    Returns:
+        pid, role, worker, since_s, until_s, cpu_pct, user_pct, system_pct, others_cpu_pct; the
+        longest such stretch of the run, None when there was none.
+    """
+    servers = worker_cpu[worker_cpu["side"] == "server"]
+    if servers.empty:
+        return None
+    worker_rows = servers[servers["role"] == "server"]
+    best: dict[str, Any] | None = None
+    for pid, rows in servers.groupby("pid", sort=True):
+        others = worker_rows[worker_rows["pid"] != pid].groupby("at_s")["cpu_pct"].median()
+        at_s = rows["at_s"].to_numpy()
+        cpu = rows["cpu_pct"].to_numpy()
+        beside = np.interp(at_s, others.index, others) if len(others) else np.full(len(at_s), 0.0)
+        # a lone worker at a full core in the ramp is doing what it is there for
+        in_hold = (at_s > view.hold.start_s + 0.6) & (at_s <= view.stop_s + 0.1)
+        unlike = (cpu >= 2 * beside) & (len(others) > 0)
+        hot = (cpu >= 80) & (at_s <= view.stop_s + 0.1) & (in_hold | unlike)
+        for start, stop in runs_of(hot):
+            since_s = float(at_s[start - 1]) if start else float(at_s[start]) - 0.5
+            length_s = float(at_s[stop - 1]) - since_s
+            if length_s >= 0.9 and (best is None or length_s > best["until_s"] - best["since_s"]):
+                part = rows.iloc[start:stop]
+                best = {
+                    "pid": int(str(pid)),
+                    "role": str(part["role"].iloc[0]),
+                    "worker": int(part["worker"].iloc[0]),
+                    "since_s": since_s,
+                    "until_s": float(at_s[stop - 1]),
+                    "cpu_pct": float(part["cpu_pct"].mean()),
+                    "user_pct": float(part["user_pct"].mean()),
+                    "system_pct": float(part["system_pct"].mean()),
+                    "others_cpu_pct": float(beside[start:stop].mean()) if len(others) else np.nan,
+                }
+    return best
+
+
+def runs_of(flags: Any) -> list[tuple[int, int]]:
+    """Start and end (exclusive) of every unbroken run of True."""
+    padded = np.concatenate([[False], np.asarray(flags, dtype=bool), [False]])
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+_EXPLAINS_A_HOT_WORKER = ("accept-spin", "keepalive-storm", "hot-worker-code", "garbage-collection")
+
+
+def describe_hot_worker(signs: Signs, findings: Sequence[Finding]) -> dict[str, Any] | None:
+    """The hot worker for the page: stacks, syscalls, and the finding that explains it.
+
+    Args:
+        signs: From the run.
+        findings: Ranked.
+
+    Returns:
+        See ``Summary.hot_worker``; None when no worker was hot.
+    """
+    hot = signs.hot_worker
+    if hot is None:
+        return None
+    pid = int(hot["pid"])
+    window = (float(hot["since_s"]), float(hot["until_s"]) + 0.5)
+    stacks = df_flame(signs.view, pid=pid, window_s=window)
+    function, share_pct = dominant_function(function_shares(stacks[stacks["source"] == "python"]))
+    if not function:
+        native = function_shares(stacks[stacks["source"] == "native"])
+        function, share_pct = dominant_function(native)
+    causes = [f.cause for f in findings if f.subject.pid == pid]
+    named = [c for c in causes if c in _EXPLAINS_A_HOT_WORKER]
+    top = stacks.head(10)[["source", "stack", "sample_count"]]
+    return {
+        **hot,
+        "top_function": function,
+        "top_share_pct": share_pct,
+        "cause": named[0] if named else "",
+        "syscalls": _syscalls_of(signs.view, pid, window),
+        "stacks": top.to_dict("records"),
+    }
+
+
+def dominant_function(shares: pd.DataFrame, least_pct: float = 50.0) -> tuple[str, float]:
+    """The deepest function that at least ``least_pct`` of the samples are in, and its share."""
+    held = shares[shares["share_pct"] >= least_pct]
+    if held.empty:
+        return "", 0.0
+    row = held.sort_values(["depth", "share_pct"], ascending=False, kind="stable").iloc[0]
+    return str(row["function"]), float(row["share_pct"])
+
+
+def _syscalls_of(view: RunView, pid: int, window_s: tuple[float, float]) -> list[dict[str, Any]]:
+    """What it called, most first: all syscalls where they were counted, else the failing ones."""
+    span_s = max(0.1, window_s[1] - window_s[0])
+    failing = view.frames["failing_syscalls"]
+    at_s = view.seconds_of(failing["at_ns"])
+    mine = failing[(failing["pid"] == pid) & (at_s >= window_s[0]) & (at_s <= window_s[1])]
+    failed = mine.groupby(["syscall", "errno_name"], as_index=False)["event_count"].sum()
+    mix = view.frames["syscall_mix"]
+    at_s = view.seconds_of(mix["at_ns"])
+    mixed = mix[(mix["pid"] == pid) & (at_s >= window_s[0]) & (at_s <= window_s[1])]
+    every = mixed.groupby("syscall", as_index=False)["event_count"].sum().assign(errno_name="")
+    rows = pd.concat([every, failed], ignore_index=True).sort_values(
+        "event_count", ascending=False, kind="stable"
+    )
+    return [
+        {
+            "syscall": str(row["syscall"]),
+            "errno_name": str(row["errno_name"]),
+            "events_per_s": float(row["event_count"]) / span_s,
+        }
+        for row in rows.head(8).to_dict("records")
+    ]

@@ -1,0 +1,80 @@
+"""Which finding stopped the run, which followed from it. Why so: docs/design/0004-binding.md.
+
+No list of priorities: consequences are taken out first, because a consequence cannot have stopped
+what its cause had stopped already; of the rest, those that explain no missing connection are ruled
+out; the earliest of what remains is binding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.evidence import SEVERITIES, Finding, Severity
+from analysis.signs import EMFILE, Signs
+
+_AT_LIMIT = ("fd-limit-process", "fd-limit-system")
+
+FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
+    "accept-spin": _AT_LIMIT,
+    "server-resets-when-full": _AT_LIMIT,
+    "full-worker-on-shared-listener": _AT_LIMIT,
+    "worker-crash": (*_AT_LIMIT, "memory-exhausted"),
+}
+"""What can bring a cause about, by the mechanism; only where this run also shows it."""
+
+_TOLERANCE_S = 0.6
+"""Live counters come four times, descriptor counts twice a second: earlier is not sharper."""
+
+
+def rank(signs: Signs, findings: Sequence[Finding]) -> list[Finding]:
+    """Gives every finding its severity; binding first, then by severity and time.
+
+    Args:
+        signs: From the run.
+        findings: From ``analysis.findings.find_all``.
+    """
+    ranked = []
+    origins = {id(f): origin_of(signs, f, findings) for f in findings}
+    binding = find_binding(signs, findings)
+    for finding in findings:
+        origin = origins[id(finding)]
+        if finding is binding:
+            ranked.append(finding.with_severity("binding"))
+        elif origin is not None:
+            severity: Severity = "contributing" if binding is not None else "warning"
+            ranked.append(finding.with_severity(severity, follows_from=origin.cause))
+        else:
+            ranked.append(finding)
+    return sorted(ranked, key=lambda f: (SEVERITIES.index(f.severity), f.first_s, f.cause))
+
+
+def find_binding(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
+    """What stopped the run first; ``reached`` when nothing did; None when nothing explains it."""
+    reached = [f for f in findings if f.cause == "reached"]
+    if reached:
+        return reached[0]
+    own = [f for f in findings if origin_of(signs, f, findings) is None]
+    explaining = [f for f in own if f.explained_count > 0]
+    if not explaining and signs.unmet_count > 0:
+        # e.g. a worker that spins while nothing recorded why it is full
+        explaining = [f for f in own if f.first_s < signs.view.stop_s]
+    return min(explaining, key=lambda f: (f.first_s, -f.explained_count), default=None)
+
+
+def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Finding | None:
+    """The finding that this one follows from, None when it stands for itself."""
+    for cause in FOLLOWS_FROM.get(finding.cause, ()):
+        for other in findings:
+            is_earlier = other.first_s <= finding.first_s + _TOLERANCE_S
+            if other.cause == cause and other.side == finding.side and is_earlier:
+                if finding.cause == "worker-crash" and not _was_at_limit(signs, finding):
+                    continue
+                return other
+    return None
+
+
+def _was_at_limit(signs: Signs, crash: Finding) -> bool:
+    """The process that died had met EMFILE within the second before."""
+    emfile = signs.errors
+    mine = emfile[(emfile["pid"] == crash.subject.pid) & (emfile["errno"] == EMFILE)]
+    return bool((mine["last_s"] >= crash.first_s - 1.0).any())

@@ -1,0 +1,310 @@
+"""One run on the scale of people: seconds since the ramp, phases, counts, who is who.
+
+Everything that findings and timelines share is computed here once and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.evidence import Side, Subject, side_of_role
+from analysis.run_frames import RunFrames
+
+Floats = npt.NDArray[np.float64]
+
+PHASES = ("setup", "ramp", "hold", "stop", "collect")
+_FAILED_STAGES = ("socket", "bind", "connect", "handshake")
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One phase of the run, seconds since the ramp began."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+    @property
+    def duration_s(self) -> float:
+        """Its length."""
+        return self.end_s - self.start_s
+
+    def holds(self, at_s: float) -> bool:
+        """The moment lies in it."""
+        return self.start_s <= at_s < self.end_s
+
+
+class RunView:
+    """A run, with times in seconds since the ramp began and processes by pid.
+
+    Args:
+        frames: The tables; they are not changed.
+    """
+
+    def __init__(self, frames: RunFrames) -> None:
+        self.frames = frames
+        self.manifest = frames.manifest
+        self.settings: Mapping[str, Any] = frames.manifest.get("settings") or {}
+        self.plan: Mapping[str, Any] = frames.manifest.get("plan") or {}
+        self.host: Mapping[str, Any] = frames.manifest.get("host") or {}
+        self.target_count = int(frames.manifest.get("target_connections") or 0)
+        self.origin_ns = self._origin_ns()
+        self.phases = self._phases()
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def _stages(self) -> dict[str, tuple[int, int]]:
+        found = {}
+        for stage in self.manifest.get("stages") or []:
+            start_ns = int(stage.get("start_ns") or 0)
+            if start_ns:
+                found[str(stage.get("stage"))] = (start_ns, int(stage.get("end_ns") or 0))
+        return found
+
+    def _event_ns(self, event: str) -> int:
+        events = self.frames["events"]
+        rows = events[events["event"] == event]
+        return int(rows["at_ns"].iloc[0]) if len(rows) else 0
+
+    def _origin_ns(self) -> int:
+        ramp = self._stages().get("ramp")
+        if ramp:
+            return ramp[0]
+        begun_ns = self._event_ns("phase_ramp")
+        if begun_ns:
+            return begun_ns
+        connections = self.frames["connections"]
+        if len(connections):
+            return int(connections["start_ns"].min())
+        samples = self.frames["live_samples"]
+        return int(samples["at_ns"].min()) if len(samples) else 0
+
+    @cached_property
+    def last_s(self) -> float:
+        """The last moment that any table of the run knows of."""
+        last_ns = self.origin_ns
+        for table in ("events", "live_samples", "process_samples"):
+            frame = self.frames[table]
+            if len(frame):
+                last_ns = max(last_ns, int(frame["at_ns"].max()))
+        connections = self.frames["connections"]
+        for column in ("established_ns", "closed_ns", "start_ns"):
+            if len(connections):
+                last_ns = max(last_ns, int(connections[column].max()))
+        return self.seconds(last_ns)
+
+    def _phases(self) -> dict[str, Phase]:
+        stages = self._stages()
+        for name in ("ramp", "hold", "stop"):
+            begun_ns = self._event_ns(f"phase_{name}")
+            if name not in stages and begun_ns:
+                stages[name] = (begun_ns, 0)
+        if "ramp" not in stages and self.origin_ns:
+            stages["ramp"] = (self.origin_ns, 0)
+        starts = sorted((start, end, name) for name, (start, end) in stages.items())
+        phases = {}
+        for index, (start_ns, end_ns, name) in enumerate(starts):
+            next_ns = starts[index + 1][0] if index + 1 < len(starts) else 0
+            start_s = self.seconds(start_ns)
+            over_ns = end_ns or next_ns
+            end_s = self.seconds(over_ns) if over_ns else max(start_s, self.last_s)
+            phases[name] = Phase(name, start_s, max(start_s, end_s))
+        return phases
+
+    def seconds(self, at_ns: float) -> float:
+        """A moment of CLOCK_MONOTONIC in seconds since the ramp began."""
+        return (at_ns - self.origin_ns) / 1e9
+
+    def seconds_of(self, at_ns: Any) -> Floats:
+        """Likewise for a column; 0 (never) becomes NaN."""
+        values = np.asarray(at_ns, dtype=np.float64)
+        result: Floats = np.where(values == 0, np.nan, (values - self.origin_ns) / 1e9)
+        return result
+
+    @property
+    def ramp(self) -> Phase:
+        """The ramp, of no length when nothing was recorded."""
+        return self.phases.get("ramp") or Phase("ramp", 0.0, max(0.0, self.last_s))
+
+    @property
+    def hold(self) -> Phase:
+        """The hold phase, of no length when the run never held."""
+        end_s = self.ramp.end_s
+        return self.phases.get("hold") or Phase("hold", end_s, end_s)
+
+    @property
+    def stop_s(self) -> float:
+        """When the run began to stop by itself: what closes later was closed on purpose."""
+        stop = self.phases.get("stop")
+        if stop:
+            return stop.start_s
+        return max(self.hold.end_s, self.last_s) + 1e-6
+
+    # -- connections --------------------------------------------------------------------------
+
+    @cached_property
+    def connections(self) -> pd.DataFrame:
+        """The records with their times in seconds and what became of them.
+
+        Adds start_s, connected_s, established_s, closed_s (NaN: never), is_failed (never
+        established and over), is_lost (established and gone before the stop), is_waiting
+        (neither established nor over when the run stopped).
+        """
+        raw = self.frames["connections"]
+        times = {
+            f"{name}_s": self.seconds_of(raw[f"{name}_ns"])
+            for name in ("start", "connected", "established", "closed")
+        }
+        established, closed = times["established_s"], times["closed_s"]
+        before_stop = closed < self.stop_s  # NaN compares false
+        local = (raw["close_kind"] == "local").to_numpy()
+        has_errno = (raw["errno"] != 0).to_numpy()
+        never = np.isnan(established)
+        is_failed = never & (before_stop | has_errno) & ~(local & ~has_errno)
+        return raw.assign(
+            **times,
+            is_failed=is_failed,
+            is_lost=~never & before_stop & ~local,
+            is_waiting=never & ~is_failed,
+        )
+
+    @cached_property
+    def _open_curve(self) -> tuple[Floats, npt.NDArray[np.int64]]:
+        connections = self.connections
+        opened = connections["established_s"].to_numpy()
+        closed = connections["closed_s"].to_numpy()
+        opened_known = ~np.isnan(opened)
+        ends = closed[opened_known & ~np.isnan(closed)]
+        times = np.concatenate([opened[opened_known], ends])
+        steps = np.concatenate([np.ones(int(opened_known.sum())), -np.ones(len(ends))])
+        order = np.argsort(times, kind="stable")
+        return times[order], np.cumsum(steps[order]).astype(np.int64)
+
+    def open_at(self, at_s: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Connections open (as the clients saw it) at each moment."""
+        times, counts = self._open_curve
+        index = np.searchsorted(times, np.asarray(at_s, dtype=np.float64), side="right") - 1
+        if not len(counts):
+            return np.zeros(np.shape(index), dtype=np.int64)
+        result: npt.NDArray[np.int64] = np.where(index >= 0, counts[np.maximum(index, 0)], 0)
+        return result
+
+    def open_count_at(self, at_s: float) -> int:
+        """Connections open at one moment."""
+        return int(self.open_at([at_s])[0])
+
+    @cached_property
+    def peak_count(self) -> int:
+        """Most connections open at once; from the counters when there are no records."""
+        counts = self._open_curve[1]
+        if len(counts):
+            return max(0, int(counts.max()))
+        samples = self.frames["live_samples"]
+        clients = samples[samples["role"] == "client"]
+        if clients.empty:
+            return 0
+        return int(clients.groupby("at_ns")["open_count"].sum().max())
+
+    @cached_property
+    def peak_s(self) -> float:
+        """When the peak was first reached."""
+        times, counts = self._open_curve
+        return float(times[int(counts.argmax())]) if len(counts) else 0.0
+
+    @cached_property
+    def held_count(self) -> int:
+        """Connections open when the run began to stop."""
+        return self.open_count_at(np.nextafter(self.stop_s, -np.inf))
+
+    @cached_property
+    def failed_count(self) -> int:
+        """Attempts that failed before the stop."""
+        return int(self.connections["is_failed"].sum())
+
+    @cached_property
+    def lost_count(self) -> int:
+        """Established connections that ended before the stop."""
+        return int(self.connections["is_lost"].sum())
+
+    @cached_property
+    def waiting_count(self) -> int:
+        """Attempts that were neither established nor over when the run stopped."""
+        return int(self.connections["is_waiting"].sum())
+
+    @property
+    def is_reached(self) -> bool:
+        """The target was established and held without a failure."""
+        enough = self.target_count > 0 and self.held_count >= self.target_count
+        return enough and self.failed_count == 0 and self.lost_count == 0
+
+    @cached_property
+    def failure_window_s(self) -> tuple[float, float] | None:
+        """Around the first failures: from 0.5 s before the first to 2 s after it."""
+        connections = self.connections
+        bad = connections[connections["is_failed"] | connections["is_lost"]]
+        moments = bad["closed_s"].dropna()
+        candidates = [float(moments.min())] if len(moments) else []
+        emfile = self.frames["failing_syscalls"]
+        emfile = emfile[(emfile["errno"] == 24) & (emfile["first_ns"] > 0)]
+        candidates += [float(self.seconds(emfile["first_ns"].min()))] if len(emfile) else []
+        if not candidates:
+            return None
+        first_s = min(candidates)
+        return first_s - 0.5, first_s + 2.0
+
+    # -- processes ----------------------------------------------------------------------------
+
+    @cached_property
+    def who(self) -> pd.DataFrame:
+        """pid, role, worker of every process any table knows, one row a pid."""
+        parts = [
+            self.frames[name][["pid", "role", "worker"]]
+            for name in ("processes", "live_samples", "process_samples")
+        ]
+        known = pd.concat(parts, ignore_index=True)
+        return known[known["pid"] > 0].drop_duplicates("pid", ignore_index=True)
+
+    @cached_property
+    def _subjects(self) -> dict[int, Subject]:
+        rows = zip(self.who["pid"], self.who["role"], self.who["worker"], strict=True)
+        return {int(p): Subject(str(r), int(p), int(w)) for p, r, w in rows}
+
+    def subject(self, pid: int) -> Subject:
+        """The process of that pid, as far as known."""
+        return self._subjects.get(int(pid)) or Subject("", int(pid), -1)
+
+    def side(self, pid: int) -> Side:
+        """The side of that process."""
+        return side_of_role(self.subject(pid).role)
+
+    def pid_of(self, role: str, worker: int) -> int:
+        """The pid of a numbered process, 0 when not known."""
+        rows = self.who[(self.who["role"] == role) & (self.who["worker"] == worker)]
+        return int(rows["pid"].iloc[0]) if len(rows) else 0
+
+    def with_who(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Adds role and worker by pid to a frame that lacks them."""
+        merged = frame.drop(columns=["role", "worker"], errors="ignore").merge(
+            self.who, on="pid", how="left"
+        )
+        filled = merged["worker"].fillna(-1).astype("int64")
+        return merged.assign(role=merged["role"].fillna(""), worker=filled)
+
+    # -- trust --------------------------------------------------------------------------------
+
+    def lost_events_count(self, probe: str) -> int:
+        """Events that a probe saw and did not record; names are matched by their start."""
+        health = self.frames["probe_health"]
+        rows = health[health["probe"].str.startswith(probe)]
+        return int(rows["lost_count"].sum())
+
+    def sysctl(self, name: str) -> str:
+        """A sysctl of the run's host as recorded, '' when it was not."""
+        return str((self.host.get("sysctls") or {}).get(name, ""))

@@ -1,0 +1,185 @@
+"""What the findings look at: one run's frames, each computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.evidence import Confidence
+from analysis.failures import intervals_s
+from analysis.hot_worker import find_hot_worker
+from analysis.ladder import Rung
+from analysis.run_view import RunView
+
+EMFILE, ENFILE, EADDRINUSE, EADDRNOTAVAIL, ETIMEDOUT = 24, 23, 98, 99, 110
+
+_NO_HEALTH = "its health row is missing"
+
+
+@dataclass(frozen=True)
+class Signs:
+    """The frames of one run that causes are told apart by.
+
+    Attributes:
+        view: The run itself.
+        errors: ``failures.df_errors``.
+        ports: ``ports.df_ports``.
+        descriptors: ``descriptors.df_descriptors``.
+        worker_cpu: ``cpu.df_worker_cpu``.
+        host_cpu: ``cpu.df_host_cpu``.
+        ladder: ``ladder.build_ladder``.
+    """
+
+    view: RunView
+    errors: pd.DataFrame
+    ports: pd.DataFrame
+    descriptors: pd.DataFrame
+    worker_cpu: pd.DataFrame
+    host_cpu: pd.DataFrame
+    ladder: list[Rung]
+
+    @cached_property
+    def hot_worker(self) -> dict[str, Any] | None:
+        """The worker at a full core, None when there was none."""
+        return find_hot_worker(self.view, self.worker_cpu)
+
+    @cached_property
+    def unmet_count(self) -> int:
+        """Connections of the target that were never established, or were lost again."""
+        view = self.view
+        established = int(view.connections["established_s"].notna().sum())
+        recorded = max(established, view.peak_count)
+        return max(0, view.target_count - recorded) + view.lost_count
+
+    @cached_property
+    def stalled_count(self) -> int:
+        """Attempts that waited in vain: timed out, or neither open nor failed at the stop."""
+        connections = self.view.connections
+        late = connections["is_failed"] & (
+            (connections["close_kind"] == "timeout") | (connections["errno"] == ETIMEDOUT)
+        )
+        return int(late.sum()) + self.view.waiting_count
+
+    @cached_property
+    def first_stalled_s(self) -> float:
+        """When the first of them was begun; the stop when there were none."""
+        connections = self.view.connections
+        late = connections["is_waiting"] | (
+            connections["is_failed"]
+            & ((connections["close_kind"] == "timeout") | (connections["errno"] == ETIMEDOUT))
+        )
+        begun = connections["start_s"][late]
+        return float(begun.min()) if len(begun) else self.view.stop_s
+
+    def errors_of(self, syscall: str, errno: int, *, role: str = "") -> pd.DataFrame:
+        """Rows of ``errors`` by syscall and errno, before the run began to stop."""
+        rows = self.errors
+        wanted = (rows["syscall"] == syscall) & (rows["errno"] == errno)
+        wanted &= ~(rows["first_s"] >= self.view.stop_s)
+        if role:
+            wanted &= rows["role"] == role
+        return rows[wanted]
+
+    @cached_property
+    def emfile_rates(self) -> pd.DataFrame:
+        """accept4 calls that returned EMFILE, per interval: at_s, pid, per_s, interval_s, table.
+
+        From eBPF; for pids that it did not see, from the workers' own counters, which count one
+        for each time the accept loop met the limit.
+        """
+        view = self.view
+        raw = view.frames["failing_syscalls"]
+        at_s = view.seconds_of(raw["at_ns"])
+        rows = raw.assign(at_s=at_s)[(raw["syscall"] == "accept4") & (raw["errno"] == EMFILE)]
+        lengths = intervals_s(rows["at_s"], at_s)
+        kernel = pd.DataFrame(
+            {
+                "at_s": rows["at_s"],
+                "pid": rows["pid"],
+                "per_s": rows["event_count"] / lengths,
+                "interval_s": lengths,
+                "table": "failing_syscalls",
+            }
+        )
+        live = view.frames["live_samples"]
+        grouped = live.groupby("pid", sort=False)
+        elapsed_s = grouped["at_ns"].diff() / 1e9
+        grown = grouped["accept_emfile_total"].diff()
+        counted = pd.DataFrame(
+            {
+                "at_s": view.seconds_of(live["at_ns"]),
+                "pid": live["pid"],
+                "per_s": grown / elapsed_s,
+                "interval_s": elapsed_s,
+                "table": "live_samples",
+            }
+        )
+        counted = counted[(grown > 0) & (elapsed_s > 0) & ~counted["pid"].isin(kernel["pid"])]
+        both = pd.concat([kernel, counted], ignore_index=True)
+        both = both[both["at_s"] <= view.stop_s + 0.5]
+        return both.sort_values(["pid", "at_s"], kind="stable", ignore_index=True)
+
+    def established_between(self, pid: int, since_s: float, until_s: float) -> int | None:
+        """Handshakes that a server process completed in a span, None when it was not sampled."""
+        live = self.view.frames["live_samples"]
+        mine = live[live["pid"] == pid]
+        at_s = self.view.seconds_of(mine["at_ns"])
+        inside = mine["established_total"][(at_s >= since_s) & (at_s <= until_s)]
+        return int(inside.iloc[-1] - inside.iloc[0]) if len(inside) >= 2 else None
+
+    def cpu_pct_of(self, pid: int, since_s: float, until_s: float) -> float | None:
+        """Mean CPU of a process over the intervals that end in a span, None when not sampled."""
+        rows = self.worker_cpu
+        inside = (rows["at_s"] > since_s) & (rows["at_s"] <= until_s + 0.5)
+        mine = rows["cpu_pct"][(rows["pid"] == pid) & inside]
+        return float(mine.mean()) if len(mine) else None
+
+    def host_busy_pct(self, since_s: float, until_s: float) -> float | None:
+        """Mean of all cores over the intervals that end in a span."""
+        rows = self.host_cpu[self.host_cpu["core"] == -1]
+        inside = rows["busy_pct"][(rows["at_s"] > since_s) & (rows["at_s"] <= until_s + 0.5)]
+        return float(inside.mean()) if len(inside) else None
+
+    def trust(self, *tables: str) -> tuple[Confidence, tuple[str, ...]]:
+        """How far a finding that needs these tables can be believed, and what is missing.
+
+        A table without rows lowers confidence to medium when its probe did not run; a probe that
+        lost events lowers it too.
+        """
+        missing: list[str] = []
+        health = self.view.frames["probe_health"]
+        for table in tables:
+            probes = PROBES_OF_TABLE.get(table, ())
+            rows = health[health["probe"].isin(probes)]
+            ran = bool((rows["state"] == "ran").any())
+            lost_count = int(rows["lost_count"].sum())
+            if self.view.frames[table].empty and not ran:
+                reasons = [str(r) for r in rows["reason"] if r]
+                missing.append(f"{table} was not recorded: {reasons[0] if reasons else _NO_HEALTH}")
+            elif lost_count:
+                missing.append(f"{table} is incomplete: {lost_count:,} events were lost")
+        return ("high" if not missing else "medium"), tuple(missing)
+
+
+PROBES_OF_TABLE: dict[str, tuple[str, ...]] = {
+    "failing_syscalls": ("failing_syscalls",),
+    "failure_stacks": ("failing_syscalls",),
+    "port_groups": ("tcp_snapshot",),
+    "process_samples": ("process_samples",),
+    "python_stacks": ("python_stacks",),
+    "cpu_stacks": ("cpu_stacks",),
+    "live_samples": ("live_samples",),
+    "host_cpu": ("host_counters",),
+    "tcp_resets": ("tcp_events",),
+}
+"""The probe whose health row speaks for a table."""
+
+
+def first_known(*moments_s: float) -> float:
+    """The earliest of the moments that are known; NaN when none is."""
+    known = [m for m in moments_s if np.isfinite(m)]
+    return min(known) if known else float("nan")
