@@ -53,7 +53,7 @@ def _numbers() -> tuple[int, int]:
 
 
 def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
-    """Makes one system call of bpf(2).
+    """One call of the kernel's eBPF interface.
 
     Args:
         command: BPF_* command.

@@ -43,6 +43,14 @@ class BpfProbe:
         """
         check_bpf()
 
+    def prepare(self) -> None:
+        """Compiles before the processes to watch are known; ``start`` does it otherwise.
+
+        Raises:
+            ProbeUnavailableError: The kernel or the machine cannot.
+        """
+        bpf_sources.prepare()
+
     def start(self, target: Target) -> None:
         """Compiles, or shares what is compiled already, and attaches.
 

@@ -184,6 +184,7 @@ def tcp_events(btf: Btf) -> BpfSource:
         {
             "sock_common": _SOCK_COMMON,
             "sock": {"sk_protocol": ["sk_protocol"]},
+            "inet_sock": {"inet_sport": ["inet_sport"]},
             "net": {"inum": ["ns.inum"]},
             "net_device": {"net": ["nd_net.net"]},
             "sk_buff": {
@@ -279,8 +280,8 @@ def run_config(target: Target, *, paused: bool = False) -> npt.NDArray[np.void]:
     return configs
 
 
-def load_for(target: Target, builders: Iterable[SourceBuilder]) -> BpfObject:
-    """Compiles the sources and points them at the target, without attaching.
+def load(builders: Iterable[SourceBuilder]) -> BpfObject:
+    """Compiles the sources into an object of their own; not yet pointed at a target.
 
     Raises:
         ProbeUnavailableError: This kernel or machine cannot.
@@ -291,41 +292,52 @@ def load_for(target: Target, builders: Iterable[SourceBuilder]) -> BpfObject:
         sources = [build(btf) for build in (common, *builders)]
     except MissingTypeError as error:
         raise ProbeUnavailableError(str(error), fix="run a newer kernel") from error
-    loaded = BpfObject.load(btf, sources)
+    return BpfObject.load(btf, sources)
+
+
+def aim(loaded: BpfObject, target: Target, pids: Iterable[int]) -> None:
+    """Points the programs of an object at a target."""
     loaded.maps["config"].put(0, run_config(target)[0])
-    watch_pids(loaded, target.processes)
-    return loaded
+    watch_pids(loaded, pids)
 
 
 class _Shared:
-    """The object of the default probes of one target; alive while one of them is started."""
+    """The object of the default probes, and who uses it."""
 
     def __init__(self) -> None:
-        self.target: Target | None = None
         self.loaded: BpfObject | None = None
+        self.target: Target | None = None
         self.users: list[object] = []
         self.missing: dict[SourceBuilder, str] = {}
-
-    def load(self, target: Target) -> None:
-        check_bpf()
-        btf = Btf.of_kernel()
-        usable: list[SourceBuilder] = []
-        self.missing = {}
-        for build in _DEFAULT:
-            try:
-                build(btf)
-                usable.append(build)
-            except MissingTypeError as error:
-                self.missing[build] = str(error)
-        del btf
-        self.loaded, self.target = load_for(target, usable), target
 
 
 _shared = _Shared()
 
 
+def prepare() -> BpfObject:
+    """Compiles the object of the default probes unless it is there.
+
+    What this kernel cannot satisfy is left out of it and kept for ``acquire`` to tell.
+
+    Raises:
+        ProbeUnavailableError: Nothing can be compiled here.
+    """
+    if _shared.loaded is None:
+        check_bpf()
+        btf = Btf.of_kernel()
+        usable: list[SourceBuilder] = []
+        for build in _DEFAULT:
+            try:
+                build(btf)
+                usable.append(build)
+            except MissingTypeError as error:
+                _shared.missing[build] = str(error)
+        _shared.loaded = load(usable)
+    return _shared.loaded
+
+
 def acquire(user: object, target: Target, build: SourceBuilder) -> BpfObject:
-    """The shared object of the default probes, compiled at the first call.
+    """The shared object of the default probes, aimed at the target.
 
     Args:
         user: The probe; gives it back with ``release``.
@@ -335,18 +347,18 @@ def acquire(user: object, target: Target, build: SourceBuilder) -> BpfObject:
     Raises:
         ProbeUnavailableError: The kernel lacks what this source needs, or nothing compiles.
     """
-    if _shared.target is not target or _shared.loaded is None:
-        if _shared.users:  # another target at the same time: an object of its own
-            return load_for(target, [build])
-        _shared.load(target)
-    assert _shared.loaded is not None
+    if _shared.users and _shared.target is not target:  # two targets in one process
+        loaded = load([build])
+        aim(loaded, target, target.processes)
+        return loaded
+    loaded = prepare()
     if build in _shared.missing:
-        why = _shared.missing[build]
-        if not _shared.users:
-            _drop_shared()
-        raise ProbeUnavailableError(why, fix="run a newer kernel")
+        raise ProbeUnavailableError(_shared.missing[build], fix="run a newer kernel")
+    if not _shared.users:
+        aim(loaded, target, target.processes)
+        _shared.target = target
     _shared.users.append(user)
-    return _shared.loaded
+    return loaded
 
 
 def release(user: object, loaded: BpfObject) -> None:
@@ -356,13 +368,8 @@ def release(user: object, loaded: BpfObject) -> None:
         return
     _shared.users = [each for each in _shared.users if each is not user]
     if not _shared.users:
-        _drop_shared()
-
-
-def _drop_shared() -> None:
-    if _shared.loaded is not None:
-        _shared.loaded.close()
-    _shared.loaded = _shared.target = None
+        loaded.close()
+        _shared.loaded = _shared.target = None
 
 
 def lost(loaded: BpfObject, *kinds: str) -> int:

@@ -47,7 +47,15 @@ static __always_inline int of_run(struct run_config *run, void *sk, struct endpo
   struct sock_common common = {};
   if (!sk || bpf_probe_read_kernel(&common, sizeof(common), sk)) return 0;
   if (inum_of(common.net) != run->netns_inum) return 0;
-  end->side = side_of_ports(run, common.skc_num, from_be16(common.skc_dport));
+  u16 local = common.skc_num;
+  if (!local && common.skc_state != 6 && common.skc_state != 12) {
+    // A socket that goes to TCP_CLOSE gives its port back (inet_put_port in tcp_set_state) before
+    // the event; the port that its segments carried is still there. Not in TIME_WAIT and request
+    // sockets, which are no inet_sock.
+    bpf_probe_read_kernel(&local, sizeof(local), &((struct inet_sock *)sk)->inet_sport);
+    local = from_be16(local);
+  }
+  end->side = side_of_ports(run, local, from_be16(common.skc_dport));
   end->state = common.skc_state & 15;
   return 1;
 }

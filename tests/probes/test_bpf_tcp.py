@@ -1,0 +1,290 @@
+"""TCP events and snapshots in a network namespace of this test, where every number is known."""
+
+import ctypes
+import os
+import select
+import socket
+import struct
+import subprocess
+import time
+from collections import Counter
+
+import pytest
+
+from probes import tcp_snapshot
+from probes.bpf_tcp import TcpEventsProbe, drop_reason, short_names
+from probes.clock import now_ns
+from probes.probe import Target
+from probes.rundir import RunDir
+from probes.tcp_snapshot import TcpSnapshotProbe, dotted, next_pause_ns
+
+PORT, QUEUE_PORT, FULL_PORT, CLOSED_PORT = 9000, 9001, 9002, 9003
+CONNECTIONS, UNREAD_BYTES = 23, 1009
+CLONE_NEWNET, SO_MEMINFO = 0x40000000, 55
+
+
+def enter_namespace(fd=None):
+    """Into the namespace of fd, or a new one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.unshare(CLONE_NEWNET) if fd is None else libc.setns(fd, CLONE_NEWNET)
+    assert done == 0, os.strerror(ctypes.get_errno())
+
+
+def meminfo(sock):
+    """rmem_alloc, rcvbuf, wmem_alloc, sndbuf, fwd_alloc, wmem_queued, optmem, backlog, drops."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)
+    return struct.unpack("=9I", raw)
+
+
+def connect_without_waiting(port):
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.connect_ex(("127.0.0.1", port))
+    return sock
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    host_fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+    enter_namespace()
+    run = RunDir(tmp_path_factory.mktemp("run"))
+    events, snapshot = TcpEventsProbe(), TcpSnapshotProbe()
+    sockets = []
+    try:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        ports = frozenset({PORT, QUEUE_PORT, FULL_PORT, CLOSED_PORT})
+        target = Target(run, {}, ports, None)
+        for probe in (events, snapshot):
+            probe.prepare()
+            probe.start(target)
+        facts = provoke(snapshot, sockets, host_fd)
+        facts["notes"] = target.notes
+    finally:
+        for probe in (snapshot, events):
+            probe.stop(now_ns())
+            for writer in probe.writers:
+                writer.close()
+        for sock in sockets:
+            sock.close()
+        enter_namespace(host_fd)
+        os.close(host_fd)
+    facts["tables"] = {
+        name: run.read_table(name).table.to_pylist() for name in events.tables + snapshot.tables
+    }
+    facts["lost"] = (events.lost_count, snapshot.lost_count)
+    return facts
+
+
+def provoke(snapshot, sockets, host_fd):
+    facts = {}
+    listener = socket.create_server(("127.0.0.1", PORT), backlog=64)
+    queue = socket.create_server(("127.0.0.1", QUEUE_PORT), backlog=7)
+    sockets += [listener, queue]
+    facts["listener_inode"] = os.fstat(listener.fileno()).st_ino
+    pairs = []
+    for _ in range(CONNECTIONS):
+        client = socket.create_connection(("127.0.0.1", PORT))
+        pairs.append((client, listener.accept()[0]))
+    sockets += [sock for pair in pairs for sock in pair]
+    sockets += [socket.create_connection(("127.0.0.1", QUEUE_PORT)) for _ in range(5)]
+
+    # the same in the host's namespace, which is not the run's
+    own_fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+    enter_namespace(host_fd)
+    with socket.create_server(("127.0.0.1", 0)) as foreign:
+        for _ in range(3):
+            socket.create_connection(foreign.getsockname()).close()
+    enter_namespace(own_fd)
+    os.close(own_fd)
+
+    pairs[0][0].sendall(bytes(UNREAD_BYTES))
+    poll = select.poll()
+    poll.register(pairs[0][1], select.POLLIN)
+    assert poll.poll(5000)
+    snapshot.snapshot_now()
+    facts["meminfo"] = {
+        "server": [meminfo(server) for _, server in pairs],
+        "client": [meminfo(client) for client, _ in pairs],
+    }
+
+    # a reset that the server sends
+    client, server = pairs[-1]
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    server.close()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", CLOSED_PORT))
+
+    # a socket whose own receive buffer is full
+    with open("/proc/sys/net/ipv4/ping_group_range", "w") as stream:  # of this namespace
+        stream.write("0 0")
+    ping = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+    sockets.append(ping)
+    ping.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    for _ in range(200):
+        ping.sendto(b"\x08" + bytes(1007), ("127.0.0.1", 0))  # echo request; replies queue up
+    facts["drops"] = meminfo(ping)[8]
+
+    # an accept queue that is full: the third SYN is dropped and sent again
+    full = socket.create_server(("127.0.0.1", FULL_PORT), backlog=1)
+    sockets.append(full)
+    sockets += [connect_without_waiting(FULL_PORT) for _ in range(3)]
+    deadline = time.monotonic() + 10
+    while not retransmitted_segments():
+        assert time.monotonic() < deadline, "no retransmit"
+        time.sleep(0.05)
+    return facts
+
+
+def retransmitted_segments():
+    """What the kernel counts in this namespace."""
+    with open("/proc/thread-self/net/snmp") as stream:
+        lines = [line.split() for line in stream if line.startswith("Tcp:")]
+    return int(dict(zip(*lines, strict=True))["RetransSegs"])
+
+
+def total(rows, value, **where):
+    return sum(row[value] for row in rows if all(row[k] == v for k, v in where.items()))
+
+
+@pytest.mark.privileged
+def test_every_connection_made_its_transitions(recorded):
+    rows = recorded["tables"]["tcp_state_transitions"]
+    accepted = CONNECTIONS + 5
+    opened = total(
+        rows, "event_count", side="client", old_state="SYN_SENT", new_state="ESTABLISHED"
+    )
+    # two of the three connects to the full listener get through as well
+    assert opened == accepted + 2
+    taken = total(rows, "event_count", side="server", old_state="SYN_RECV", new_state="ESTABLISHED")
+    assert taken == opened
+    listening = total(rows, "event_count", side="server", old_state="CLOSE", new_state="LISTEN")
+    assert listening == 3
+
+
+@pytest.mark.privileged
+def test_other_namespaces_do_not_count(recorded):
+    rows = recorded["tables"]["tcp_state_transitions"]
+    assert total(rows, "event_count", side="other") == 0
+
+
+@pytest.mark.privileged
+def test_a_reset_is_seen_from_both_ends_with_its_side(recorded):
+    rows = recorded["tables"]["tcp_resets"]
+    assert total(rows, "event_count", direction="rx", side="client", state="ESTABLISHED") == 1
+    sent = [row for row in rows if row["direction"] == "tx" and row["side"] == "server"]
+    assert sum(row["event_count"] for row in sent) == 2  # one by SO_LINGER, one by the closed port
+    assert total(sent, "event_count", reason="NO_SOCKET", state="") == 1
+
+
+@pytest.mark.privileged
+def test_a_refused_connect_is_a_reset_in_syn_sent(recorded):
+    rows = recorded["tables"]["tcp_resets"]
+    assert total(rows, "event_count", direction="rx", side="client", state="SYN_SENT") == 1
+
+
+@pytest.mark.privileged
+def test_a_full_receive_buffer_is_counted_exactly(recorded):
+    rows = recorded["tables"]["socket_pressure"]
+    assert recorded["drops"] > 0
+    assert total(rows, "event_count", kind="rcvqueue_full") == recorded["drops"]
+    assert all(0 < row["first_ns"] <= row["at_ns"] for row in rows)
+    drops = recorded["tables"]["skb_drops"]
+    assert total(drops, "event_count", reason="SOCKET_RCVBUFF") == recorded["drops"]
+
+
+@pytest.mark.privileged
+def test_a_drop_names_reason_and_function(recorded):
+    drops = recorded["tables"]["skb_drops"]
+    assert total(drops, "event_count", reason="NO_SOCKET", location="tcp_v4_rcv") == 1
+
+
+@pytest.mark.privileged
+def test_a_syn_that_a_full_listener_drops_is_retransmitted(recorded):
+    rows = recorded["tables"]["tcp_retransmits"]
+    assert total(rows, "event_count", side="client", state="SYN_SENT") >= 1
+
+
+@pytest.mark.privileged
+def test_nothing_was_lost_and_every_tracepoint_is_there(recorded):
+    assert recorded["lost"] == (0, 0)
+    assert recorded["notes"] == []
+
+
+def first_snapshot(rows):
+    at_ns = min(row["at_ns"] for row in rows)
+    return [row for row in rows if row["at_ns"] == at_ns]
+
+
+@pytest.mark.privileged
+def test_states_hold_every_socket(recorded):
+    rows = first_snapshot(recorded["tables"]["tcp_states"])
+    found = Counter({(row["side"], row["state"]): row["socket_count"] for row in rows})
+    assert found["server", "ESTABLISHED"] == found["client", "ESTABLISHED"] == CONNECTIONS + 5
+    assert found["server", "LISTEN"] == 2
+
+
+@pytest.mark.privileged
+def test_socket_memory_is_what_the_sockets_say_themselves(recorded):
+    rows = first_snapshot(recorded["tables"]["socket_memory"])
+    server = next(r for r in rows if (r["side"], r["state"]) == ("server", "ESTABLISHED"))
+    info = recorded["meminfo"]["server"]
+    assert server["rmem_alloc_bytes"] == sum(each[0] for each in info) >= UNREAD_BYTES
+    assert server["rmem_alloc_max_bytes"] == max(each[0] for each in info)
+    assert server["wmem_queued_bytes"] == sum(each[5] for each in info)
+    assert server["wmem_alloc_bytes"] == sum(each[2] for each in info)
+    # five more in the accept queue have no socket to ask: their limits are those of the others
+    assert server["rcvbuf_bytes"] > sum(each[1] for each in info)
+    client = next(r for r in rows if (r["side"], r["state"]) == ("client", "ESTABLISHED"))
+    assert client["socket_count"] == CONNECTIONS + 5
+    assert client["rmem_alloc_bytes"] == sum(each[0] for each in recorded["meminfo"]["client"])
+
+
+@pytest.mark.privileged
+def test_a_listener_shows_its_queue_and_backlog(recorded):
+    rows = {row["local_port"]: row for row in first_snapshot(recorded["tables"]["listeners"])}
+    waiting = rows[QUEUE_PORT]
+    assert (waiting["accept_queue_count"], waiting["backlog_count"]) == (5, 7)
+    assert waiting["local_address"] == "127.0.0.1"
+    assert (rows[PORT]["accept_queue_count"], rows[PORT]["backlog_count"]) == (0, 64)
+    assert rows[PORT]["socket_inode"] == recorded["listener_inode"]
+
+
+@pytest.mark.privileged
+def test_port_groups_count_the_ports_in_use(recorded):
+    rows = first_snapshot(recorded["tables"]["port_groups"])
+    low, high = map(int, tcp_snapshot.PORT_RANGE.read_text().split())
+    (group,) = [row for row in rows if row["destination_port"] == PORT]
+    assert group["ports_used_count"] == CONNECTIONS
+    assert (group["source_address"], group["destination_address"]) == ("127.0.0.1", "127.0.0.1")
+    assert (group["range_low_port"], group["range_high_port"]) == (low, high)
+
+
+@pytest.mark.privileged
+def test_the_last_snapshot_is_taken_at_stop(recorded):
+    rows = recorded["tables"]["listeners"]
+    last_ns = max(row["at_ns"] for row in rows)
+    queue = {row["local_port"]: row for row in rows if row["at_ns"] == last_ns}[FULL_PORT]
+    assert (queue["accept_queue_count"], queue["backlog_count"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("cost_ns", "pause_ns"), [(0, 10**9), (10**8, 5 * 10**9), (10**10, 30 * 10**9)]
+)
+def test_snapshots_stay_under_two_percent_of_a_core(cost_ns, pause_ns):
+    assert next_pause_ns(cost_ns) == pause_ns
+
+
+def test_addresses_of_both_families():
+    words = struct.unpack("=4I", socket.inet_pton(socket.AF_INET6, "2001:db8::1"))
+    assert dotted(words, socket.AF_INET6) == "2001:db8::1"
+    words = struct.unpack("=4I", socket.inet_pton(socket.AF_INET, "127.0.0.7") + bytes(12))
+    assert dotted(words, socket.AF_INET) == "127.0.0.7"
+
+
+def test_drop_reasons_of_the_core_and_of_subsystems():
+    names = short_names({"SKB_DROP_REASON_NOMEM": 81, "SKB_CONSUMED": 1}, "SKB_DROP_REASON_")
+    assert drop_reason(names, 81) == "NOMEM"
+    assert drop_reason(names, 5000) == "REASON_5000"
+    assert drop_reason(names, 0x20003) == "SUBSYSTEM_2_3"
