@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -89,13 +89,14 @@ _RC: dict[str, Any] = {
     "lines.solid_capstyle": "round",
     "lines.solid_joinstyle": "round",
     "axes.xmargin": 0.0,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 
 
 @contextmanager
 def common_style() -> Iterator[None]:
     """Draws with the common style, leaving matplotlib's settings as they were."""
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(cast(Any, _RC)):  # the stub wants each key as a literal
         yield
 
 
@@ -117,7 +118,7 @@ def new_figure(
     left_pt, right_pt = (50.0, 8.0) if narrow else (64.0, 150.0)
     height_pt = top_pt + sum(panel_heights_pt) + gap_pt * (len(panel_heights_pt) - 1) + bottom_pt
     figure = Figure(figsize=(width_pt / 72, height_pt / 72), dpi=72)
-    FigureCanvasSVG(figure)  # type: ignore[no-untyped-call]
+    FigureCanvasSVG(figure)
     panels: list[Axes] = []
     upper_pt = height_pt - top_pt
     for panel_pt in panel_heights_pt:
@@ -143,9 +144,7 @@ def is_narrow(width_pt: float) -> bool:
     return width_pt < 600
 
 
-def thin(
-    x: npt.ArrayLike, y: npt.ArrayLike, max_points: int = MAX_POINTS
-) -> tuple[Floats, Floats]:
+def thin(x: npt.ArrayLike, y: npt.ArrayLike, max_points: int = MAX_POINTS) -> tuple[Floats, Floats]:
     """Thins a long series but keeps its extremes: of each bin its smallest and largest value.
 
     Args:

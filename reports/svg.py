@@ -1,5 +1,6 @@
-"""A matplotlib figure as SVG inside the page: small, named, in the page's colours, without style
-attributes (the page's Content-Security-Policy forbids them).
+"""A matplotlib figure as SVG inside the page: small, named, in the page's colours.
+
+Without style attributes, which the page's Content-Security-Policy forbids: they become classes.
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ def inline_svg(figure: Figure, figure_id: str, label: str, sheet: StyleSheet) ->
     body = _LONG_NUMBER.sub(r"\1", body)
     body = re.sub(r"\n\s*", "\n", body).strip()
     body = re.sub(r"<g>\s*</g>\n?", "", body)
-    return Markup(
-        f'<svg viewBox="{view.group(1)}" role="img" aria-label="{escape(label)}">\n{body}\n</svg>'
-    )
+    head = f'<svg viewBox="{view.group(1)}" role="img" aria-label="{escape(label)}">'
+    # matplotlib escaped the text of the drawing; the label is escaped above.
+    return Markup(f"{head}\n{body}\n</svg>")  # noqa: S704
 
 
 def _declarations(style: str) -> str:
+    style = re.sub(r"font-family: [^;]*;? ?", "", style)  # the page's own font
     style = _FONT.sub(
         lambda m: (
             f"font-size: {m.group(3)}"

@@ -331,11 +331,11 @@ def build_summary(
         "needs root and python3-bpfcc",
         "sudo apt-get install python3-bpfcc",
     )
-    for probe in ("bpf_syscalls", "bpf_tcp", "bpf_cpu", "tcp_snapshot"):
+    for probe in ("failing_syscalls", "tcp_events", "cpu_stacks", "tcp_snapshot"):
         state, reason, fix = ("ran", "", "") if bpf else unavailable
         rows = 900 if bpf else 0
         f["probe_health"].append((probe, True, state, reason, fix, rows, 0, 0, 0.04, 0.02))
-    for probe in ("process_sampler", "host_counters", "pyspy", "live_sampler"):
+    for probe in ("process_samples", "host_counters", "python_stacks", "live_samples"):
         f["probe_health"].append((probe, True, "ran", "", "", 4000, 0, 1, 0.2, math.nan))
     f["probe_overhead"] += [("ramp", 9.1, 1.2, 190 << 20), ("hold", 3.5, 0.1, 192 << 20)]
     if bpf:
@@ -377,7 +377,7 @@ def build_summary(
         "clock": {"start": {"monotonic_ns": 5_000_000_000, "wall_ns": 1_795_470_419_000_000_000,
                             "uncertainty_ns": 900}},
         "stages": [], "server": {"address": "127.0.0.1", "ports": [9000]},
-        "probes_asked": ["bpf_syscalls", "pyspy"],
+        "probes_asked": ["failing_syscalls", "python_stacks"],
     }  # fmt: skip
     frames = {key: _frame(key, rows) for key, rows in f.items()}
     if not bpf:

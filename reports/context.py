@@ -1,0 +1,59 @@
+"""The one context of the page: a plain dict, built once, handed to the template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.summary import Summary
+from reports.context_errors import errors_section
+from reports.context_hot import hot_section
+from reports.context_kernel import kernel_section, memory_section, ports_section
+from reports.context_method import method_section, started_text
+from reports.context_story import story_section
+from reports.context_verdict import ladder_section, verdict_section
+from reports.view import View
+
+NAVIGATION = (
+    ("verdict", "Verdict"),
+    ("ladder", "Ladder"),
+    ("story", "Story"),
+    ("hot", "Hot worker"),
+    ("memory", "Memory"),
+    ("ports", "Ports"),
+    ("errors", "Errors"),
+    ("kernel", "Kernel"),
+    ("method", "Method"),
+)
+
+
+def build_context(summary: Summary) -> dict[str, Any]:
+    """Everything the template shows.
+
+    Args:
+        summary: From ``analysis.summary.summarise``.
+
+    Returns:
+        ``navigation``, ``run``, ``started``, one entry per section (``verdict``, ``ladder``,
+        ``story``, ``hot``, ``memory``, ``ports``, ``errors``, ``kernel``, ``method``) and
+        ``figure_css``, the styles of all figures.
+    """
+    view = View.of(summary)
+    context: dict[str, Any] = {
+        "navigation": NAVIGATION,
+        "run": summary.run,
+        "started": started_text(summary.manifest),
+        "tool_version": str(summary.manifest.get("tool_version", "")),
+        "tool_commit": str(summary.manifest.get("tool_commit", "")),
+        "kernel_version": str((summary.manifest.get("host") or {}).get("kernel", "")),
+        "verdict": verdict_section(view),
+        "ladder": ladder_section(view),
+        "story": story_section(view),
+        "hot": hot_section(view),
+        "memory": memory_section(view),
+        "ports": ports_section(view),
+        "errors": errors_section(view),
+        "kernel": kernel_section(view),
+        "method": method_section(view),
+    }
+    context["figure_css"] = view.sheet.css
+    return context

@@ -1,0 +1,249 @@
+"""The story: connections, errors, CPU, memory and events on one time axis; who filled first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from reports import formatting, style
+from reports.figures.latency import plot_latency
+from reports.figures.processes import plot_per_process
+from reports.figures.story import plot_story
+from reports.tables import (
+    Cell,
+    Heading,
+    Part,
+    Table,
+    number_column,
+    process_column,
+    table_of,
+    text_column,
+)
+from reports.view import View
+
+MAX_MARKS = 8
+_QUIET_EVENTS = ("phase_setup", "phase_ramp", "phase_hold", "phase_stop", "phase_collect")
+
+
+def story_section(view: View) -> dict[str, Any]:
+    """Connections, errors, CPU, memory and events on one time axis, by client and by worker."""
+    s = view.summary
+    loud = s.events[~s.events["event"].isin(_QUIET_EVENTS)].sort_values("at_s")
+    marks = [
+        (float(at_s), str(number))
+        for number, at_s in enumerate(loud["at_s"].head(MAX_MARKS), start=1)
+    ]
+    overview = Part("story-all", "What came first?")
+    if s.connections_over_time.empty and s.worker_cpu.empty:
+        overview.empty = view.why_empty(
+            "process_samples", otherwise="No connection was attempted before the run ended."
+        )
+    else:
+        hot_pid = int(s.hot_worker["pid"]) if s.hot_worker else None
+        overview.charts.append(
+            view.chart(
+                "story-chart",
+                "What came first?",
+                "One time axis for all panels. Dashed lines are the numbered events below"
+                + ("; the shaded seconds are around the first failures." if _window(s) else "."),
+                _story_label(view),
+                lambda width_pt: plot_story(
+                    s.connections_over_time,
+                    s.errors_over_time,
+                    s.worker_cpu,
+                    s.host_cpu,
+                    s.memory_over_time,
+                    target_connections=int(s.run.get("target_connections") or 0),
+                    hot_pid=hot_pid,
+                    phases=view.phases,
+                    marks=marks,
+                    window_s=s.failure_window_s,
+                    end_s=view.end_s,
+                    width_pt=width_pt,
+                ),
+            )
+        )
+        overview.tables.append(_events_table(loud))
+        overview.tables.append(_phases_table(s.phases))
+    return {"parts": [overview, _workers_part(view), _clients_part(view), _latency_part(view)]}
+
+
+def _window(summary: Any) -> bool:
+    return summary.failure_window_s is not None
+
+
+def _story_label(view: View) -> str:
+    run = view.summary.run
+    failed = formatting.count(run.get("failed_connections") or 0)
+    return (
+        f"Time series over {formatting.seconds(view.end_s)}: open connections rise to "
+        f"{formatting.count(run.get('peak_connections'))} of "
+        f"{formatting.count(run.get('target_connections'))}; {failed} attempts failed. "
+        "Below: new connections per second, errors per second, CPU per worker, memory. "
+        "The table of phases has the numbers."
+    )
+
+
+def _events_table(loud: pd.DataFrame) -> Table:
+    numbered = loud.assign(number=range(1, len(loud) + 1))
+    return table_of(
+        "events-table",
+        "Events",
+        numbered,
+        [
+            number_column("No.", "number", ""),
+            number_column("When", "at_s", "s after the ramp began", formatting.moment),
+            text_column("Event", "event"),
+            process_column_or_host(),
+            text_column("Detail", "detail"),
+        ],
+        note="" if len(loud) else "Nothing happened but the phases of the run.",
+    )
+
+
+def process_column_or_host() -> tuple[Heading, Any]:
+    """Like process_column, with 'the run' where no process is meant."""
+    heading, make = process_column()
+    return heading, lambda row: make(row) if int(row["pid"]) > 0 else Cell("the run")
+
+
+def _phases_table(phases: pd.DataFrame) -> Table:
+    return table_of(
+        "phases-table",
+        "Phases",
+        phases,
+        [
+            text_column("Phase", "phase"),
+            number_column("Began", "start_s", "s after the ramp began", formatting.moment),
+            number_column("Lasted", "duration_s", "", formatting.seconds),
+            number_column("Established", "established_count", "in the phase"),
+            number_column("Rate", "established_per_s", "per s, mean"),
+            number_column("Failed", "failed_count", "in the phase"),
+            number_column("Open", "open_count", "at its end"),
+            number_column("Server CPU", "server_cpu_pct", "% of a core, sum", formatting.percent),
+            number_column("Client CPU", "client_cpu_pct", "% of a core, sum", formatting.percent),
+            number_column("Probe CPU", "probe_cpu_pct", "% of a core", formatting.percent),
+            number_column("Host CPU", "host_cpu_pct", "% of all cores", formatting.percent),
+        ],
+    )
+
+
+def _workers_part(view: View) -> Part:
+    s = view.summary
+    part = Part("workers", "Which worker filled first?")
+    frame = s.worker_connections
+    if frame.empty:
+        part.empty = view.why_empty("live_samples", otherwise="No worker reported a connection.")
+        return part
+    servers = frame[frame["role"] == "server"]
+    peaks = servers.groupby("worker")["open_count"].max()
+    fullest, emptiest = int(peaks.max()), int(peaks.min())
+    hot = int(s.hot_worker["worker"]) if s.hot_worker else None
+    part.lead = (
+        f"{len(peaks)} worker{'s' if len(peaks) != 1 else ''} held between {emptiest:,} and "
+        f"{fullest:,} connections at their own peaks."
+    )
+    part.charts.append(
+        view.chart(
+            "workers-chart",
+            "Which worker filled first?",
+            "Connections open in each server worker, sampled from shared memory.",
+            part.lead,
+            lambda width_pt: plot_per_process(
+                servers,
+                "open_count",
+                key="worker",
+                noun="worker",
+                plural="workers",
+                highlight=hot,
+                format_tick=style.thousands,
+                phases=view.phases,
+                window_s=s.failure_window_s,
+                end_s=view.end_s,
+                width_pt=width_pt,
+            ),
+        )
+    )
+    return part
+
+
+def _clients_part(view: View) -> Part:
+    s = view.summary
+    part = Part("clients", "Did every client get its share?")
+    frame = s.connections_over_time
+    clients = frame[frame["client"] >= 0]
+    if clients.empty:
+        part.empty = "No connection was attempted before the run ended."
+        return part
+    peaks = clients.groupby("client")["open_count"].max()
+    part.lead = (
+        f"{len(peaks)} client{'s' if len(peaks) != 1 else ''} had between {int(peaks.min()):,} "
+        f"and {int(peaks.max()):,} connections open at their own peaks."
+    )
+    failed = clients.groupby("client")["failed_total"].max()
+    worst = int(str(failed.idxmax())) if float(failed.max()) > 0 else int(str(peaks.idxmin()))
+    part.charts.append(
+        view.chart(
+            "clients-chart",
+            "Did every client get its share?",
+            "Connections open in each client process, from the connection records. "
+            "Set apart: the client with most failures, else with fewest connections.",
+            part.lead,
+            lambda width_pt: plot_per_process(
+                clients,
+                "open_count",
+                key="client",
+                noun="client",
+                plural="clients",
+                highlight=worst,
+                format_tick=style.thousands,
+                phases=view.phases,
+                window_s=s.failure_window_s,
+                end_s=view.end_s,
+                width_pt=width_pt,
+                colour=style.GREEN,
+            ),
+        )
+    )
+    return part
+
+
+def _latency_part(view: View) -> Part:
+    s = view.summary
+    part = Part("latency", "Did connecting get slower as it filled?")
+    if s.latency.empty:
+        part.empty = "No connection was established, so there is no time to show."
+        return part
+    questions = {
+        "connect": ("How long did TCP connect take?", "From connect(2) to TCP established"),
+        "handshake": (
+            "How long did the WebSocket handshake take?",
+            "From TCP established to the 101 response",
+        ),
+    }
+    for kind, (question, window) in questions.items():
+        frame = s.latency[s.latency["kind"] == kind]
+        if frame.empty:
+            continue
+        slowest = float(frame["p99_ms"].max())
+        label = (
+            f"{question} The highest 99th percentile was {formatting.significant(slowest)} ms, "
+            f"the highest median {formatting.significant(float(frame['p50_ms'].max()))} ms."
+        )
+        part.charts.append(
+            view.chart(
+                f"latency-{kind}",
+                question,
+                f"{window}, milliseconds, per bin of the ramp, as the clients saw it.",
+                label,
+                lambda width_pt, frame=frame: plot_latency(  # type: ignore[misc]  # bound now, not when drawn
+                    frame,
+                    phases=view.phases,
+                    window_s=s.failure_window_s,
+                    end_s=view.end_s,
+                    width_pt=width_pt,
+                ),
+            )
+        )
+    return part

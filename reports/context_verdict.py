@@ -1,0 +1,281 @@
+"""The first screen: what stopped the run, the fix to copy, the ladder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from analysis.causes import CAUSES
+from analysis.evidence import Finding
+from analysis.ladder import Rung
+from reports import formatting
+from reports.tables import Cell, Heading, Table, table_of, text_column
+from reports.view import SECTION_OF_TABLE, View
+
+LIMIT_NAMES = {
+    "fds_per_process": "Open files of one process",
+    "file_max": "Open files of the host",
+    "ephemeral_ports": "Local ports for one destination",
+    "tcp_mem": "TCP buffer memory",
+    "memory": "Memory",
+    "cpu_worker": "CPU of the busiest worker",
+    "cpu_host": "CPU of the host",
+    "accept_queue": "Accept queue",
+    "conntrack": "Connection tracking table",
+}
+_SEVERITY_WORDS = {
+    "binding": "stopped the run",
+    "contributing": "contributed",
+    "warning": "did harm",
+    "info": "worth knowing",
+}
+NEAR_SHARE = 0.8
+
+
+def verdict_section(view: View) -> dict[str, Any]:
+    """The verdict, its facts, the fixes and all findings."""
+    summary, verdict, run = view.summary, view.summary.verdict, view.summary.run
+    named = next((f for f in summary.findings if f.cause == verdict.cause), None)
+    status = str(run.get("status", ""))
+    reached = verdict.cause == "reached"
+    badge = "Target reached" if reached else "A limit was met"
+    if verdict.cause not in CAUSES:
+        badge = "Target missed, cause not explained"
+    facts: list[tuple[str, str]] = []
+    if not reached:
+        facts.append(("Cause", verdict.cause))
+        facts.append(("Side", str(verdict.side)))
+        if named is not None:
+            facts.append(("Process", str(named.subject)))
+        facts.append(("At", f"{verdict.at_connections:,} open connections"))
+        facts.append(("When", f"{formatting.moment(verdict.at_s)} after the ramp began"))
+        if verdict.at_s is None:
+            facts[-1] = ("When", "not known")
+        facts.append(("Confidence", str(verdict.confidence)))
+    return {
+        "badge": badge,
+        "tone": "good" if reached else "bad",
+        "sentence": verdict.sentence,
+        "meaning": CAUSES.get(verdict.cause, ""),
+        "next_rung": verdict.next_rung,
+        "facts": facts,
+        "fixes": [{"command": f.command, "effect": f.effect} for f in named.fix] if named else [],
+        "warning": _status_warning(status),
+        "missing": list(summary.missing),
+        "figures": _key_figures(view),
+        "findings": [_finding(finding, number) for number, finding in enumerate(summary.findings)],
+    }
+
+
+def _status_warning(status: str) -> str:
+    return {
+        "interrupted": "The run was interrupted. What was recorded until then is shown.",
+        "running": "The run did not finish: nobody wrote its end. What was recorded is shown.",
+        "failed": "The run failed. What was recorded until then is shown.",
+    }.get(status, "")
+
+
+def _key_figures(view: View) -> list[dict[str, str]]:
+    run, phases = view.summary.run, view.summary.phases
+    ramp = phases[phases["phase"] == "ramp"]
+    figures = [
+        _figure(
+            "Peak",
+            formatting.count(run.get("peak_connections")),
+            f"open at once, of {formatting.count(run.get('target_connections'))} asked for",
+        ),
+        _figure(
+            "Held",
+            formatting.count(run.get("held_connections")),
+            "open at the end of the hold phase",
+        ),
+        _figure(
+            "Failed or lost",
+            formatting.count(
+                float(run.get("failed_connections") or 0) + float(run.get("lost_connections") or 0)
+            ),
+            f"{formatting.count(run.get('failed_connections') or 0)} never established, "
+            f"{formatting.count(run.get('lost_connections') or 0)} lost later",
+        ),
+    ]
+    if not ramp.empty:
+        row = ramp.iloc[0]
+        figures.append(
+            _figure(
+                "Ramp",
+                formatting.seconds(float(row["duration_s"])),
+                f"{formatting.count(float(row['established_per_s']))} per second on average",
+            )
+        )
+        if formatting.is_known(float(row["host_cpu_pct"])):
+            figures.append(
+                _figure(
+                    "CPU in the ramp",
+                    formatting.percent(float(row["host_cpu_pct"])),
+                    "of all cores, mean over the ramp",
+                )
+            )
+    return figures
+
+
+def _figure(name: str, value: str, note: str) -> dict[str, str]:
+    return {"name": name, "value": value, "note": note}
+
+
+def _finding(finding: Finding, number: int) -> dict[str, Any]:
+    frame = pd.DataFrame(
+        [
+            {"name": e.name, "value": e.value, "unit": e.unit, "table": e.table, "at_s": e.at_s}
+            for e in finding.evidence
+        ]
+    )
+    evidence = table_of(
+        f"evidence-{number}",
+        f"Evidence of {finding.cause}",
+        frame,
+        [
+            text_column("Measured", "name"),
+            (
+                Heading("Value", is_number=True),
+                lambda r: Cell(
+                    formatting.quantity(float(r["value"]), str(r["unit"])), float(r["value"])
+                ),
+            ),
+            (Heading("When", "after the ramp began", is_number=True), _when_cell),
+            (
+                Heading("From table"),
+                lambda r: Cell(
+                    str(r["table"]),
+                    href=f"#{SECTION_OF_TABLE.get(str(r['table']), 'method')}",
+                    is_code=True,
+                ),
+            ),
+        ],
+    )
+    return {
+        "cause": finding.cause,
+        "meaning": CAUSES.get(finding.cause, ""),
+        "severity": finding.severity,
+        "severity_words": _SEVERITY_WORDS.get(finding.severity, finding.severity),
+        "side": finding.side,
+        "subject": str(finding.subject),
+        "window": f"{formatting.moment(finding.first_s)} to {formatting.moment(finding.last_s)}",
+        "explanation": finding.explanation,
+        "confidence": finding.confidence,
+        "follows_from": finding.follows_from,
+        "not_measured": list(finding.missing),
+        "fixes": [{"command": f.command, "effect": f.effect} for f in finding.fix],
+        "evidence": evidence,
+    }
+
+
+def _when_cell(row: dict[str, Any]) -> Cell:
+    at_s = row["at_s"]
+    if at_s is None or not formatting.is_known(float(at_s)):
+        return Cell("whole run", -1e300)
+    return Cell(formatting.moment(float(at_s)), float(at_s))
+
+
+def ladder_section(view: View) -> dict[str, Any]:
+    """One bar per limit, next wall first, and every rung in a table."""
+    rungs = view.summary.ladder
+    peak = float(view.summary.run.get("peak_connections") or 0)
+    first_of_limit: dict[str, Rung] = {}
+    for rung in rungs:
+        first_of_limit.setdefault(rung.limit, rung)
+    steps = [_step(rung, peak) for rung in first_of_limit.values()]
+    return {
+        "steps": [s for s in steps if s["share"] is not None],
+        "unmeasured": [s for s in steps if s["share"] is None],
+        "table": _ladder_table(rungs) if len(rungs) > 0 else None,
+        "empty": "" if rungs else "No limit could be fitted to this run: it has no samples.",
+    }
+
+
+def _step(rung: Rung, peak: float) -> dict[str, Any]:
+    share: float | None = None
+    if rung.capacity and rung.used_at_peak is not None:
+        share = min(1.0, max(0.0, rung.used_at_peak / rung.capacity))
+    if rung.met:
+        wall = "met in this run"
+    elif rung.predicted_connections is not None:
+        times = f", {rung.predicted_connections / peak:.2g} times this run's peak" if peak else ""
+        wall = f"wall at {rung.predicted_connections:,} connections{times}"
+    else:
+        wall = "no prediction"
+    tone = "bad" if rung.met else "warn" if share is not None and share >= NEAR_SHARE else "calm"
+    return {
+        "name": LIMIT_NAMES.get(rung.limit, rung.limit),
+        "id": rung.limit,
+        "subject": rung.subject,
+        "share": share,
+        "share_text": formatting.percent(share * 100) if share is not None else "",
+        "used": _use_text(rung),
+        "wall": wall,
+        "tone": tone,
+        "note": rung.note,
+    }
+
+
+def _use_text(rung: Rung) -> str:
+    if rung.capacity is None:
+        return "capacity not known"
+    capacity = formatting.quantity(rung.capacity, rung.unit)
+    if rung.used_at_peak is None:
+        return f"use not measured, capacity {capacity}"
+    return f"{formatting.quantity(rung.used_at_peak, rung.unit)} of {capacity} at the peak"
+
+
+def _ladder_table(rungs: list[Rung]) -> Table:
+    columns: tuple[str, ...] = (
+        "limit",
+        "subject",
+        "capacity",
+        "used_at_peak",
+        "unit",
+        "per_connection",
+    )
+    columns += ("fit_error_pct", "predicted_connections", "source", "note", "met")
+    frame = pd.DataFrame([{c: getattr(r, c) for c in columns} for r in rungs], dtype=object)
+
+    def amount(column: str) -> Any:
+        def make(row: dict[str, Any]) -> Cell:
+            value = row[column]
+            if value is None:
+                return Cell(formatting.NOT_MEASURED, -1e300)
+            return Cell(formatting.quantity(float(value), str(row["unit"])), float(value))
+
+        return make
+
+    def wall(row: dict[str, Any]) -> Cell:
+        value = row["predicted_connections"]
+        if value is None:
+            return Cell("no prediction", 1e300)
+        return Cell(formatting.count(value), float(value), tone="bad" if row["met"] else "")
+
+    def slope_error(row: dict[str, Any]) -> Cell:
+        value = row["fit_error_pct"]
+        if value is None:
+            return Cell("exact or not fitted", -1.0)
+        return Cell(f"±{formatting.percent(float(value))}", float(value))
+
+    return table_of(
+        "ladder-table",
+        "Every limit that was looked at, next wall first",
+        frame,
+        [
+            (
+                Heading("Limit"),
+                lambda r: Cell(LIMIT_NAMES.get(str(r["limit"]), str(r["limit"]))),
+            ),
+            text_column("Of", "subject"),
+            (Heading("Used", "at the peak", is_number=True), amount("used_at_peak")),
+            (Heading("Capacity", is_number=True), amount("capacity")),
+            (Heading("Per connection", is_number=True), amount("per_connection")),
+            (Heading("Slope error", "standard error", is_number=True), slope_error),
+            (Heading("Met at", "connections of the run", is_number=True), wall),
+            text_column("From", "source"),
+            text_column("Note", "note"),
+        ],
+    )

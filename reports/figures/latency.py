@@ -1,0 +1,54 @@
+"""How long connecting took while the ramp went on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from reports import style
+from reports.figures.time_axis import Phase, draw_phases, draw_window, set_time_axis
+
+_LINES = (
+    ("p50_ms", "median", style.BLUE, 1.8),
+    ("p90_ms", "90th percentile", style.GREEN, 1.2),
+    ("p99_ms", "99th percentile", style.ORANGE, 1.2),
+)
+
+
+def plot_latency(
+    latency: pd.DataFrame,
+    *,
+    phases: Sequence[Phase],
+    window_s: tuple[float, float] | None,
+    end_s: float,
+    width_pt: float,
+) -> Figure:
+    """Percentiles of one kind of latency over time.
+
+    Args:
+        latency: Summary.latency of one kind.
+        phases: (name, start_s, end_s).
+        window_s: Seconds around the first failures.
+        end_s: Right end of the axis.
+        width_pt: style.WIDE_PT or NARROW_PT.
+    """
+    narrow = style.is_narrow(width_pt)
+    height_pt = 150.0
+    figure, panels = style.new_figure(width_pt, [height_pt])
+    axes = panels[0]
+    set_time_axis(panels, 0.0, end_s, narrow=narrow)
+    ends: list[tuple[float, str, str]] = []
+    for column, name, colour, width in _LINES:
+        x, y = style.thin(latency["at_s"], latency[column])
+        axes.plot(x, y, color=colour, linewidth=width, marker="o", markersize=2.5)
+        ends.append((float(y[-1]) if len(y) else 0.0, name, colour))
+    high = float(latency["p99_ms"].max()) if len(latency) else 1.0
+    axes.set_ylim(0, max(high, 1e-3) * (1.3 if narrow else 1.12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
+    draw_window(panels, window_s)
+    draw_phases(panels, phases)
+    style.label_ends(axes, ends, narrow=narrow, panel_pt=height_pt)
+    return figure

@@ -1,0 +1,82 @@
+"""Writes report.html: one file, no network, nothing in it can run but our own script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from analysis.summary import Summary
+from probes.rundir import REPORT, RunDir, write_atomically
+from reports.context import build_context
+
+_STYLES = ("page.css", "flamegraph.css")
+_SCRIPTS = ("page.js", "flamegraph.js")
+
+
+def write_report(run: RunDir, summary: Summary) -> Path:
+    """Writes ``report.html`` into the run directory.
+
+    Args:
+        run: Where to.
+        summary: What to show.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RunDirError: It cannot be written there.
+    """
+    path = run.path / REPORT
+    write_atomically(path, render(summary))
+    return path
+
+
+def render(summary: Summary) -> str:
+    """The whole page as HTML."""
+    context = build_context(summary)
+    css = "\n".join(_asset(name) for name in _STYLES) + "\n" + str(context["figure_css"])
+    script = "\n".join(_asset(name) for name in _SCRIPTS)
+    environment = Environment(
+        loader=PackageLoader("reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        **context,
+        # Our own files, never a stranger's text; the policy names exactly these two by hash.
+        css=Markup(css),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        policy=content_security_policy(css, script),
+    )
+    # A file name that is not UTF-8 comes as lone surrogates, which no file can hold.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def content_security_policy(css: str, script: str) -> str:
+    """A policy that allows this style, this script and embedded images, and no network at all."""
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src '{_hash(css)}'",
+            f"script-src '{_hash(script)}'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
+
+
+def _asset(name: str) -> str:
+    return (files("reports") / "assets" / name).read_text(encoding="utf-8")

@@ -1,0 +1,140 @@
+"""What all sections share while a page is built: summary, styles, drawing, why empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.summary import Summary
+from reports import style
+from reports.svg import StyleSheet, inline_svg
+from reports.tables import Chart
+
+# The probe that writes each table (probes/registry.py), for saying why a section is empty.
+_PROBE_OF_TABLE = {
+    "live_samples": "live_samples",
+    "process_samples": "process_samples",
+    "failing_syscalls": "failing_syscalls",
+    "failure_stacks": "failing_syscalls",
+    "syscall_mix": "syscall_mix",
+    "tcp_states": "tcp_snapshot",
+    "socket_memory": "tcp_snapshot",
+    "listeners": "tcp_snapshot",
+    "port_groups": "tcp_snapshot",
+    "tcp_state_transitions": "tcp_events",
+    "tcp_resets": "tcp_events",
+    "tcp_retransmits": "tcp_events",
+    "skb_drops": "tcp_events",
+    "socket_pressure": "tcp_events",
+    "cpu_stacks": "cpu_stacks",
+    "python_stacks": "python_stacks",
+    "runq_latency": "runq_latency",
+    "skb_allocs": "skb_allocs",
+    "sockstat": "host_counters",
+    "host_memory": "host_counters",
+    "slab_caches": "host_counters",
+    "net_counters": "host_counters",
+    "host_cpu": "host_counters",
+    "host_pressure": "host_counters",
+}
+
+# The section of the page that shows each table, for linking a claim to its evidence.
+SECTION_OF_TABLE = {
+    "connections": "story",
+    "live_samples": "story",
+    "events": "story",
+    "processes": "processes",
+    "process_samples": "hot",
+    "cpu_stacks": "flame",
+    "python_stacks": "flame",
+    "syscall_mix": "syscalls",
+    "runq_latency": "syscalls",
+    "failing_syscalls": "errors",
+    "failure_stacks": "errors",
+    "socket_memory": "memory",
+    "slab_caches": "memory",
+    "sockstat": "memory",
+    "host_memory": "memory",
+    "skb_allocs": "memory",
+    "port_groups": "ports",
+    "tcp_states": "kernel",
+    "tcp_state_transitions": "kernel",
+    "tcp_resets": "kernel",
+    "tcp_retransmits": "kernel",
+    "skb_drops": "kernel",
+    "socket_pressure": "kernel",
+    "listeners": "kernel",
+    "net_counters": "kernel",
+    "host_cpu": "story",
+    "host_pressure": "kernel",
+    "probe_health": "method",
+    "manifest": "method",
+}
+
+Draw = Callable[[float], Figure]
+
+
+@dataclass(slots=True)
+class View:
+    """One page in the making.
+
+    Attributes:
+        summary: The run, understood.
+        sheet: Styles of all its figures.
+        end_s: Right end of all time axes.
+        phases: (name, start_s, end_s).
+    """
+
+    summary: Summary
+    sheet: StyleSheet = field(default_factory=StyleSheet)
+    end_s: float = 0.0
+    phases: list[tuple[str, float, float]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, summary: Summary) -> View:
+        """Reads the time axis from the summary."""
+        phases = [
+            (str(row["phase"]), float(row["start_s"]), float(row["end_s"]))
+            for row in summary.phases.to_dict("records")
+        ]
+        last_s = [summary.duration_s]
+        last_s += [end for name, _, end in phases if name in ("ramp", "hold")]
+        return cls(summary, end_s=max(last_s), phases=phases)
+
+    def chart(self, chart_id: str, question: str, window: str, label: str, draw: Draw) -> Chart:
+        """Draws a figure in both widths.
+
+        Args:
+            chart_id: Unique in the page.
+            question: Its title.
+            window: Unit and window of its numbers.
+            label: Its answer in words.
+            draw: Width in points to figure.
+        """
+        drawings = []
+        with style.common_style():
+            for suffix, width_pt in (("w", style.WIDE_PT), ("n", style.NARROW_PT)):
+                figure = draw(width_pt)
+                drawings.append(inline_svg(figure, f"{chart_id}-{suffix}", label, self.sheet))
+        return Chart(chart_id, question, window, label, drawings[0], drawings[1])
+
+    def why_empty(self, *tables: str, otherwise: str) -> str:
+        """Why there is nothing of these tables: the probe's own reason, else ``otherwise``."""
+        health = self.summary.probe_health
+        reasons: list[str] = []
+        for probe in dict.fromkeys(_PROBE_OF_TABLE.get(table, "") for table in tables):
+            rows = health[health["probe"] == probe] if probe else pd.DataFrame()
+            if probe and rows.empty:
+                reasons.append(f"The probe {probe} was not part of this run.")
+                continue
+            for row in rows.to_dict("records"):
+                if row["state"] == "ran":
+                    continue
+                reason = str(row["reason"]) or "no reason was recorded"
+                fix = f" What makes it run: {row['fix']}" if row["fix"] else ""
+                state = "was not asked for" if row["state"] == "not_asked" else "did not run"
+                reasons.append(f"The probe {probe} {state}: {reason}.{fix}".replace("..", "."))
+        return " ".join(reasons) or otherwise
