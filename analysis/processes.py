@@ -77,7 +77,8 @@ def df_syscall_mix(view: RunView) -> pd.DataFrame:
 def df_runq_latency(view: RunView) -> pd.DataFrame:
     """Histogram of the wait for a core by process."""
     raw = view.frames["runq_latency"]
-    frame = raw.groupby(["pid", "bucket_low_ns"], as_index=False)["event_count"].sum()
+    counts = raw.groupby(["pid", "bucket_low_ns"]).agg(event_count=("event_count", "sum"))
+    frame = counts.reset_index()
     frame = view.with_who(frame.assign(bucket_low_us=frame["bucket_low_ns"] / 1e3))
     return frame[["pid", "role", "worker", "bucket_low_us", "event_count"]]
 
@@ -95,13 +96,12 @@ def what_is_missing(view: RunView) -> list[str]:
     """What could not be read or measured, for people; call after all tables were read."""
     lines = list(view.frames.missing)
     health = view.frames["probe_health"]
-    for row in health.itertuples(index=False):
-        if row.state in ("unavailable", "failed"):
-            lines.append(f"probe {row.probe} did not run: {row.reason}")
-        elif row.lost_count:
-            lines.append(
-                f"probe {row.probe} lost {row.lost_count:,} events: counts are low by them"
-            )
+    for row in health.to_dict("records"):
+        lost_count = int(row["lost_count"])
+        if row["state"] in ("unavailable", "failed"):
+            lines.append(f"probe {row['probe']} did not run: {row['reason']}")
+        elif lost_count:
+            lines.append(f"probe {row['probe']} lost {lost_count:,} events: counts are too low")
     asked = {str(probe) for probe in view.manifest.get("probes_asked") or []}
     silent = asked - {str(probe) for probe in health["probe"]}
     if silent:

@@ -142,9 +142,10 @@ class RunView:
     @property
     def stop_s(self) -> float:
         """When the run began to stop by itself: what closes later was closed on purpose."""
-        stop = self.phases.get("stop")
-        if stop:
-            return stop.start_s
+        ends = [self.phases[name].start_s for name in ("stop", "collect") if name in self.phases]
+        ends = [end_s for end_s in ends if end_s >= self.ramp.start_s]
+        if ends:
+            return min(ends)
         return max(self.hold.end_s, self.last_s) + 1e-6
 
     # -- connections --------------------------------------------------------------------------

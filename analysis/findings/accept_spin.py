@@ -73,7 +73,7 @@ def _finding(
     table = str(rows["table"].iloc[0])
     confidence, missing = signs.trust("failing_syscalls", "process_samples")
     evidence = [
-        Evidence("accept4 calls that returned EMFILE, per second", rate, "1/s", table, since_s),
+        Evidence("accept4 calls that returned EMFILE, per second", rate, "per_s", table, since_s),
         Evidence("length of the spin", until_s - since_s, "s", table, since_s),
     ]
     busy = ""

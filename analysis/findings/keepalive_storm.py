@@ -115,8 +115,8 @@ def _fullness(
     sent_per_s = float(work["pings_per_s"].sum())
     is_long = view.hold.duration_s >= 3 * interval_s
     if is_long and sent_per_s < _BEHIND * due_per_s:
-        found.append(Evidence("pings due, all workers", due_per_s, "1/s", "live_samples"))
-        found.append(Evidence("pings sent, all workers", sent_per_s, "1/s", "live_samples"))
+        found.append(Evidence("pings due, all workers", due_per_s, "per_s", "live_samples"))
+        found.append(Evidence("pings sent, all workers", sent_per_s, "per_s", "live_samples"))
     host = signs.host_cpu
     all_cores = host[
         (host["core"] == -1) & host["at_s"].between(view.hold.start_s + 0.5, view.hold.end_s)
@@ -155,12 +155,12 @@ def _finding(
     longer_s = _longer(interval_s)
     factor = longer_s / interval_s
     evidence = (
-        Evidence("messages of this worker (pings and pongs)", per_s, "1/s", "live_samples"),
+        Evidence("messages of this worker (pings and pongs)", per_s, "per_s", "live_samples"),
         Evidence("CPU per message", cpu_us, "us", "process_samples"),
         Evidence("CPU of this worker in the hold phase", cpu_pct, "pct", "process_samples"),
         Evidence("keep-alive interval", interval_s, "s", "manifest"),
         Evidence(
-            "pings sent, all workers", float(work["pings_per_s"].sum()), "1/s", "live_samples"
+            "pings sent, all workers", float(work["pings_per_s"].sum()), "per_s", "live_samples"
         ),
         *full,
     )

@@ -1,0 +1,92 @@
+"""One rung of the limit ladder, the order of rungs, and where a line meets a capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis import slopes
+
+_NO_LIMIT = 10**12
+"""A capacity beyond this is "unlimited" written as a number (fs.file-max is 2^63 - 1 today)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One limit of this run. Sorted by ``predicted_connections``, the first is the next wall.
+
+    Attributes:
+        limit: fds_per_process, file_max, ephemeral_ports, tcp_mem, memory, cpu_worker, cpu_host,
+            accept_queue or conntrack.
+        scope: process, port_group, host or listener.
+        subject: What it is about, e.g. ``worker 3 (pid 812, server)``.
+        capacity: Where the limit is, in ``unit``; None when it could not be read.
+        used_at_peak: Use when most connections were open, in ``unit``; None when not measured.
+        unit: count, pages, bytes, pct, ...
+        per_connection: Use per connection of the whole run (not of this process), in ``unit``.
+        fit_error_pct: Error of the slope in percent of the slope (``analysis.slopes``); None when
+            the slope was not fitted.
+        predicted_connections: Connections of the whole run at which this limit is met; None when
+            this run cannot tell: ``note`` says why.
+        source: Where capacity and use come from.
+        note: For people: what raises it, or why there is no prediction.
+        met: The run was at this limit.
+    """
+
+    limit: str
+    scope: str
+    subject: str
+    capacity: float | None
+    used_at_peak: float | None
+    unit: str
+    per_connection: float | None
+    fit_error_pct: float | None
+    predicted_connections: int | None
+    source: str
+    note: str = ""
+    met: bool = False
+
+
+def ordered(rungs: Sequence[Rung]) -> list[Rung]:
+    """Next wall first. Met ones lead at equal counts; those without a prediction are last,
+    fullest first.
+    """  # noqa: D205  # one sentence does not fit one line
+
+    def key(rung: Rung) -> tuple[float, bool, float, str, str]:
+        used = (rung.used_at_peak or 0.0) / rung.capacity if rung.capacity else 0.0
+        predicted = rung.predicted_connections
+        where = float("inf") if predicted is None else float(predicted)
+        return where, not rung.met, -used, rung.limit, rung.subject
+
+    return sorted(rungs, key=key)
+
+
+def next_wall(rungs: Sequence[Rung]) -> Rung | None:
+    """The nearest limit that the run did not meet, None when no rung has a prediction."""
+    open_rungs = [r for r in rungs if not r.met and r.predicted_connections is not None]
+    return open_rungs[0] if open_rungs else None
+
+
+def predict(capacity: float, line: slopes.Slope | None, peak_count: int) -> tuple[int | None, str]:
+    """Where a line meets a capacity, or why that cannot be said.
+
+    Returns:
+        Connections and '', or None and the reason.
+    """
+    if capacity >= _NO_LIMIT:
+        return None, f"{capacity:.3g} is no limit in practice"
+    if line is None:
+        return None, "too few samples over the ramp to fit a slope"
+    if not line.is_usable:
+        return None, "its use did not grow with the connections of this run"
+    connections = (capacity - line.intercept) / line.per_x
+    if connections > _NO_LIMIT:
+        return None, "its use grows too slowly for this run to see where it ends"
+    if connections > 1000 * max(1, peak_count):
+        return None, f"more than 1,000 times the {peak_count:,} connections of this run"
+    return int(connections), ""
+
+
+def blind(limit: str, scope: str, unit: str, why: str, source: str) -> Rung:
+    """A rung that this run cannot see, and says so."""
+    return Rung(limit, scope, "the host", None, None, unit, None, None, None, source, why)
