@@ -7,6 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no defect of the code under test.
+settings.register_profile("connscope", deadline=None)
+settings.load_profile("connscope")
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def refusal(data: bytes) -> tuple[int, bytes]:
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert b"\r\nContent-Length: %d" % len(body) in head
     assert b"\r\nConnection: close" in head
+    assert body == caught.value.reason.encode() + b"\n"
     return status, head
 
 
@@ -355,7 +356,7 @@ def test_4_1_item_7_keys_are_fresh_and_hold_16_bytes():
     ],
 )
 def test_4_1_request_values_cannot_break_out_of_their_line(host, path, headers):
-    with pytest.raises(ValueError, match="must (start|be a)|of the handshake itself"):
+    with pytest.raises(ValueError, match=r"must (start|be a)|of the handshake itself"):
         client_request(host, path, KEY, headers)
 
 
