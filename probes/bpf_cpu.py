@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from probes import bpf_sources
+from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
@@ -70,7 +70,7 @@ class CpuStacksProbe(BpfProbe):
         self._write(loaded, at_ns, *loaded.maps["cpu_samples"].items(delete=True))
         if len(self._frames) > loaded.maps["cpu_traces"].max_entries // _FULL_SHARE:
             self._clear(loaded, at_ns)
-        lost = bpf_sources.lost(loaded, "cpu_samples", "cpu_paused")
+        lost = bpf_shared.lost(loaded, "cpu_samples", "cpu_paused")
         self.lost_count = lost + self._lost_stacks_count
 
     def _write(
@@ -110,11 +110,11 @@ class CpuStacksProbe(BpfProbe):
     def _clear(self, loaded: BpfObject, at_ns: int) -> None:
         """Empties the stack map; samples of the millisecond that it takes are counted as lost."""
         assert self._target is not None
-        loaded.maps["config"].put(0, bpf_sources.run_config(self._target, paused=True)[0])
+        loaded.maps["config"].put(0, bpf_shared.run_config(self._target, paused=True)[0])
         self._write(loaded, at_ns, *loaded.maps["cpu_samples"].items(delete=True))
         for stack_id in self._frames:
             loaded.maps["cpu_traces"].delete(stack_id)
         self._frames.clear()
         self._kernel_names.clear()
         self._user_names.clear()
-        loaded.maps["config"].put(0, bpf_sources.run_config(self._target)[0])
+        loaded.maps["config"].put(0, bpf_shared.run_config(self._target)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
-from probes import bpf_sources
+from probes import bpf_shared
 from probes.bpf_program import BpfObject, check_bpf
 from probes.bpf_sources import SourceBuilder
 from probes.probe import Target
@@ -18,10 +18,12 @@ class BpfProbe:
     A probe gives its source and tables and implements ``_attach`` and ``_read``.
 
     Attributes:
+        shared: Its source is part of the object of the default probes; else it has its own.
         bpf_run_ns: CPU time in its programs, known after ``stop``; -1 unless the sysctl
             ``kernel.bpf_stats_enabled`` is on (it is never changed here).
     """
 
+    shared: ClassVar[bool] = True
     name: str = ""
     period_s: float = 1.0
     tables: ClassVar[tuple[str, ...]] = ()
@@ -34,6 +36,7 @@ class BpfProbe:
         self.writers: list[TableWriter] = []
         self._links: list[int] = []
         self._object: BpfObject | None = None
+        self._own: BpfObject | None = None
 
     def check(self) -> None:
         """Root, BTF and bcc are there.
@@ -49,7 +52,10 @@ class BpfProbe:
         Raises:
             ProbeUnavailableError: The kernel or the machine cannot.
         """
-        bpf_sources.prepare()
+        if self.shared:
+            bpf_shared.prepare()
+        elif self._own is None:
+            self._own = bpf_shared.load([self._source()])
 
     def start(self, target: Target) -> None:
         """Compiles, or shares what is compiled already, and attaches.
@@ -70,6 +76,9 @@ class BpfProbe:
         """Detaches, takes the last sample and frees everything."""
         loaded, self._object = self._object, None
         self._detach()
+        if self._own is not None:  # prepared and never started
+            self._own.close()
+            self._own = None
         if loaded is None:
             return
         try:
@@ -78,7 +87,7 @@ class BpfProbe:
                 self.bpf_run_ns = loaded.run_time_ns(self.programs)
         finally:
             self._close()
-            bpf_sources.release(self, loaded)
+            bpf_shared.release(self, loaded)
 
     def _detach(self) -> None:
         while self._links:
@@ -88,7 +97,13 @@ class BpfProbe:
         raise NotImplementedError
 
     def _acquire(self, target: Target) -> BpfObject:
-        return bpf_sources.acquire(self, target, self._source())
+        if self.shared:
+            return bpf_shared.acquire(self, target, self._source())
+        self.prepare()
+        own, self._own = self._own, None
+        assert own is not None
+        bpf_shared.aim(own, target, target.processes)
+        return own
 
     def _attach(self, loaded: BpfObject, target: Target) -> None:
         raise NotImplementedError

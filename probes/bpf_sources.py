@@ -1,32 +1,25 @@
-"""What each eBPF program reads of the kernel, and the one object that the default probes share.
+"""What each eBPF program reads of the kernel, and the layout of its maps as numpy types.
 
 A function per C file builds its ``BpfSource`` from the kernel's types: struct fields by all their
-spellings, positions of tracepoint arguments, enum values. The default probes share one compiled
-object (``acquire``), so that the compiler starts once and the processes and ports to watch are
-written once; a probe whose source this kernel cannot satisfy is left out of it and told why.
+spellings, positions of tracepoint arguments, enum values. It raises ``MissingTypeError`` for what
+this kernel lacks.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from probes.bpf_program import (
     PERF_EVENT,
     RAW_TRACEPOINT,
     TRACING,
-    BpfObject,
     BpfSource,
     MapType,
-    check_bpf,
 )
 from probes.btf import Btf, MissingTypeError
-from probes.errors import ProbeUnavailableError
-from probes.probe import Target
 
 STACKS_PER_KEY = 4
 STACK_DEPTH = 127  # PERF_MAX_STACK_DEPTH
@@ -41,7 +34,9 @@ LOSSES = (
     "resets",
     "drops",
     "port_groups",
-    "other",
+    "syscall_mix",
+    "runq",
+    "skb_allocs",
 )
 
 CONFIG = np.dtype([("netns_inum", "<u4"), ("paused", "<u4"), ("server_ports", "u1", (8192,))])
@@ -96,6 +91,16 @@ STATE_SUMS = np.dtype(
 SNAPSHOT_SUMS = np.dtype([("by", STATE_SUMS, (4, 16))])
 PORT_GROUP = np.dtype([("source", "<u4"), ("destination", "<u4"), ("port", "<u4")])
 
+MIX_KEY = np.dtype([("pid", "<u4"), ("nr", "<u4")])
+MIX = np.dtype([("count", "<u8"), ("failed", "<u8")])
+RUNQ_KEY = np.dtype([("pid", "<u4"), ("bucket", "<u4")])
+CACHE_INFO = np.dtype([("is_skb", "<u4"), ("size", "<u4"), ("name", "S32")])
+ALLOC_KEY = np.dtype([("cache", "<u8"), ("location", "<u8")])
+
+SourceBuilder = Callable[[Btf], BpfSource]
+
+# where the number of the call is: x86; arm64; riscv (a7 carries it)
+SYSCALL_REGS = {"nr": ["orig_ax", "syscallno", "a7"]}
 _SOCK_COMMON = {
     "skc_daddr": ["skc_daddr"],
     "skc_rcv_saddr": ["skc_rcv_saddr"],
@@ -128,8 +133,7 @@ def failing_syscalls(btf: Btf) -> BpfSource:
     btf.tracepoint_arguments("sys_exit")
     return BpfSource(
         "failing_syscalls.c",
-        # x86; arm64; riscv (a7 carries the number)
-        {"pt_regs": {"nr": ["orig_ax", "syscallno", "a7"]}},
+        {"pt_regs": SYSCALL_REGS},
         {
             "ERRNO_EAGAIN": errno.EAGAIN,
             "ERRNO_EINPROGRESS": errno.EINPROGRESS,
@@ -253,127 +257,51 @@ def tcp_snapshot(btf: Btf) -> BpfSource:
     )
 
 
-SourceBuilder = Callable[[Btf], BpfSource]
-_DEFAULT: tuple[SourceBuilder, ...] = (failing_syscalls, tcp_events, cpu_stacks, tcp_snapshot)
+def syscall_mix(btf: Btf) -> BpfSource:
+    """All system calls of a few processes."""
+    btf.tracepoint_arguments("sys_exit")
+    return BpfSource(
+        "syscall_mix.c",
+        {"pt_regs": SYSCALL_REGS},
+        {},
+        {"syscall_mix": RAW_TRACEPOINT},
+        {"mix_pids": MapType("<u4", "u1"), "mix_counts": MapType(MIX_KEY, MIX)},
+    )
 
 
-def watch_pids(loaded: BpfObject, pids: Iterable[int]) -> None:
-    """Adds processes to those whose calls and samples count."""
-    for pid in pids:
-        loaded.maps["watched_pids"].put(pid, 1)
+def runq_latency(btf: Btf) -> BpfSource:
+    """Waiting for a CPU."""
+    btf.tracepoint_arguments("sched_wakeup")
+    btf.tracepoint_arguments("sched_switch")
+    return BpfSource(
+        "runq_latency.c",
+        {"task_struct": {"pid": ["pid"], "tgid": ["tgid"], "state": ["__state", "state"]}},
+        {
+            "SWITCH_PREV_ARG": argument_position(btf, "sched_switch", "task_struct"),
+            "SWITCH_NEXT_ARG": argument_position(btf, "sched_switch", "task_struct", 1),
+        },
+        {"runq_wakeup": RAW_TRACEPOINT, "runq_switch": RAW_TRACEPOINT},
+        {
+            "runnable_since": MapType("<u4", "<u8"),
+            "runq_counts": MapType(RUNQ_KEY, "<u8"),
+        },
+    )
 
 
-def unwatch_pids(loaded: BpfObject, pids: Iterable[int]) -> None:
-    """Takes processes out again."""
-    for pid in pids:
-        loaded.maps["watched_pids"].delete(pid)
-
-
-def run_config(target: Target, *, paused: bool = False) -> npt.NDArray[np.void]:
-    """The configuration of the programs: the caller's network namespace and the server's ports."""
-    configs: npt.NDArray[np.void] = np.zeros(1, dtype=CONFIG)
-    config = configs[0]
-    config["netns_inum"] = Path("/proc/self/ns/net").stat().st_ino & 0xFFFFFFFF
-    config["paused"] = paused
-    for port in target.server_ports:
-        config["server_ports"][port >> 3] |= 1 << (port & 7)
-    return configs
-
-
-def load(builders: Iterable[SourceBuilder]) -> BpfObject:
-    """Compiles the sources into an object of their own; not yet pointed at a target.
-
-    Raises:
-        ProbeUnavailableError: This kernel or machine cannot.
-    """
-    check_bpf()
-    btf = Btf.of_kernel()
-    try:
-        sources = [build(btf) for build in (common, *builders)]
-    except MissingTypeError as error:
-        raise ProbeUnavailableError(str(error), fix="run a newer kernel") from error
-    return BpfObject.load(btf, sources)
-
-
-def aim(loaded: BpfObject, target: Target, pids: Iterable[int]) -> None:
-    """Points the programs of an object at a target."""
-    loaded.maps["config"].put(0, run_config(target)[0])
-    watch_pids(loaded, pids)
-
-
-class _Shared:
-    """The object of the default probes, and who uses it."""
-
-    def __init__(self) -> None:
-        self.loaded: BpfObject | None = None
-        self.target: Target | None = None
-        self.users: list[object] = []
-        self.missing: dict[SourceBuilder, str] = {}
-
-
-_shared = _Shared()
-
-
-def prepare() -> BpfObject:
-    """Compiles the object of the default probes unless it is there.
-
-    What this kernel cannot satisfy is left out of it and kept for ``acquire`` to tell.
-
-    Raises:
-        ProbeUnavailableError: Nothing can be compiled here.
-    """
-    if _shared.loaded is None:
-        check_bpf()
-        btf = Btf.of_kernel()
-        usable: list[SourceBuilder] = []
-        for build in _DEFAULT:
-            try:
-                build(btf)
-                usable.append(build)
-            except MissingTypeError as error:
-                _shared.missing[build] = str(error)
-        _shared.loaded = load(usable)
-    return _shared.loaded
-
-
-def acquire(user: object, target: Target, build: SourceBuilder) -> BpfObject:
-    """The shared object of the default probes, aimed at the target.
-
-    Args:
-        user: The probe; gives it back with ``release``.
-        target: What to watch.
-        build: The source that the probe needs in it.
-
-    Raises:
-        ProbeUnavailableError: The kernel lacks what this source needs, or nothing compiles.
-    """
-    if _shared.users and _shared.target is not target:  # two targets in one process
-        loaded = load([build])
-        aim(loaded, target, target.processes)
-        return loaded
-    loaded = prepare()
-    if build in _shared.missing:
-        raise ProbeUnavailableError(_shared.missing[build], fix="run a newer kernel")
-    if not _shared.users:
-        aim(loaded, target, target.processes)
-        _shared.target = target
-    _shared.users.append(user)
-    return loaded
-
-
-def release(user: object, loaded: BpfObject) -> None:
-    """Gives an object back; the last user closes it."""
-    if loaded is not _shared.loaded:
-        loaded.close()
-        return
-    _shared.users = [each for each in _shared.users if each is not user]
-    if not _shared.users:
-        loaded.close()
-        _shared.loaded = _shared.target = None
-
-
-def lost(loaded: BpfObject, *kinds: str) -> int:
-    """Events that the programs saw and could not record, of the kinds named."""
-    _, values = loaded.maps["losses"].items()
-    totals = values.sum(axis=1)
-    return int(sum(totals[LOSSES.index(kind)] for kind in kinds))
+def skb_allocs(btf: Btf) -> BpfSource:
+    """Allocations of socket buffers by call site."""
+    cache_position = argument_position(btf, "kmem_cache_alloc", "kmem_cache")
+    if cache_position < 0:
+        raise MissingTypeError(
+            "the tracepoint kmem_cache_alloc of this kernel (before 6.1) does not name the cache"
+        )
+    return BpfSource(
+        "skb_allocs.c",
+        {"kmem_cache": {"name": ["name"], "size": ["size"]}},
+        {"ALLOC_CACHE_ARG": cache_position},
+        {"skb_alloc": RAW_TRACEPOINT},
+        {
+            "known_caches": MapType("<u8", CACHE_INFO),
+            "skb_alloc_counts": MapType(ALLOC_KEY, "<u8"),
+        },
+    )

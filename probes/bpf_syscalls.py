@@ -23,7 +23,7 @@ import errno
 
 import numpy as np
 
-from probes import bpf_sources
+from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
@@ -87,7 +87,7 @@ class FailingSyscallsProbe(BpfProbe):
             )
         if news:
             self._write_stacks(loaded)
-        lost = bpf_sources.lost(loaded, "failures", "failure_stacks")
+        lost = bpf_shared.lost(loaded, "failures", "failure_stacks")
         self.lost_count = lost + self._lost_stacks_count
 
     def _write_stacks(self, loaded: BpfObject) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes import bpf_sources
+from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
@@ -64,7 +64,9 @@ def drop_reason(names: dict[int, str], number: int) -> str:
 
 def _earliest(first_ns: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The first time over the CPUs (second axis), of which those without an event say 0."""
-    return np.where(first_ns == 0, _NEVER, first_ns).min(axis=1, initial=_NEVER)
+    seen: npt.NDArray[np.uint64] = np.where(first_ns == 0, _NEVER, first_ns)
+    earliest: npt.NDArray[np.uint64] = seen.min(axis=1, initial=_NEVER)
+    return earliest
 
 
 class TcpEventsProbe(BpfProbe):
@@ -121,8 +123,8 @@ class TcpEventsProbe(BpfProbe):
         total = now["transitions"].sum(axis=0)
         news = total - self._before["transitions"][0]
         for side, old, new in np.argwhere(news).tolist():
-            row = (SIDES[side], state_name(old), state_name(new), int(news[side, old, new]))
-            transitions.append(at_ns, *row)
+            count = int(news[side, old, new])
+            transitions.append(at_ns, SIDES[side], state_name(old), state_name(new), count)
         self._before["transitions"][0] = total
 
         total = now["retransmits"].sum(axis=0)
@@ -138,12 +140,18 @@ class TcpEventsProbe(BpfProbe):
             cell = pressures[:, kind, side]
             first_ns = int(_earliest(cell["first_ns"][None, :])[0])
             largest_pages = int(cell["allocated_max_pages"].max())
-            row = (_PRESSURE_KINDS[kind], SIDES[side], int(news[kind, side]), largest_pages)
-            pressure.append(at_ns, *row, first_ns)
+            pressure.append(
+                at_ns,
+                _PRESSURE_KINDS[kind],
+                SIDES[side],
+                int(news[kind, side]),
+                largest_pages,
+                first_ns,
+            )
         self._before["pressure"]["count"][0] = total
         self._read_resets(loaded, at_ns)
         self._read_drops(loaded, at_ns)
-        self.lost_count = bpf_sources.lost(loaded, "resets", "drops")
+        self.lost_count = bpf_shared.lost(loaded, "resets", "drops")
 
     def _read_resets(self, loaded: BpfObject, at_ns: int) -> None:
         keys, values = loaded.maps["reset_counts"].items()

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from probes import bpf_kernel, bpf_sources
+from probes import bpf_kernel, bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
@@ -124,7 +124,7 @@ class TcpSnapshotProbe(BpfProbe):
             source_text = dotted((source, 0, 0, 0), 0)
             destination_text = dotted((destination, 0, 0, 0), 0)
             groups.append(at_ns, source_text, destination_text, port, count, low, high)
-        self.lost_count = bpf_sources.lost(loaded, "port_groups")
+        self.lost_count = bpf_shared.lost(loaded, "port_groups")
 
     def _close(self) -> None:
         if self._iterator >= 0:

@@ -1,0 +1,151 @@
+"""Compiled objects aimed at a target, and the one object that the default probes share.
+
+The default probes share one compiled object (``acquire``), so that the compiler starts once and
+the processes and ports to watch are written once. A probe whose source this kernel cannot satisfy
+is left out of it and told why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from probes import bpf_sources
+from probes.bpf_program import BpfObject, check_bpf
+from probes.bpf_sources import CONFIG, LOSSES, SourceBuilder
+from probes.btf import Btf, MissingTypeError
+from probes.errors import ProbeUnavailableError
+from probes.probe import Target
+
+_DEFAULT: tuple[SourceBuilder, ...] = (
+    bpf_sources.failing_syscalls,
+    bpf_sources.tcp_events,
+    bpf_sources.cpu_stacks,
+    bpf_sources.tcp_snapshot,
+    bpf_sources.syscall_mix,
+)
+
+
+def watch_pids(loaded: BpfObject, pids: Iterable[int]) -> None:
+    """Adds processes to those whose calls and samples count."""
+    for pid in pids:
+        loaded.maps["watched_pids"].put(pid, 1)
+
+
+def unwatch_pids(loaded: BpfObject, pids: Iterable[int]) -> None:
+    """Takes processes out again."""
+    for pid in pids:
+        loaded.maps["watched_pids"].delete(pid)
+
+
+def run_config(target: Target, *, paused: bool = False) -> npt.NDArray[np.void]:
+    """The configuration of the programs: the caller's network namespace and the server's ports."""
+    configs: npt.NDArray[np.void] = np.zeros(1, dtype=CONFIG)
+    config = configs[0]
+    config["netns_inum"] = Path("/proc/self/ns/net").stat().st_ino & 0xFFFFFFFF
+    config["paused"] = paused
+    for port in target.server_ports:
+        config["server_ports"][port >> 3] |= 1 << (port & 7)
+    return configs
+
+
+def load(builders: Iterable[SourceBuilder]) -> BpfObject:
+    """Compiles the sources into an object of their own; not yet pointed at a target.
+
+    Raises:
+        ProbeUnavailableError: This kernel or machine cannot.
+    """
+    check_bpf()
+    btf = Btf.of_kernel()
+    try:
+        sources = [build(btf) for build in (bpf_sources.common, *builders)]
+    except MissingTypeError as error:
+        raise ProbeUnavailableError(str(error), fix="run a newer kernel") from error
+    return BpfObject.load(btf, sources)
+
+
+def aim(loaded: BpfObject, target: Target, pids: Iterable[int]) -> None:
+    """Points the programs of an object at a target."""
+    loaded.maps["config"].put(0, run_config(target)[0])
+    watch_pids(loaded, pids)
+
+
+class _Shared:
+    """The object of the default probes, and who uses it."""
+
+    def __init__(self) -> None:
+        self.loaded: BpfObject | None = None
+        self.target: Target | None = None
+        self.users: list[object] = []
+        self.missing: dict[SourceBuilder, str] = {}
+
+
+_shared = _Shared()
+
+
+def prepare() -> BpfObject:
+    """Compiles the object of the default probes unless it is there.
+
+    What this kernel cannot satisfy is left out of it and kept for ``acquire`` to tell.
+
+    Raises:
+        ProbeUnavailableError: Nothing can be compiled here.
+    """
+    if _shared.loaded is None:
+        check_bpf()
+        btf = Btf.of_kernel()
+        usable: list[SourceBuilder] = []
+        for build in _DEFAULT:
+            try:
+                build(btf)
+                usable.append(build)
+            except MissingTypeError as error:
+                _shared.missing[build] = str(error)
+        _shared.loaded = load(usable)
+    return _shared.loaded
+
+
+def acquire(user: object, target: Target, build: SourceBuilder) -> BpfObject:
+    """The shared object of the default probes, aimed at the target.
+
+    Args:
+        user: The probe; gives it back with ``release``.
+        target: What to watch.
+        build: The source that the probe needs in it.
+
+    Raises:
+        ProbeUnavailableError: The kernel lacks what this source needs, or nothing compiles.
+    """
+    if _shared.users and _shared.target is not target:  # two targets in one process
+        loaded = load([build])
+        aim(loaded, target, target.processes)
+        return loaded
+    loaded = prepare()
+    if build in _shared.missing:
+        raise ProbeUnavailableError(_shared.missing[build], fix="run a newer kernel")
+    if not _shared.users:
+        aim(loaded, target, target.processes)
+        _shared.target = target
+    _shared.users.append(user)
+    return loaded
+
+
+def release(user: object, loaded: BpfObject) -> None:
+    """Gives an object back; the last user closes it."""
+    if loaded is not _shared.loaded:
+        loaded.close()
+        return
+    _shared.users = [each for each in _shared.users if each is not user]
+    if not _shared.users:
+        loaded.close()
+        _shared.loaded = _shared.target = None
+
+
+def lost(loaded: BpfObject, *kinds: str) -> int:
+    """Events that the programs saw and could not record, of the kinds named."""
+    _, values = loaded.maps["losses"].items()
+    totals = values.sum(axis=1)
+    return int(sum(totals[LOSSES.index(kind)] for kind in kinds))
