@@ -265,6 +265,7 @@ class Collector:
         entry.running = False
         with self._stop_lock:
             self._report(entry)
+            self._health.flush()  # an interrupted supervisor waits less than STOP_LIMIT_S
 
     def _give_up(self) -> None:
         """Runs in the timer's thread: a probe hangs in code that no signal reaches."""
