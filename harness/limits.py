@@ -80,7 +80,11 @@ def safe_connections(capacity: int, workers: int, accept: str) -> int:
 def ports_in_range(
     port_range: tuple[int, int], excluded: tuple[tuple[int, int], ...], bound: tuple[int, ...]
 ) -> int:
-    """Local ports of one (source, destination, port) group.
+    """Local ports that connect surely finds for one (source, destination, port) group.
+
+    In a range of odd size each connect passes over one port of the first parity, another each
+    time (``remaining &= ~1U`` in ``__inet_hash_connect``), so the last one is found by luck
+    [measured: 10 or 11 of 11].
 
     Args:
         port_range: Inclusive.
@@ -92,7 +96,8 @@ def ports_in_range(
     gone = {port for port in bound if low <= port <= high}
     for first, last in excluded:
         gone.update(range(max(low, first), min(high, last) + 1))
-    return max(0, high - low + 1 - len(gone))
+    size = high - low + 1
+    return max(0, size - (size % 2 if size > 1 else 0) - len(gone))
 
 
 def ports_of(

@@ -1,5 +1,6 @@
 """The planner: known answers, and properties over any host and request."""
 
+import errno
 import json
 import math
 import os
@@ -378,73 +379,84 @@ except OSError as error:
 
 
 @pytest.mark.privileged
-@pytest.mark.parametrize("port", [9001, 40_004])
-def test_the_kernel_holds_as_many_ports_as_the_plan_says(port):
+@pytest.mark.parametrize(
+    ("low", "high", "port", "luck"),
+    [(40_000, 40_009, 9001, 0), (40_000, 40_009, 40_004, 0), (40_001, 40_011, 9001, 1)],
+)
+def test_the_kernel_holds_as_many_ports_as_the_plan_says(low, high, port, luck):
     assert os.geteuid() == 0, "this test needs root"
     script = 'ip link set lo up && exec "$@"'
     command = ["unshare", "--net", "sh", "-c", script, "sh", sys.executable, "-c", _FILL_A_RANGE]
     done = subprocess.run(
-        [*command, "40000", "40010", str(port)],
+        [*command, str(low), str(high), str(port)],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    expected = ports_in_range((40_000, 40_010), (), (port,))
-    assert done.stdout.split() == ["99", str(expected)]  # EADDRNOTAVAIL
+    number, held = map(int, done.stdout.split())
+    assert number == errno.EADDRNOTAVAIL
+    expected = ports_in_range((low, high), (), (port,))
+    assert expected in (9, 10)
+    assert expected <= held <= expected + luck
 
 
 # --- properties
 
 
 @st.composite
-def hosts(draw):
-    hard = draw(st.integers(64, 1_100_000))
-    capabilities = draw(st.sampled_from([0, ALL_CAPABILITIES, HOST.effective_capabilities]))
-    low = draw(st.integers(1024, 60_000))
-    file_max = draw(st.one_of(st.integers(1_000, 10**7), st.just(2**63 - 1)))
-    tracking = draw(st.none() | st.tuples(st.integers(1, 300_000), st.integers(0, 300_000)))
-    reserved = draw(st.lists(st.integers(1024, 65_000), max_size=3))
+def hosts(draw, connections):
+    """Hosts whose limits are about what so many connections need, so that either side is met."""
+
+    def about(needed):
+        return draw(st.integers(needed // 2, 2 * needed + 100))
+
+    hard = draw(st.integers(64, 30_000) | st.integers(64, 1_100_000))
     pressure = draw(st.integers(100, 10**6))
-    available = draw(st.integers(10**9, 10**12))
+    available = about(500 * 10**6 + 9_300 * connections)
     limited = draw(st.booleans())
+    low = draw(st.integers(1024, 60_000))
+    high = draw(st.integers(low + 100, 65_535))
+    reserved = draw(st.lists(st.integers(1024, 65_000), max_size=3))
+    tracking = draw(st.booleans())
     return replace(
         HOST,
         kernel=draw(st.sampled_from(["6.18.44", "6.3.0", "5.10.0-28-amd64", "odd"])),
-        cpu_count=draw(st.integers(1, 256)),
-        effective_capabilities=capabilities,
+        cpu_count=draw(st.integers(1, 64)),
+        effective_capabilities=draw(
+            st.sampled_from([HOST.effective_capabilities, 0, ALL_CAPABILITIES])
+        ),
         nofile_soft_count=draw(st.integers(32, hard)),
         nofile_hard_count=hard,
-        file_max_count=file_max,
+        file_max_count=about(2 * connections) if draw(st.booleans()) else 2**63 - 1,
         file_used_count=draw(st.integers(0, 2_000)),
-        port_range=(low, draw(st.integers(low + 100, 65_535))),
+        port_range=draw(st.sampled_from([(low, high), (32_768, 60_999), (1024, 65_535)])),
         reserved_ports=tuple((start, start + 20) for start in reserved),
         listening_ports=tuple(sorted(draw(st.sets(st.integers(1024, 65_535), max_size=5)))),
         somaxconn_count=draw(st.integers(16, 65_535)),
         tcp_mem_pages=draw(st.sampled_from([None, (pressure // 2, pressure, pressure * 2)])),
-        memory_available_bytes=available,
-        conntrack_max_count=None if tracking is None else tracking[0],
-        conntrack_used_count=None if tracking is None else tracking[1],
-        epoll_max_user_watches_count=draw(st.none() | st.integers(1_000, 10**7)),
-        cgroup=Cgroup(2, "/box", available // 2, available // 10) if limited else Cgroup(),
+        memory_available_bytes=available * (2 if limited else 1),
+        conntrack_max_count=about(connections) if tracking else None,
+        conntrack_used_count=draw(st.integers(0, 1_000)) if tracking else None,
+        epoll_max_user_watches_count=about(2 * connections) if draw(st.booleans()) else None,
+        cgroup=Cgroup(2, "/box", available, 10**7) if limited else Cgroup(),
     )
 
 
 @st.composite
-def requests(draw, host):
+def requests(draw, host, connections):
     def maybe(strategy):
         return draw(st.none() | strategy)
 
-    ceiling = host.nofile_ceiling_count
-    low = draw(st.integers(1024, 65_000))
+    low = draw(st.integers(1024, 65_400))
     return PlanRequest(
-        connections=draw(st.one_of(st.integers(1, 3_000), st.integers(1, 3_000_000))),
+        connections=connections,
         workers=maybe(st.integers(1, 100)),
         clients=maybe(st.integers(1, 100)),
-        nofile=maybe(st.integers(64, ceiling)),
+        nofile=maybe(st.integers(64, host.nofile_ceiling_count)),
         accept=draw(st.sampled_from(ACCEPT_MODES)),
-        source_addresses=maybe(st.integers(1, 300)),
-        port_range=maybe(st.integers(low, 65_535).map(lambda high: (low, high))),
+        source_addresses=maybe(st.integers(1, 100)),
+        port_range=maybe(st.integers(low + 100, 65_535).map(lambda high: (low, high))),
         backlog=maybe(st.integers(1, 65_535)),
         own_namespace=draw(st.booleans()),
         force=draw(st.booleans()),
@@ -453,8 +465,9 @@ def requests(draw, host):
 
 @st.composite
 def cases(draw):
-    host = draw(hosts())
-    return host, draw(requests(host))
+    connections = int(10 ** draw(st.floats(0, 6.5)))
+    host = draw(hosts(connections))
+    return host, draw(requests(host, connections))
 
 
 def free_ports(plan, host):
@@ -464,7 +477,8 @@ def free_ports(plan, host):
         gone.update(host.listening_ports)
         for first, last in host.reserved_ports:
             gone.update(range(first, last + 1))
-    return len(set(range(low, high + 1)) - gone)
+    size = high - low + 1
+    return len(set(range(low, high + 1)) - gone) - (size % 2)
 
 
 def checked_again(plan, host, request):
@@ -490,7 +504,7 @@ def checked_again(plan, host, request):
     yield "accept_queue", "listener", math.ceil(in_flight / queues), queue
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_every_plan_satisfies_what_it_read_or_says_where_it_will_not(case):
     host, request = case
