@@ -1,0 +1,1 @@
+"""``make bench``: what the main job costs here, beside its bars and Node ``ws``."""
