@@ -1,15 +1,12 @@
-"""The probe process: drives every probe of a run in one thread.
+"""The probe process: ``python -P -m probes.collect``, started by the supervisor.
 
-Started by the supervisor as ``python -P -m probes.collect``; keeps root while the fleet drops it.
-The protocol with the supervisor:
+It keeps root while the fleet drops it, and speaks with the supervisor so:
 
 * ``--ready-fd`` gets one line of JSON, ``{"ready": [name], "unavailable": [{name, reason, fix}]}``,
   when every probe runs, after ``PROBES_READY_NS`` was written to the shared memory.
-* End of file or ``stop`` on stdin asks it to take the last samples and exit, within STOP_LIMIT_S
-  even when a probe hangs. Stdin also ends when the supervisor is killed.
-* The loop dies with its parent (PR_SET_PDEATHSIG) and ignores SIGINT: Ctrl-C is the supervisor's.
-
-Rows are flushed once a second, so that a killed probe process loses at most about that.
+* End of file or ``stop`` on stdin asks it to take the last samples and exit, within 3 s even when
+  a probe hangs. Stdin also ends when the supervisor is killed.
+* It dies with its parent (PR_SET_PDEATHSIG) and ignores SIGINT: Ctrl-C is the supervisor's.
 """
 
 from __future__ import annotations
@@ -17,397 +14,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import faulthandler
 import json
 import os
-import select
 import signal
 import sys
-import threading
-import time
-import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from probes import registry
-from probes.clock import NS_PER_MS, NS_PER_S, now_ns
-from probes.errors import ExitCode, ProbeUnavailableError, RunDirError, ToolkitError
-from probes.hot_worker import HotWorkerWatch
-from probes.live import Counter, Header, Live, Phase, Role
-from probes.probe import Probe, ProcessRef, Target
+from probes.collector import Collector
+from probes.errors import ExitCode, ToolkitError, UsageError
+from probes.live import Live
 from probes.rundir import RunDir
 
-READY_LIMIT_S = 30.0
-STOP_LIMIT_S = 2.8
-PROBE_STOP_LIMIT_S = 1.8
-FLUSH_NS = NS_PER_S
-HOT_NS = NS_PER_S
-PHASE_NS = 50 * NS_PER_MS
-_ROLE_NAMES: dict[int, str] = {
-    Role.SERVER: "server",
-    Role.ACCEPTOR: "acceptor",
-    Role.CLIENT: "client",
-}
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
-
-
-@dataclass(slots=True)
-class Driven:
-    """One probe and what the collector knows of it.
-
-    Attributes:
-        name: Of the registry.
-        probe: None when it could not be made.
-        state: ran, unavailable or failed (``probe_health``).
-        reason: Why not, '' while it runs.
-        fix: What would help.
-        due_ns: When its next sample is due.
-        late_count: Samples that came more than a period late.
-        cpu_ns: CPU time of this thread inside the probe.
-        running: It is started and has not failed.
-        reported: Its health row is written.
-    """
-
-    name: str
-    probe: Probe | None = None
-    state: str = "ran"
-    reason: str = ""
-    fix: str = ""
-    due_ns: int = 0
-    late_count: int = 0
-    cpu_ns: int = 0
-    running: bool = False
-    reported: bool = False
-
-
-class _ProbeHangs(Exception):  # noqa: N818  # a signal inside this module, never shown
-    """A probe's stop took longer than its share."""
-
-
-def next_due_ns(due_ns: int, at_ns: int, period_ns: int) -> tuple[int, bool]:
-    """When the next sample is due, and whether this one came more than a period late.
-
-    A late probe does not catch up: samples in a burst would measure the same moment twice.
-    """
-    if at_ns - due_ns > period_ns:
-        return at_ns + period_ns, True
-    return due_ns + period_ns, False
-
-
-def processes_of(live: Live) -> dict[int, ProcessRef]:
-    """The fleet as its slots tell it, by pid; slots without a pid are left out."""
-    found = {}
-    for index in range(live.slot_count):
-        slot = live.slot(index)
-        role, pid = _ROLE_NAMES.get(slot[Counter.ROLE]), slot[Counter.PID]
-        if role is not None and pid:
-            found[pid] = ProcessRef(pid, role, slot[Counter.WORKER], is_python=True)
-    return found
-
-
-def fleet_is_ready(live: Live) -> bool:
-    """Whether every slot that has a role has a process that reported for work."""
-    slots = [live.slot(index) for index in range(live.slot_count)]
-    used = [slot for slot in slots if slot[Counter.ROLE] != Role.FREE]
-    return bool(used) and all(slot[Counter.PID] and slot[Counter.READY_NS] for slot in used)
-
-
-@dataclass(slots=True)
-class Collector:
-    """Makes, starts, samples and stops the probes of one run.
-
-    Attributes:
-        run: Where tables go.
-        names: The probes asked for.
-        live: The fleet's shared memory.
-        server_ports: Ports of the server.
-        stdin_fd: End of file or ``stop`` on it ends the run.
-    """
-
-    run: RunDir
-    names: Sequence[str]
-    live: Live
-    server_ports: frozenset[int]
-    stdin_fd: int
-    driven: list[Driven] = field(default_factory=list)
-    _health: Any = None
-    _events: Any = None
-    _hot: HotWorkerWatch | None = None
-    _stop_lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def prepare(self) -> None:
-        """Makes and checks every probe: imports and compilers run before the fleet is ready."""
-        self._health = self.run.writer("probe_health", "collect")
-        self._events = self.run.writer("events", "collect")
-        for name in self.names:
-            entry = Driven(name)
-            self.driven.append(entry)
-            with self._guarded(entry):
-                entry.probe = registry.make(name)
-                entry.probe.check()
-                prepare = getattr(entry.probe, "prepare", None)
-                if prepare is not None:
-                    prepare()
-                entry.running = True
-
-    def wait_for_fleet(self) -> bool:
-        """Waits until all processes are known.
-
-        Returns:
-            False when the supervisor asked to stop meanwhile.
-        """
-        deadline_ns = now_ns() + int(READY_LIMIT_S * NS_PER_S)
-        while not fleet_is_ready(self.live) and now_ns() < deadline_ns:
-            if self.stop_is_asked(timeout_s=0.005):
-                return False
-        return True
-
-    def start(self) -> None:
-        """Starts every probe that can run; failures become health rows at once."""
-        target = Target(self.run, processes_of(self.live), self.server_ports, self.live)
-        for entry in self.driven:
-            if entry.running and entry.probe is not None:
-                entry.running = False
-                with self._guarded(entry):
-                    entry.probe.start(target)
-                    entry.running = True
-        if registry.syscall_mix_watches_all(list(self.names)):
-            self._watch_syscalls(set(target.processes))
-        self._hot = HotWorkerWatch(target.processes, self.live)
-        for note in target.notes:
-            _log(f"note: {note}")
-        for entry in self.driven:
-            if entry.state != "ran":
-                self._report(entry)
-        at_ns = now_ns()
-        for entry in self.driven:
-            entry.due_ns = at_ns
-        self._flush()
-        self.live.header[Header.PROBES_READY_NS] = now_ns()
-
-    def ready_message(self) -> dict[str, Any]:
-        """What the supervisor is told."""
-        return {
-            "ready": [entry.name for entry in self.driven if entry.running],
-            "unavailable": [
-                {"name": entry.name, "reason": entry.reason, "fix": entry.fix}
-                for entry in self.driven
-                if not entry.running
-            ],
-        }
-
-    def loop(self) -> None:
-        """Samples by deadlines until the supervisor asks to stop."""
-        phase = self.live.phase
-        flush_due_ns = now_ns() + FLUSH_NS
-        hot_due_ns = now_ns()
-        while True:
-            at_ns = now_ns()
-            if self.live.phase != phase:
-                phase = self.live.phase
-                if phase == Phase.HOLD:
-                    self._sample_named("tcp_snapshot")
-            for entry in self.driven:
-                if entry.running and now_ns() >= entry.due_ns:
-                    self._sample(entry)
-            if at_ns >= hot_due_ns:
-                hot_due_ns = at_ns + HOT_NS
-                self._look_for_hot_worker(at_ns)
-            if at_ns >= flush_due_ns:
-                flush_due_ns = at_ns + FLUSH_NS
-                self._flush()
-            due_ns = min(
-                [hot_due_ns, flush_due_ns, *(e.due_ns for e in self.driven if e.running)],
-            )
-            if phase < Phase.HOLD:
-                due_ns = min(due_ns, at_ns + PHASE_NS)
-            if self.stop_is_asked(timeout_s=max(0, due_ns - now_ns()) / NS_PER_S):
-                return
-
-    def stop_is_asked(self, timeout_s: float) -> bool:
-        """Waits at most so long for the supervisor's word."""
-        readable, _, _ = select.select([self.stdin_fd], [], [], timeout_s)
-        if not readable:
-            return False
-        word = os.read(self.stdin_fd, 64)
-        return word == b"" or b"stop" in word
-
-    def stop(self) -> None:
-        """Takes the last samples, stops every probe, writes their health and ends all streams."""
-        limit = threading.Timer(STOP_LIMIT_S, self._give_up)
-        limit.daemon = True
-        limit.start()
-        # py-spy writes its file while the others stop; the sockets are counted before the fleet,
-        # which is stopped next, closes them.
-        for entry in self.driven:
-            request_stop = getattr(entry.probe, "request_stop", None)
-            if entry.running and request_stop is not None:
-                with self._guarded(entry):
-                    request_stop()
-        order = sorted(
-            (entry for entry in self.driven if entry.probe is not None),
-            key=lambda entry: (entry.name != "tcp_snapshot", entry.name == "python_stacks"),
-        )
-        for entry in order:
-            self._stop_one(entry)
-        with self._stop_lock:
-            self._finish()
-        limit.cancel()
-
-    def _stop_one(self, entry: Driven) -> None:
-        assert entry.probe is not None
-        with self._guarded(entry), _time_limit(PROBE_STOP_LIMIT_S):
-            entry.probe.stop(now_ns())
-        entry.running = False
-        with self._stop_lock:
-            self._report(entry)
-            self._health.flush()  # an interrupted supervisor waits less than STOP_LIMIT_S
-
-    def _give_up(self) -> None:
-        """Runs in the timer's thread: a probe hangs in code that no signal reaches."""
-        with self._stop_lock:
-            faulthandler.dump_traceback(all_threads=True)
-            for entry in self.driven:
-                if not entry.reported and entry.state == "ran":
-                    entry.state = "failed"
-                    entry.reason = f"did not stop within {STOP_LIMIT_S:g} s"
-            self._finish()
-            os._exit(0)
-
-    def _finish(self) -> None:
-        for entry in self.driven:
-            self._report(entry)
-        for name in registry.PROBES:
-            if name not in self.names:
-                row = (now_ns(), name, False, "not_asked", "", "", 0, 0, 0, 0, -1)
-                self._health.append(*row)
-        self._health.close()
-        self._events.close()
-        for entry in self.driven:
-            for writer in entry.probe.writers if entry.probe is not None else []:
-                writer.close()
-
-    def _report(self, entry: Driven) -> None:
-        """Writes the health row of one probe, once."""
-        if entry.reported:
-            return
-        entry.reported = True
-        probe = entry.probe
-        writers = list(getattr(probe, "writers", []))
-        for writer in writers:
-            writer.flush()
-        lost_rows_count = sum(writer.lost_rows_count for writer in writers)
-        reason, fix = entry.reason, entry.fix
-        if lost_rows_count and not reason:
-            error = next((writer.last_error for writer in writers if writer.last_error), "")
-            reason = f"{lost_rows_count} rows could not be written: {error}"
-            fix = f"df -h {self.run.path}; choose another place with --output DIR"
-        self._health.append(
-            now_ns(),
-            entry.name,
-            True,
-            entry.state,
-            reason,
-            fix,
-            sum(writer.row_count for writer in writers),
-            getattr(probe, "lost_count", 0) + lost_rows_count,
-            getattr(probe, "late_count", 0) + entry.late_count,
-            entry.cpu_ns + getattr(probe, "child_cpu_ns", 0),
-            getattr(probe, "bpf_run_ns", -1),
-        )
-
-    def _sample(self, entry: Driven) -> None:
-        assert entry.probe is not None
-        at_ns = now_ns()
-        period_ns = int(entry.probe.period_s * NS_PER_S)
-        entry.due_ns, is_late = next_due_ns(entry.due_ns, at_ns, period_ns)
-        entry.late_count += is_late
-        with self._guarded(entry):
-            entry.probe.sample(at_ns)
-
-    def _sample_named(self, name: str) -> None:
-        for entry in self.driven:
-            if entry.name == name and entry.running:
-                entry.due_ns = now_ns()
-                self._sample(entry)
-
-    def _look_for_hot_worker(self, at_ns: int) -> None:
-        if self._hot is None or not self._hot.sample(at_ns):
-            return
-        pid = self._hot.pid
-        if pid:
-            detail = f"{self._hot.cpu_share:.0%} of a core in the last second"
-            self._events.append(at_ns, "hot_worker", pid, detail)
-            if not registry.syscall_mix_watches_all(list(self.names)):
-                self._watch_syscalls({pid})
-        else:
-            self._events.append(at_ns, "hot_worker_cooled", 0, "no process is hot any more")
-        for entry in self.driven:
-            focus = getattr(entry.probe, "focus", None)
-            if entry.running and focus is not None:
-                with self._guarded(entry):
-                    focus(pid)
-
-    def _watch_syscalls(self, pids: set[int]) -> None:
-        for entry in self.driven:
-            watch = getattr(entry.probe, "watch", None)
-            if entry.running and watch is not None:
-                with self._guarded(entry):
-                    watch(pids)
-
-    def _flush(self) -> None:
-        for entry in self.driven:
-            if entry.probe is not None:
-                for writer in entry.probe.writers:
-                    writer.flush()
-        self._health.flush()
-        self._events.flush()
-
-    @contextlib.contextmanager
-    def _guarded(self, entry: Driven) -> Iterator[None]:
-        """Bills the CPU time to the probe and turns what it raises into its health row."""
-        started_ns = time.thread_time_ns()
-        try:
-            yield
-        except ProbeUnavailableError as error:
-            entry.running = False
-            entry.state, entry.reason, entry.fix = "unavailable", error.message, error.fix
-            _log(f"{entry.name}: {error.message}")
-        except Exception as error:  # noqa: BLE001  # one probe must not take the others with it
-            entry.running = False
-            entry.state = "failed"
-            entry.reason = f"{type(error).__name__}: {error}"
-            entry.fix = f"see {self.run.path / 'logs'}; run again with --probes without it"
-            if isinstance(error, _ProbeHangs):
-                entry.reason = f"did not stop within {PROBE_STOP_LIMIT_S:g} s"
-            _log(f"{entry.name} failed:\n{traceback.format_exc()}")
-        finally:
-            entry.cpu_ns += time.thread_time_ns() - started_ns
-
-
-@contextlib.contextmanager
-def _time_limit(limit_s: float) -> Iterator[None]:
-    """Raises _ProbeHangs inside the block after so long, as far as a signal reaches it."""
-
-    def hangs(_number: int, _frame: FrameType | None) -> None:
-        raise _ProbeHangs
-
-    before = signal.signal(signal.SIGALRM, hangs)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _log(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -437,6 +58,18 @@ def enter_network_namespace(fd: int) -> None:
         )
 
 
+def parse_ports(text: str) -> frozenset[int]:
+    """Port numbers joined by commas; '' for none.
+
+    Raises:
+        UsageError: Something else.
+    """
+    words = [word for word in text.split(",") if word]
+    if not all(word.isdigit() and 0 < int(word) < 65_536 for word in words):
+        raise UsageError(f"--server-ports {text!r} are no ports", fix="use for example 9001,9002")
+    return frozenset(map(int, words))
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="probes.collect", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
@@ -461,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             RunDir(arguments.run_dir),
             registry.resolve(arguments.probes),
             Live(arguments.live_fd),
-            frozenset(int(port) for port in arguments.server_ports.split(",") if port),
+            parse_ports(arguments.server_ports),
             stdin_fd=0,
         )
         collector.prepare()
@@ -473,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.close(arguments.ready_fd)
             collector.loop()
         collector.stop()
-    except (RunDirError, ToolkitError) as error:
-        _log(f"error: {error.message}\nfix: {error.fix}")
+    except ToolkitError as error:
+        sys.stderr.write(f"error: {error.message}\nfix: {error.fix}\n")
         return error.exit_code
     return 0
 
