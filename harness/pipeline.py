@@ -1,0 +1,89 @@
+"""From a recorded run to its verdict and page: the sequence that every command shares.
+
+Imported only after the fleet is gone: pandas and matplotlib come with it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.run_frames import load
+from analysis.summary import Summary, summarise
+from analysis.verdict import document
+from probes.errors import RunDirError
+from probes.rundir import VERDICT, RunDir, write_atomically
+from reports.page import render, write_report
+
+DERIVED = "derived"
+
+
+def conclude(run: RunDir, report_path: Path | None = None) -> dict[str, Any]:
+    """Understands a run and writes what follows: verdict.json, report.html, derived/*.parquet.
+
+    The verdict is written first, the largest part last, so that a full disk costs least. The
+    recording itself is never changed.
+
+    Args:
+        run: A recorded run, also one that was interrupted or killed.
+        report_path: Where the page goes; report.html of the run directory when None.
+
+    Returns:
+        The content of verdict.json.
+
+    Raises:
+        RunDirError: The recording cannot be read, or the results cannot be written.
+    """
+    summary = summarise(load(run))
+    verdict = document(summary)
+    write_atomically(run.path / VERDICT, json.dumps(verdict, indent=2) + "\n")
+    if report_path is None:
+        write_report(run, summary)
+    else:
+        write_atomically(report_path, render(summary))
+    write_derived(run, summary)
+    return verdict
+
+
+def render_only(run: RunDir, report_path: Path) -> dict[str, Any]:
+    """Writes the page of a run directory that may not be written, and nothing else.
+
+    Returns:
+        What verdict.json would hold.
+
+    Raises:
+        RunDirError: The recording cannot be read, or the page cannot be written.
+    """
+    summary = summarise(load(run))
+    write_atomically(report_path, render(summary))
+    return document(summary)
+
+
+def write_derived(run: RunDir, summary: Summary) -> None:
+    """Writes every frame of the summary as ``derived/<name>.parquet``.
+
+    Raises:
+        RunDirError: No room or no permission.
+    """
+    folder = run.path / DERIVED
+    for field in fields(summary):
+        frame = getattr(summary, field.name)
+        if not isinstance(frame, pd.DataFrame):
+            continue
+        path = folder / f"{field.name}.parquet"
+        temporary = path.with_name(f".{path.name}")
+        try:
+            folder.mkdir(exist_ok=True)
+            frame.to_parquet(temporary, index=False, compression="zstd")
+            temporary.replace(path)
+        except OSError as error:
+            raise RunDirError(
+                f"cannot write {path}: {error.strerror or error}",
+                fix=f"df -h {folder}; make room, then profile-report {run.path}",
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
