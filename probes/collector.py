@@ -327,7 +327,10 @@ class Collector:
             return
         pid = self._hot.pid
         if pid:
-            detail = f"{self._hot.cpu_share:.0%} of a core in the last second"
+            detail = (
+                f"{self._hot.cpu_share:.0%} of a core in the last second, "
+                f"wanted one {min(1.0, self._hot.demand_share):.0%} of the time"
+            )
             self._events.append(at_ns, "hot_worker", pid, detail)
             if not registry.syscall_mix_watches_all(list(self.names)):
                 self._watch_syscalls({pid})

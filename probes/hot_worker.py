@@ -1,7 +1,8 @@
 """Which fleet process is hot: the rule that decides where the costly probes look.
 
-Reads ``/proc/PID/stat`` (proc(5), utime and stime) of each fleet process once a second: 4 us a
-process. The rule itself is ``choose_hot``.
+Reads ``/proc/PID/stat`` (proc(5), utime and stime) and ``/proc/PID/schedstat`` (time on a core and
+time waiting for one, Documentation/scheduler/sched-stats.rst) of each fleet process once a second:
+5 us a process. The rule itself is ``choose_hot``.
 """
 
 from __future__ import annotations
@@ -28,21 +29,24 @@ class Use:
         pid: The process.
         role: server, acceptor or client.
         cpu_share: CPU time over wall time; 1.0 is one core.
+        demand_share: The same with the time that it waited for a core: on a crowded host a process
+            that spins gets less than a core, but it always wants one.
         established_count: Connections it established in the window.
     """
 
     pid: int
     role: str
     cpu_share: float
+    demand_share: float
     established_count: int
 
 
 def choose_hot(uses: list[Use], phase: int, current_pid: int = 0) -> int:
     """The pid to look at closely, 0 for none.
 
-    In the hold phase every process should be near idle, so one that takes most of a core is hot.
+    In the hold phase every process should be near idle, so one that wants most of a core is hot.
     In the ramp all of them are busy by design: hot is one that is busy and establishes nothing, or
-    that takes at least twice what its busiest sibling takes.
+    that wants at least twice what its busiest sibling wants.
 
     Args:
         uses: One per fleet process.
@@ -54,9 +58,9 @@ def choose_hot(uses: list[Use], phase: int, current_pid: int = 0) -> int:
         A pid of ``uses``, or 0.
     """
     by_pid = {use.pid: use for use in uses}
-    if current_pid in by_pid and by_pid[current_pid].cpu_share >= COOL_SHARE:
+    if current_pid in by_pid and by_pid[current_pid].demand_share >= COOL_SHARE:
         return current_pid
-    hot = [use for use in uses if use.cpu_share >= HOT_SHARE and _is_odd(use, uses, phase)]
+    hot = [use for use in uses if use.demand_share >= HOT_SHARE and _is_odd(use, uses, phase)]
     if not hot:
         return 0
     return max(hot, key=lambda use: (round(use.cpu_share, 1), use.role != "client", -use.pid)).pid
@@ -70,9 +74,9 @@ def _is_odd(use: Use, uses: list[Use], phase: int) -> bool:
     if use.established_count == 0:
         return True
     siblings = [
-        other.cpu_share for other in uses if other.role == use.role and other.pid != use.pid
+        other.demand_share for other in uses if other.role == use.role and other.pid != use.pid
     ]
-    return bool(siblings) and use.cpu_share >= SIBLING_FACTOR * max(siblings)
+    return bool(siblings) and use.demand_share >= SIBLING_FACTOR * max(siblings)
 
 
 def parse_cpu_ns(stat: bytes) -> int:
@@ -82,6 +86,12 @@ def parse_cpu_ns(stat: bytes) -> int:
     """
     fields = stat[stat.rindex(b")") + 2 :].split(b" ", 14)
     return (int(fields[11]) + int(fields[12])) * _NS_PER_TICK
+
+
+def parse_runqueue_ns(schedstat: bytes) -> int:
+    """Time the main thread waited for a core, from ``/proc/PID/schedstat``; 0 when it is empty."""
+    fields = schedstat.split()
+    return int(fields[1]) if len(fields) > 1 else 0
 
 
 class HotWorkerWatch:
@@ -96,16 +106,16 @@ class HotWorkerWatch:
     def __init__(self, processes: Mapping[int, ProcessRef], live: Live | None) -> None:
         self.pid = 0
         self.cpu_share = 0.0
+        self.demand_share = 0.0
         self._live = live
         self._roles = {pid: ref.role for pid, ref in processes.items()}
-        self._fds: dict[int, int] = {}
-        self._last: dict[int, tuple[int, int, int]] = {}
+        self._fds: dict[int, tuple[int, int]] = {}
+        self._last: dict[int, tuple[int, int, int, int]] = {}
         self._slots: dict[int, memoryview[int]] = {}
         for pid in processes:
-            try:
-                self._fds[pid] = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                continue  # gone already; the supervisor reports deaths
+            stat_fd = _open(f"/proc/{pid}/stat")
+            if stat_fd >= 0:  # else it is gone already; the supervisor reports deaths
+                self._fds[pid] = (stat_fd, _open(f"/proc/{pid}/schedstat"))
         if live is not None:
             for index in range(live.slot_count):
                 slot = live.slot(index)
@@ -118,31 +128,51 @@ class HotWorkerWatch:
         Returns:
             Whether ``pid`` changed.
         """
-        uses = []
-        for pid, fd in list(self._fds.items()):
-            try:
-                cpu_ns = parse_cpu_ns(os.pread(fd, 1024, 0))
-            except (OSError, ValueError):
-                os.close(fd)
-                del self._fds[pid]
-                continue
-            slot = self._slots.get(pid)
-            established = slot[Counter.ESTABLISHED_TOTAL] if slot is not None else 0
-            before = self._last.get(pid)
-            self._last[pid] = (at_ns, cpu_ns, established)
-            if before is not None and at_ns > before[0]:
-                share = (cpu_ns - before[1]) / (at_ns - before[0])
-                uses.append(Use(pid, self._roles[pid], share, established - before[2]))
+        uses = [use for pid in list(self._fds) if (use := self._use(pid, at_ns)) is not None]
         phase = self._live.phase if self._live is not None else Phase.HOLD
         chosen = choose_hot(uses, phase, self.pid)
-        self.cpu_share = next((use.cpu_share for use in uses if use.pid == chosen), 0.0)
+        for use in uses:
+            if use.pid == chosen:
+                self.cpu_share, self.demand_share = use.cpu_share, use.demand_share
         changed = chosen != self.pid
         self.pid = chosen
         return changed
 
+    def _use(self, pid: int, at_ns: int) -> Use | None:
+        """What the process did since the last reading, None at its first and after its end."""
+        stat_fd, schedstat_fd = self._fds[pid]
+        try:
+            cpu_ns = parse_cpu_ns(os.pread(stat_fd, 1024, 0))
+            waited = os.pread(schedstat_fd, 128, 0) if schedstat_fd >= 0 else b""
+            waited_ns = parse_runqueue_ns(waited)
+        except (OSError, ValueError):
+            self._forget(pid)
+            return None
+        slot = self._slots.get(pid)
+        established = slot[Counter.ESTABLISHED_TOTAL] if slot is not None else 0
+        before = self._last.get(pid)
+        self._last[pid] = (at_ns, cpu_ns, waited_ns, established)
+        if before is None or at_ns <= before[0]:
+            return None
+        length_ns = at_ns - before[0]
+        cpu_share = (cpu_ns - before[1]) / length_ns
+        demand_share = cpu_share + (waited_ns - before[2]) / length_ns
+        return Use(pid, self._roles[pid], cpu_share, demand_share, established - before[3])
+
+    def _forget(self, pid: int) -> None:
+        for fd in self._fds.pop(pid):
+            if fd >= 0:
+                os.close(fd)
+
     def close(self) -> None:
         """Closes the descriptors."""
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        for pid in list(self._fds):
+            self._forget(pid)
         self._slots.clear()
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
