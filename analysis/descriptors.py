@@ -9,12 +9,13 @@ from analysis.run_view import RunView
 
 
 def df_descriptors(view: RunView) -> pd.DataFrame:
-    """Descriptor use of every fleet process, the fullest share first.
+    """Descriptor use of every fleet process, the fullest first.
 
     Returns:
         pid, role, worker, soft_count, own_count, capacity_count (soft - own), peak_count
         (connections at its peak, from live counters and descriptor samples), first_full_s (first
-        sample at the limit, NaN when never), table.
+        sample at the limit, NaN when never), table, use (part of its capacity), share (part of
+        the connections that all processes of its role held).
     """
     processes = view.frames["processes"]
     fleet = processes[processes["role"].isin(["server", "acceptor", "client"])]
@@ -35,6 +36,8 @@ def df_descriptors(view: RunView) -> pd.DataFrame:
         used = counts["open_count"] + (counts["in_flight_count"] if role == "client" else 0)
         fds = sampled[(sampled["pid"] == pid) & (sampled["fd_count"] >= 0)]
         by_live = int(used.max()) if len(used) else 0
+        if role == "client":
+            by_live = max(by_live, _most_open(view, int(worker)))
         by_fds = int(fds["fd_count"].max() - own) if len(fds) else 0
         near = capacity - 2
         moments = [
@@ -56,7 +59,16 @@ def df_descriptors(view: RunView) -> pd.DataFrame:
         )
     columns = ["pid", "role", "worker", "soft_count", "own_count", "capacity_count", "peak_count"]
     frame = pd.DataFrame(rows, columns=[*columns, "first_full_s", "table"])
-    share = frame["peak_count"] / frame["capacity_count"].replace(0, np.nan).astype("float64")
-    return frame.assign(share=share).sort_values(
-        "share", ascending=False, kind="stable", ignore_index=True
-    )
+    use = frame["peak_count"] / frame["capacity_count"].replace(0, np.nan).astype("float64")
+    whole = frame.groupby("role")["peak_count"].transform("sum").replace(0, np.nan)
+    frame = frame.assign(use=use, share=frame["peak_count"] / whole.astype("float64"))
+    return frame.sort_values("use", ascending=False, kind="stable", ignore_index=True)
+
+
+def _most_open(view: RunView, client: int) -> int:
+    """Most connections that a client had open at once, by its records."""
+    mine = view.connections[view.connections["client"] == client]
+    opened = np.sort(mine["established_s"].dropna().to_numpy())
+    ended = np.sort(mine["closed_s"][mine["established_s"].notna()].dropna().to_numpy())
+    counts = np.arange(1, len(opened) + 1) - np.searchsorted(ended, opened, side="right")
+    return int(counts.max()) if len(counts) else 0

@@ -27,6 +27,11 @@ def side_of_role(role: str) -> Side:
     return "client" if role == "client" else "host"
 
 
+def times(count: int) -> str:
+    """A count of occurrences in words: once, 827,481 times."""
+    return "once" if count == 1 else f"{count:,} times"
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One number of this run.

@@ -15,9 +15,9 @@ _SYSCALL_OF_STAGE = {
     "socket": "socket",
     "bind": "bind",
     "connect": "connect",
-    "handshake": "recvfrom",
-    "open": "recvfrom",
-    "closed": "recvfrom",
+    "handshake": "read",
+    "open": "read",
+    "closed": "read",
 }
 
 _RESOURCE = {"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "ENOSPC"}
@@ -96,10 +96,12 @@ def df_errors(view: RunView) -> pd.DataFrame:
     no syscall returned, or a run without eBPF) is added.
     """
     kernel = _kernel_errors(view)
-    seen = set(zip(kernel["pid"], kernel["syscall"], kernel["errno"], strict=True))
+    # The syscall that returned an errno is the kernel's to say: a refused connect shows at write.
+    network = kernel[kernel["syscall"].isin(_NETWORK_SYSCALLS)]
+    seen = set(zip(network["pid"], network["errno"], strict=True))
     parts = [kernel]
     for extra in (_connection_errors(view), _accept_errors(view)):
-        keys = zip(extra["pid"], extra["syscall"], extra["errno"], strict=True)
+        keys = zip(extra["pid"], extra["errno"], strict=True)
         parts.append(extra[[key not in seen for key in keys]])
     frame = view.with_who(pd.concat(parts, ignore_index=True))
     benign = [is_benign(s, n) for s, n in zip(frame["syscall"], frame["errno_name"], strict=True)]

@@ -56,14 +56,13 @@ def _not_below_peak(rung: Rung, peak_count: int) -> Rung:
 
 def _descriptor_rungs(view: RunView, descriptors: pd.DataFrame) -> list[Rung]:
     rungs = []
-    peak_total = view.peak_count
     for row in descriptors.to_dict("records"):
         if row["role"] == "acceptor":
             continue
         subject = Subject(str(row["role"]), int(row["pid"]), int(row["worker"]))
         capacity, used = int(row["capacity_count"]), int(row["peak_count"])
         met = used >= capacity - 1
-        share = used / peak_total if peak_total else 0.0
+        share = float(row["share"]) if used else 0.0
         predicted = round(capacity / share) if share > 0 else None
         line = _share_slope(view, subject.pid)
         knob = "--nofile" if subject.role == "server" else "ulimit -n"
@@ -105,7 +104,7 @@ def _port_rung(view: RunView, ports: pd.DataFrame) -> Rung:
         return blind("ephemeral_ports", "port_group", "port", "no connection was recorded", source)
     top = ports.iloc[0]
     used, capacity = int(top["ports_used_count"]), int(top["range_count"])
-    share = used / view.peak_count if view.peak_count else 0.0
+    share = used / max(1, int(ports["ports_used_count"].sum()))
     predicted = round(capacity / share) if share > 0 else None
     others = f"; {len(ports) - 1} more groups, the least with {ports['ports_used_count'].min():,}"
     group = f"{top['source_address']} -> {top['destination_address']}:{top['destination_port']}"

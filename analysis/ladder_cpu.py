@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from analysis.cpu import cpu_between
 from analysis.evidence import Subject, side_of_role
+from analysis.keepalive import PingWork, fleet_cpu_pct, ping_work
 from analysis.run_view import RunView
 from analysis.rung import Rung, blind
 
+_MET_SHARE = 0.97
 _IDLE_PCT = 2.0
 """Below this much of a core in the hold phase, CPU says nothing about how many more fit."""
-
-
-def _cpu_rung(
-    view: RunView, limit: str, subject: str, cpu_pct: float, error_pct: float | None, source: str
-) -> Rung:
-    held = view.held_count
-    per_connection = cpu_pct / held if held else None
-    predicted, note = None, "CPU in the hold phase, from keep-alives and messages"
-    if cpu_pct < _IDLE_PCT:
-        note = f"{cpu_pct:.1f} % in the hold phase: these connections cost no CPU while they idle"
-    elif not view.settings.get("keepalive_s") and not view.settings.get("message_rate_per_s"):
-        note = f"{cpu_pct:.0f} % in the hold phase does not come from the connections (no traffic)"
-    elif held:
-        predicted = round(100 / (cpu_pct / held))
-        if error_pct is not None and error_pct >= 50:
-            predicted, note = None, "CPU in the hold phase varies too much to fit a slope"
-    return Rung(
-        limit=limit,
-        scope="process" if limit == "cpu_worker" else "host",
-        subject=subject,
-        capacity=100.0,
-        used_at_peak=cpu_pct,
-        unit="pct",
-        per_connection=per_connection,
-        fit_error_pct=error_pct if predicted is not None else None,
-        predicted_connections=predicted,
-        source=source,
-        note=note,
-        met=cpu_pct >= 97 and predicted is not None,
-    )
-
-
-def _error_of_mean_pct(values: np.ndarray) -> float | None:
-    mean = float(values.mean()) if len(values) else 0.0
-    if len(values) < 3 or mean <= 0:
-        return None
-    return float(100 * values.std(ddof=1) / np.sqrt(len(values)) / mean)
 
 
 def worker_cpu_rung(view: RunView) -> Rung:
@@ -58,36 +22,87 @@ def worker_cpu_rung(view: RunView) -> Rung:
     servers = mean[mean["role"].map(side_of_role) == "server"] if len(mean) else mean
     if servers.empty or not view.held_count:
         return blind("cpu_worker", "process", "pct", "the run did not hold for a second", source)
-    top = servers.loc[servers["cpu_pct"] == servers["cpu_pct"].max()].iloc[0]
-    samples = view.frames["process_samples"]
-    mine = samples[samples["pid"] == top["pid"]]
-    at_s = view.seconds_of(mine["at_ns"])
-    busy = (mine["cpu_user_ns_total"] + mine["cpu_system_ns_total"]).to_numpy()
-    steps = 100 * np.diff(busy) / np.maximum(1, np.diff(mine["at_ns"].to_numpy()))
-    inside = (at_s[1:] > view.hold.start_s + 0.5) & (at_s[1:] <= view.hold.end_s)
-    subject = str(Subject(str(top["role"]), int(top["pid"]), int(top["worker"])))
-    error_pct = _error_of_mean_pct(steps[inside])
-    return _cpu_rung(view, "cpu_worker", subject, float(top["cpu_pct"]), error_pct, source)
+    top = servers.sort_values("cpu_pct", ascending=False, kind="stable").to_dict("records")[0]
+    subject = Subject(str(top["role"]), int(top["pid"]), int(top["worker"]))
+    work = next((w for w in ping_work(view) if w.pid == subject.pid), None)
+    wanted_pct = work.wanted_cpu_pct if work else float(top["cpu_pct"])
+    return _cpu_rung(view, "cpu_worker", str(subject), wanted_pct, 100.0, work, source)
 
 
 def host_cpu_rung(view: RunView) -> Rung:
-    """All cores in the hold phase, less what was busy before the ramp, against all of them."""
-    source = "/proc/stat in the hold phase, less what was busy before the ramp"
+    """Servers and clients together in the hold phase, against what others leave of the cores."""
+    source = "process_samples of the fleet and /proc/stat in the hold phase"
     raw = view.frames["host_cpu"]
     kinds = ["user", "system", "softirq", "irq"]
     whole = raw[raw["core"] >= 0] if (raw["core"] >= 0).any() else raw
     moments = whole.groupby("at_ns")[[f"{k}_ns_total" for k in [*kinds, "idle", "steal"]]].sum()
     at_s = view.seconds_of(moments.index)
-    steps = moments.diff().iloc[1:]
-    share = 100 * steps[[f"{k}_ns_total" for k in kinds]].sum(axis=1) / steps.sum(axis=1)
-    inside = (at_s[1:] > view.hold.start_s + 0.5) & (at_s[1:] <= view.hold.end_s)
-    busy = share.to_numpy()[inside]
-    if not len(busy) or not view.held_count:
+    inside = moments[(at_s >= view.hold.start_s) & (at_s <= view.hold.end_s)]
+    fleet_pct = fleet_cpu_pct(view)
+    if len(inside) < 2 or not view.held_count:
         return blind("cpu_host", "host", "pct", "the hold phase was not sampled", source)
-    earlier = share.to_numpy()[at_s[1:] < 0]
-    quiet = float(earlier.min()) if len(earlier) else 0.0
-    cpu_pct = max(0.0, float(busy.mean()) - quiet)
-    return _cpu_rung(view, "cpu_host", "the host", cpu_pct, _error_of_mean_pct(busy), source)
+    grown = inside.iloc[-1] - inside.iloc[0]
+    cores_pct = 100.0 * view.core_count
+    busy = float(grown[[f"{k}_ns_total" for k in kinds]].sum())
+    busy_pct = cores_pct * busy / max(1.0, float(grown.sum()))
+    room_pct = max(fleet_pct, cores_pct - max(0.0, busy_pct - fleet_pct))
+    work = ping_work(view)
+    behind = max((w.wanted_cpu_pct / max(w.cpu_pct, 0.1) for w in work), default=1.0)
+    worst = work[0] if work else None
+    return _cpu_rung(view, "cpu_host", "the host", fleet_pct * behind, room_pct, worst, source)
+
+
+def _cpu_rung(
+    view: RunView,
+    limit: str,
+    subject: str,
+    used_pct: float,
+    capacity_pct: float,
+    work: PingWork | None,
+    source: str,
+) -> Rung:
+    """A rung of CPU over connections held.
+
+    Args:
+        view: The run.
+        limit: cpu_worker or cpu_host.
+        subject: For people.
+        used_pct: CPU of the hold phase at the rate that is due; 100 is one core.
+        capacity_pct: What there is.
+        work: Keep-alives that it comes from, None when there were none.
+        source: For people.
+    """
+    held = view.held_count
+    has_traffic = bool(view.settings.get("keepalive_s") or view.settings.get("message_rate_per_s"))
+    predicted, error_pct = None, None
+    if used_pct < _IDLE_PCT:
+        note = f"{used_pct:.1f} % in the hold phase: too little to say where it ends"
+    elif not has_traffic:
+        note = f"{used_pct:.0f} % in the hold phase does not come from traffic: there was none"
+    elif work is None and view.settings.get("keepalive_s"):
+        note = "the hold phase was too short to see a keep-alive: hold longer than its interval"
+    else:
+        error_pct = (
+            work.error_pct
+            if work
+            else 100 * 0.01 / (used_pct / 100 * max(0.01, view.hold.duration_s))
+        )
+        predicted = round(held * capacity_pct / used_pct)
+        note = "CPU of keep-alives and messages in the hold phase, in proportion to connections"
+    return Rung(
+        limit=limit,
+        scope="process" if limit == "cpu_worker" else "host",
+        subject=subject,
+        capacity=capacity_pct,
+        used_at_peak=used_pct,
+        unit="pct",
+        per_connection=used_pct / held if predicted is not None else None,
+        fit_error_pct=error_pct,
+        predicted_connections=predicted,
+        source=source,
+        note=note,
+        met=predicted is not None and used_pct >= _MET_SHARE * capacity_pct,
+    )
 
 
 def accept_queue_rung(listeners: pd.DataFrame) -> Rung:

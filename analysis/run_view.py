@@ -197,6 +197,12 @@ class RunView:
         result: npt.NDArray[np.int64] = np.where(index >= 0, counts[np.maximum(index, 0)], 0)
         return result
 
+    def begun_count_at(self, at_s: float) -> int:
+        """Connections open or under way at one moment: each holds a descriptor and a port."""
+        connections = self.connections
+        ended = (connections["closed_s"] <= at_s).sum()
+        return int((connections["start_s"] <= at_s).sum() - ended)
+
     def open_count_at(self, at_s: float) -> int:
         """Connections open at one moment."""
         return int(self.open_at([at_s])[0])
@@ -305,6 +311,11 @@ class RunView:
         health = self.frames["probe_health"]
         rows = health[health["probe"].str.startswith(probe)]
         return int(rows["lost_count"].sum())
+
+    @property
+    def core_count(self) -> int:
+        """Cores of the run's host, at least 1."""
+        return max(1, int(self.host.get("cpu_count") or 1))
 
     def sysctl(self, name: str) -> str:
         """A sysctl of the run's host as recorded, '' when it was not."""

@@ -74,14 +74,25 @@ def _sentence(binding: Finding, findings: Sequence[Finding], wall: str) -> str:
     text = binding.sentence or binding.explanation.split(". ")[0].rstrip(".")
     if binding.cause == "reached":
         return f"{text}; {wall}." if wall else f"{text}."
-    followed = [f for f in findings if f.follows_from == binding.cause]
-    for finding in followed[:2]:
-        told = finding.sentence or finding.cause
-        told = told if told.startswith(("TCP", "CPU")) else told[:1].lower() + told[1:]
-        text += f", and from then on {told} ({finding.cause})"
+    told: set[str] = set()
+    for finding in findings:
+        if finding.follows_from == binding.cause and finding.cause not in told:
+            then = finding.sentence or finding.cause
+            link = "from then on" if not told else "and"
+            text += f"; {link} {then[:1].lower() + then[1:]} ({finding.cause})"
+            told.add(finding.cause)
     if binding.fix:
-        text += f"; raise it with {binding.fix[0].command}"
+        verb = "raise it with" if binding.cause in _RAISED else "what helps:"
+        text += f"; {verb} {binding.fix[0].command}"
     return text + "."
+
+
+_RAISED = (
+    "fd-limit-process",
+    "fd-limit-system",
+    "ephemeral-ports-exhausted",
+    "bind-ports-exhausted",
+)
 
 
 def _without_cause(view: RunView, wall: str) -> Verdict:

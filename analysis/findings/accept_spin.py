@@ -9,12 +9,14 @@ limit itself by what it costs: a worker that leaves its listener is at the limit
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, side_of_role
 from analysis.hot_worker import runs_of
-from analysis.signs import Signs
+from analysis.signs import EMFILE, Signs
 
 _SPIN_PER_S = 10_000
 _SPIN_WITH_SHARE_PER_S = 2_000
@@ -22,13 +24,35 @@ _LEAST_S = 0.8
 
 
 def find(signs: Signs) -> list[Finding]:
-    """One finding for each spinning worker, the fastest first."""
+    """One finding about the worker that spins fastest; the others are counted."""
     found = []
     for pid, rows in signs.emfile_rates.groupby("pid", sort=True):
         finding = _judge(signs, int(str(pid)), rows)
         if finding is not None:
             found.append(finding)
-    return sorted(found, key=lambda finding: -finding.evidence[0].value)
+    if not found:
+        return []
+    found.sort(key=lambda finding: -finding.evidence[0].value)
+    worst = found[0]
+    count = Evidence("workers that spin", len(found), "count", worst.evidence[0].table)
+    others = f" {len(found) - 1} more spin as well." if len(found) > 1 else ""
+    return [
+        replace(
+            worst,
+            evidence=(*worst.evidence, count),
+            explanation=worst.explanation + others,
+            first_s=min(f.first_s for f in found),
+            last_s=max(f.last_s for f in found),
+        )
+    ]
+
+
+def spinning_pids(signs: Signs) -> set[int]:
+    """Every process that spins."""
+    groups = signs.emfile_rates.groupby("pid", sort=True)
+    pids = [int(str(pid)) for pid, _ in groups]
+    rows = signs.emfile_rates
+    return {pid for pid in pids if _judge(signs, pid, rows[rows["pid"] == pid]) is not None}
 
 
 def _judge(signs: Signs, pid: int, rows: pd.DataFrame) -> Finding | None:
@@ -46,6 +70,7 @@ def _judge(signs: Signs, pid: int, rows: pd.DataFrame) -> Finding | None:
     if not spans:
         return None
     since_s, until_s, start, stop = max(spans, key=lambda span: span[1] - span[0])
+    since_s = max(since_s, _first_emfile_s(signs, pid))
     rate = float(np.median(per_s[start:stop]))
     cpu_pct = signs.cpu_pct_of(pid, since_s, until_s)
     per_cpu_second = rate / max(0.2, (cpu_pct or 100.0) / 100)
@@ -56,6 +81,12 @@ def _judge(signs: Signs, pid: int, rows: pd.DataFrame) -> Finding | None:
     if progress is not None and progress > 0.01 * failing_count:
         return None
     return _finding(signs, pid, (since_s, until_s), rate, cpu_pct, progress, rows)
+
+
+def _first_emfile_s(signs: Signs, pid: int) -> float:
+    rows = signs.errors_of("accept4", EMFILE)
+    first_s = rows[rows["pid"] == pid]["first_s"]
+    return float(first_s.min()) if len(first_s) else float("-inf")
 
 
 def _finding(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, Subject
+from analysis.evidence import Evidence, Finding, Fix, Subject, times
 from analysis.signs import EADDRNOTAVAIL, Signs
 
 _FULL_SHARE = 0.98
@@ -32,7 +32,7 @@ def find(signs: Signs) -> list[Finding]:
     count = int(refused["event_count"].sum())
     pid = int(first["pid"])
     subject = view.subject(pid)
-    at_connections = view.open_count_at(first_s)
+    at_connections = view.begun_count_at(first_s)
     source, table = str(group["source_address"]), str(group["source"])
     port = int(group["destination_port"])
     confidence, missing = signs.trust("failing_syscalls", "port_groups")
@@ -53,7 +53,7 @@ def find(signs: Signs) -> list[Finding]:
         Evidence(f"local ports in use from {source} to port {port}", used, "ports", table, first_s),
         Evidence("size of ip_local_port_range", size, "ports", table),
         Evidence("groups that were full", max(len(full), len(refusing)), "count", table),
-        Evidence("connections of the run then", at_connections, "count", "connections", first_s),
+        Evidence("connections begun by then", at_connections, "count", "connections", first_s),
     )
     who = str(subject) if subject.role else "a client"
     return [
@@ -68,7 +68,7 @@ def find(signs: Signs) -> list[Finding]:
             explanation=(
                 f"Every TCP connection from {source} to port {port} needs a local port of its own; "
                 f"{used:,} of the {size:,} in the range were taken, so connect failed with "
-                f"EADDRNOTAVAIL {count:,} times. The server is not involved. Windows reports the "
+                f"EADDRNOTAVAIL {times(count)}. The server is not involved. Windows reports the "
                 "same wall as WSAENOBUFS (10055), and bigger buffers do not help there either."
             ),
             fix=_fixes(signs, size),

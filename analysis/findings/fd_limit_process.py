@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, Subject, side_of_role
+from analysis.evidence import Evidence, Finding, Fix, Subject, side_of_role, times
 from analysis.signs import EMFILE, Signs, first_known
 
 _SYSCALL = {"server": "accept4", "acceptor": "accept4", "client": "socket"}
@@ -71,7 +71,8 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
     subject = Subject(str(row["role"]), int(row["pid"]), int(row["worker"]))
     soft, own, held = int(row["soft_count"]), int(row["own_count"]), int(row["peak_count"])
     emfile_count, first_s = int(row["emfile_count"]), float(row["first_s"])
-    at_connections = view.open_count_at(first_s)
+    is_client = subject.role == "client"
+    at_connections = view.begun_count_at(first_s) if is_client else view.open_count_at(first_s)
     # EMFILE itself proves that every descriptor was taken; the samples come twice a second
     used = soft if emfile_count else own + held
     evidence = [
@@ -95,12 +96,12 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         missing += (f"no sample saw more than {held:,} connections in it before EMFILE",)
     others = ""
     if len(rows) > 1:
-        others = f" {len(rows) - 1} more processes of this side reached theirs later."
+        others = f" {len(rows)} processes of this side were full in the end."
     doing = "accepts" if subject.role != "client" else "opens"
     explanation = (
         f"{_capital(subject)} {doing} no further connection: its {soft:,} descriptors are all in "
         f"use, {own:,} by itself and {soft - own:,} by connections."
-        + (f" {syscall} returned EMFILE {emfile_count:,} times." if emfile_count else "")
+        + (f" {syscall} returned EMFILE {times(emfile_count)}." if emfile_count else "")
         + others
     )
     return Finding(

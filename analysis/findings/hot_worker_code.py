@@ -31,7 +31,7 @@ def find(signs: Signs) -> list[Finding]:
     if hot is None or hot["role"] not in ("server", "acceptor"):
         return []
     pid = int(hot["pid"])
-    if any(finding.subject.pid == pid for finding in accept_spin.find(signs)):
+    if pid in accept_spin.spinning_pids(signs):
         return []
     kind, function, share_pct, sibling_pct = _own_function(signs, hot)
     is_in_hold = float(hot["since_s"]) >= signs.view.hold.start_s or (

@@ -26,10 +26,9 @@ def find(signs: Signs) -> list[Finding]:
         & ((processes["exit_status"] > 0) | (processes["exit_signal"] > 0))
         & processes["role"].isin(["server", "acceptor", "client"])
     ]
-    found = [_finding(signs, row) for row in dead.to_dict("records")]
-    return sorted(
-        (f for f in found if f.first_s < view.stop_s), key=lambda finding: finding.first_s
-    )
+    rows = dead.sort_values("exited_ns", kind="stable").to_dict("records")
+    found = [_finding(signs, row) for row in rows]
+    return [finding for finding in found if finding.first_s < view.stop_s]
 
 
 def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
@@ -40,8 +39,8 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
     status, number = int(str(row["exit_status"])), int(str(row["exit_signal"]))
     live = view.frames["live_samples"]
     mine = live[live["pid"] == pid]
-    before = mine[view.seconds_of(mine["at_ns"]) <= died_s + 0.05]
-    held = int(before["open_count"].iloc[-1]) if len(before) else 0
+    # the counters outlive their writer: a later sample still shows what it held when it died
+    held = int(mine["open_count"].iloc[-1]) if len(mine) else 0
     connections = view.connections
     near = connections["closed_s"].between(died_s - 0.3, died_s + _AT_ONCE_S)
     lost = int((near & connections["is_lost"]).sum())
@@ -51,7 +50,7 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
         Evidence("signal" if number else "exit status", number or status, "", "processes", died_s),
         Evidence("connections lost within a second", lost, "count", "connections", died_s),
         Evidence("attempts that failed within a second", failed, "count", "connections", died_s),
-        Evidence("connections it held before", held, "count", "live_samples", died_s),
+        Evidence("connections it held", held, "count", "live_samples", died_s),
     ]
     name = str(subject)
     return Finding(
@@ -64,17 +63,18 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
         evidence=tuple(evidence),
         explanation=(
             f"{name[:1].upper() + name[1:]} ended with {how} while the run went on; the kernel "
-            f"closed everything it held at once: {lost:,} connections were lost within a second."
+            f"closed the {held:,} connections that it held, all at once; clients lost {lost:,} "
+            "within a second, with those of other workers that died then."
         ),
         fix=(
             Fix(
                 f"tail -n 40 logs/*{subject.role}*.log in the run directory",
-                f"shows why it ended; {max(lost, held):,} connections stay when it does not",
+                f"shows why it ended; {held or lost:,} connections stay when it does not",
             ),
         ),
         at_connections=view.open_count_at(died_s - 0.01),
         sentence=f"{name[:1].upper() + name[1:]} ended with {how} and took "
-        f"{max(lost, held):,} connections with it",
+        f"{held or lost:,} connections with it",
         explained_count=lost + failed,
     )
 
