@@ -23,7 +23,14 @@ from reports.tables import (
 from reports.view import View
 
 MAX_MARKS = 8
-_QUIET_EVENTS = ("phase_setup", "phase_ramp", "phase_hold", "phase_stop", "phase_collect")
+_QUIET_EVENTS = (
+    "probes_ready",
+    "phase_setup",
+    "phase_ramp",
+    "phase_hold",
+    "phase_stop",
+    "phase_collect",
+)
 
 
 def story_section(view: View) -> dict[str, Any]:
@@ -65,7 +72,7 @@ def story_section(view: View) -> dict[str, Any]:
             )
         )
         overview.tables.append(_events_table(loud))
-        overview.tables.append(_phases_table(s.phases))
+        overview.tables.append(_phases_table(s.phases.sort_values("start_s")))
     return {"parts": [overview, _workers_part(view), _clients_part(view), _latency_part(view)]}
 
 

@@ -58,7 +58,9 @@ def verdict_section(view: View) -> dict[str, Any]:
         "tone": "good" if reached else "bad",
         "sentence": verdict.sentence,
         "meaning": CAUSES.get(verdict.cause, ""),
-        "next_rung": verdict.next_rung,
+        "next_rung": _sentence_case(verdict.next_rung)
+        if verdict.next_rung not in verdict.sentence
+        else "",
         "facts": facts,
         "fixes": [{"command": f.command, "effect": f.effect} for f in named.fix] if named else [],
         "warning": _status_warning(status),
@@ -66,6 +68,10 @@ def verdict_section(view: View) -> dict[str, Any]:
         "figures": _key_figures(view),
         "findings": [_finding(finding, number) for number, finding in enumerate(summary.findings)],
     }
+
+
+def _sentence_case(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}.".replace("..", ".") if text else ""
 
 
 def _status_warning(status: str) -> str:
@@ -157,7 +163,10 @@ def _finding(finding: Finding, number: int) -> dict[str, Any]:
         "cause": finding.cause,
         "meaning": CAUSES.get(finding.cause, ""),
         "severity": finding.severity,
-        "severity_words": _SEVERITY_WORDS.get(finding.severity, finding.severity),
+        "tone": "good" if finding.cause == "reached" else finding.severity,
+        "severity_words": "the target was reached"
+        if finding.cause == "reached"
+        else _SEVERITY_WORDS.get(finding.severity, finding.severity),
         "side": finding.side,
         "subject": str(finding.subject),
         "window": f"{formatting.moment(finding.first_s)} to {formatting.moment(finding.last_s)}",

@@ -74,6 +74,7 @@ def moment(value_s: float | None) -> str:
     """A moment of the run, in seconds since the ramp began."""
     if value_s is None or not math.isfinite(value_s):
         return "at no known time"
+    value_s = round(value_s, 2) + 0.0  # no -0.00
     return f"{value_s:.2f} s" if abs(value_s) < 1000 else f"{value_s:,.0f} s"
 
 
@@ -91,6 +92,7 @@ def quantity(value: float | None, unit: str) -> str:
         return percent(value)
     if unit == "pages":
         return f"{count(value)} pages ({size(value * PAGE_BYTES)})"
+    number = count(value) if abs(value) >= 1000 else significant(value)
     if unit in ("count", ""):
-        return significant(value, 6)
-    return f"{significant(value, 6)} {unit.replace('_per_s', ' per s').replace('per_s', 'per s')}"
+        return number
+    return f"{number} {unit.replace('_per_s', ' per s').replace('per_s', 'per s')}"

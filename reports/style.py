@@ -114,7 +114,7 @@ def new_figure(
         The figure and its panels, top first.
     """
     narrow = is_narrow(width_pt)
-    top_pt, gap_pt, bottom_pt = 24.0, 38.0, 34.0
+    top_pt, gap_pt, bottom_pt = 24.0, 38.0, 42.0
     left_pt, right_pt = (50.0, 8.0) if narrow else (64.0, 150.0)
     height_pt = top_pt + sum(panel_heights_pt) + gap_pt * (len(panel_heights_pt) - 1) + bottom_pt
     figure = Figure(figsize=(width_pt / 72, height_pt / 72), dpi=72)
@@ -223,6 +223,17 @@ def label_ends(
             va="center",
             annotation_clip=False,
         )
+
+
+def binary_ticks(highest: float) -> list[float]:
+    """Three or so round positions for an axis of bytes from 0 to ``highest``."""
+    wanted = max(highest, 4.0) / 3
+    power = 1024.0 ** max(0, int(np.log2(wanted) // 10))
+    step = next(
+        (s for s in (1, 2, 5, 10, 20, 50, 100, 200, 256, 500, 512, 1024) if s * power >= wanted),
+        1024,
+    )
+    return [float(step * power * i) for i in range(int(highest / (step * power)) + 1)]
 
 
 def thousands(value: float, _position: int | None = None) -> str:

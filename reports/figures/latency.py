@@ -39,7 +39,9 @@ def plot_latency(
     height_pt = 150.0
     figure, panels = style.new_figure(width_pt, [height_pt])
     axes = panels[0]
-    set_time_axis(panels, 0.0, end_s, narrow=narrow)
+    # Nothing connects in the hold phase: the axis ends with the data, so that it can be read.
+    last_s = float(latency["at_s"].max()) if len(latency) else end_s
+    set_time_axis(panels, 0.0, min(end_s, last_s), narrow=narrow)
     ends: list[tuple[float, str, str]] = []
     for column, name, colour, width in _LINES:
         x, y = style.thin(latency["at_s"], latency[column])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from reports import style
 from reports.figures.time_axis import Phase, draw_phases, draw_window, set_time_axis
@@ -52,6 +52,8 @@ def plot_lines(
         ends.append((limit[1], limit[0], style.MUTED))
         high = max(high, limit[1])
     axes.set_ylim(0, max(high, 1.0) * (1.3 if narrow else 1.12))
+    if format_tick is style.binary_size:
+        axes.yaxis.set_major_locator(FixedLocator(style.binary_ticks(max(high, 1.0) * 1.1)))
     axes.yaxis.set_major_formatter(FuncFormatter(format_tick))
     draw_window(panels, window_s)
     draw_phases(panels, phases)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from reports import style
 from reports.figures.time_axis import (
@@ -80,7 +80,7 @@ def plot_story(
         elif kind == "rate":
             _draw_rate(axes, connections)
         elif kind == "errors":
-            _draw_errors(axes, errors, narrow=narrow, panel_pt=height_pt)
+            _draw_errors(axes, errors, end_s, narrow=narrow, panel_pt=height_pt)
         elif kind == "cpu":
             _draw_cpu(axes, cpu, host_cpu, hot_pid, narrow=narrow, panel_pt=height_pt)
         elif kind == "memory":
@@ -132,12 +132,13 @@ def _draw_rate(axes: Axes, connections: pd.DataFrame) -> None:
     _title(axes, "new connections per second")
 
 
-def _draw_errors(axes: Axes, errors: pd.DataFrame, *, narrow: bool, panel_pt: float) -> None:
+def _draw_errors(
+    axes: Axes, errors: pd.DataFrame, end_s: float, *, narrow: bool, panel_pt: float
+) -> None:
     by_time = errors.groupby(["side", "syscall", "errno_name", "at_s"], as_index=False)
     sums = by_time["events_per_s"].sum()
     keys = ["side", "syscall", "errno_name"]
     order = sums.groupby(keys)["events_per_s"].sum().sort_values(ascending=False)
-    times = np.unique(sums["at_s"].to_numpy(dtype=float))
     labels: list[tuple[float, str, str]] = []
     top = 1.0
     for number, key in enumerate(order.index[:MAX_ERROR_LINES]):
@@ -147,16 +148,37 @@ def _draw_errors(axes: Axes, errors: pd.DataFrame, *, narrow: bool, panel_pt: fl
             & (sums["syscall"] == syscall)
             & (sums["errno_name"] == errno_name)
         ]
-        series = part.set_index("at_s")["events_per_s"].reindex(times, fill_value=0.0)
-        x, y = style.thin(times, series.to_numpy(dtype=float))
+        x, y = style.thin(*_with_zeros(part["at_s"], part["events_per_s"], end_s))
         colour = (style.ORANGE, style.PURPLE, style.AMBER)[number]
-        axes.step(x, y, where="mid", color=colour, marker="o" if len(x) == 1 else None)
+        axes.step(x, y, where="mid", color=colour)
         top = max(top, float(y.max(initial=0.0)))
         labels.append((float(y[-1]), f"{side} {syscall} {errno_name}", colour))
     axes.set_ylim(0, top * (1.35 if narrow else 1.1))
     axes.yaxis.set_major_formatter(FuncFormatter(style.thousands))
     style.label_ends(axes, labels[: 1 if narrow else None], narrow=narrow, panel_pt=panel_pt)
     _title(axes, "errors per second")
+
+
+def _with_zeros(
+    at_s: pd.Series[float], per_s: pd.Series[float], end_s: float
+) -> tuple[style.Floats, style.Floats]:
+    """Adds the zeros that nobody recorded: before the first error, after the last, in gaps."""
+    times = np.asarray(at_s, dtype=np.float64)
+    values = np.asarray(per_s, dtype=np.float64)
+    step_s = float(np.median(np.diff(times))) if len(times) > 1 else end_s / 100
+    gaps = np.flatnonzero(np.diff(times) > 1.8 * step_s)
+    quiet = np.concatenate(
+        ([0.0, times[0] - step_s], times[gaps] + step_s, times[gaps + 1] - step_s)
+        if len(gaps)
+        else ([0.0, times[0] - step_s],)
+    )
+    if times[-1] + step_s < end_s:
+        quiet = np.append(quiet, [times[-1] + step_s, end_s])
+    quiet = np.asarray(quiet[quiet >= 0], dtype=np.float64)
+    x = np.concatenate((times, quiet))
+    y = np.concatenate((values, np.zeros(len(quiet))))
+    order = np.argsort(x, kind="stable")
+    return x[order], y[order]
 
 
 def _draw_cpu(
@@ -219,7 +241,9 @@ def _draw_memory(axes: Axes, memory: pd.DataFrame, *, narrow: bool, panel_pt: fl
         axes.plot(*style.thin(x, upper), color=KIND_COLOURS[kind], linewidth=1.3)
         labels.append((float((base[-1] + upper[-1]) / 2), KIND_NAMES[kind], KIND_COLOURS[kind]))
         base = upper
-    axes.set_ylim(0, max(float(base.max(initial=0.0)), 1.0) * (1.3 if narrow else 1.1))
+    highest = max(float(base.max(initial=0.0)), 1.0)
+    axes.set_ylim(0, highest * (1.3 if narrow else 1.1))
+    axes.yaxis.set_major_locator(FixedLocator(style.binary_ticks(highest * 1.1)))
     axes.yaxis.set_major_formatter(FuncFormatter(style.binary_size))
     style.label_ends(axes, labels, narrow=narrow, panel_pt=panel_pt)
     _title(axes, "memory of sockets and processes")
