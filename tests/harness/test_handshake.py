@@ -6,7 +6,7 @@ import base64
 
 import pytest
 import wsproto
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from wsproto.events import AcceptConnection, RejectConnection, Request
 
@@ -294,6 +294,9 @@ class TestCache:
             assert cache.server_response(data) == server_response(data)
 
     @given(st.binary(max_size=30))
+    @example(b"abc\r\nX-Injected: header!!")
+    @example(b"dGhlIHNhbXBsZSBub25j*Q==")
+    @example(b"AAAAAAAAAAAAAAAAAAAAAAA=")
     def test_no_known_request_lets_a_bad_key_through(self, key):
         cache = HandshakeCache()
         cache.server_response(request())
@@ -307,6 +310,16 @@ class TestCache:
         ).replace(b"\r\n\r\n", b"\r\nsec-websocket-key: " + KEY + b"\r\n\r\n")
         for _ in range(2):
             assert cache.server_response(data)[0] == switching_protocols(KEY)
+
+    def test_a_path_that_looks_like_a_key_is_no_key(self):
+        # With the header's name in lower case the cache finds no key and must not take bytes from
+        # elsewhere: these paths differ in 24 bytes that are well-formed base64.
+        cache = HandshakeCache()
+        for start in range(12, 24):
+            for number in range(2):
+                path = "/" + "x" * start + base64.b64encode(bytes([number] * 16)).decode()
+                data = request(f"GET {path} HTTP/1.1").replace(b"-Key", b"-key")
+                assert cache.server_response(data) == server_response(data)
 
     def test_frames_behind_the_head_are_never_swallowed(self):
         cache = HandshakeCache()

@@ -260,6 +260,14 @@ def test_an_idle_connection_holds_nothing_of_what_passed():
     assert len(connection._buffer) == len(connection._fragments) == 0
 
 
+@pytest.mark.parametrize("end", [b"\xff\xff", encode_close(1000, mask=MASK)])
+def test_a_closed_connection_holds_nothing_of_an_unfinished_message(end):
+    connection = Connection(Role.SERVER)
+    connection.receive(encode_frame(Opcode.TEXT, bytes(1_009), mask=MASK, fin=False))
+    connection.receive(end + bytes(1_009))
+    assert len(connection._buffer) == len(connection._fragments) == 0
+
+
 # --- properties -------------------------------------------------------------------------------
 
 messages = st.tuples(st.just(Opcode.TEXT), st.text(max_size=200).map(str.encode)) | st.tuples(
