@@ -30,7 +30,7 @@ from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
 from probes.clock import NS_PER_S
 from probes.probe import Target
-from probes.symbols import KernelSymbols, UserSymbols, frames_of
+from probes.symbols import frames_of, kernel_symbols, user_symbols
 
 FREQUENCY_HZ = 49
 
@@ -47,8 +47,8 @@ class CpuStacksProbe(BpfProbe):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kernel = KernelSymbols()
-        self._user = UserSymbols()
+        self._kernel = kernel_symbols()
+        self._user = user_symbols()
         # A stack id names the same stack until the map is cleared: each is read and named once.
         self._frames: dict[int, list[int]] = {}
         self._kernel_names: dict[int, str] = {}

@@ -160,10 +160,15 @@ class BpfObject:
                 or "report it with the output of: uname -r; apt list python3-bpfcc",
             )
         map_count = len(answer["maps"])
-        maps = {
-            name: BpfMap(fd, parts.maps[name].key, parts.maps[name].value)
-            for name, fd in zip(answer["maps"], fds[:map_count], strict=True)
-        }
+        try:
+            maps = {
+                name: BpfMap(fd, parts.maps[name].key, parts.maps[name].value)
+                for name, fd in zip(answer["maps"], fds[:map_count], strict=True)
+            }
+        except ValueError:
+            for fd in fds:
+                os.close(fd)
+            raise
         programs = dict(zip(answer["programs"], fds[map_count:], strict=True))
         refused = {name: _with_log(why, log) for name, why in answer["refused"].items()}
         loaded = cls(maps, programs, refused)

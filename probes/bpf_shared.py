@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probes import bpf_sources
-from probes.bpf_program import BpfObject, check_bpf
+from probes.bpf_program import BpfObject, check_bpf, compose
 from probes.bpf_sources import CONFIG, LOSSES, SourceBuilder
 from probes.btf import Btf, MissingTypeError
 from probes.errors import ProbeUnavailableError
@@ -52,14 +52,18 @@ def run_config(target: Target, *, paused: bool = False) -> npt.NDArray[np.void]:
     return configs
 
 
-def load(builders: Iterable[SourceBuilder]) -> BpfObject:
+def load(builders: Iterable[SourceBuilder], btf: Btf | None = None) -> BpfObject:
     """Compiles the sources into an object of their own; not yet pointed at a target.
+
+    Args:
+        builders: The sources.
+        btf: The kernel's types when they are read already.
 
     Raises:
         ProbeUnavailableError: This kernel or machine cannot.
     """
     check_bpf()
-    btf = Btf.of_kernel()
+    btf = btf or Btf.of_kernel()
     try:
         sources = [build(btf) for build in (bpf_sources.common, *builders)]
     except MissingTypeError as error:
@@ -98,13 +102,14 @@ def prepare() -> BpfObject:
         check_bpf()
         btf = Btf.of_kernel()
         usable: list[SourceBuilder] = []
+        _shared.missing.clear()
         for build in _DEFAULT:
             try:
-                build(btf)
+                compose(btf, [build(btf)])
                 usable.append(build)
             except MissingTypeError as error:
                 _shared.missing[build] = str(error)
-        _shared.loaded = load(usable)
+        _shared.loaded = load(usable, btf)
     return _shared.loaded
 
 

@@ -23,7 +23,7 @@ from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
 from probes.probe import Target
-from probes.symbols import KernelSymbols
+from probes.symbols import kernel_symbols
 
 
 class SkbAllocsProbe(BpfProbe):
@@ -36,7 +36,7 @@ class SkbAllocsProbe(BpfProbe):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kernel = KernelSymbols()
+        self._kernel = kernel_symbols()
         self._counts: dict[tuple[int, int], int] = {}
         self._caches: dict[int, tuple[str, int]] = {}
 

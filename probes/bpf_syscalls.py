@@ -28,7 +28,7 @@ from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
 from probes.probe import Target
-from probes.symbols import KernelSymbols, UserSymbols, frames_of
+from probes.symbols import frames_of, kernel_symbols, user_symbols
 from probes.syscall_names import syscall_name
 
 _NEVER = np.iinfo(np.uint64).max
@@ -46,8 +46,8 @@ class FailingSyscallsProbe(BpfProbe):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kernel = KernelSymbols()
-        self._user = UserSymbols()
+        self._kernel = kernel_symbols()
+        self._user = user_symbols()
         self._counts: dict[Key, int] = {}
         self._recorded: set[tuple[Key, int]] = set()
         self._lost_stacks_count = 0

@@ -34,7 +34,7 @@ from probes.bpf_sources import SourceBuilder
 from probes.btf import Btf, MissingTypeError
 from probes.errors import ProbeUnavailableError
 from probes.probe import Target
-from probes.symbols import KernelSymbols
+from probes.symbols import kernel_symbols
 from probes.tcp_names import SIDES, state_name
 
 EVENTS = {  # program: raw tracepoint
@@ -84,7 +84,7 @@ class TcpEventsProbe(BpfProbe):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kernel = KernelSymbols()
+        self._kernel = kernel_symbols()
         self._before: npt.NDArray[Any] = np.zeros(1, dtype=bpf_sources.TCP_COUNTS)
         self._resets: dict[tuple[int, ...], int] = {}
         self._drops: dict[tuple[int, int], int] = {}

@@ -95,6 +95,7 @@ class Btf:
         start = header_bytes + names_at
         self._names = blob[start : start + names_bytes]
         self._starts = _index(self._words)
+        self._structs: dict[str, int] = {}  # by name, 0 for one that is not there
         starts = np.frombuffer(self._starts, dtype=np.uint32)[1:]
         words = np.frombuffer(self._words, dtype=np.uint32)
         self._name_offsets: npt.NDArray[np.uint32] = words[starts]
@@ -134,8 +135,11 @@ class Btf:
         Raises:
             MissingTypeError: This kernel has none of that name.
         """
-        for type_id in self._find(name, (STRUCT, UNION)):
-            return type_id
+        known = self._structs.get(name)
+        if known is None:
+            known = self._structs[name] = next(self._find(name, (STRUCT, UNION)), 0)
+        if known:
+            return known
         raise MissingTypeError(f"this kernel has no struct {name}")
 
     def size_bytes(self, struct_name: str) -> int:

@@ -5,7 +5,8 @@ with an array of addresses beside it (7 MB). A process's executable mappings are
 added, since it may be gone when its stacks are read; forked workers have the same mappings and
 share one entry. An ELF file is mapped, not read, and its names stay in the mapping.
 
-Frames: a kernel frame ends in ``_[k]``; a user frame without a symbol is ``module+0x<offset>``.
+Frames: a kernel frame ends in ``_[k]``; a user frame without a symbol is ``module+0x<offset>``,
+one that is in no mapping ``[unknown]``.
 Source: proc(5), elf(5).
 """
 
@@ -16,8 +17,10 @@ import contextlib
 import mmap
 import os
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ import numpy.typing as npt
 
 KALLSYMS = Path("/proc/kallsyms")
 KERNEL_SUFFIX = "_[k]"
+UNKNOWN = "[unknown]"  # an address in no executable mapping
+_REFRESH_S = 1.0
 
 _HEX = np.zeros(256, dtype=np.uint64)
 for _value, _digit in enumerate(b"0123456789abcdef"):
@@ -128,7 +133,7 @@ class ElfSymbols:
         self._values: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
         self._sizes = self._values
         self._names: npt.NDArray[np.uint64] = self._values
-        with contextlib.suppress(OSError, ValueError, struct.error):
+        with contextlib.suppress(OSError, ValueError, IndexError, OverflowError, struct.error):
             with path.open("rb") as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._read(self._map)
@@ -216,6 +221,7 @@ class UserSymbols:
         self._by_text: dict[str, _Mappings] = {}
         self._files: dict[str, ElfSymbols] = {}
         self._known: dict[tuple[int, int], str] = {}
+        self._read_s: dict[int, float] = {}
 
     def add_process(self, pid: int) -> bool:
         """Reads the mappings of a process now; False when it is gone already."""
@@ -224,6 +230,7 @@ class UserSymbols:
         except OSError:
             return False
         executable = "\n".join(line for line in text.splitlines() if "x" in line[:80].split()[1])
+        self._read_s[pid] = time.monotonic()
         if not executable:
             return False
         mappings = self._by_text.get(executable)
@@ -235,22 +242,34 @@ class UserSymbols:
         return True
 
     def name(self, pid: int, address: int) -> str:
-        """The function of a process at an address, ``module+0x<offset>`` without a symbol."""
+        """The function of a process at an address.
+
+        Returns:
+            ``module+0x<offset>`` without a symbol, UNKNOWN outside of every mapping.
+        """
         mappings = self._by_pid.get(pid)
         if mappings is None:
             if not self.add_process(pid):
-                return hex(address)
+                return UNKNOWN
             mappings = self._by_pid[pid]
-        key = (id(mappings), address)
-        known = self._known.get(key)
+        known = self._known.get((id(mappings), address))
         if known is None:
             found = self._find(mappings, address)
-            if found is None and self.add_process(pid):  # a library that was loaded since
+            if found is None and self._refresh(pid):
                 mappings = self._by_pid[pid]
                 found = self._find(mappings, address)
-            known = found if found is not None else hex(address)
-            self._known[(id(mappings), address)] = known
+            known = self._known[id(mappings), address] = found or UNKNOWN
         return known
+
+    def _refresh(self, pid: int) -> bool:
+        """Reads the mappings again for a library loaded since, at most once a second.
+
+        Walking frame pointers in code that has none yields addresses that are in no mapping.
+        """
+        now_s = time.monotonic()
+        if now_s - self._read_s.get(pid, 0.0) < _REFRESH_S:
+            return False
+        return self.add_process(pid)
 
     def stack(self, pid: int, addresses: Sequence[int]) -> str:
         """A user stack, leaf first, as one string."""
@@ -283,3 +302,15 @@ def frames_of(stack: Any) -> list[int]:
     """Addresses of one value of a stack map, which ends at the first zero."""
     addresses = [int(address) for address in stack]
     return addresses[: addresses.index(0)] if 0 in addresses else addresses
+
+
+@cache
+def kernel_symbols() -> KernelSymbols:
+    """The running kernel's symbols, one copy for all probes of this process."""
+    return KernelSymbols()
+
+
+@cache
+def user_symbols() -> UserSymbols:
+    """Symbols of watched processes, one copy for all probes of this process."""
+    return UserSymbols()
