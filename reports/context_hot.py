@@ -120,8 +120,12 @@ def _functions_table(stacks: pd.DataFrame, process: dict[str, Any], source: str)
         columns=["function", "own", "total"],
     ).sort_values(["own", "total"], ascending=False)
     whole = float(max(root.total_count, 1))
-    frame = frame.head(MAX_FUNCTIONS).assign(
-        own_pct=lambda f: f["own"] / whole * 100, total_pct=lambda f: f["total"] / whole * 100
+    frame = (
+        frame[frame["own"] > 0]
+        .head(MAX_FUNCTIONS)
+        .assign(
+            own_pct=lambda f: f["own"] / whole * 100, total_pct=lambda f: f["total"] / whole * 100
+        )
     )
     kind = "Python" if source == "python" else "Native and kernel"
     unit = f"% of {root.total_count:,} samples"

@@ -42,6 +42,8 @@ def verdict_section(view: View) -> dict[str, Any]:
     badge = "Target reached" if reached else "A limit was met"
     if verdict.cause not in CAUSES:
         badge = "Target missed, cause not explained"
+    # The first clause is what must be read in ten seconds; the whole sentence is there.
+    headline, _, rest = verdict.sentence.partition("; ")
     facts: list[tuple[str, str]] = []
     if not reached:
         facts.append(("Cause", verdict.cause))
@@ -57,7 +59,8 @@ def verdict_section(view: View) -> dict[str, Any]:
         "badge": badge,
         "tone": "good" if reached else "bad",
         "sentence": verdict.sentence,
-        "meaning": CAUSES.get(verdict.cause, ""),
+        "headline": headline,
+        "rest": _sentence_case(rest),
         "next_rung": _sentence_case(verdict.next_rung)
         if verdict.next_rung not in verdict.sentence
         else "",
@@ -161,7 +164,7 @@ def _finding(finding: Finding, number: int) -> dict[str, Any]:
     )
     return {
         "cause": finding.cause,
-        "meaning": CAUSES.get(finding.cause, ""),
+        "meaning": _sentence_case(CAUSES.get(finding.cause, "")),
         "severity": finding.severity,
         "tone": "good" if finding.cause == "reached" else finding.severity,
         "severity_words": "the target was reached"
@@ -209,7 +212,8 @@ def _step(rung: Rung, peak: float) -> dict[str, Any]:
     if rung.met:
         wall = "met in this run"
     elif rung.predicted_connections is not None:
-        times = f", {rung.predicted_connections / peak:.2g} times this run's peak" if peak else ""
+        ratio = formatting.significant(rung.predicted_connections / peak, 2) if peak else ""
+        times = f", {ratio} times this run's peak" if peak else ""
         wall = f"wall at {rung.predicted_connections:,} connections{times}"
     else:
         wall = "no prediction"

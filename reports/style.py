@@ -101,20 +101,20 @@ def common_style() -> Iterator[None]:
 
 
 def new_figure(
-    width_pt: float, panel_heights_pt: Sequence[float], *, share_x: bool = True
+    width_pt: float, panel_heights_pt: Sequence[float], *, top_pt: float = 24.0
 ) -> tuple[Figure, list[Axes]]:
     """A figure of stacked panels of one width, without pyplot's global state.
 
     Args:
         width_pt: WIDE_PT or NARROW_PT; one point is one CSS pixel of the drawing.
         panel_heights_pt: Height of each panel's plotting area, top first.
-        share_x: One time axis for all.
+        top_pt: Room above the first panel.
 
     Returns:
         The figure and its panels, top first.
     """
     narrow = is_narrow(width_pt)
-    top_pt, gap_pt, bottom_pt = 24.0, 38.0, 42.0
+    gap_pt, bottom_pt = 38.0, 42.0
     left_pt, right_pt = (50.0, 8.0) if narrow else (64.0, 150.0)
     height_pt = top_pt + sum(panel_heights_pt) + gap_pt * (len(panel_heights_pt) - 1) + bottom_pt
     figure = Figure(figsize=(width_pt / 72, height_pt / 72), dpi=72)
@@ -130,11 +130,11 @@ def new_figure(
                 (width_pt - left_pt - right_pt) / width_pt,
                 panel_pt / height_pt,
             ),
-            sharex=panels[0] if panels and share_x else None,
+            sharex=panels[0] if panels else None,
         )
         panels.append(axes)
         upper_pt = lower_pt - gap_pt
-    for axes in panels[:-1] if share_x else []:
+    for axes in panels[:-1]:
         axes.tick_params(labelbottom=False)
     return figure, panels
 

@@ -1,16 +1,18 @@
 "use strict";
 // Flame graphs from flat lists (reports/flamegraph.py). Frames are plain elements: they carry their
-// names, take the focus, and print. Only what is at least half a pixel wide is made.
+// names, take the focus, and print. Only what is wide enough to be seen is made.
 (function () {
   var dataBox = document.getElementById("flame-data");
   if (!dataBox) { return; }
   var data = JSON.parse(dataBox.textContent);
   var ROW = 21;
+  var MIN_PX = 1.5; // one pixel is the gap between frames
   var detail = document.getElementById("flame-detail");
   var search = document.getElementById("flame-search");
   var found = document.getElementById("flame-found");
   var processSelect = document.getElementById("flame-process");
   var windowSelect = document.getElementById("flame-window");
+  var wide = document.getElementById("flame-wide");
   var hint = detail.textContent;
   var panes = [];
 
@@ -77,7 +79,7 @@
     this.area.setAttribute("role", "tree");
     var made = document.createDocumentFragment();
     function place(node, left, share) {
-      if (share * width < 0.5) { return; }
+      if (share * width < MIN_PX) { return; }
       deepest = Math.max(deepest, node.depth);
       var element = document.createElement("div");
       var hit = query && node.name.toLowerCase().indexOf(query) >= 0;
@@ -102,7 +104,7 @@
       var at = left;
       node.children.forEach(function (child) {
         var part = value(node) ? share * value(child) / value(node) : 0;
-        if (part * width >= 0.5) { walk(child, at, part); }
+        if (part * width >= MIN_PX) { walk(child, at, part); }
         at += part;
       });
     })(this.zoomed, 0, 1);
@@ -161,6 +163,7 @@
     var process = data.processes[processSelect.selectedIndex];
     var both = process.python && process.native;
     document.querySelector(".flame-pair").classList.toggle("single", !both);
+    wide.hidden = !both;
     panes.forEach(function (pane) { pane.load(process[pane.source]); });
     drawAll();
   }
@@ -181,6 +184,11 @@
   search.addEventListener("input", drawAll);
   search.addEventListener("keydown", function (event) {
     if (event.key === "Escape") { search.value = ""; drawAll(); }
+  });
+  wide.addEventListener("click", function () {
+    var on = document.querySelector(".flame-pair").classList.toggle("stacked");
+    wide.setAttribute("aria-pressed", String(on));
+    panes.forEach(function (pane) { pane.draw(); });
   });
   document.getElementById("flame-reset").addEventListener("click", function () {
     panes.forEach(function (pane) { if (pane.nodes.length) { pane.zoomed = pane.nodes[0]; pane.draw(); } });

@@ -72,7 +72,9 @@ def plot_story(
         drawn.append((100.0, "memory"))
     if not drawn:
         drawn = [(60.0, "nothing")]
-    figure, panels = style.new_figure(width_pt, [height for height, _ in drawn])
+    figure, panels = style.new_figure(
+        width_pt, [height for height, _ in drawn], top_pt=42.0 if marks else 24.0
+    )
     set_time_axis(panels, 0.0, end_s, narrow=narrow)
     for axes, (height_pt, kind) in zip(panels, drawn, strict=True):
         if kind == "open":

@@ -51,7 +51,7 @@ def draw_phases(panels: Sequence[Axes], phases: Sequence[Phase], *, named: bool 
 
 
 def draw_marks(panels: Sequence[Axes], marks: Sequence[Mark]) -> None:
-    """Draws each event as a line through all panels, with its number above the first.
+    """Draws each event as a line through all panels, with its number above the phases' names.
 
     Args:
         panels: All panels of the figure, top first.
@@ -68,7 +68,7 @@ def draw_marks(panels: Sequence[Axes], marks: Sequence[Mark]) -> None:
         panels[0].annotate(
             name,
             (label_s, 1),
-            xytext=(0, 7),
+            xytext=(0, 26),
             textcoords="offset points",
             xycoords=("data", "axes fraction"),
             ha="center",
