@@ -11,12 +11,13 @@ from typing import Any
 
 from harness.host import DEFAULT_PORT_RANGE, Host
 
-OWN_DESCRIPTORS_COUNT = 16
-"""Descriptors of a fleet process that are no connections: stdio, epoll, the first listener, live
-counters, stop pipe, log, signal and timer descriptors. A worker is full at its RLIMIT_NOFILE minus
-these; each further destination port costs a worker one listener more."""
+OWN_DESCRIPTORS_COUNT = 8
+"""Descriptors of a fleet process that are no connections: stdio, log, epoll, stop pipe, the first
+listener, and a reserve descriptor or the acceptor's channel. A worker is full at its RLIMIT_NOFILE
+minus these [measured: 7, with --accept handoff or --at-fd-limit reset 8; a client 6]; each further
+destination port costs a worker one listener more."""
 
-SPARE_DESCRIPTORS_COUNT = 16
+SPARE_DESCRIPTORS_COUNT = 24
 """Kept free on top when the planner chooses: files that libraries open in passing."""
 
 KERNEL_BYTES_PER_CONNECTION = 8_300

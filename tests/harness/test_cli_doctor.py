@@ -144,7 +144,7 @@ def test_a_probe_that_cannot_run_comes_with_reason_and_fix(run_on):
 def test_the_first_wall_of_the_reference_machine_is_file_max(run_on):
     holds, limit = most_connections(HOST)
     assert limit == "file_max"
-    # 2 descriptors a connection, about 128 processes with 16 of their own
+    # 2 descriptors a connection, about 128 processes with 8 of their own
     assert 1_225_000 < holds < (2_466_177 - 500) // 2
     assert "about 1,230,000 connections" in " ".join(run_on(HOST)[1].split())
 

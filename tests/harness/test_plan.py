@@ -79,7 +79,7 @@ def test_120_000_needs_seven_and_seven_processes_under_a_limit_of_20_000():
     plan = plan_for(120_000)
     assert (plan.workers, plan.clients) == (7, 7)
     assert plan.client_shares == (17_143,) * 6 + (17_142,)
-    assert plan.worker_capacity_count == plan.client_capacity_count == 20_000 - 16
+    assert plan.worker_capacity_count == plan.client_capacity_count == 20_000 - 8
     assert plan.source_addresses == tuple(f"127.0.0.{n}" for n in range(2, 16))
     assert plan.destination_ports == (9001,)
     assert max(group_totals(plan).values()) == 8_572
@@ -109,31 +109,31 @@ def test_a_million_keeps_room_for_the_uneven_spread_of_reuseport():
 def test_two_fixed_workers_predict_the_wall_at_twice_their_capacity():
     rung = only_rung(plan_for(120_000, workers=2))
     assert (rung.limit, rung.subject, rung.scope) == ("fds_per_process", "server", "process")
-    assert (rung.capacity_count, rung.predicted_connections) == (19_984, 2 * 19_984)
+    assert (rung.capacity_count, rung.predicted_connections) == (19_992, 2 * 19_992)
     assert rung.earliest_connections < rung.predicted_connections
     assert "--workers 7" in rung.fix
 
 
 def test_handing_off_is_exactly_even_so_nothing_fails_before_the_wall():
     rung = only_rung(plan_for(120_000, workers=2, accept="handoff"))
-    assert rung.earliest_connections == rung.predicted_connections == 2 * 19_984
+    assert rung.earliest_connections == rung.predicted_connections == 2 * 19_992
 
 
 @pytest.mark.parametrize("accept", ["shared", "shared-exclusive"])
 def test_a_shared_listener_may_fill_one_worker_first(accept):
     plan = plan_for(120_000, workers=2, accept=accept)
-    assert only_rung(plan).earliest_connections == 19_984
+    assert only_rung(plan).earliest_connections == 19_992
     assert any("unevenly" in note for note in plan.notes)
 
 
 def test_a_shared_listener_says_so_even_when_the_sum_fits():
     plan = plan_for(30_000, workers=2, accept="shared")
     assert plan.rungs == ()
-    assert any("19,984" in note for note in plan.notes)
+    assert any("19,992" in note for note in plan.notes)
 
 
 def test_a_tight_fixed_worker_count_predicts_the_risk_of_random_spread():
-    plan = plan_for(39_900, workers=2)  # 19,950 each on average, one of them surely above 19,984
+    plan = plan_for(39_900, workers=2)  # 19,950 each on average, one of them likely above 19,992
     rung = only_rung(plan)
     assert rung.limit == "fds_per_process"
     assert rung.predicted_connections < 39_900
@@ -143,7 +143,7 @@ def test_a_tight_fixed_worker_count_predicts_the_risk_of_random_spread():
 def test_two_fixed_clients_predict_the_clients_wall():
     rung = only_rung(plan_for(120_000, clients=2))
     assert (rung.limit, rung.subject) == ("fds_per_process", "client")
-    assert rung.predicted_connections == 2 * 19_984
+    assert rung.predicted_connections == 2 * 19_992
     assert rung.fix == "--clients 7"
 
 
@@ -151,7 +151,7 @@ def test_a_lower_nofile_is_for_the_workers_only():
     plan = plan_for(2_000, workers=1, clients=1, nofile=1_000)
     assert (plan.worker_nofile_count, plan.client_nofile_count) == (1_000, 20_000)
     rung = only_rung(plan)
-    assert rung.predicted_connections == 1_000 - 16
+    assert rung.predicted_connections == 1_000 - 8
     assert "--nofile 20000" in rung.fix
 
 
@@ -233,7 +233,7 @@ def test_file_max_counts_both_ends_and_warns_that_it_is_everybodys():
     rung = only_rung(plan)
     processes = plan.workers + plan.clients
     assert rung.limit == "file_max"
-    assert rung.predicted_connections == (100_000 - 1_000 - 16 * processes) // 2
+    assert rung.predicted_connections == (100_000 - 1_000 - 8 * processes) // 2
     assert any("whole host" in note for note in plan.notes)
 
 
@@ -306,7 +306,7 @@ def test_a_nofile_that_cannot_be_set_is_refused():
 
 def test_a_host_without_descriptors_is_refused():
     with pytest.raises(HostError, match="RLIMIT_NOFILE"):
-        plan_for(10, host=replace(HOST, nofile_hard_count=16))
+        plan_for(10, host=replace(HOST, nofile_hard_count=8))
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_host_without_descriptors_is_refused():
         {"connections": 100_000_001},
         {"workers": 0},
         {"clients": 5_000},
-        {"nofile": 16},
+        {"nofile": 8},
         {"accept": "round-robin"},
         {"source_addresses": 0},
         {"port_range": (80, 2000)},
@@ -486,10 +486,10 @@ def checked_again(plan, host, request, largest_group):
     total = request.connections
     processes = plan.workers + plan.clients + (plan.accept == "handoff")
     listeners = len(plan.destination_ports) - 1
-    yield "fds_per_process", "client", plan.client_shares[0] + 16, plan.client_nofile_count
+    yield "fds_per_process", "client", plan.client_shares[0] + 8, plan.client_nofile_count
     share = math.ceil(total / plan.workers)
-    yield "fds_per_process", "server", share + 16 + listeners, plan.worker_nofile_count
-    files = 2 * total + 16 * processes + host.file_used_count
+    yield "fds_per_process", "server", share + 8 + listeners, plan.worker_nofile_count
+    files = 2 * total + 8 * processes + host.file_used_count
     yield "file_max", "host", files, host.file_max_count
     yield "ephemeral_ports", "ports", largest_group, free_ports(plan, host)
     yield "memory", "host", 9_300 * total + 4_000_000 * processes, host.memory_room_bytes
