@@ -27,6 +27,7 @@ _FREE, _ACCEPTED, _OPEN = 0, 1, 2
 _ACCEPT_MOST = 64  # connections taken in one turn: keeps turns near a millisecond
 _SWEEP_MOST = 512
 _READ_BYTES = 65_536
+_DRAIN_MOST = 16
 _PING_FRAME = frames.encode_frame(frames.Opcode.PING, b"")
 _PONG = int(frames.Opcode.PONG)
 _MESSAGES = (int(frames.Opcode.TEXT), int(frames.Opcode.BINARY))
@@ -211,6 +212,7 @@ class Worker:
         except handshake.HandshakeError as error:
             self._slot[_PROTOCOL_ERRORS] += 1
             self._send(fd, error.response)
+            self._drain(fd)
             self._close(fd, _FAILED)
             return
         if answer is None:
@@ -222,6 +224,15 @@ class Worker:
         self._send(fd, response)
         if len(data) > head_bytes and self._state[fd] == _OPEN:
             self._receive(fd, data[head_bytes:])
+
+    def _drain(self, fd: int) -> None:
+        """Reads what has come, so that closing sends FIN and the peer can read why (tcp_close)."""
+        try:
+            for _ in range(_DRAIN_MOST):
+                if not os.read(fd, _READ_BYTES):
+                    return
+        except OSError:
+            return
 
     def _receive(self, fd: int, data: bytes) -> None:
         slot = self._slot
@@ -267,6 +278,7 @@ class Worker:
         if replies:
             self._send(fd, bytes(replies))
         if connection.must_disconnect:
+            self._drain(fd)
             self._close(fd, _EOFS)
         elif connection.is_idle:
             self._partial.pop(fd, None)

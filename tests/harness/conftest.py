@@ -35,6 +35,7 @@ class SmallFleet:
         connections = changes.pop("connections", 500)
         clients = changes.pop("clients", 2)
         sysctls = changes.pop("sysctls", {})
+        own_namespace = changes.pop("own_namespace", os.geteuid() == 0)
         ports = changes.get("destination_ports", [9001])
         share = connections // clients
         values: dict[str, Any] = {
@@ -70,7 +71,7 @@ class SmallFleet:
         self.path = path
         self._live_fd = live_memory.create(path / "live.bin", self.config.slot_count, connections)
         self.live = Live(self._live_fd)
-        self._namespace_fd = netns.create(sysctls) if os.geteuid() == 0 else -1
+        self._namespace_fd = netns.create(sysctls) if own_namespace else -1
         self.fleet = Fleet(self.config, self.live, self._live_fd, path, self._namespace_fd)
 
     def ready(self) -> SmallFleet:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.limits import OWN_DESCRIPTORS_COUNT
 from probes.live import CloseKind, Counter, Stage
 
 ROOT = os.geteuid() == 0
@@ -165,6 +166,13 @@ def test_children_are_unprivileged_and_in_the_namespace(small_fleet):
         assert "Uid:\t65534\t65534\t65534\t65534" in status
         assert "CapEff:\t0000000000000000" in status
         assert os.readlink(f"/proc/{slot[Counter.PID]}/ns/net") != os.readlink("/proc/self/ns/net")
+
+
+@pytest.mark.parametrize("accept", ["reuseport", "shared", "handoff"])
+def test_own_descriptors_are_what_the_planner_counts_with(small_fleet, accept):
+    fleet = small_fleet(connections=2, clients=1, accept=accept, at_fd_limit="reset").ready()
+    for slot in (*fleet.fleet.server_slots, *fleet.fleet.client_slots):
+        assert 3 < slot[Counter.OWN_FDS_COUNT] <= OWN_DESCRIPTORS_COUNT
 
 
 def test_counters_and_records_outlive_a_killed_client(small_fleet, until):
