@@ -28,7 +28,8 @@ int runq_switch(unsigned long long *ctx) {
   struct task_struct *next = (struct task_struct *)ctx[SWITCH_NEXT_ARG];
   u64 state = 0;
   bpf_probe_read_kernel(&state, sizeof(prev->state), &prev->state);
-  if (!state) becomes_runnable(prev);  // TASK_RUNNING: it lost the CPU and did not give it up
+  // TASK_RUNNING, or preempted on its way to sleep: it lost the CPU and did not give it up
+  if (!state || (ctx[0] & 1)) becomes_runnable(prev);
 
   u32 tid = 0;
   bpf_probe_read_kernel(&tid, sizeof(tid), &next->pid);

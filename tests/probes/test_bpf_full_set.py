@@ -31,12 +31,16 @@ for line in sys.stdin:
     print("done", flush=True)
 """
 SLEEPER = """
-import os, sys, time
+import os, resource, sys, time
+def switches():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_nvcsw + usage.ru_nivcsw
 os.sched_setaffinity(0, {0})
 sys.stdin.readline()
+before = switches()
 for _ in range(50):
     time.sleep(0.001)
-print("done", flush=True)
+print(switches() - before, flush=True)
 sys.stdin.read()
 """
 SPINNER = """
@@ -140,7 +144,7 @@ def waits(tmp_path_factory):
     probe.start(target)
     try:
         sleeper.tell("go")
-        sleeper.wait()
+        switches = int(sleeper.process.stdout.readline())
         first.tell("go")
         second.tell("go")
         first.wait()
@@ -149,12 +153,13 @@ def waits(tmp_path_factory):
         for child in (sleeper, first, second):
             child.end()
         rows = finish(probe, target)
-    return sleeper.pid, first.pid, rows, probe.lost_count
+    return sleeper.pid, first.pid, rows, (switches, probe.lost_count)
 
 
-def test_every_wake_up_is_a_wait(waits):
-    sleeper, _, rows, lost = waits
-    assert sum(row["event_count"] for row in rows if row["pid"] == sleeper) >= 50
+def test_every_time_it_left_the_cpu_it_waited_to_get_it_back(waits):
+    sleeper, _, rows, (switches, lost) = waits
+    assert switches > 0
+    assert sum(row["event_count"] for row in rows if row["pid"] == sleeper) >= switches
     assert lost == 0
 
 
