@@ -23,7 +23,7 @@ from probes.errors import ToolkitError
 
 _DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 _NODE_ROUNDS = 3
-_SETTLE_S, _SETTLE_MOST_S, _SETTLED_PCT = 0.5, 5.0, 10.0
+_SETTLE_LOOK_S, _SETTLED_PCT = 0.5, 10.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
     add("--hold", type=float, default=10.0, metavar="S", help="hold of our runs, default 10")
     add("--warm-up", type=count, default=10_000, metavar="N",
         help="connections of the first run, which is not counted; 0 for none")  # fmt: skip
+    add("--settle", type=float, default=5.0, metavar="S",
+        help="wait at most so long before each run for an idle host, default 5")  # fmt: skip
     add("--skip-node", action="store_true", help="only our own runs")
     add("--json", type=Path, metavar="FILE", help="every run's figures as JSON")
     add("--write", action="store_true", help="also write docs/benchmarks.md")
@@ -73,12 +75,13 @@ def bench(argv: Sequence[str]) -> int:
             _say(f"without Node: {error}")
     if options.warm_up:
         warm_up = RunFigures(AUTO, 0)
-        _measure(warm_up, min(options.warm_up, options.connections), 1.0, host)
+        fewer = min(options.warm_up, options.connections)
+        _measure(warm_up, fewer, host, hold_s=1.0, settle_s=options.settle)
     runs = Runs(options.connections)
     for subject, number in schedule(options.pairs, with_node=bool(foreign)):
         run = RunFigures(subject, number)
         runs.all.append(run)
-        _measure(run, options.connections, options.hold, host)
+        _measure(run, options.connections, host, hold_s=options.hold, settle_s=options.settle)
     about = environment.describe(host, plan, foreign)
     text = document.render(runs, about)
     print(text)
@@ -93,8 +96,10 @@ def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt  # so that every run is stopped on its way out
 
 
-def _measure(run: RunFigures, connections: int, hold_s: float, host: Host) -> None:
-    run.background_pct = _settle()
+def _measure(
+    run: RunFigures, connections: int, host: Host, *, hold_s: float, settle_s: float
+) -> None:
+    run.background_pct = _settle(settle_s)
     began_s = time.monotonic()
     try:
         if run.subject in (NODE_NONE, NODE_RR):
@@ -113,11 +118,11 @@ def _measure(run: RunFigures, connections: int, hold_s: float, host: Host) -> No
     )
 
 
-def _settle() -> float:
+def _settle(most_s: float) -> float:
     """Waits until the host is idle, but not for ever; returns how busy it still is."""
-    end_s = time.monotonic() + _SETTLE_MOST_S
+    end_s = time.monotonic() + most_s
     while True:
-        busy_pct = proc_figures.busy_pct(_SETTLE_S)
+        busy_pct = proc_figures.busy_pct(_SETTLE_LOOK_S)
         if busy_pct < _SETTLED_PCT or time.monotonic() > end_s:
             return busy_pct
 

@@ -16,7 +16,6 @@ _PROC = Path("/proc")
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _UTIME, _CUTIME = 11, 13  # words of /proc/PID/stat behind the name: utime stime cutime cstime
 _PPID = 1
-_THREADS = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +43,21 @@ def _stat_words(pid: int) -> list[str]:
 def cpu_ns(pid: int) -> int:
     """User and system time of one process, 0 when it is gone.
 
-    The scheduler's nanoseconds where the process has one thread (schedstat shows no threads that
-    ended), else the 10 ms ticks of ``stat``. What interrupts do while the process runs, eBPF
+    The scheduler's nanoseconds of all threads; the 10 ms ticks of ``stat`` where they say more,
+    since they also have the threads that ended. What interrupts do while the process runs, eBPF
     programs and perf samples included, is in it unless the kernel has IRQ_TIME_ACCOUNTING.
     """
     words = _stat_words(pid)
     if not words:
         return 0
-    if words[_THREADS] == "1":
-        try:
-            text = (_PROC / str(pid) / "schedstat").read_text(encoding="ascii")
-            if (nanoseconds := int(text.split()[0])) > 0:
-                return nanoseconds
-        except (OSError, ValueError, IndexError):
-            pass  # a kernel without SCHED_INFO
-    return sum(int(word) for word in words[_UTIME : _UTIME + 2]) * _TICK_NS
+    ticks_ns = sum(int(word) for word in words[_UTIME : _UTIME + 2]) * _TICK_NS
+    nanoseconds = 0
+    try:
+        for thread in (_PROC / str(pid) / "task").iterdir():
+            nanoseconds += int((thread / "schedstat").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        pass  # it ended meanwhile, or a kernel without SCHED_INFO
+    return max(nanoseconds, ticks_ns)
 
 
 def tree_cpu_ns(pids: Iterable[int]) -> int:

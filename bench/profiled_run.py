@@ -19,7 +19,7 @@ from probes.errors import ExitCode, RunDirError
 from probes.live import Header, Live, Phase
 from probes.rundir import LIVE, REPORT
 
-_HOLD_FRACTIONS = (0.1, 0.5, 0.95)  # when memory is read; what is left over is for the reading
+_READING_S = 0.5  # left of the hold for the last reading
 _COLLECTOR = "probes.collect"
 
 
@@ -119,18 +119,18 @@ def _watch_hold(
     began_ns = time.monotonic_ns()
     cpu_ns = proc_figures.tree_cpu_ns(tree.pids())
     host_ns = proc_figures.host_busy_ns()
-    for fraction in _HOLD_FRACTIONS:
-        due_ns = live.header[Header.PHASE_HOLD_NS] + int(fraction * hold_s * 1e9)
+    for at_s in (hold_s * 0.1, hold_s * 0.5, max(hold_s * 0.5, hold_s - _READING_S)):
+        due_ns = live.header[Header.PHASE_HOLD_NS] + int(at_s * 1e9)
         while (left_ns := due_ns - time.monotonic_ns()) > 0:
             guard.check()
             time.sleep(min(0.2, left_ns / 1e9))
         tree.sample()
-        if live.phase != Phase.HOLD:
-            raise BenchError("the hold ended before it was measured; use a longer --hold")
     watch.fill_hold(figures)
     used_ns = proc_figures.tree_cpu_ns(tree.pids()) - cpu_ns
     host_used_ns = proc_figures.host_busy_ns() - host_ns
     elapsed_ns = time.monotonic_ns() - began_ns
+    if live.phase != Phase.HOLD:
+        raise BenchError("the hold ended before it was measured; use a longer --hold")
     figures.hold_host_cpu_pct = 100 * host_used_ns / elapsed_ns
     if tree.most_count:
         figures.probe_cpu_pct = 100 * used_ns / elapsed_ns
