@@ -137,7 +137,8 @@ def _finding(finding: Finding, number: int) -> dict[str, Any]:
         [
             {"name": e.name, "value": e.value, "unit": e.unit, "table": e.table, "at_s": e.at_s}
             for e in finding.evidence
-        ]
+        ],
+        dtype=object,  # values and None side by side, as they are
     )
     evidence = table_of(
         f"evidence-{number}",

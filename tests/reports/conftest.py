@@ -1,7 +1,6 @@
-"""A summary of a run that never was: realistic in shape, so that every section has something to show.
+"""A summary of a run that never was: so shaped that every section has something to show.
 
-``make_summary`` is the analysis' output as its docstring declares it. Whole run directories, written
-with the real writer, are made by ``make_run``.
+``make_summary`` gives the analysis' output as its docstring declares it.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.ladder import Rung
 from analysis.summary import Summary
@@ -68,9 +68,10 @@ COLUMNS: dict[str, str] = {
     "events": "at_s event pid role worker detail",
 }
 BPF_FRAMES = (
-    "states state_transitions drops resets retransmits socket_pressure listeners "
-    "listeners_over_time failure_stacks syscall_mix runq_latency skb_allocs"
-).split()
+    "states", "state_transitions", "drops", "resets", "retransmits", "socket_pressure",
+    "listeners", "listeners_over_time", "failure_stacks", "syscall_mix", "runq_latency",
+    "skb_allocs",
+)  # fmt: skip
 _STEP_S = 0.25
 
 
@@ -100,6 +101,8 @@ def build_summary(
         hostile: Text that is put wherever a stranger's text can come in.
     """
     random = np.random.default_rng(7)
+    # Only the manifest can hold what is not UTF-8 (JSON escapes it); tables are Arrow text.
+    in_argv, hostile = hostile, hostile.encode("utf-8", "replace").decode("utf-8")
     ramp_s, hold_s = 5.1, 10.0
     reached = target * 2 // 3 if spin else target
     times = np.arange(0, ramp_s + hold_s, _STEP_S)
@@ -159,7 +162,8 @@ def build_summary(
             ("TCP", "slab", "both", 4608, 200_000), ("sock_inode_cache", "slab", "both", 1792, 9e6),
             ("filp", "slab", "both", 512, 4e6), ("dentry", "slab", "both", 384, 60e6),
             ("rmem", "buffers", "both", 0, 0), ("wmem", "buffers", "both", 12, 0),
-            ("user server", "user", "server", 88, 36e6), ("user client", "user", "client", 910, 4e7),
+            ("user server", "user", "server", 88, 36e6),
+            ("user client", "user", "client", 910, 4e7),
         ):  # fmt: skip
             f["memory_over_time"].append((at_s, component, kind, side, base + per * total, total))
         f["tcp_mem_over_time"].append(
@@ -340,8 +344,9 @@ def build_summary(
     f["probe_overhead"] += [("ramp", 9.1, 1.2, 190 << 20), ("hold", 3.5, 0.1, 192 << 20)]
     if bpf:
         f["state_transitions"] += [
-            ("client", "CLOSE", "SYN_SENT", reached), ("server", "SYN_RECV", "ESTABLISHED", reached),
-        ]  # fmt: skip
+            ("client", "CLOSE", "SYN_SENT", reached),
+            ("server", "SYN_RECV", "ESTABLISHED", reached),
+        ]
         f["drops"] += [
             ("TCP_OVERWINDOW", "tcp_rcv_established", 17, 1.1, 4.0, 17 / reached, False),
             ("SKB_CONSUMED", "__tcp_ack", 8 * reached, 0.0, 15.0, 8.0, True),
@@ -362,7 +367,7 @@ def build_summary(
     manifest = {
         "schema_version": 1, "tool_version": "0.1.0", "tool_commit": "abcdef1", "run_id": run_id,
         "name": "main",
-        "argv": ["profile-run", "--connections", str(target), *([hostile] if hostile else [])],
+        "argv": ["profile-run", "--connections", str(target), *([in_argv] if in_argv else [])],
         "status": status, "target_connections": target,
         "settings": {"accept": "reuseport", "at_fd_limit": "spin" if spin else "pause",
                      "server_mode": "echo", "nofile": 20_000, "keepalive_s": None, "hold_s": 10},

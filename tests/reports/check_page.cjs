@@ -1,0 +1,151 @@
+// Opens pages in Debian's headless Chromium and prints what a test needs to know, as JSON.
+// usage: node check_page.cjs PAGE.html...   the first page is looked at in all ways, the others in two
+"use strict";
+const fs = require("fs");
+const { chromium } = require("playwright-core");
+const axeSource = fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+
+const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+  "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+
+async function open(browser, file, width, colorScheme, result) {
+  const context = await browser.newContext({ viewport: { width, height: 900 }, colorScheme });
+  const page = await context.newPage();
+  await context.route("**", (route) => {
+    const url = route.request().url();
+    if (url === "file://" + file || url.startsWith("data:")) { return route.continue(); }
+    result.requests.push(url);
+    return route.abort();
+  });
+  page.on("console", (m) => { if (m.type() === "error" || m.type() === "warning") { result.console.push(m.text()); } });
+  page.on("pageerror", (e) => result.console.push("pageerror: " + e.message));
+  page.on("dialog", (d) => { result.dialogs.push(d.message()); d.dismiss(); });
+  await page.goto("file://" + file);
+  return { context, page };
+}
+
+function look() {
+  const visible = (e) => e.checkVisibility({ checkVisibilityCSS: true });
+  return {
+    sections: Array.from(document.querySelectorAll("main > section")).map((s) => s.id),
+    parts: Array.from(document.querySelectorAll(".part")).map((s) => s.id),
+    emptyBare: Array.from(document.querySelectorAll(".empty")).filter((e) => !e.textContent.trim()).length,
+    tables: Array.from(document.querySelectorAll("table")).map((t) => ({
+      id: t.id, caption: t.caption ? t.caption.textContent : "", rows: t.tBodies[0].rows.length,
+      headings: t.tHead.querySelectorAll('th[scope="col"]').length,
+    })),
+    figures: Array.from(document.querySelectorAll("figure svg")).map((s) => s.getAttribute("aria-label") || ""),
+    figuresShown: Array.from(document.querySelectorAll("figure")).map((f) => Array.from(f.querySelectorAll("svg")).filter(visible).length),
+    duplicateIds: Array.from(document.querySelectorAll("[id]")).map((e) => e.id).filter((id, i, all) => all.indexOf(id) !== i),
+    brokenLinks: Array.from(document.querySelectorAll('a[href^="#"]')).map((a) => a.hash.slice(1)).filter((id) => id && !document.getElementById(id)),
+    styleAttributes: document.documentElement.innerHTML.match(/<(path|g|text|use|rect|table|div class="table-box")[^>]* style=/g) || [],
+    scripts: document.querySelectorAll("script").length,
+    strangers: document.querySelectorAll("main img, main iframe, main object, main embed, main form, main [onerror], main [onload]").length,
+    pwned: typeof window.pwned !== "undefined",
+    headline: document.querySelector("h1").textContent,
+    text: document.querySelector("main").innerText,
+  };
+}
+
+async function flame(page) {
+  const frames = (pane) => page.locator(`#flame-${pane} .frame`);
+  const found = { python: await frames("python").count(), native: await frames("native").count() };
+  if (!found.python) { return found; }
+  const widthOf = (l) => l.evaluate((e) => e.getBoundingClientRect().width);
+  const narrow = page.locator("#flame-python .frame", { hasText: "read" }).first();
+  if (await narrow.count()) {
+    found.widthBefore = await widthOf(narrow);
+    await narrow.click();
+    const focused = page.locator("#flame-python .frame:focus");
+    found.widthAfter = await widthOf(focused);
+    found.focusedName = await focused.getAttribute("aria-label");
+    found.dimmed = await page.locator("#flame-python .frame.above").count();
+    await page.keyboard.press("Escape");
+    found.dimmedAfterEscape = await page.locator("#flame-python .frame.above").count();
+  }
+  await page.fill("#flame-search", "accept");
+  found.hits = await page.locator(".frame.hit").count();
+  found.foundText = await page.locator("#flame-found").textContent();
+  await page.fill("#flame-search", "no-such-function");
+  found.noHits = await page.locator(".frame.hit").count();
+  await page.fill("#flame-search", "");
+  await page.locator("#flame-python .frame").first().focus();
+  const level = () => page.evaluate(() => document.activeElement.getAttribute("aria-level"));
+  await page.locator("#flame-python .frame[aria-level='1']").focus();
+  const levels = [await level()];
+  for (const key of ["ArrowDown", "ArrowDown", "ArrowUp", "Home"]) { await page.keyboard.press(key); levels.push(await level()); }
+  found.levels = levels;
+  await page.locator("h1").click();
+  await page.keyboard.press("/");
+  found.slashFocuses = await page.evaluate(() => document.activeElement.id);
+  found.processes = await page.locator("#flame-process option").allTextContents();
+  if (found.processes.length > 1) {
+    await page.selectOption("#flame-process", { index: 1 });
+    found.otherRoot = await page.locator("#flame-python .frame[aria-level='1']").textContent();
+  }
+  return found;
+}
+
+async function tables(page) {
+  const head = page.locator("#processes-table thead th", { hasText: "Process" }).locator("button");
+  if (!(await head.count())) { return null; }
+  const names = () => page.locator("#processes-table tbody tr th").allTextContents();
+  await head.click();
+  const up = await names();
+  await head.click();
+  const down = await names();
+  const folded = () => page.locator("#processes-table tbody tr").evaluateAll((rows) => rows.filter((r) => r.checkVisibility()).length);
+  const before = await folded();
+  const more = page.locator("#processes .more");
+  if (await more.count()) { await more.click(); }
+  return {
+    up, down, before, after: await folded(),
+    ariaSort: await page.locator("#processes-table thead th").first().getAttribute("aria-sort"),
+  };
+}
+
+async function copy(page, context) {
+  const button = page.locator("#verdict button.copy").first();
+  if (!(await button.count())) { return null; }
+  await context.grantPermissions(["clipboard-read", "clipboard-write"]);
+  await button.click();
+  await page.waitForFunction(() => document.querySelector("#verdict button.copy").textContent !== "Copy");
+  return { label: await button.textContent(), clipboard: await page.evaluate(() => navigator.clipboard.readText()),
+    command: await page.locator("#verdict .command code").first().textContent() };
+}
+
+async function axe(page) {
+  await page.evaluate(axeSource);
+  await page.evaluate(() => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
+  const report = await page.evaluate(() => window.axe.run(document, { runOnly: ["wcag2a", "wcag2aa", "wcag21aa"] }));
+  return report.violations.map((v) => `${v.id} (${v.impact}): ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(" | ")}`);
+}
+
+(async () => {
+  const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: FLAGS });
+  const results = {};
+  for (const file of process.argv.slice(2)) {
+    const result = { requests: [], console: [], dialogs: [], overflow: {}, axe: {} };
+    const thorough = file === process.argv[2];
+    const ways = thorough ? [[1400, "light"], [1400, "dark"], [360, "light"], [360, "dark"]] : [[1400, "light"], [360, "dark"]];
+    for (const [width, scheme] of ways) {
+      const { context, page } = await open(browser, file, width, scheme, result);
+      const name = `${width}-${scheme}`;
+      result.overflow[name] = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+      if (name === "1400-light") {
+        result.look = await page.evaluate(look);
+        result.flame = await flame(page);
+        result.tables = await tables(page);
+        result.copy = await copy(page, context);
+      }
+      if (name === "360-dark") { result.narrowFigures = (await page.evaluate(look)).figuresShown; }
+      if (name === "1400-light" || thorough) { result.axe[name] = await axe(page); }
+      result.background = result.background || {};
+      result.background[name] = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+      await context.close();
+    }
+    results[file] = result;
+  }
+  await browser.close();
+  process.stdout.write(JSON.stringify(results));
+})().catch((error) => { console.error(error); process.exit(1); });
