@@ -17,6 +17,17 @@ from analysis.run_view import RunView
 
 EMFILE, ENFILE, EADDRINUSE, EADDRNOTAVAIL, ETIMEDOUT = 24, 23, 98, 99, 110
 
+MOST_MESSAGE_CPU_US = 200.0
+"""A message that costs more CPU than this is not what burns it (ours cost 5 to 25 us)."""
+
+_MESSAGES = (
+    "rx_messages_total",
+    "tx_messages_total",
+    "rx_pings_total",
+    "tx_pings_total",
+    "rx_pongs_total",
+)
+
 _NO_HEALTH = "its health row is missing"
 
 
@@ -131,6 +142,30 @@ class Signs:
         inside = mine["established_total"][(at_s >= since_s) & (at_s <= until_s)]
         return int(inside.iloc[-1] - inside.iloc[0]) if len(inside) >= 2 else None
 
+    def message_cpu_us(self, pid: int, since_s: float, until_s: float) -> float | None:
+        """CPU of a process per message of any kind, both ways; None without messages or samples."""
+        live = self.view.frames["live_samples"]
+        at_s = self.view.seconds_of(live["at_ns"])
+        mine = live[(live["pid"] == pid) & (at_s >= since_s) & (at_s <= until_s + 0.3)]
+        cpu_pct = self.cpu_pct_of(pid, since_s, until_s)
+        if len(mine) < 2 or cpu_pct is None:
+            return None
+        counts = mine[list(_MESSAGES)].sum(axis=1)
+        span_s = float(mine["at_ns"].iloc[-1] - mine["at_ns"].iloc[0]) / 1e9
+        per_s = float(counts.iloc[-1] - counts.iloc[0]) / span_s if span_s > 0 else 0.0
+        return cpu_pct * 1e4 / per_s if per_s > 0 else None
+
+    def messages_explain_cpu_of(self, pid: int, since_s: float, until_s: float) -> bool:
+        """What it costs per message is what a message costs, here and in its siblings."""
+        cost_us = self.message_cpu_us(pid, since_s, until_s)
+        if cost_us is None or cost_us >= MOST_MESSAGE_CPU_US:
+            return False
+        who = self.view.who
+        siblings = who[(who["role"] == self.view.subject(pid).role) & (who["pid"] != pid)]["pid"]
+        theirs = [self.message_cpu_us(int(p), since_s, until_s) for p in siblings]
+        known = [us for us in theirs if us is not None and us > 0]
+        return not known or cost_us <= 4 * float(np.median(known))
+
     def cpu_pct_of(self, pid: int, since_s: float, until_s: float) -> float | None:
         """Mean CPU of a process over the intervals that end in a span, None when not sampled."""
         rows = self.worker_cpu
@@ -177,9 +212,3 @@ PROBES_OF_TABLE: dict[str, tuple[str, ...]] = {
     "tcp_resets": ("tcp_events",),
 }
 """The probe whose health row speaks for a table."""
-
-
-def first_known(*moments_s: float) -> float:
-    """The earliest of the moments that are known; NaN when none is."""
-    known = [m for m in moments_s if np.isfinite(m)]
-    return min(known) if known else float("nan")

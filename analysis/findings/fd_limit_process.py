@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, Subject, side_of_role, times
-from analysis.signs import EMFILE, Signs, first_known
+from analysis.signs import EMFILE, Signs
 
 _SYSCALL = {"server": "accept4", "acceptor": "accept4", "client": "socket"}
 
@@ -44,9 +44,9 @@ def _at_limit(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
         is_wanted = role != "client" and signs.unmet_count > 0 and is_full
         if hit is None and not is_wanted:
             continue
-        moments = [float(row["first_full_s"])] if is_full else []
-        moments += [float(hit["first_s"])] if hit is not None else []
-        first_s = first_known(*moments)
+        # EMFILE has its exact moment; a sample only says that it was so by then
+        exact_s = float(hit["first_s"]) if hit is not None else float("nan")
+        first_s = exact_s if np.isfinite(exact_s) else float(row["first_full_s"])
         last_s = float(hit["last_s"]) if hit is not None else signs.view.stop_s
         if not np.isfinite(first_s):
             continue

@@ -15,8 +15,7 @@ from typing import Any
 
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, side_of_role
-from analysis.findings import accept_spin
-from analysis.findings.keepalive_storm import explains_cpu_of
+from analysis.findings import accept_spin, fd_limit_process
 from analysis.hot_worker import dominant_function, function_shares
 from analysis.signs import Signs
 
@@ -33,11 +32,13 @@ def find(signs: Signs) -> list[Finding]:
     pid = int(hot["pid"])
     if pid in accept_spin.spinning_pids(signs):
         return []
+    if signs.messages_explain_cpu_of(pid, float(hot["since_s"]), float(hot["until_s"])):
+        return []
     kind, function, share_pct, sibling_pct = _own_function(signs, hot)
     is_in_hold = float(hot["since_s"]) >= signs.view.hold.start_s or (
         float(hot["until_s"]) >= signs.view.hold.start_s + 1.0
     )
-    if not function and (not is_in_hold or kind or explains_cpu_of(signs, pid)):
+    if not function and (not is_in_hold or kind):
         return []
     return [_finding(signs, hot, kind, function, share_pct, sibling_pct)]
 
@@ -112,6 +113,8 @@ def _finding(
         )
     name = str(subject)
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
+    if any(f.side == "server" for f in fd_limit_process.find(signs)):
+        stalled = 0  # a full worker strands connections whether this one is hot or not
     spent_s = cpu_pct / 100 * (until_s - since_s)
     return Finding(
         cause="hot-worker-code",

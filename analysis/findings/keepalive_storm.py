@@ -13,28 +13,21 @@ import numpy as np
 
 from analysis.evidence import Evidence, Finding, Fix
 from analysis.keepalive import PingWork, fleet_cpu_pct, ping_work
-from analysis.signs import Signs
+from analysis.signs import MOST_MESSAGE_CPU_US, Signs
 
 _FULL_PCT = 85.0
 _LEAST_DUTY = 0.25
 _BEHIND = 0.8
 _FLEET_SHARE = 0.6
-_MOST_CPU_US = 1000.0
-"""A message that costs more than this is not what burns the CPU."""
 
 
 def find(signs: Signs) -> list[Finding]:
     """One finding about the worker that spends most on keep-alives, or none."""
     work = ping_work(signs.view)
-    if not work or work[0].cpu_us >= _MOST_CPU_US:
+    if not work or work[0].cpu_us >= MOST_MESSAGE_CPU_US:
         return []
     full = _fullness(signs, work)
     return [_finding(signs, work, full)] if full else []
-
-
-def explains_cpu_of(signs: Signs, pid: int) -> bool:
-    """The worker handles so many keep-alives that they account for its CPU."""
-    return any(w.pid == pid and w.cpu_us < _MOST_CPU_US for w in ping_work(signs.view))
 
 
 def _fullness(signs: Signs, work: list[PingWork]) -> list[Evidence]:

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import pytest
+
+from analysis.descriptors import df_descriptors
+from analysis.ladder import build_ladder
+from analysis.memory import df_memory_over_time, df_memory_per_connection
+from analysis.ports import df_ports
+from analysis.run_view import RunView
+from analysis.timeline import df_listeners
+
+
+def ladder_of(build):
+    view = RunView(build.frames())
+    rungs = build_ladder(view, df_descriptors(view), df_ports(view), df_listeners(view))
+    return {r.subject if r.limit == "fds_per_process" else r.limit: r for r in rungs}
+
+
+@pytest.fixture
+def ramped(build):
+    """1,000 connections in 1 s; two workers with 600 and 400, one client."""
+    build.stages(1.0, 6.0)
+    build.manifest["target_connections"] = 1000
+    build.process("server", 0)
+    build.process("server", 1)
+    build.process("client", 0, nofile_soft_count=2016)
+    build.connect(1000)
+    for quarter in range(29):
+        at_s = quarter / 4
+        count = min(1000, round(1000 * at_s))
+        build.live(800, at_s, open_count=round(0.6 * count))
+        build.live(801, at_s, open_count=round(0.4 * count))
+        build.live(900, at_s, open_count=count)
+    return build
+
+
+def test_descriptors_by_the_share_of_each_process(ramped):
+    ladder = ladder_of(ramped)
+    first = ladder["worker 0 (pid 800, server)"]
+    # 1,009 - 16 own, at 60 % of the connections
+    assert (first.capacity, first.used_at_peak) == (993, 600)
+    assert first.predicted_connections == 1655
+    assert ladder["worker 1 (pid 801, server)"].predicted_connections == 2482
+    assert ladder["client 0 (pid 900, client)"].predicted_connections == 2000
+    assert first.per_connection == pytest.approx(0.6)
+    assert first.fit_error_pct < 5
+    assert not first.met
+
+
+def sample_host(build, **slopes):
+    for half in range(-1, 14):
+        at_s = half / 2
+        count = max(0, min(1000, round(1000 * at_s)))
+        build.add(
+            "sockstat",
+            at_s=at_s,
+            tcp_mem_pages=10 + slopes.get("tcp_mem", 0) * count,
+            tcp_mem_max_pages=100_000,
+            file_nr_count=5000 + 2 * count,
+            file_max_count=slopes.get("file_max", 20_000),
+            conntrack_count=-1,
+            conntrack_max_count=-1,
+        )
+        build.add(
+            "host_memory",
+            at_s=at_s,
+            available_bytes=10_000_000_000,
+            slab_bytes=500_000_000 + 8_300 * count,
+            cgroup_used_bytes=-1,
+            cgroup_max_bytes=-1,
+        )
+
+
+def test_host_tables_are_predicted_from_their_slope(ramped):
+    sample_host(ramped, tcp_mem=4)
+    ladder = ladder_of(ramped)
+    assert ladder["file_max"].predicted_connections == pytest.approx(7500, abs=2)
+    assert ladder["file_max"].per_connection == pytest.approx(2)
+    assert ladder["tcp_mem"].predicted_connections == pytest.approx(24_997, abs=3)
+    assert ladder["memory"].per_connection == pytest.approx(8300, rel=1e-3)
+    # 10 GB / 8.3 kB is 1.2 million, over 1,000 times this run: said, not guessed
+    assert ladder["memory"].predicted_connections is None
+    assert "1,000 times" in ladder["memory"].note
+
+
+def test_idle_connections_hold_no_tcp_memory_and_an_endless_table_is_no_limit(ramped):
+    sample_host(ramped, file_max=2**63 - 1)
+    ladder = ladder_of(ramped)
+    assert ladder["tcp_mem"].predicted_connections is None
+    assert "idle" in ladder["tcp_mem"].note
+    assert ladder["file_max"].predicted_connections is None
+    assert "no limit" in ladder["file_max"].note
+
+
+def test_a_rung_that_was_not_measured_says_so(ramped):
+    ladder = ladder_of(ramped)
+    blind = ("file_max", "tcp_mem", "memory", "conntrack", "accept_queue", "cpu_worker", "cpu_host")
+    for limit in blind:
+        assert ladder[limit].predicted_connections is None, limit
+        assert ladder[limit].note, limit
+
+
+def test_ports_by_group_with_and_without_the_kernels_snapshot(ramped):
+    ramped.manifest["plan"] = {"port_range": [40000, 41008]}
+    from_records = ladder_of(ramped)["ephemeral_ports"]
+    assert (from_records.capacity, from_records.used_at_peak) == (1009, 1000)
+    assert from_records.predicted_connections == 1009
+    assert not from_records.met
+    assert "connections" in from_records.source
+
+
+def test_the_kernels_snapshot_counts_also_ports_that_no_record_knows(ramped):
+    # 9 more than the records know: TIME_WAIT of an earlier run, say
+    ramped.add(
+        "port_groups",
+        at_s=1.0,
+        source_address="127.0.0.1",
+        destination_address="127.0.0.1",
+        destination_port=9000,
+        ports_used_count=1009,
+        range_low_port=40000,
+        range_high_port=41008,
+    )
+    rung = ladder_of(ramped)["ephemeral_ports"]
+    assert (rung.capacity, rung.used_at_peak, rung.met) == (1009, 1009, True)
+    assert "port_groups" in rung.source
+
+
+def test_keepalives_predict_the_cpu_rung(ramped):
+    ramped.manifest["settings"]["keepalive_s"] = 0.5
+    ramped.cpu(800, 40, from_s=1.0, until_s=7.0)
+    ramped.cpu(801, 20, from_s=1.0, until_s=7.0)
+    ramped.cpu(900, 40, from_s=1.0, until_s=7.0)
+    ramped.host_cpu(60, from_s=1.0, until_s=7.0)
+    for row in ramped.rows["live_samples"]:
+        if row["role"] == "server":
+            since_s = max(0.0, (row["at_ns"] - ramped.ns(1.0)) / 1e9)
+            row["tx_pings_total"] = row["rx_pongs_total"] = round(since_s * row["open_count"] / 0.5)
+    ladder = ladder_of(ramped)
+    # 1,000 connections take 40 % of worker 0's core; the fleet takes 100 of 200 %, others 20
+    assert ladder["cpu_worker"].predicted_connections == pytest.approx(2500, rel=0.02)
+    assert ladder["cpu_worker"].subject == "worker 0 (pid 800, server)"
+    assert ladder["cpu_host"].predicted_connections == pytest.approx(1800, rel=0.02)
+    assert ladder["cpu_worker"].fit_error_pct < 15
+
+
+def test_slab_per_connection_is_its_slope_over_the_baseline(ramped):
+    for half in range(-1, 14):
+        at_s = half / 2
+        count = max(0, min(1000, round(1000 * at_s)))
+        ramped.add(
+            "slab_caches",
+            at_s=at_s,
+            cache="TCP",
+            active_objects_count=323 + 2 * count,
+            object_size_bytes=2520,
+            total_bytes=99,
+        )
+    view = RunView(ramped.frames())
+    rows = df_memory_per_connection(view, df_memory_over_time(view)).set_index("component")
+    assert rows.loc["TCP", "bytes_per_connection"] == pytest.approx(5040, rel=1e-3)
+    assert rows.loc["TCP", "baseline_bytes"] == pytest.approx(323 * 2520, rel=1e-2)
+    assert rows.loc["TCP", "fit_error_pct"] < 1
