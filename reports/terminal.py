@@ -182,7 +182,7 @@ def picture(status: Status, target_connections: int, width: int, height: int) ->
     lines: list[Text] = []
 
     def add(*parts: tuple[str, str]) -> None:
-        line = Text(no_wrap=True, overflow="ellipsis", end="")
+        line = Text(no_wrap=True, overflow="ellipsis")
         for part, style in parts:
             line.append(part, style=style)
         lines.append(line)
@@ -290,11 +290,16 @@ class LiveView:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        last = self._last
         if self._live is not None:
             self._live.stop()
             self._live = None
-        if self._enabled and self._last is not None and self._last is not self._printed:
-            self._print_plain(self._last)
+            if last is not None:  # the picture is gone; what it last said stays, on one line
+                established = f"{last.established:,} of {self._target_connections:,} established"
+                text = f"{established}, {last.failed:,} failed, {last.elapsed_s:.1f} s"
+                _write(self._stream, text + "\n")
+        elif self._enabled and last is not None and last is not self._printed:
+            self._print_plain(last)
 
 
 def print_end(

@@ -160,8 +160,13 @@ def test_on_a_terminal_it_redraws_in_place_and_stays_lean():
     assert "\x1b[1A" in written, "moves up instead of scrolling"
     assert "\x1b[2J" not in written, "never clears the screen: that flickers"
     assert "\x1b[?25h" in written, "the cursor is shown again"
-    assert "phase2" in written
     assert re.search(r"\x1b\[[0-9;]*36m", written), "cyan"
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written)
+    last = plain[plain.rindex("phase2   ") :].splitlines()
+    assert last[0].startswith("phase2   2.0 s")
+    assert last[1].endswith("200 of 1,000"), "each thing on its own line"
+    assert last[2].startswith("200 open")
+    assert last[4].startswith("w0 ")
 
 
 def test_no_color_is_respected():
