@@ -73,22 +73,19 @@ def _cpu_rung(
         source: For people.
     """
     held = view.held_count
-    has_traffic = bool(view.settings.get("keepalive_s") or view.settings.get("message_rate_per_s"))
     predicted, error_pct = None, None
     if used_pct < _IDLE_PCT:
         note = f"{used_pct:.1f} % in the hold phase: too little to say where it ends"
-    elif not has_traffic:
+    elif view.settings.get("message_rate_per_s") and work is None:
+        note = "messages came at a fixed rate of the whole run: CPU does not grow with connections"
+    elif not view.settings.get("keepalive_s"):
         note = f"{used_pct:.0f} % in the hold phase does not come from traffic: there was none"
-    elif work is None and view.settings.get("keepalive_s"):
+    elif work is None:
         note = "the hold phase was too short to see a keep-alive: hold longer than its interval"
     else:
-        error_pct = (
-            work.error_pct
-            if work
-            else 100 * 0.01 / (used_pct / 100 * max(0.01, view.hold.duration_s))
-        )
+        error_pct = work.error_pct
         predicted = round(held * capacity_pct / used_pct)
-        note = "CPU of keep-alives and messages in the hold phase, in proportion to connections"
+        note = "CPU of keep-alives in the hold phase, in proportion to connections"
     return Rung(
         limit=limit,
         scope="process" if limit == "cpu_worker" else "host",

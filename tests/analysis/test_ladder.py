@@ -161,3 +161,14 @@ def test_slab_per_connection_is_its_slope_over_the_baseline(ramped):
     assert rows.loc["TCP", "bytes_per_connection"] == pytest.approx(5040, rel=1e-3)
     assert rows.loc["TCP", "baseline_bytes"] == pytest.approx(323 * 2520, rel=1e-2)
     assert rows.loc["TCP", "fit_error_pct"] < 1
+
+
+def test_messages_at_a_rate_of_the_whole_run_predict_nothing(ramped):
+    ramped.manifest["settings"]["message_rate_per_s"] = 5000
+    ramped.cpu(800, 40, from_s=1.0, until_s=7.0)
+    ramped.cpu(900, 40, from_s=1.0, until_s=7.0)
+    ramped.host_cpu(60, from_s=1.0, until_s=7.0)
+    ladder = ladder_of(ramped)
+    for limit in ("cpu_worker", "cpu_host"):
+        assert ladder[limit].predicted_connections is None
+        assert "fixed rate" in ladder[limit].note
