@@ -145,7 +145,10 @@ def _syscalls_part(view: View) -> Part:
     s = view.summary
     part = Part("syscalls", "Which system calls did the hot worker make?")
     if s.syscall_mix.empty:
-        part.empty = view.why_empty("syscall_mix", otherwise="No system call was counted.")
+        part.empty = view.why_empty(
+            "syscall_mix",
+            otherwise="No worker was hot for long enough, so none was watched this closely.",
+        )
         return part
     frame = s.syscall_mix.sort_values("events_per_s", ascending=False)
     top = float(frame["events_per_s"].max())

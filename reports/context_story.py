@@ -52,8 +52,13 @@ def story_section(view: View) -> dict[str, Any]:
             view.chart(
                 "story-chart",
                 "What came first?",
-                "One time axis for all panels. Dashed lines are the numbered events below"
-                + ("; the shaded seconds are around the first failures." if _window(s) else "."),
+                " ".join(
+                    (
+                        "One time axis for all panels.",
+                        "" if loud.empty else "Dashed lines are the numbered events below.",
+                        "The shaded seconds are around the first failures." if _window(s) else "",
+                    )
+                ),
                 _story_label(view),
                 lambda width_pt: plot_story(
                     s.connections_over_time,
@@ -71,7 +76,10 @@ def story_section(view: View) -> dict[str, Any]:
                 ),
             )
         )
-        overview.tables.append(_events_table(loud))
+        if loud.empty:
+            overview.lead = "Nothing happened but the phases of the run: no event is marked."
+        else:
+            overview.tables.append(_events_table(loud))
         overview.tables.append(_phases_table(s.phases.sort_values("start_s")))
     return {"parts": [overview, _workers_part(view), _clients_part(view), _latency_part(view)]}
 
@@ -105,7 +113,6 @@ def _events_table(loud: pd.DataFrame) -> Table:
             process_column_or_host(),
             text_column("Detail", "detail"),
         ],
-        note="" if len(loud) else "Nothing happened but the phases of the run.",
     )
 
 

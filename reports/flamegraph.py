@@ -137,8 +137,8 @@ def flame_data(
         process_name: (role, worker, pid) to the name that people read.
 
     Returns:
-        ``names``: all frame names; ``processes``: hot worker first, then by samples, each with
-        pid, label, is_hot, sample_count and per source a tree (see ``to_lists``);
+        ``names``: all frame names; ``processes``: hot worker first, then servers, then by
+        samples, each with pid, label, hot, samples and per source a tree (see ``to_lists``);
         ``left_out``: how many processes are not shown because the page would grow too big.
     """
     if flame_stacks.empty:
@@ -153,7 +153,8 @@ def flame_data(
         flame_stacks.groupby(["pid", "role", "worker"])
         .agg(sample_count=("sample_count", "sum"), is_hot=("is_hot", "max"))
         .reset_index()
-        .sort_values(["is_hot", "sample_count"], ascending=False)
+        .assign(is_server=lambda f: f["role"] == "server")
+        .sort_values(["is_hot", "is_server", "sample_count"], ascending=False)
     )
     frames_left = MAX_FRAMES_PAGE
     left_out = 0

@@ -39,6 +39,8 @@ def size(value_bytes: float | None) -> str:
     """Bytes with the binary prefix that keeps at most four digits before the point."""
     if value_bytes is None or not math.isfinite(value_bytes):
         return NOT_MEASURED
+    if abs(value_bytes) < 1:
+        return f"{round(value_bytes, 1) + 0.0:g} B"
     scaled, prefix = float(value_bytes), 0
     while abs(scaled) >= 1024 and prefix < len(_BINARY) - 1:
         scaled /= 1024

@@ -230,7 +230,7 @@ def binary_ticks(highest: float) -> list[float]:
     wanted = max(highest, 4.0) / 3
     power = 1024.0 ** max(0, int(np.log2(wanted) // 10))
     step = next(
-        (s for s in (1, 2, 5, 10, 20, 50, 100, 200, 256, 500, 512, 1024) if s * power >= wanted),
+        (s for s in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if s * power >= wanted),
         1024,
     )
     return [float(step * power * i) for i in range(int(highest / (step * power)) + 1)]
@@ -250,5 +250,5 @@ def binary_size(value: float, _position: int | None = None) -> str:
     """Tick label for bytes."""
     for power, prefix in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if abs(value) >= 1024**power:
-            return f"{value / 1024**power:.3g} {prefix}"
+            return f"{value / 1024**power:.4g} {prefix}"
     return f"{value:g} B" if value else "0"

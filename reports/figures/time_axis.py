@@ -19,7 +19,7 @@ def set_time_axis(panels: Sequence[Axes], start_s: float, end_s: float, *, narro
     """Gives all panels the same seconds and labels the lowest."""
     for axes in panels:
         axes.set_xlim(start_s, max(end_s, start_s + 1e-3))
-        axes.yaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2, steps=[1, 2, 2.5, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2, steps=[1, 2, 2.5, 5, 10]))
     panels[-1].xaxis.set_major_locator(MaxNLocator(5 if narrow else 11))
     panels[-1].set_xlabel(AXIS_LABEL)
 

@@ -142,6 +142,16 @@ async function axe(page) {
       if (name === "1400-light" || thorough) { result.axe[name] = await axe(page); }
       result.background = result.background || {};
       result.background[name] = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+      if (name === "1400-dark") {
+        await page.setViewportSize({ width: 720, height: 1000 });
+        await page.emulateMedia({ media: "print" });
+        result.print = await page.evaluate(() => ({
+          overflow: document.documentElement.scrollWidth - window.innerWidth,
+          background: getComputedStyle(document.body).backgroundColor,
+          text: getComputedStyle(document.querySelector("h1")).color,
+          hero: (getComputedStyle(document.querySelector(".hero") || document.body).backgroundColor.match(/\d+/g) || []).map(Number),
+        }));
+      }
       await context.close();
     }
     results[file] = result;

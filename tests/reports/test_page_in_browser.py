@@ -110,6 +110,14 @@ def test_dark_and_light_differ(seen):
     assert background["360-light"] == background["1400-light"]
 
 
+def test_paper_is_light_and_wide_enough_whatever_the_screen(seen):
+    paper = seen["spin"]["print"]
+    assert paper["overflow"] == 0
+    assert paper["background"] == "rgb(255, 255, 255)"
+    assert paper["text"] == "rgb(0, 0, 0)"
+    assert min(paper["hero"][:3]) > 200
+
+
 def test_flame_graph_zooms_searches_and_takes_keys(seen):
     flame = seen["spin"]["flame"]
     assert flame["python"] == 8

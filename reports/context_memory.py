@@ -1,0 +1,167 @@
+"""Socket memory per connection, TCP's memory against its limit, and the pools of local ports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from reports import formatting, style
+from reports.figures.lines import plot_lines
+from reports.tables import Cell, Heading, Part, Table, number_column, table_of, text_column
+from reports.view import View
+
+_KIND_NAMES = {"slab": "kernel slab", "buffers": "socket buffers", "user": "user memory"}
+
+
+def memory_section(view: View) -> dict[str, Any]:
+    """Bytes per connection by component, and TCP's memory against tcp_mem."""
+    s = view.summary
+    per = Part("memory-per", "What does one connection cost?")
+    frame = s.memory_per_connection
+    totals: list[dict[str, Any]] = []
+    if frame.empty:
+        per.empty = view.why_empty(
+            "slab_caches",
+            "socket_memory",
+            otherwise="Too few samples while connections were opened to fit a slope.",
+        )
+    else:
+        known = frame[frame["bytes_per_connection"].notna()]
+        whole = float(known["bytes_per_connection"].clip(lower=0).sum())
+        by_kind = known.groupby("kind")["bytes_per_connection"].sum()
+        totals = [
+            {
+                "name": name,
+                "value": formatting.size(max(0.0, float(by_kind[kind]))),
+                "share": max(0.0, float(by_kind[kind])) / whole if whole > 0 else 0.0,
+                "kind": kind,
+            }
+            for kind, name in _KIND_NAMES.items()
+            if kind in by_kind.index
+        ]
+        per.lead = (
+            f"About {formatting.size(whole)} per connection, both ends and the kernel together, "
+            "since server and clients share this machine."
+        )
+        per.tables.append(_memory_table(frame, whole))
+    return {"parts": [per, _tcp_mem_part(view)], "totals": totals}
+
+
+def _memory_table(frame: pd.DataFrame, whole: float) -> Table:
+    return table_of(
+        "memory-table",
+        "Memory per connection by component",
+        frame[frame["peak_bytes"] > 0].sort_values("bytes_per_connection", ascending=False),
+        [
+            text_column("Component", "component", is_code=True),
+            (Heading("Kind"), lambda r: Cell(_KIND_NAMES.get(str(r["kind"]), str(r["kind"])))),
+            (
+                Heading("Side"),
+                lambda r: Cell("both ends" if r["side"] == "both" else str(r["side"])),
+            ),
+            number_column(
+                "Per connection",
+                "bytes_per_connection",
+                "slope over the run",
+                formatting.size,
+                share_of=max(whole, 1.0),
+            ),
+            number_column("Slope error", "fit_error_pct", "standard error", formatting.percent),
+            number_column("Before", "baseline_bytes", "at the start", formatting.size),
+            number_column("Peak", "peak_bytes", "in total", formatting.size),
+        ],
+    )
+
+
+def _tcp_mem_part(view: View) -> Part:
+    s = view.summary
+    part = Part("tcp-mem", "How close was TCP to its memory limit (tcp_mem)?")
+    frame = s.tcp_mem_over_time
+    if frame.empty:
+        part.empty = view.why_empty("sockstat", otherwise="The counters were never read.")
+        return part
+    peak = frame.iloc[int(frame["tcp_mem_pages"].to_numpy().argmax())]
+    used, limit = float(peak["tcp_mem_pages"]), float(peak["tcp_mem_max_pages"])
+    if (
+        limit <= 0
+    ):  # a network namespace of its own does not show tcp_mem; the ladder has the host's
+        capacities = [r.capacity for r in s.ladder if r.limit == "tcp_mem" and r.capacity]
+        limit = float(capacities[0]) if capacities else 0.0
+    part.lead = (
+        f"At its peak, {formatting.moment(float(peak['at_s']))} after the ramp began, TCP held "
+        f"{formatting.quantity(used, 'pages')} of buffers on the whole host"
+    )
+    if limit > 0:
+        part.lead += (
+            f": {formatting.percent(used / limit * 100)} of its hard limit of "
+            f"{formatting.quantity(limit, 'pages')}."
+        )
+    else:
+        part.lead += "; its limit could not be read."
+    series = {"TCP buffers": (frame["at_s"], frame["tcp_mem_pages"] * formatting.PAGE_BYTES)}
+    part.charts.append(
+        view.chart(
+            "tcp-mem-chart",
+            part.title,
+            "Buffer memory of all of TCP on this host, from /proc/net/sockstat.",
+            part.lead,
+            lambda width_pt: plot_lines(
+                series,
+                format_tick=style.binary_size,
+                phases=view.phases,
+                window_s=s.failure_window_s,
+                end_s=view.end_s,
+                width_pt=width_pt,
+                limit=("tcp_mem maximum", limit * formatting.PAGE_BYTES) if limit > 0 else None,
+            ),
+        )
+    )
+    return part
+
+
+def ports_section(view: View) -> dict[str, Any]:
+    """Local ports in use by source, destination and port."""
+    s = view.summary
+    part = Part("ports-all", "How full are the pools of local ports?")
+    if s.ports.empty:
+        part.empty = view.why_empty("port_groups", otherwise="No client connected.")
+        return {"parts": [part]}
+    fullest = s.ports.iloc[0]
+    part.lead = (
+        f"{len(s.ports)} pool{'s' if len(s.ports) != 1 else ''}, one for each source address, "
+        f"destination address and destination port. The fullest, "
+        f"{fullest['source_address']} to {fullest['destination_address']}:"
+        f"{fullest['destination_port']}, used "
+        f"{formatting.count(float(fullest['ports_used_count']))} of "
+        f"{formatting.count(float(fullest['range_count']))} ports "
+        f"({formatting.percent(float(fullest['used_pct']))})."
+    )
+
+    def use(row: dict[str, Any]) -> Cell:
+        value = float(row["used_pct"])
+        tone = "bad" if value >= 99.5 else "warn" if value >= 80 else ""
+        return Cell(formatting.percent(value), value, min(1.0, value / 100), tone)
+
+    part.tables.append(
+        table_of(
+            "ports-table",
+            "Pools of local ports, fullest first",
+            s.ports,
+            [
+                text_column("From", "source_address", is_code=True),
+                (
+                    Heading("To"),
+                    lambda r: Cell(
+                        f"{r['destination_address']}:{r['destination_port']}", is_code=True
+                    ),
+                ),
+                (Heading("Used", "% of the range, peak", is_number=True), use),
+                number_column("Ports", "ports_used_count", "in use at the peak"),
+                number_column("Range", "range_count", "ports"),
+                number_column("Refused", "refused_count", "EADDRNOTAVAIL, whole run"),
+                text_column("From table", "source", is_code=True),
+            ],
+        )
+    )
+    return {"parts": [part]}
