@@ -200,6 +200,11 @@ class RunView:
     def begun_count_at(self, at_s: float) -> int:
         """Connections open or under way at one moment: each holds a descriptor and a port."""
         connections = self.connections
+        # An attempt that got neither descriptor nor port holds none while it fails.
+        stillborn = (connections["close_kind"] == "error") & connections["stage"].isin(
+            ["socket", "bind", "connect"]
+        )
+        connections = connections[~stillborn]
         ended = (connections["closed_s"] <= at_s).sum()
         return int((connections["start_s"] <= at_s).sum() - ended)
 

@@ -380,7 +380,11 @@ def _wrapped(text: str, width: int) -> list[str]:
     import textwrap
 
     return textwrap.wrap(
-        printable(text), max(20, width), max_lines=END_LINES_COUNT, placeholder=" …"
+        printable(text),
+        max(20, width),
+        max_lines=END_LINES_COUNT,
+        placeholder=" …",
+        break_on_hyphens=False,  # an option is copied whole
     )
 
 
