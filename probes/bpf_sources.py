@@ -39,7 +39,9 @@ LOSSES = (
     "skb_allocs",
 )
 
-CONFIG = np.dtype([("netns_inum", "<u4"), ("paused", "<u4"), ("server_ports", "u1", (8192,))])
+CONFIG = np.dtype(
+    [("netns_inum", "<u4"), ("paused", "<u4"), ("net", "<u8"), ("server_ports", "u1", (8192,))]
+)
 
 FAILURE_KEY = np.dtype([("pid", "<u4"), ("nr", "<u4"), ("errno", "<u4")])
 FAILURE = np.dtype([("count", "<u8"), ("first_ns", "<u8"), ("last_ns", "<u8")])

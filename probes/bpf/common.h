@@ -10,6 +10,7 @@
 struct run_config {
   u32 netns_inum;  // nsfs inode of the run's network namespace
   u32 paused;      // the reader is clearing the CPU stacks
+  u64 net;         // struct net of that inode, learned from the first socket of it
   u8 server_ports[8192];
 };
 BPF_ARRAY(config, struct run_config, 1);

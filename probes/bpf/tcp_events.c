@@ -30,10 +30,16 @@ struct drop_key {
 };
 BPF_TABLE("percpu_hash", struct drop_key, u64, drop_counts, 2048);
 
-static __always_inline u32 inum_of(void *net) {
+// Whether it is the run's network namespace. Its address is learned once: while this probe process
+// is in it, it stays where it is, and comparing addresses saves a read at every event.
+static __always_inline int is_runs_net(struct run_config *run, void *net) {
+  if (!net) return 0;
+  if (run->net) return run->net == (u64)net;
   u32 inum = 0;
-  if (net) bpf_probe_read_kernel(&inum, sizeof(inum), &((struct net *)net)->inum);
-  return inum;
+  bpf_probe_read_kernel(&inum, sizeof(inum), &((struct net *)net)->inum);
+  if (inum != run->netns_inum) return 0;
+  run->net = (u64)net;
+  return 1;
 }
 
 struct endpoint {
@@ -46,7 +52,7 @@ struct endpoint {
 static __always_inline int of_run(struct run_config *run, void *sk, struct endpoint *end) {
   struct sock_common common = {};
   if (!sk || bpf_probe_read_kernel(&common, sizeof(common), sk)) return 0;
-  if (inum_of(common.net) != run->netns_inum) return 0;
+  if (!is_runs_net(run, common.net)) return 0;
   u16 local = common.skc_num;
   if (!local && common.skc_state != 6 && common.skc_state != 12) {
     // A socket that goes to TCP_CLOSE gives its port back (inet_put_port in tcp_set_state) before
@@ -160,7 +166,7 @@ int tcp_reset_sent(unsigned long long *ctx) {
     if (!skb) return 0;
     bpf_probe_read_kernel(&dev, sizeof(dev), &skb->dev);
     if (dev) bpf_probe_read_kernel(&net, sizeof(net), &((struct net_device *)dev)->net);
-    if (inum_of(net) != run->netns_inum) return 0;
+    if (!is_runs_net(run, net)) return 0;
     bpf_probe_read_kernel(&head, sizeof(head), &skb->head);
     bpf_probe_read_kernel(&transport, sizeof(transport), &skb->transport_header);
     if (bpf_probe_read_kernel(ports, sizeof(ports), head + transport)) return 0;
@@ -196,7 +202,7 @@ int skb_dropped(unsigned long long *ctx) {
     if (dev) bpf_probe_read_kernel(&net, sizeof(net), &((struct net_device *)dev)->net);
   }
   // TCP clears skb->dev early; before 6.11 there may be neither socket nor device: then it counts
-  if (net && inum_of(net) != run->netns_inum) return 0;
+  if (net && !is_runs_net(run, net)) return 0;
   u64 *count = drop_counts.lookup(&key);
   if (count) {
     *count += 1;
