@@ -9,13 +9,13 @@ Hook:
     Windows of WINDOW_S; the next begins before the last ends, so there is no gap, and a killed
     probe process loses at most one window.
 Cost:
-    About 10 ms of CPU to start, 0.15 ms a sample, 5 MB (shared text). Seven servers at 4 Hz take
-    0.7 % of a core; a hot one at 100 Hz 1.8 %.
+    About 10 ms of CPU to start, 0.15 ms a sample, 5 MB (shared text). Seven servers at 5 Hz take
+    1 % of a core; a hot one at 100 Hz 1.8 %.
 Misses:
     Clients, unless one is hot; C code (the caller's frame is shown); a process that is not Python.
     The time of a sample is py-spy's clock, placed at its start with an uncertainty of about 20 ms.
     A stack is billed with the CPU time of its process in that second, shared by the time it was
-    the last one seen: in a nearly idle process at 4 Hz that is coarse. Without stopping the target
+    the last one seen: in a nearly idle process at 5 Hz that is coarse. Without stopping the target
     a stack can be torn: py-spy notices most (``lost_count``).
 Checked against:
     Processes that spin in known functions, one after the other (tests/probes/test_pyspy.py).
@@ -40,11 +40,13 @@ from probes.probe import Target
 from probes.pyspy_trace import CpuBilling, explain_failure, parse_outcome, parse_trace
 from probes.rundir import TableWriter
 
-LOW_RATE_PER_S = 4
+LOW_RATE_PER_S = 5
 HIGH_RATE_PER_S = 100
 WINDOW_S = 30.0
 HOT_WINDOW_S = 5.0
-STOP_LIMIT_S = 1.2  # py-spy sees SIGINT at its next sample: 0.25 s on average at 4 Hz
+# py-spy sees SIGINT at its next sample, and its waits are exponential: at 5 Hz one in 400 takes
+# longer than this, and its window is lost.
+STOP_LIMIT_S = 1.2
 _CHECK_LIMIT_S = 10.0
 _SAMPLED_ROLES = ("server", "acceptor")
 
