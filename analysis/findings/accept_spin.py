@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.evidence import Evidence, Finding, Fix, side_of_role, unit_limit_command
 from analysis.hot_worker import runs_of
 from analysis.signs import EMFILE, Signs
 
@@ -142,7 +142,7 @@ def _finding(
                 f"connections; {rate:,.0f} failing calls a second go away",
             ),
             Fix(
-                f"LimitNOFILE={65_535} in the [Service] section of the unit",
+                unit_limit_command(65_535),
                 "the worker does not meet the limit at this load, so it never begins to spin",
             ),
         ),

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, Subject, side_of_role, times
+from analysis.evidence import (
+    Evidence,
+    Finding,
+    Fix,
+    Subject,
+    side_of_role,
+    times,
+    unit_limit_command,
+)
 from analysis.signs import EMFILE, Signs
 
 _SYSCALL = {"server": "accept4", "acceptor": "accept4", "client": "socket"}
@@ -161,5 +169,5 @@ def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
     )
     if row["role"] == "client":
         return Fix(f"ulimit -n {new}", moves), more
-    systemd = Fix(f"LimitNOFILE={new} in the [Service] section of the unit", moves)
+    systemd = Fix(unit_limit_command(new), moves)
     return systemd, Fix(f"profile-run --nofile {new}", moves), more

@@ -7,7 +7,7 @@ Told apart from ``worker-crash``: there the process is gone.
 
 from __future__ import annotations
 
-from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.evidence import Evidence, Finding, Fix, side_of_role, unit_limit_command
 from analysis.signs import EMFILE, Signs
 
 
@@ -65,7 +65,7 @@ def find(signs: Signs) -> list[Finding]:
             ),
             fix=(
                 Fix(
-                    "LimitNOFILE=65535 in the [Service] section of the unit",
+                    unit_limit_command(65_535),
                     f"the {len(refused):,} resets go away until 65,535 descriptors are in use",
                 ),
                 Fix(
@@ -77,7 +77,7 @@ def find(signs: Signs) -> list[Finding]:
             confidence=confidence,
             missing=missing,
             sentence=f"{name[:1].upper() + name[1:]} accepted and closed {len(refused):,} "
-            "connections at its descriptor limit",
+            f"connection{'s' if len(refused) != 1 else ''} at its descriptor limit",
             explained_count=len(refused),
         )
     ]
