@@ -107,7 +107,7 @@ def test_json_is_alone_on_stdout_and_progress_on_stderr(tmp_path):
     verdict = json.loads(done.stdout)
     assert verdict["verdict"]["cause"] == "reached"
     assert verdict["run"]["peak_connections"] == 23
-    assert "ramp" in done.stderr
+    assert "23/23 established" in done.stderr
     run = only_run(tmp_path / "runs")
     assert json.loads((run / "verdict.json").read_text()) == verdict
     assert (run / "report.html").stat().st_size > 1_000
