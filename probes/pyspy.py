@@ -60,6 +60,22 @@ def find_py_spy() -> Path | None:
     return Path(found) if found else None
 
 
+def launcher(parent_pid: int) -> list[str]:
+    """Words before a command that make it die with its parent; none where setpriv is missing.
+
+    util-linux's setpriv asks the kernel for the signal (PR_SET_PDEATHSIG survives exec); the shell
+    then looks whether the parent died before that. Nothing is interpolated into its script.
+
+    Args:
+        parent_pid: The process that starts the command.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        return []
+    script = 'test "$PPID" = "$0" && exec "$@"'
+    return [setpriv, "--pdeathsig", "KILL", "sh", "-c", script, str(parent_pid)]
+
+
 @dataclass(slots=True)
 class Window:
     """One running py-spy.
@@ -186,8 +202,7 @@ class PythonStacksProbe:
         """
         if self._py_spy is None:
             self.check()
-        setpriv = shutil.which("setpriv")  # util-linux: the only thing needed is PR_SET_PDEATHSIG
-        self._launcher = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+        self._launcher = launcher(os.getpid())
         self.writers = [target.run.writer("python_stacks", self.name)]
         processes = target.processes.values()
         self._python_pids = {ref.pid for ref in processes if ref.is_python}

@@ -186,6 +186,16 @@ def test_a_run_from_the_first_word_to_the_last(run, fleet, start, deadline):
     assert process.log == ""
 
 
+def test_pandas_stays_out_of_the_measurement(run, fleet, start, deadline):
+    process = start(fleet[1], CHEAP)
+    process.answer()
+    deadline("rows reach the disk", lambda: table(run, "live_samples"))
+    mapped = Path(f"/proc/{process.child.pid}/maps").read_text()
+    assert "/pyarrow/" in mapped
+    assert "/pandas/" not in mapped
+    assert process.stop() == 0
+
+
 def test_the_word_stop_ends_it_too(run, fleet, start):
     process = start(fleet[1], "live_samples")
     process.answer()
@@ -295,8 +305,10 @@ time.sleep(60)
     try:
         assert supervisor.stdout is not None
         pid = int(supervisor.stdout.readline())
-        assert json.loads(supervisor.stdout.readline())["ready"]
+        ready = json.loads(supervisor.stdout.readline())["ready"]
+        assert ready == ["live_samples", "python_stacks"]
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        assert len(children) == 1
         supervisor.kill()
         supervisor.wait()
 

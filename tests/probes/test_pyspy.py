@@ -213,6 +213,17 @@ def test_py_spy_is_that_of_this_environment():
     assert pyspy.find_py_spy() == Path(sys.executable).parent / "py-spy"
 
 
+def test_a_command_whose_parent_died_before_it_began_does_not_begin(tmp_path):
+    witness = tmp_path / "began"
+    foreign = [*pyspy.launcher(1), "touch", str(witness)]  # init never started it
+    assert subprocess.run(foreign, check=False).returncode == 1
+    assert not witness.exists()
+    assert (
+        subprocess.run([*pyspy.launcher(os.getpid()), *foreign[-2:]], check=False).returncode == 0
+    )
+    assert witness.exists()
+
+
 @pytest.mark.privileged
 def test_denied_ptrace_makes_the_probe_unavailable(tmp_path):
     # A process without dumpable memory and without privilege: its py-spy may not read it.
