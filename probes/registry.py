@@ -52,6 +52,8 @@ class ProbeCheck:
 
 # The order is the order of start: what costs least and tells most comes first.
 _ENTRIES: tuple[ProbeEntry, ...] = (
+    # First, so that the start of its processes is over before the ramp begins.
+    ProbeEntry("python_stacks", "probes.pyspy:PythonStacksProbe", ("auto", "full")),
     ProbeEntry("live_samples", "probes.live_sampler:LiveSamplesProbe", ("light", "auto", "full")),
     ProbeEntry(
         "process_samples", "probes.process_sampler:ProcessSamplesProbe", ("light", "auto", "full")
@@ -65,7 +67,6 @@ _ENTRIES: tuple[ProbeEntry, ...] = (
     ),
     ProbeEntry("tcp_events", "probes.bpf_tcp:TcpEventsProbe", ("auto", "full")),
     ProbeEntry("cpu_stacks", "probes.bpf_cpu:CpuStacksProbe", ("auto", "full")),
-    ProbeEntry("python_stacks", "probes.pyspy:PythonStacksProbe", ("auto", "full")),
     ProbeEntry("syscall_mix", "probes.bpf_syscall_mix:SyscallMixProbe", ("auto", "full")),
     ProbeEntry("runq_latency", "probes.bpf_runq:RunqLatencyProbe", ("full",)),
     ProbeEntry("skb_allocs", "probes.bpf_skb_alloc:SkbAllocsProbe", ("full",)),
