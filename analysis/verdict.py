@@ -126,7 +126,7 @@ def wall_sentence(ladder: Sequence[Rung]) -> str:
     wall = next_wall(ladder)
     if wall is None or wall.predicted_connections is None:
         return ""
-    error = f" (+- {wall.fit_error_pct:.0f} %)" if (wall.fit_error_pct or 0) >= 1 else ""
+    error = f" (± {wall.fit_error_pct:.0f} %)" if (wall.fit_error_pct or 0) >= 1 else ""
     return (
         f"the next limit is {_LIMIT_WORDS.get(wall.limit, wall.limit)} of {wall.subject}, "
         f"at about {wall.predicted_connections:,} connections{error}"

@@ -65,6 +65,13 @@ class LiveStatus:
             note=note,
         )
 
+    def ramp_left_s(self, hold_s: float) -> float | None:
+        """Seconds until the end of the hold at the rate of the last second, None when not known."""
+        if self._rate_per_s <= 0:
+            return None
+        missing = self._plan.target_connections - self._fleet.total(Counter.ATTEMPTED_TOTAL)
+        return max(0, missing) / self._rate_per_s + hold_s
+
     def _read_cpu(self, now_s: float) -> None:
         passed_s = now_s - self._cpu_at_s
         if passed_s < _CPU_PERIOD_S:

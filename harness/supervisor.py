@@ -216,7 +216,7 @@ class Supervisor:
                 result.notes.append(note)
                 self._event("stalled", detail=note)
                 return
-            self._view.update(status.read("ramp"))
+            self._view.update(status.read("ramp", time_left_s=status.ramp_left_s(self._hold_s)))
             time.sleep(_TICK_S)
 
     def _pace_s(self) -> float:
