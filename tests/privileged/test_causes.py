@@ -175,3 +175,32 @@ def test_keepalive_storm(tmp_path):
     assert finding["side"] == "server"
     assert not run.causes & {"accept-spin", "hot-worker-code", "fd-limit-process"}
     assert [e for e in finding["evidence"] if e["unit"] == "per_s" and e["value"] > 1_000]
+
+
+def test_server_resets_when_full(tmp_path):
+    run = Scenario(
+        tmp_path,
+        [
+            *("--connections", "1500", "--workers", "2", "--nofile", "400", "--hold", "2"),
+            *("--at-fd-limit", "reset"),
+        ],
+    )
+    assert run.done.returncode == 3
+    assert run.verdict["verdict"]["cause"] == "fd-limit-process"
+    assert run.causes == {"fd-limit-process", "server-resets-when-full"}
+    assert run.finding("server-resets-when-full")["side"] == "server"
+
+
+def test_worker_crash_at_the_limit(tmp_path):
+    run = Scenario(
+        tmp_path,
+        [
+            *("--connections", "1500", "--workers", "2", "--nofile", "400", "--hold", "2"),
+            *("--at-fd-limit", "crash", "--connect-timeout", "1"),
+        ],
+    )
+    assert run.done.returncode == 3
+    finding = run.finding("worker-crash")
+    assert finding["side"] == "server"
+    assert finding["severity"] in ("binding", "contributing")
+    assert not run.causes & {"accept-spin", "keepalive-storm", "ephemeral-ports-exhausted"}
