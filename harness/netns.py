@@ -13,7 +13,6 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 
 from probes.errors import HostError
 
@@ -79,7 +78,8 @@ def _loopback_up() -> None:
 
 def _write_sysctl(name: str, value: str) -> None:
     try:
-        (Path("/proc/sys") / name.replace(".", "/")).write_text(value, encoding="ascii")
+        with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="ascii") as stream:  # noqa: PTH123 - no pathlib in the measured processes
+            stream.write(value)
     except OSError as error:
         if error.errno == errno.ENOENT:
             return  # this kernel has no such setting; what the plan assumed of it does not apply

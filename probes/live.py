@@ -19,9 +19,12 @@ from __future__ import annotations
 import mmap
 import os
 from enum import IntEnum
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probes.errors import RunDirError
+
+if TYPE_CHECKING:  # pathlib and what it imports would be a megabyte in every measured process
+    from pathlib import Path
 
 MAGIC = 0x31_45_56_49_4C_4E_4E_43  # "CNNLIVE1" in memory
 LAYOUT_VERSION = 1
