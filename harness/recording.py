@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from probes import schema
 from probes.clock import Anchor
-from probes.live import Counter, Live, Phase, Role
+from probes.live import Counter, Live, Role
 from probes.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -139,10 +139,3 @@ def write_processes(run: RunDir, live: Live, ends: Sequence[ProcessEnd], stop_ns
             end.signal if end else 0,
         )
     writer.close()
-
-
-PHASE_EVENTS = {
-    Phase.RAMP: "phase_ramp",
-    Phase.HOLD: "phase_hold",
-    Phase.STOP: "phase_stop",
-}
