@@ -18,7 +18,7 @@ import select
 import struct
 import time
 
-from harness import child, frames, handshake
+from harness import child, client_faults, frames, handshake
 from harness.event_loop import HOLD, IDLE_WAIT_S, MAX_EVENTS, PHASE_WORD, RAMP, STOP, Turns
 from harness.fleet_config import FleetConfig
 from harness.load_shape import Pace, interleave
@@ -112,6 +112,7 @@ class Client:
         self._message_pace = Pace(config.message_rate_per_s / config.clients, config.clients, index)
         self._payload = b"\xa5" * config.payload_bytes
         self._talk_cursor = 0
+        self._fault = client_faults.of_client(config.inject, index, slot)
         self._pongs = [
             frames.encode_frame(frames.Opcode.PONG, b"", mask=os.urandom(4)) for _ in range(256)
         ]
@@ -138,6 +139,7 @@ class Client:
         timeout_ns = int(self._config.connect_timeout_s * 1e9)
         next_check_ns = 0
         talks = self._config.message_rate_per_s > 0
+        fault = self._fault
         while header[PHASE_WORD] < RAMP:
             time.sleep(0.001)
         self._last_success_ns = time.monotonic_ns()
@@ -149,7 +151,7 @@ class Client:
                 wait_s = self._ramp_wait_s()
             elif talks:
                 wait_s = _PACE_MESSAGES_S
-            events = poll(wait_s, MAX_EVENTS)
+            events = poll(wait_s if fault is None else min(wait_s, fault.wait_s), MAX_EVENTS)
             now_ns = turns.begin()
             for fd, mask in events:
                 if fd in self._in_flight:
@@ -170,6 +172,8 @@ class Client:
             if now_ns >= next_check_ns:
                 next_check_ns = now_ns + 100_000_000
                 self._time_out(now_ns - timeout_ns)
+            if fault is not None:
+                fault.turn(now_ns)
             turns.end()
         slot[Counter.STOPPED_NS] = time.monotonic_ns()
 

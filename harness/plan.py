@@ -75,6 +75,8 @@ class PlanRequest:
         source_addresses: Addresses of 127/8 that the clients connect from.
         port_range: Local ports of the clients, inclusive.
         backlog: Argument of listen.
+        sysctls: Names and values that the user wants in the run's own namespace; they win over
+            what the planner writes there.
         own_namespace: The run has a network namespace of its own: its port range and somaxconn are
             private and written by the run, and no rule tracks its connections.
         force: Also plan what does not fit into memory.
@@ -91,6 +93,7 @@ class PlanRequest:
     source_addresses: int | None = None
     port_range: tuple[int, int] | None = None
     backlog: int | None = None
+    sysctls: tuple[tuple[str, str], ...] = ()
     own_namespace: bool = False
     force: bool = False
 
@@ -105,6 +108,12 @@ class PlanRequest:
             raise UsageError(
                 f"--accept {self.accept!r} is not a way to accept",
                 fix=f"one of: {', '.join(ACCEPT_MODES)}",
+            )
+        if self.sysctls and not self.own_namespace:
+            raise UsageError(
+                f"--sysctl {self.sysctls[0][0]} needs a network namespace of the run's own",
+                fix="run as root and without --host-network, or set it on the host: "
+                f"sysctl -w {self.sysctls[0][0]}='{self.sysctls[0][1]}'",
             )
         if self.port_range is not None:
             low, high = self.port_range
@@ -261,6 +270,7 @@ def make_plan(request: PlanRequest, host: Host) -> Plan:
         sysctls={
             "net/ipv4/ip_local_port_range": f"{low} {high}",
             "net/core/somaxconn": str(somaxconn),
+            **{name.replace(".", "/"): value for name, value in request.sysctls},
         }
         if request.own_namespace
         else {},

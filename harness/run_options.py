@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from harness import faults
 from harness.fleet_config import FleetConfig, GroupShare
 from harness.plan import ACCEPT_MODES, Plan, PlanRequest
 from probes.errors import UsageError
@@ -102,9 +103,18 @@ def _payload(text: str) -> int:
 
 
 def _inject(text: str) -> str:
-    if re.fullmatch(r"hot-code:\d+", text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is unknown; known: hot-code:WORKER")
+    try:
+        faults.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def _sysctl(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or re.fullmatch(r"net(\.[A-Za-z0-9_-]+)+", name) is None or not value.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not net.NAME=VALUE")
+    return name, value.strip()
 
 
 def parser() -> Parser:
@@ -125,6 +135,8 @@ def parser() -> Parser:
     plan("--source-addresses", type=_auto, metavar="N|auto", help="client addresses in 127/8")
     plan("--port-range", type=_port_range, metavar="LO-HI", help="local ports of the clients")
     plan("--backlog", type=count, metavar="N", help="argument of listen")
+    plan("--sysctl", type=_sysctl, action="append", default=[], metavar="NAME=VALUE",
+         help="net.* setting of the run's own network namespace")  # fmt: skip
     plan("--host-network", action="store_true", help="no network namespace of its own")
     plan("--force", action="store_true", help="also run what does not fit into memory")
     server = top.add_argument_group("server").add_argument
@@ -133,8 +145,8 @@ def parser() -> Parser:
     server("--server-mode", choices=("echo", "silent"), default="echo", help="default: echo")
     server("--keepalive", type=_keepalive, default=0.0, metavar="S|off", help="ping all every S")
     server("--gc", choices=("on", "off"), default="on", help="Python's collector in the workers")
-    server("--inject", type=_inject, action="append", default=[], metavar="FAULT",
-           help="hot-code:WORKER, a worker that never yields")  # fmt: skip
+    server("--inject", type=_inject, action="append", default=[], metavar="NAME:NUMBER[:VALUE]",
+           help="a fault on purpose: " + ", ".join(faults.KINDS))  # fmt: skip
     load = top.add_argument_group("load").add_argument
     load("--ramp", type=_rate, default=0.0, metavar="RATE|max", help="connects per second")
     load("--hold", type=_seconds, default=10.0, metavar="S", help="default: 10")
@@ -182,23 +194,26 @@ def plan_request(options: argparse.Namespace, *, own_namespace: bool) -> PlanReq
         source_addresses=options.source_addresses,
         port_range=options.port_range,
         backlog=options.backlog,
+        sysctls=tuple(options.sysctl),
         own_namespace=own_namespace,
         force=options.force,
     )
 
 
 def check_faults(options: argparse.Namespace, plan: Plan) -> None:
-    """Faults must name a worker of the plan.
+    """Faults must name a process of the plan.
 
     Raises:
         UsageError: One does not.
     """
-    for fault in options.inject:
-        worker = int(fault.partition(":")[2])
-        if worker >= plan.workers:
+    for text in options.inject:
+        fault = faults.parse(text)
+        role = faults.KINDS[fault.name].role
+        count = plan.workers if role == "worker" else plan.clients
+        if fault.number >= count:
             raise UsageError(
-                f"--inject {fault}: there is no worker {worker}",
-                fix=f"workers are 0 to {plan.workers - 1}; choose one, or more with --workers",
+                f"--inject {text}: there is no {role} {fault.number}",
+                fix=f"{role}s are 0 to {count - 1}; choose one, or more with --{role}s",
             )
 
 
@@ -218,6 +233,7 @@ def settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
         "connect_timeout_s": options.connect_timeout,
         "probes": probes,
         "inject": options.inject,
+        "sysctls": dict(options.sysctl),
     }
 
 

@@ -15,7 +15,7 @@ import select
 import time
 from collections.abc import Sequence
 
-from harness import child, frames, handshake
+from harness import child, frames, handshake, worker_faults
 from harness.event_loop import IDLE_WAIT_S, MAX_EVENTS, PHASE_WORD, STOP, Turns
 from harness.fleet_config import FleetConfig
 from harness.listeners import Admission, Sweep, listen
@@ -31,7 +31,6 @@ _DRAIN_MOST = 16
 _PING_FRAME = frames.encode_frame(frames.Opcode.PING, b"")
 _PONG = int(frames.Opcode.PONG)
 _MESSAGES = (int(frames.Opcode.TEXT), int(frames.Opcode.BINARY))
-_HOT_TURN_NS = 20_000_000
 
 _OPEN_COUNT = int(Counter.OPEN_COUNT)
 _ESTABLISHED = int(Counter.ESTABLISHED_TOTAL)
@@ -103,7 +102,7 @@ class Worker:
         if handoff is not None:
             handoff.setblocking(False)
             self._epoll.register(handoff.fileno(), select.EPOLLIN)
-        self._is_hot = f"hot-code:{index}" in config.inject
+        self._fault = worker_faults.of_worker(config.inject, index, slot)
         if not config.gc:
             gc.disable()
         if config.give_up_root:
@@ -127,9 +126,10 @@ class Worker:
         listeners = self._admission.by_fd
         handoff_fd = self._handoff.fileno() if self._handoff is not None else -1
         turns = self._turns
+        fault = self._fault
         now_ns = time.monotonic_ns()
         while header[PHASE_WORD] < STOP:
-            wait_s = 0.0 if self._is_hot else self._sweep.wait_s(now_ns, IDLE_WAIT_S)
+            wait_s = self._sweep.wait_s(now_ns, IDLE_WAIT_S if fault is None else fault.wait_s)
             events = poll(wait_s, MAX_EVENTS)
             now_ns = turns.begin()
             for fd, mask in events:
@@ -147,8 +147,8 @@ class Worker:
                 if self._state[fd] == _OPEN and fd not in self._unsent:
                     self._send(fd, _PING_FRAME)
                     self._slot[_TX_PINGS] += 1
-            if self._is_hot:
-                hot_application_code(now_ns + _HOT_TURN_NS)
+            if fault is not None:
+                fault.turn(now_ns)
             turns.end()
         self._slot[Counter.STOPPED_NS] = time.monotonic_ns()
 
@@ -338,9 +338,3 @@ class Worker:
         slot[_OPEN_COUNT] -= 1
         os.close(fd)  # also leaves the epoll set (epoll(7), Q6)
         self._admission.resume()
-
-
-def hot_application_code(until_ns: int) -> None:
-    """Application code that never yields: what ``--inject hot-code:WORKER`` puts into a worker."""
-    while time.monotonic_ns() < until_ns:
-        pass

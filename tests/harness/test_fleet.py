@@ -140,12 +140,13 @@ class TestAtTheDescriptorLimit:
 
 
 @pytest.mark.privileged
-def test_a_port_range_of_23_gives_23_connections(small_fleet):
+def test_a_port_range_of_24_gives_24_connections(small_fleet):
     assert ROOT, "needs root for its own namespace"
+    # An even size: in a range of odd size connect finds the last port by luck (limits.py).
     fleet = small_fleet(
-        connections=200, clients=1, sysctls={"net.ipv4.ip_local_port_range": "40000 40022"}
+        connections=200, clients=1, sysctls={"net.ipv4.ip_local_port_range": "40000 40023"}
     ).ramp()
-    assert fleet.clients_total(Counter.ESTABLISHED_TOTAL) == 23
+    assert fleet.clients_total(Counter.ESTABLISHED_TOTAL) == 24
     live = fleet.live
     failed = [i for i in range(200) if live.column("errno")[i]]
     assert {live.column("errno")[i] for i in failed} == {errno.EADDRNOTAVAIL}

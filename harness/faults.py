@@ -1,0 +1,81 @@
+"""Faults that a run can be given on purpose: ``--inject NAME:NUMBER[:VALUE]``.
+
+Each makes one cause of the catalogue happen for real in one process, so that its sign can be seen
+and the verdict be tested. Read by the measured processes: no dataclasses, no regular expressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One fault as it was asked for.
+
+    Attributes:
+        name: Of ``KINDS``.
+        number: Number of the process within its role.
+        value: Its strength in the unit of its kind; the kind's default when not given.
+    """
+
+    name: str
+    number: int
+    value: float
+
+
+class Kind(NamedTuple):
+    """What a fault is.
+
+    Attributes:
+        role: ``worker`` or ``client``: whose number the fault names.
+        unit: Meaning of the value, '' when it takes none.
+        default: Value when none is given.
+        meaning: One line for people.
+    """
+
+    role: str
+    unit: str
+    default: float
+    meaning: str
+
+
+KINDS: dict[str, Kind] = {
+    "hot-code": Kind("worker", "", 0.0, "application code that never yields"),
+}
+"""Every fault by name."""
+
+
+def parse(text: str) -> Fault:
+    """Reads ``NAME:NUMBER[:VALUE]``.
+
+    Raises:
+        ValueError: Not that, with a line for people.
+    """
+    name, _, rest = text.partition(":")
+    kind = KINDS.get(name)
+    if kind is None:
+        raise ValueError(f"{text!r} is unknown; known: {', '.join(KINDS)}")
+    number, _, value = rest.partition(":")
+    form = f"{name}:{kind.role.upper()}" + (f"[:{kind.unit.upper()}]" if kind.unit else "")
+    if not (number.isascii() and number.isdigit()) or (value and not kind.unit):
+        raise ValueError(f"{text!r} is not {form}")
+    try:
+        strength = float(value) if value else kind.default
+    except ValueError:
+        raise ValueError(f"{text!r} is not {form}") from None
+    if not 0 <= strength < 1e9:
+        raise ValueError(f"{text!r}: {value} is not between 0 and 1,000,000,000")
+    return Fault(name, int(number), strength)
+
+
+def faults_of(inject: Iterable[str], role: str, index: int) -> list[Fault]:
+    """The faults of one process.
+
+    Args:
+        inject: As given on the command line.
+        role: ``worker`` or ``client``.
+        index: Its number.
+    """
+    faults = [parse(text) for text in inject]
+    return [f for f in faults if KINDS[f.name].role == role and f.number == index]

@@ -1,0 +1,110 @@
+"""Scenario files: what they may say, and what a verdict is held against."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import run_options, scenario
+from probes.errors import UsageError
+
+FILES = sorted(path.stem for path in scenario.FOLDER.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_rows_that_come_with_the_program_are_command_lines(name):
+    rows = scenario.load(name).rows
+    assert rows
+    for row in rows:
+        run_options.parse(row.arguments())
+
+
+def test_options_become_words():
+    row = scenario.Row(
+        "a",
+        "b",
+        {"connections": 5, "at_fd_limit": "spin", "force": True, "inject": ["x:0", "y:1"]},
+        scenario.Expectation(),
+    )
+    assert row.arguments() == [
+        *("--connections", "5", "--at-fd-limit", "spin", "--force"),
+        *("--inject", "x:0", "--inject", "y:1"),
+    ]
+
+
+def finding(cause, severity="binding", side="server", role="server", worker=0):
+    return {
+        "cause": cause,
+        "severity": severity,
+        "side": side,
+        "subject": {"role": role, "pid": 1, "worker": worker},
+    }
+
+
+def verdict(cause, *findings):
+    return {"verdict": {"cause": cause}, "findings": list(findings)}
+
+
+def test_a_verdict_that_meets_everything_has_no_complaint():
+    expect = scenario.Expectation(
+        cause="fd-limit-process", side="server", role="server", worker=1, also=("accept-spin",)
+    )
+    said = verdict(
+        "fd-limit-process",
+        finding("fd-limit-process", worker=1),
+        finding("accept-spin", "contributing"),
+        finding("host-cpu-saturated", "info"),
+    )
+    assert expect.complaints(said) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        (verdict("reached", finding("reached")), "the verdict is reached"),
+        (verdict("fd-limit-process"), "fd-limit-process is not named"),
+        (verdict("fd-limit-process", finding("fd-limit-process", side="client")), "is named of"),
+        (verdict("fd-limit-process", finding("fd-limit-process", worker=3)), "is named of"),
+        (
+            verdict("fd-limit-process", finding("fd-limit-process"), finding("enobufs", "warning")),
+            "enobufs is named without reason",
+        ),
+    ],
+)
+def test_what_is_not_met_is_said(said, complaint):
+    expect = scenario.Expectation(cause="fd-limit-process", side="server", worker=0)
+    assert any(complaint in line for line in expect.complaints(said))
+
+
+def test_a_healthy_run_may_name_nothing():
+    expect = scenario.Expectation(cause="reached")
+    assert expect.complaints(verdict("reached", finding("reached"))) == []
+    said = verdict("reached", finding("reached"), finding("worker-blocked", "warning"))
+    assert expect.complaints(said) == ["worker-blocked is named without reason"]
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"name": "a", "shows": "b"}, "row"),
+        ({"name": "a", "shows": "b", "row": []}, "unique"),
+        ({"name": "a", "shows": "b", "row": [{"id": "x", "shows": "y"}]}, "options"),
+        (
+            {
+                "name": "a",
+                "shows": "b",
+                "row": [{"id": "x", "shows": "y", "options": {}, "expect": {"cause": "ghost"}}],
+            },
+            "ghost",
+        ),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_its_name(document, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        scenario.parse(document, "mine.toml")
+    assert "mine.toml" in caught.value.message
+
+
+def test_an_unknown_file_names_the_known_ones():
+    with pytest.raises(UsageError) as caught:
+        scenario.load("no-such-thing")
+    assert "every-cause" in caught.value.fix
