@@ -14,7 +14,7 @@ import select
 import time
 from collections.abc import Sequence
 
-from harness import child
+from harness import child, faults
 from harness.event_loop import IDLE_WAIT_S, MAX_EVENTS, PHASE_WORD, STOP, Turns
 from harness.fleet_config import FleetConfig
 from harness.listeners import Admission
@@ -60,6 +60,8 @@ class Acceptor:
         self._passed = [0] * len(workers)
         self._next = 0
         self._waiting: list[int] = []
+        slow = faults.faults_of(config.inject, "acceptor", 0)
+        self._own_code_ns = int(sum(fault.value for fault in slow) * 1000)
         if config.give_up_root:
             child.give_up_root()
         child.die_with_parent(os.getppid())
@@ -96,6 +98,8 @@ class Acceptor:
         """Sends what was accepted, keeping what no worker can take now."""
         kept: list[int] = []
         for position, fd in enumerate(self._waiting):
+            if self._own_code_ns:
+                slow_handoff_code(time.monotonic_ns() + self._own_code_ns)
             if not self._send(fd):
                 kept = self._waiting[position:]
                 break
@@ -128,3 +132,9 @@ class Acceptor:
             self._passed[index] += 1
             return True
         return False
+
+
+def slow_handoff_code(until_ns: int) -> None:
+    """What ``--inject slow-handoff:0`` does for each connection: choosing a worker by hand, say."""
+    while time.monotonic_ns() < until_ns:
+        pass

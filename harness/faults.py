@@ -28,7 +28,8 @@ class Kind(NamedTuple):
     """What a fault is.
 
     Attributes:
-        role: ``worker`` or ``client``: whose number the fault names.
+        role: ``worker`` or ``client``: whose number the fault names; ``host``: the number is how
+            many processes beside the fleet.
         unit: Meaning of the value, '' when it takes none.
         default: Value when none is given.
         meaning: One line for people.
@@ -42,8 +43,23 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "hot-code": Kind("worker", "", 0.0, "application code that never yields"),
+    "sleep": Kind("worker", "ms", 500.0, "each turn of the event loop ends in time.sleep"),
+    "lock": Kind("worker", "ms", 500.0, "each turn waits for a lock that another thread holds"),
+    "disk": Kind("worker", "ms", 500.0, "each turn writes and fsyncs a file for so long"),
+    "garbage": Kind("worker", "objects", 1e6, "garbage in cycles beside a heap of so many objects"),
+    "crash": Kind("worker", "connections", 1.0, "dies by SIGKILL when it holds so many"),
+    "slow-handoff": Kind("acceptor", "us", 500.0, "code of its own for each connection passed on"),
+    "foreign-source": Kind("client", "", 0.0, "binds an address that is not local"),
+    "hot-client": Kind("client", "ms", 250.0, "calculates so long in each turn"),
+    "slow-client": Kind("client", "ms", 500.0, "sleeps so long in each turn"),
+    "burn": Kind("host", "s", 30.0, "processes beside the fleet that calculate so long"),
 }
 """Every fault by name."""
+
+
+MOST_BURNERS_COUNT = 64
+MOST_BURN_S = 60.0
+"""A host must come back by itself, whatever becomes of the run."""
 
 
 def parse(text: str) -> Fault:
@@ -57,7 +73,8 @@ def parse(text: str) -> Fault:
     if kind is None:
         raise ValueError(f"{text!r} is unknown; known: {', '.join(KINDS)}")
     number, _, value = rest.partition(":")
-    form = f"{name}:{kind.role.upper()}" + (f"[:{kind.unit.upper()}]" if kind.unit else "")
+    whose = "PROCESSES" if kind.role == "host" else kind.role.upper()
+    form = f"{name}:{whose}" + (f"[:{kind.unit.upper()}]" if kind.unit else "")
     if not (number.isascii() and number.isdigit()) or (value and not kind.unit):
         raise ValueError(f"{text!r} is not {form}")
     try:
@@ -74,7 +91,7 @@ def faults_of(inject: Iterable[str], role: str, index: int) -> list[Fault]:
 
     Args:
         inject: As given on the command line.
-        role: ``worker`` or ``client``.
+        role: ``worker``, ``client`` or ``host``.
         index: Its number.
     """
     faults = [parse(text) for text in inject]

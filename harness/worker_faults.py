@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
+import os
+import signal
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from harness.event_loop import IDLE_WAIT_S
 from harness.faults import Fault, faults_of
+from probes.live import Counter
+
+if TYPE_CHECKING:
+    import threading
 
 _HOT_TURN_NS = 20_000_000
+_DISK_FOLDERS = ("/var/tmp", "/tmp", ".")  # noqa: S108  # the file has no name to guess
+_DISK_BLOCK_BYTES = 4096
+_CYCLES_PER_TURN = 2_000
 
 
 class WorkerFault:
@@ -38,6 +50,93 @@ class HotCode(WorkerFault):
         hot_application_code(now_ns + _HOT_TURN_NS)
 
 
+class Sleep(WorkerFault):
+    """Sleeps in the event loop, as a client library without a timeout or a retry does."""
+
+    wait_s = 0.0
+
+    def turn(self, now_ns: int) -> None:
+        """Sleeps for the fault's value, in ms."""
+        sleeping_application_code(self.fault.value / 1000)
+
+
+class Lock(WorkerFault):
+    """Waits in the event loop for a lock that another thread of the worker holds."""
+
+    wait_s = 0.0
+
+    def __init__(self, fault: Fault, slot: memoryview) -> None:
+        super().__init__(fault, slot)
+        import threading  # no healthy worker needs it
+
+        self._lock = threading.Lock()
+        holder = threading.Thread(target=self._hold, name="lock holder", daemon=True)
+        holder.start()
+
+    def _hold(self) -> None:
+        while True:
+            with self._lock:
+                time.sleep(self.fault.value / 1000)
+            time.sleep(0.001)  # lets the loop have it
+
+    def turn(self, now_ns: int) -> None:
+        """Takes the lock and gives it back."""
+        waiting_for_lock(self._lock)
+
+
+class Disk(WorkerFault):
+    """Writes one block over and over and waits for the disk each time, as a naive log does.
+
+    The file has no name and 4 KiB: nothing stays, whatever ends the worker.
+
+    Raises:
+        OSError: No folder on a disk takes such a file.
+    """
+
+    wait_s = 0.0
+
+    def __init__(self, fault: Fault, slot: memoryview) -> None:
+        super().__init__(fault, slot)
+        self._fd = _open_on_disk()
+        self._block = mmap.mmap(-1, _DISK_BLOCK_BYTES)  # O_DIRECT wants it aligned (open(2))
+
+    def turn(self, now_ns: int) -> None:
+        """Waits for the disk for the fault's value, in ms."""
+        waiting_for_disk(self._fd, self._block, now_ns + int(self.fault.value * 1e6))
+
+
+class Garbage(WorkerFault):
+    """Makes cycles that live for a while beside many objects that live for ever.
+
+    Python's collector looks at every object of the oldest generation once a quarter of them is new
+    (Modules/gcmodule.c, gc_collect_generations), so most of the time goes there.
+    """
+
+    wait_s = 0.0
+
+    def __init__(self, fault: Fault, slot: memoryview) -> None:
+        super().__init__(fault, slot)
+        self._heap: list[list[object]] = [[] for _ in range(int(fault.value))]
+        self._cycles: list[list[object]] = []
+
+    def turn(self, now_ns: int) -> None:
+        """Makes some cycles, and lets go of all once they are a quarter of the heap."""
+        if not gc.isenabled():  # --gc off: nobody would take it away
+            return
+        making_garbage(self._cycles, _CYCLES_PER_TURN)
+        if len(self._cycles) > len(self._heap) // 3:
+            self._cycles.clear()
+
+
+class Crash(WorkerFault):
+    """Dies of SIGKILL once it holds so many connections, as by the OOM killer."""
+
+    def turn(self, now_ns: int) -> None:
+        """Looks at its counter of open connections."""
+        if self.slot[Counter.OPEN_COUNT] >= self.fault.value:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Several(WorkerFault):
     """More than one fault in one worker."""
 
@@ -51,7 +150,14 @@ class Several(WorkerFault):
             fault.turn(now_ns)
 
 
-_CLASSES: dict[str, type[WorkerFault]] = {"hot-code": HotCode}
+_CLASSES: dict[str, type[WorkerFault]] = {
+    "hot-code": HotCode,
+    "sleep": Sleep,
+    "lock": Lock,
+    "disk": Disk,
+    "garbage": Garbage,
+    "crash": Crash,
+}
 
 
 def of_worker(inject: Iterable[str], index: int, slot: memoryview) -> WorkerFault | None:
@@ -73,3 +179,46 @@ def hot_application_code(until_ns: int) -> None:
     """Application code that never yields: what ``--inject hot-code:WORKER`` puts into a worker."""
     while time.monotonic_ns() < until_ns:
         pass
+
+
+def sleeping_application_code(length_s: float) -> None:
+    """Application code that sleeps: what ``--inject sleep:WORKER`` puts into the event loop."""
+    time.sleep(length_s)
+
+
+def waiting_for_lock(lock: threading.Lock) -> None:
+    """Application code that needs a lock: what ``--inject lock:WORKER`` puts into the loop."""
+    with lock:
+        pass
+
+
+def waiting_for_disk(fd: int, block: mmap.mmap, until_ns: int) -> None:
+    """Application code that syncs a file: what ``--inject disk:WORKER`` puts into the loop."""
+    while time.monotonic_ns() < until_ns:
+        os.pwrite(fd, block, 0)
+        os.fsync(fd)
+
+
+def making_garbage(cycles: list[list[object]], count: int) -> None:
+    """Application code that makes reference cycles: what ``--inject garbage:WORKER`` runs."""
+    for _ in range(count):
+        cycle: list[object] = []
+        cycle.append(cycle)
+        cycles.append(cycle)
+
+
+def _open_on_disk() -> int:
+    """A nameless file that bypasses the page cache, on a disk where there is one."""
+    error: OSError | None = None
+    # tmpfs never blocks: its device has major number 0 (devices.txt), but overlayfs's has it too
+    for folder in sorted(_DISK_FOLDERS, key=_is_without_device):
+        try:
+            return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC, 0o600)
+        except OSError as refused:
+            error = refused
+    assert error is not None
+    raise error
+
+
+def _is_without_device(folder: str) -> bool:
+    return os.major(os.stat(folder).st_dev) == 0  # noqa: PTH116  # pathlib is a megabyte
