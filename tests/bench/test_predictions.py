@@ -1,0 +1,52 @@
+"""The ladder's predictions against the walls themselves, on the rungs that count something.
+
+The CPU rungs are measured by ``python -m bench.predictions``: how much work fits into a core is a
+timing.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import predictions
+from harness import run_options
+
+COUNTED = [row.id for row in predictions.scenario().rows if row.extra["limit"] != "cpu_worker"]
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("row_id", COUNTED)
+def test_a_run_below_the_wall_says_where_it_is(tmp_path, row_id):
+    row = predictions.scenario().row(row_id)
+    tmp_path.chmod(0o755)
+    outcome = predictions.predict_and_meet(row, tmp_path)
+    assert outcome.below_connections < 0.6 * outcome.met_connections
+    assert outcome.holds, outcome
+
+
+def test_every_row_is_complete():
+    for row in predictions.scenario().rows:
+        run_options.parse(row.arguments())
+        assert row.extra["into"]
+        assert row.extra["bar_pct"] in (5, 15)
+
+
+def outcome(predicted: int, met: int) -> predictions.Outcome:
+    return predictions.Outcome("a", "memory", 10, predicted, None, met, 5.0)
+
+
+def test_the_error_is_relative_to_the_fact():
+    assert outcome(1050, 1000).error_pct == pytest.approx(5.0)
+    assert outcome(1050, 1000).holds
+    assert not outcome(940, 1000).holds
+    assert "| 1,050 | 1,000 | +5.0 % |" in predictions.table([outcome(1050, 1000)])
+
+
+def test_keepalives_are_met_where_the_pings_end():
+    row = predictions.scenario().row("CPU of a worker, keep-alives")
+    evidence = [
+        {"name": "pings sent, all workers", "value": 50_000.0},
+        {"name": "keep-alive interval", "value": 0.1},
+    ]
+    verdict = {"findings": [{"cause": "keepalive-storm", "evidence": evidence}]}
+    assert predictions.met_connections(row, verdict) == 5_000
