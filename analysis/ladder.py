@@ -10,6 +10,7 @@ import pandas as pd
 from analysis import slopes
 from analysis.evidence import Subject
 from analysis.ladder_cpu import accept_queue_rung, host_cpu_rung, worker_cpu_rung
+from analysis.ports import by_source
 from analysis.run_view import RunView
 from analysis.rung import Rung, blind, next_wall, ordered, predict
 
@@ -102,12 +103,17 @@ def _port_rung(view: RunView, ports: pd.DataFrame) -> Rung:
     source = "iter/tcp port_groups, ip_local_port_range"
     if ports.empty:
         return blind("ephemeral_ports", "port_group", "port", "no connection was recorded", source)
+    is_early = view.plan.get("bind") == "early"
+    if is_early:
+        ports = by_source(ports)
     top = ports.iloc[0]
     used, capacity = int(top["ports_used_count"]), int(top["range_count"])
     share = used / max(1, int(ports["ports_used_count"].sum()))
     predicted = round(capacity / share) if share > 0 else None
     others = f"; {len(ports) - 1} more groups, the least with {ports['ports_used_count'].min():,}"
     group = f"{top['source_address']} -> {top['destination_address']}:{top['destination_port']}"
+    if is_early:
+        group = f"{top['source_address']}, taken at bind for all destinations"
     return Rung(
         limit="ephemeral_ports",
         scope="port_group",

@@ -66,6 +66,26 @@ def df_ports(view: RunView) -> pd.DataFrame:
     return frame[_COLUMNS]
 
 
+def by_source(ports: pd.DataFrame) -> pd.DataFrame:
+    """The groups of each source address as one, fullest first: a port that was taken at bind is
+    taken for all destinations (``--bind early``).
+
+    Args:
+        ports: From ``df_ports``.
+    """
+    frame = ports.groupby("source_address", as_index=False, sort=False).agg(
+        destination_address=("destination_address", "first"),
+        destination_port=("destination_port", "first"),
+        ports_used_count=("ports_used_count", "sum"),
+        range_count=("range_count", "first"),
+        refused_count=("refused_count", "sum"),
+        source=("source", "first"),
+    )
+    frame = frame.assign(used_pct=100 * frame["ports_used_count"] / frame["range_count"])
+    frame = frame.sort_values("ports_used_count", ascending=False, kind="stable", ignore_index=True)
+    return frame[_COLUMNS]
+
+
 def _from_records(view: RunView) -> pd.DataFrame:
     connections = view.connections
     key = ["source_address", "destination_port"]

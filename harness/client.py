@@ -85,7 +85,10 @@ class Client:
         self._slot = slot = live.slot(slot_index)
         self._turns = Turns(live, slot_index)
         self._epoll = select.epoll()
+        self._fault = client_faults.of_client(config.inject, index, slot)
         groups = config.client_groups[index]
+        if self._fault is not None:
+            groups = self._fault.shares(groups)
         self._share_count = sum(group.connections for group in groups)
         self._record_base = record_base
         self._order = interleave(groups, config.server_address)
@@ -105,6 +108,7 @@ class Client:
         self._partial: dict[int, Connection] = {}
         range_ = config.socket_port_range
         # u32, high half the upper end (net/ipv4/ip_sockglue.c); as bytes, since an int is signed.
+        self._binds_late = config.bind == "late"
         self._port_range = struct.pack("=HH", *range_) if range_ else b""
         self._failures_since_success = 0
         self._last_success_ns = 0
@@ -112,7 +116,6 @@ class Client:
         self._message_pace = Pace(config.message_rate_per_s / config.clients, config.clients, index)
         self._payload = b"\xa5" * config.payload_bytes
         self._talk_cursor = 0
-        self._fault = client_faults.of_client(config.inject, index, slot)
         self._pongs = [
             frames.encode_frame(frames.Opcode.PONG, b"", mask=os.urandom(4)) for _ in range(256)
         ]
@@ -224,7 +227,8 @@ class Client:
             return
         try:
             stage[record] = _BIND
-            sock.setsockopt(_socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            if self._binds_late:
+                sock.setsockopt(_socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             if self._port_range:
                 sock.setsockopt(_socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, self._port_range)
             sock.bind((group.source_address, 0))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from harness.event_loop import IDLE_WAIT_S
 from harness.faults import Fault, faults_of
+from harness.fleet_config import GroupShare
 
 
 class ClientFault:
@@ -24,8 +26,47 @@ class ClientFault:
     def turn(self, now_ns: int) -> None:
         """Called once in each turn, after the events were served."""
 
+    def shares(self, shares: list[GroupShare]) -> list[GroupShare]:
+        """Which connections it makes instead of the planned ones."""
+        return shares
 
-_CLASSES: dict[str, type[ClientFault]] = {}
+
+class ForeignSource(ClientFault):
+    """Binds addresses of the benchmarking network (RFC 2544), which no host has: no packet."""
+
+    def shares(self, shares: list[GroupShare]) -> list[GroupShare]:
+        """The same counts from 198.18/16 instead of 127.0/16."""
+        return [
+            share._replace(source_address=share.source_address.replace("127.0.", "198.18.", 1))
+            for share in shares
+        ]
+
+
+class HotClient(ClientFault):
+    """Calculates in each turn."""
+
+    wait_s = 0.0
+
+    def turn(self, now_ns: int) -> None:
+        """Keeps the core for so many milliseconds."""
+        until_ns = now_ns + int(self.fault.value * 1e6)
+        while time.monotonic_ns() < until_ns:
+            pass
+
+
+class SlowClient(ClientFault):
+    """Sleeps in each turn: its event loop stands still, off the CPU."""
+
+    def turn(self, now_ns: int) -> None:
+        """Blocks for so many milliseconds."""
+        time.sleep(self.fault.value / 1e3)
+
+
+_CLASSES: dict[str, type[ClientFault]] = {
+    "foreign-source": ForeignSource,
+    "hot-client": HotClient,
+    "slow-client": SlowClient,
+}
 
 
 def of_client(inject: Iterable[str], index: int, slot: memoryview) -> ClientFault | None:

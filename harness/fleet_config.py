@@ -23,6 +23,7 @@ class FleetConfig(NamedTuple):
 
     ``keepalive_s`` 0 means off; ``ramp_per_s`` 0 means as fast as possible; ``message_rate_per_s``
     is of the whole fleet; ``socket_port_range`` is empty where the namespace or host has the range.
+    ``bind`` early takes the local port at bind, late leaves it to connect.
     """
 
     server_address: str
@@ -46,6 +47,7 @@ class FleetConfig(NamedTuple):
     gc: bool
     inject: list[str]
     give_up_root: bool
+    bind: str = "late"
 
     @property
     def acceptors(self) -> int:

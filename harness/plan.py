@@ -73,7 +73,10 @@ class PlanRequest:
         nofile: RLIMIT_NOFILE of the server workers.
         accept: reuseport, shared, shared-exclusive or handoff.
         source_addresses: Addresses of 127/8 that the clients connect from.
+        destination_ports: Ports that the server listens on.
         port_range: Local ports of the clients, inclusive.
+        bind: ``late`` leaves the local port to connect (IP_BIND_ADDRESS_NO_PORT, ip(7)); ``early``
+            takes it at bind, and so for all destinations.
         backlog: Argument of listen.
         sysctls: Names and values that the user wants in the run's own namespace; they win over
             what the planner writes there.
@@ -91,7 +94,9 @@ class PlanRequest:
     nofile: int | None = None
     accept: str = "reuseport"
     source_addresses: int | None = None
+    destination_ports: int | None = None
     port_range: tuple[int, int] | None = None
+    bind: str = "late"
     backlog: int | None = None
     sysctls: tuple[tuple[str, str], ...] = ()
     own_namespace: bool = False
@@ -103,6 +108,7 @@ class PlanRequest:
         _within("--clients", self.clients, 1, MAX_PROCESSES)
         _within("--nofile", self.nofile, OWN_DESCRIPTORS_COUNT + 1, 1 << 30)
         _within("--source-addresses", self.source_addresses, 1, MAX_SOURCE_ADDRESSES)
+        _within("--destination-ports", self.destination_ports, 1, MAX_DESTINATION_PORTS)
         _within("--backlog", self.backlog, 1, MAX_BACKLOG)
         if self.accept not in ACCEPT_MODES:
             raise UsageError(
@@ -147,6 +153,7 @@ class Plan:
         group_capacity_count: Connections that one (source, destination, port) group can hold.
         group_limit_count: Connections of one group that connect still finds quickly.
         backlog_count: Argument of listen.
+        bind: late: each group has the range for itself; early: the groups of a source share it.
         memory_needed_bytes: Kernel and user, at the target.
         sysctls: What the run writes in its own namespace, by path below /proc/sys, as
             ``netns.create`` takes them; empty without one.
@@ -177,6 +184,7 @@ class Plan:
     own_namespace: bool
     memory_needed_bytes: int
     sysctls: dict[str, str]
+    bind: str = "late"
     rungs: tuple[Rung, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     notes: tuple[str, ...] = ()
@@ -228,15 +236,17 @@ def make_plan(request: PlanRequest, host: Host) -> Plan:
             f"no local port is free in {port_range[0]}-{port_range[1]}",
             fix="choose another --port-range LO-HI, or shorten net.ipv4.ip_local_reserved_ports",
         )
-    ports_count = 1
-    if request.source_addresses is None:
+    ports_count = request.destination_ports or 1
+    if request.source_addresses is None and request.destination_ports is None:
         groups = groups_needed(shares, best_group(free_ports))
         ports_count = min(MAX_DESTINATION_PORTS, math.ceil(groups / FEW_SOURCE_ADDRESSES))
     destination_ports = choose_ports(ports_count, port_range, listening)
     bound = (*listening, *destination_ports)
     group_capacity = max(1, ports_in_range(port_range, reserved, bound))
     group_limit = best_group(group_capacity)
-    enough_sources = math.ceil(groups_needed(shares, group_limit) / len(destination_ports))
+    # Groups of one source share its ports when they are taken at bind.
+    own_range_count = 1 if request.bind == "early" else len(destination_ports)
+    enough_sources = math.ceil(groups_needed(shares, group_limit) / own_range_count)
     sources = request.source_addresses or min(MAX_SOURCE_ADDRESSES, enough_sources)
 
     own = OWN_DESCRIPTORS_COUNT + len(destination_ports) - 1
@@ -274,6 +284,7 @@ def make_plan(request: PlanRequest, host: Host) -> Plan:
         }
         if request.own_namespace
         else {},
+        bind=request.bind,
     )
     asked_low, asked_high = request.port_range or port_range
     constraints, rungs = plan_checks.check(
@@ -281,9 +292,7 @@ def make_plan(request: PlanRequest, host: Host) -> Plan:
         host,
         plan_checks.Context(
             somaxconn_count=somaxconn,
-            largest_group_count=largest_group(
-                shares, sources * len(destination_ports), group_limit
-            ),
+            largest_group_count=largest_group(shares, sources * own_range_count, group_limit),
             asked_ports_count=asked_high - asked_low + 1,
             enough_workers=enough_workers,
             enough_clients=enough_clients,

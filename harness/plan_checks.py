@@ -212,7 +212,9 @@ def _ports(plan: Plan, context: Context) -> _Checked:
         source="net.ipv4.ip_local_port_range",
         limit="ephemeral_ports",
     )
-    groups = len(plan.source_addresses) * len(plan.destination_ports)
+    groups = len(plan.source_addresses)
+    if plan.bind == "late":
+        groups *= len(plan.destination_ports)
     most = groups * plan.group_capacity_count
     return constraint, Rung(
         "ephemeral_ports",

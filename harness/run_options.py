@@ -117,6 +117,12 @@ def _sysctl(text: str) -> tuple[str, str]:
     return name, value.strip()
 
 
+def _metrics(text: str) -> tuple[str, int]:
+    from harness.metrics_endpoint import parse_address  # http.server comes with it
+
+    return parse_address(text)
+
+
 def parser() -> Parser:
     """The parser of ``profile-run``."""
     top = Parser(
@@ -133,6 +139,13 @@ def parser() -> Parser:
     plan("--clients", type=_auto, metavar="N|auto", help="client processes")
     plan("--nofile", type=count, metavar="N", help="RLIMIT_NOFILE of the workers")
     plan("--source-addresses", type=_auto, metavar="N|auto", help="client addresses in 127/8")
+    plan("--destination-ports", type=count, metavar="N", help="ports that the server listens on")
+    plan(
+        "--bind",
+        choices=("late", "early"),
+        default="late",
+        help="early: local port at bind, for all destinations (default: late, at connect)",
+    )
     plan("--port-range", type=_port_range, metavar="LO-HI", help="local ports of the clients")
     plan("--backlog", type=count, metavar="N", help="argument of listen")
     plan("--sysctl", type=_sysctl, action="append", default=[], metavar="NAME=VALUE",
@@ -159,6 +172,8 @@ def parser() -> Parser:
     out("--output", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     out("--name", default="run", help="part of the run directory's name")
     out("--plan", action="store_true", help="print the plan and stop")
+    out("--metrics", type=_metrics, metavar="[ADDR:]PORT",
+        help="live OpenMetrics over HTTP, on 127.0.0.1 when no address is given")  # fmt: skip
     out("--json", action="store_true", help="verdict (or plan) as JSON on stdout")
     out("--quiet", action="store_true", help="no progress")
     return top
@@ -192,7 +207,9 @@ def plan_request(options: argparse.Namespace, *, own_namespace: bool) -> PlanReq
         nofile=options.nofile,
         accept=options.accept,
         source_addresses=options.source_addresses,
+        destination_ports=options.destination_ports,
         port_range=options.port_range,
+        bind=options.bind,
         backlog=options.backlog,
         sysctls=tuple(options.sysctl),
         own_namespace=own_namespace,
@@ -209,12 +226,27 @@ def check_faults(options: argparse.Namespace, plan: Plan) -> None:
     for text in options.inject:
         fault = faults.parse(text)
         role = faults.KINDS[fault.name].role
-        count = plan.workers if role == "worker" else plan.clients
+        if role == "host":
+            _check_burners(text, fault)
+            continue
+        acceptors = 1 if plan.accept == "handoff" else 0
+        count = {"worker": plan.workers, "acceptor": acceptors, "client": plan.clients}[role]
         if fault.number >= count:
             raise UsageError(
                 f"--inject {text}: there is no {role} {fault.number}",
-                fix=f"{role}s are 0 to {count - 1}; choose one, or more with --{role}s",
+                fix=f"{role}s are 0 to {count - 1}; choose one, or more with --{role}s"
+                if count
+                else "an acceptor is there with --accept handoff alone",
             )
+
+
+def _check_burners(text: str, fault: faults.Fault) -> None:
+    most = faults.MOST_BURNERS_COUNT
+    if not 1 <= fault.number <= most or not 0 < fault.value <= faults.MOST_BURN_S:
+        raise UsageError(
+            f"--inject {text}: 1 to {most} processes for at most {faults.MOST_BURN_S:.0f} s",
+            fix=f"--inject {fault.name}:4:10",
+        )
 
 
 def settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
@@ -234,6 +266,7 @@ def settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
         "probes": probes,
         "inject": options.inject,
         "sysctls": dict(options.sysctl),
+        "bind": options.bind,
     }
 
 
@@ -264,6 +297,7 @@ def fleet_config(options: argparse.Namespace, plan: Plan, *, give_up_root: bool)
         gc=options.gc == "on",
         inject=options.inject,
         give_up_root=give_up_root,
+        bind=options.bind,
     )
 
 

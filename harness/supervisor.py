@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from harness import live_status, netns, recording
+from harness.burners import Burners
 from harness.fleet import Fleet
 from harness.fleet_config import FleetConfig
 from harness.plan import Plan
@@ -99,6 +100,7 @@ class Supervisor:
         self._view = view
         self._events: list[tuple[int, str, int, str]] = []
         self._stop_ns = 0
+        self._burners = Burners(config.inject)
 
     def execute(self) -> RunResult:
         """Makes the run.
@@ -137,6 +139,7 @@ class Supervisor:
             result.status = "failed"
             raise
         finally:
+            self._burners.stop()
             if fleet is not None:
                 fleet.kill()
             if probes is not None:
@@ -198,6 +201,7 @@ class Supervisor:
         self._event("probes_ready", detail=",".join(probes.answer.get("ready", [])))
 
     def _ramp(self, fleet: Fleet, status: live_status.LiveStatus, result: RunResult) -> None:
+        self._burners.start()
         at_ns = fleet.set_phase(Phase.RAMP)
         self._manifest.begin_stage("ramp", at_ns)
         self._event("phase_ramp", at_ns=at_ns)
@@ -248,6 +252,7 @@ class Supervisor:
         if not probes.stop(_INTERRUPTED_PROBE_STOP_S if hurried else _PROBE_STOP_DEADLINE_S):
             result.notes.append("the probe process did not end by itself; its last rows may miss")
             self._event("probes_killed", detail=result.notes[-1])
+        self._burners.stop()
         self._note_ends(fleet)
         at_ns = time.monotonic_ns()
         self._manifest.begin_stage("stop", at_ns)

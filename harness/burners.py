@@ -1,0 +1,68 @@
+"""Processes beside the fleet that calculate: what ``--inject burn:PROCESSES[:S]`` puts on the host.
+
+They stand for whatever else a machine has to do. They end by themselves after their time, and with
+the supervisor when that dies.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+
+from harness.child import die_with_parent
+from harness.faults import faults_of, parse
+
+
+class Burners:
+    """The burning processes of one run; none when nothing asks for them.
+
+    Args:
+        inject: As given on the command line.
+    """
+
+    def __init__(self, inject: Iterable[str]) -> None:
+        self._wanted = [
+            fault
+            for number in {parse(text).number for text in inject}
+            for fault in faults_of(inject, "host", number)
+        ]
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Starts them all."""
+        for fault in self._wanted:
+            command = [sys.executable, "-P", "-m", "harness.burners"]
+            command += [str(os.getpid()), str(fault.value)]
+            for _ in range(fault.number):
+                self._processes.append(
+                    subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/"
+                    )
+                )
+
+    def stop(self) -> None:
+        """Ends those that still burn."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._processes.clear()
+
+
+def main(argv: list[str]) -> int:
+    """Burns.
+
+    Args:
+        argv: Pid of the supervisor, seconds.
+    """
+    die_with_parent(int(argv[0]))
+    until_s = time.monotonic() + float(argv[1])
+    while time.monotonic() < until_s:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
