@@ -207,6 +207,7 @@ PROBES_OF_TABLE: dict[str, tuple[str, ...]] = {
     "process_samples": ("process_samples",),
     "python_stacks": ("python_stacks",),
     "cpu_stacks": ("cpu_stacks",),
+    "blocked_samples": ("blocked_samples",),
     "live_samples": ("live_samples",),
     "host_cpu": ("host_counters",),
     "tcp_resets": ("tcp_events",),

@@ -15,7 +15,7 @@ import select
 import time
 from collections.abc import Sequence
 
-from harness import child, frames, handshake, worker_faults
+from harness import child, frames, gc_clock, handshake, worker_faults
 from harness.event_loop import IDLE_WAIT_S, MAX_EVENTS, PHASE_WORD, STOP, Turns
 from harness.fleet_config import FleetConfig
 from harness.listeners import Admission, Sweep, listen
@@ -103,7 +103,9 @@ class Worker:
             handoff.setblocking(False)
             self._epoll.register(handoff.fileno(), select.EPOLLIN)
         self._fault = worker_faults.of_worker(config.inject, index, slot)
-        if not config.gc:
+        if config.gc:
+            gc_clock.watch(slot)
+        else:
             gc.disable()
         if config.give_up_root:
             child.give_up_root()

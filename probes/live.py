@@ -103,6 +103,9 @@ class Counter(IntEnum):
     STOPPED_NS = 31
     RECORD_BASE = 32  # client: first record of this client
     RECORD_COUNT = 33
+    GC_NS_TOTAL = 34  # time in the runtime's collector
+    GC_COLLECTIONS_TOTAL = 35
+    GC_MAX_PAUSE_NS = 36  # longest collection of the run
 
 
 COUNTER_WORDS = 64

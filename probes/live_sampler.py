@@ -130,6 +130,9 @@ class LiveSamplesProbe:
                 lag_ns,
                 max(lag_ns, longest_ns),
                 word[Counter.WRITE_BUFFERED_BYTES],
+                word[Counter.GC_NS_TOTAL],
+                word[Counter.GC_COLLECTIONS_TOTAL],
+                word[Counter.GC_MAX_PAUSE_NS],
             )
 
     def stop(self, at_ns: int) -> None:

@@ -56,6 +56,9 @@ _ENTRIES: tuple[ProbeEntry, ...] = (
     ProbeEntry("python_stacks", "probes.pyspy:PythonStacksProbe", ("auto", "full")),
     ProbeEntry("live_samples", "probes.live_sampler:LiveSamplesProbe", ("light", "auto", "full")),
     ProbeEntry(
+        "blocked_samples", "probes.blocked_worker:BlockedSamplesProbe", ("light", "auto", "full")
+    ),
+    ProbeEntry(
         "process_samples", "probes.process_sampler:ProcessSamplesProbe", ("light", "auto", "full")
     ),
     ProbeEntry(

@@ -17,6 +17,7 @@ from reports.tables import Chart
 _PROBE_OF_TABLE = {
     "live_samples": "live_samples",
     "process_samples": "process_samples",
+    "blocked_samples": "blocked_samples",
     "failing_syscalls": "failing_syscalls",
     "failure_stacks": "failing_syscalls",
     "syscall_mix": "syscall_mix",
@@ -48,6 +49,7 @@ SECTION_OF_TABLE = {
     "events": "story",
     "processes": "processes",
     "process_samples": "hot",
+    "blocked_samples": "hot",
     "cpu_stacks": "flame",
     "python_stacks": "flame",
     "syscall_mix": "syscalls",

@@ -9,7 +9,14 @@ from probes import registry
 from probes.errors import ProbeUnavailableError, UsageError
 from probes.registry import PROBES, ProbeEntry, names_of_set, resolve
 
-LIGHT = {"live_samples", "process_samples", "host_counters", "tcp_snapshot", "failing_syscalls"}
+LIGHT = {
+    "live_samples",
+    "blocked_samples",
+    "process_samples",
+    "host_counters",
+    "tcp_snapshot",
+    "failing_syscalls",
+}
 
 
 def test_the_sets_are_the_documented_ones():
