@@ -7,7 +7,7 @@ empty and has its columns: nothing here is ever None but where said.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -114,6 +114,8 @@ class Summary:
         events: at_s, event, pid, role, worker, detail.
         missing: What could not be read or computed, for people: cut files, absent tables, a run
             that did not finish.
+        latency_totals: kind (connect, handshake, open), connection_count, p50_ms, p90_ms, p99_ms,
+            max_ms. Over the whole run; open is connect and handshake together.
     """
 
     manifest: dict[str, Any]
@@ -159,6 +161,7 @@ class Summary:
     skb_allocs: pd.DataFrame
     events: pd.DataFrame
     missing: list[str]
+    latency_totals: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def summarise(frames: RunFrames) -> Summary:
@@ -230,4 +233,5 @@ def summarise(frames: RunFrames) -> Summary:
         skb_allocs=processes.df_skb_allocs(view),
         events=timeline.df_events(view),
         missing=what_is_missing(view),
+        latency_totals=timeline.df_latency_totals(view),
     )

@@ -186,6 +186,24 @@ def df_latency(view: RunView) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
+def df_latency_totals(view: RunView) -> pd.DataFrame:
+    """Quantiles of connect, handshake and both together (open) over the whole run."""
+    connections = view.connections
+    rows = []
+    for kind, begun, ended in (
+        ("connect", "start_s", "connected_s"),
+        ("handshake", "connected_s", "established_s"),
+        ("open", "start_s", "established_s"),
+    ):
+        took_ms = ((connections[ended] - connections[begun]) * 1e3).dropna()
+        if took_ms.empty:
+            continue
+        p50_ms, p90_ms, p99_ms = took_ms.quantile([0.5, 0.9, 0.99])
+        rows.append((kind, len(took_ms), p50_ms, p90_ms, p99_ms, took_ms.max()))
+    columns = ["kind", "connection_count", "p50_ms", "p90_ms", "p99_ms", "max_ms"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def df_loop_lag(view: RunView) -> pd.DataFrame:
     """How long event loops were away: turn in progress, longest turn, busy share."""
     samples = view.frames["live_samples"]
