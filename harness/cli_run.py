@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from harness import recording, run_options
@@ -78,7 +79,10 @@ def _record(
     )
     for rung in plan.rungs:
         _say(options, f"plan: {rung_text(rung)}")
-    with LiveView(plan.target_connections, enabled=not options.quiet) as view:
+    with (
+        _metrics(options, run, plan),
+        LiveView(plan.target_connections, enabled=not options.quiet) as view,
+    ):
         return Supervisor(
             run=run,
             plan=plan,
@@ -89,6 +93,18 @@ def _record(
             interrupt=interrupt,
             view=view,
         ).execute()
+
+
+@contextmanager
+def _metrics(options: argparse.Namespace, run: RunDir, plan: Plan) -> Iterator[None]:
+    if options.metrics is None:
+        yield
+        return
+    from harness.metrics_endpoint import serving  # http.server only when it is asked for
+
+    with serving(options.metrics, run.path, plan.target_connections) as url:
+        _say(options, f"metrics: {url}")
+        yield
 
 
 def _conclude(
