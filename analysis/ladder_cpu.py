@@ -85,7 +85,9 @@ def _cpu_rung(
     else:
         error_pct = work.error_pct
         predicted = round(held * capacity_pct / used_pct)
-        note = "CPU of keep-alives in the hold phase, in proportion to connections"
+        note = "CPU of keep-alives in the hold phase, in proportion to connections" + _elsewhere(
+            predicted, work.interval_s
+        )
     return Rung(
         limit=limit,
         scope="process" if limit == "cpu_worker" else "host",
@@ -100,6 +102,16 @@ def _cpu_rung(
         note=note,
         met=predicted is not None and used_pct >= _MET_SHARE * capacity_pct,
     )
+
+
+_USUAL_INTERVALS_S = (1.0, 5.0, 25.0, 60.0)
+
+
+def _elsewhere(predicted: int, interval_s: float) -> str:
+    """The same cost per message at other intervals: the ceiling is in proportion to them."""
+    others = [s for s in _USUAL_INTERVALS_S if s > 1.2 * interval_s][:2]
+    ceilings = [f"about {round(predicted * s / interval_s):,} at {s:g} s" for s in others]
+    return f"; by the same cost {' and '.join(ceilings)}" if ceilings else ""
 
 
 def accept_queue_rung(listeners: pd.DataFrame) -> Rung:

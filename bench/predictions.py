@@ -84,11 +84,18 @@ def predict_and_meet(row: Row, folder: Path) -> Outcome:
         row_id=row.id,
         limit=str(row.extra["limit"]),
         below_connections=int(below["run"]["held_connections"]),
-        predicted_connections=int(rung["predicted_connections"]),
+        predicted_connections=round(rung["predicted_connections"] * interval_factor(row)),
         fit_error_pct=rung["fit_error_pct"],
         met_connections=met_connections(row, beyond),
         bar_pct=float(row.extra["bar_pct"]),
     )
+
+
+def interval_factor(row: Row) -> float:
+    """How much the ceiling of keep-alives moves by another interval in the second run."""
+    below = row.options.get("keepalive")
+    beyond = row.extra["into"].get("keepalive", below)
+    return float(beyond) / float(below) if below else 1.0
 
 
 def met_connections(row: Row, verdict: Mapping[str, Any]) -> int:

@@ -142,6 +142,8 @@ def test_keepalives_predict_the_cpu_rung(ramped):
     assert ladder["cpu_worker"].subject == "worker 0 (pid 800, server)"
     assert ladder["cpu_host"].predicted_connections == pytest.approx(1800, rel=0.02)
     assert ladder["cpu_worker"].fit_error_pct < 15
+    # The same cost per message at ten times the interval carries ten times the connections.
+    assert "about 5,000 at 1 s and about 25,000 at 5 s" in ladder["cpu_worker"].note
 
 
 def test_slab_per_connection_is_its_slope_over_the_baseline(ramped):

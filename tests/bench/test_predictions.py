@@ -42,6 +42,13 @@ def test_the_error_is_relative_to_the_fact():
     assert "| 1,050 | 1,000 | +5.0 % |" in predictions.table([outcome(1050, 1000)])
 
 
+def test_another_interval_moves_the_ceiling_in_proportion():
+    rows = predictions.scenario()
+    assert predictions.interval_factor(rows.row("CPU of a worker, another interval")) == 0.5
+    assert predictions.interval_factor(rows.row("CPU of a worker, keep-alives")) == 1.0
+    assert predictions.interval_factor(rows.row("local ports")) == 1.0
+
+
 def test_keepalives_are_met_where_the_pings_end():
     row = predictions.scenario().row("CPU of a worker, keep-alives")
     evidence = [
