@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from harness import recording, run_options
+from harness import foreign_options, recording, run_options
 from harness.command_line import run_command
+from harness.foreign_plan import make_foreign_plan
 from harness.host import read_host
 from harness.plan import Plan, make_plan
 from harness.plan_text import plan_json, plan_text, rung_text
@@ -43,7 +44,13 @@ def profile_run(argv: Sequence[str]) -> int:
     probes = registry.resolve(options.probes)
     host = read_host()
     own_namespace = host.may_own_namespace and not options.host_network
-    plan = make_plan(run_options.plan_request(options, own_namespace=own_namespace), host)
+    options.foreign = foreign = foreign_options.foreign_request(
+        options, own_namespace=own_namespace, taken=host.listening_ports
+    )
+    if foreign is not None and foreign.pid:
+        own_namespace = False  # the clients go where the server is
+    request = run_options.plan_request(options, own_namespace=own_namespace)
+    plan = make_plan(request, host) if not foreign else make_foreign_plan(request, host, foreign)
     run_options.check_faults(options, plan)
     if options.plan:
         print(plan_json(plan) if options.json else plan_text(plan))
@@ -73,7 +80,8 @@ def _record(
             "settings": run_options.settings(options, probes),
             "plan": plan.to_dict(),
             "host": host.to_dict("own" if plan.own_namespace else "host"),
-            "server": {"address": plan.server_address, "ports": list(plan.destination_ports)},
+            "server": {"address": plan.server_address, "ports": list(plan.destination_ports)}
+            | (options.foreign.to_dict() if options.foreign else {}),
             "probes_asked": probes,
         },
     )
@@ -92,6 +100,7 @@ def _record(
             hold_s=options.hold,
             interrupt=interrupt,
             view=view,
+            foreign=options.foreign,
         ).execute()
 
 

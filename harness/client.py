@@ -24,6 +24,7 @@ from harness.fleet_config import FleetConfig
 from harness.load_shape import Pace, interleave
 from harness.protocol import BinaryMessage, Connection, Ping, TextMessage, Violation
 from harness.protocol import Role as End
+from harness.refusals import RefusalReport
 from probes.live import CloseKind, Counter, Live, Role, Stage
 
 _IP_BIND_ADDRESS_NO_PORT = 24  # include/uapi/linux/in.h, since Linux 4.2
@@ -60,9 +61,14 @@ class _Exchange:
 
     __slots__ = ("key", "request", "response")
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, config: FleetConfig, port: int) -> None:
         self.key = handshake.new_key()
-        self.request = handshake.client_request(f"{host}:{port}", "/", self.key)
+        self.request = handshake.client_request(
+            config.host or f"{config.server_address}:{port}",
+            config.path,
+            self.key,
+            [(name, value) for name, value in config.headers],
+        )
         self.response = handshake.switching_protocols(self.key)
 
 
@@ -74,9 +80,12 @@ class Client:
         index: Number of this client.
         live: Shared memory.
         record_base: Its first connection record.
+        report_fd: Pipe to the supervisor for what the server said instead of the upgrade; -1: none.
     """
 
-    def __init__(self, config: FleetConfig, index: int, live: Live, record_base: int) -> None:
+    def __init__(
+        self, config: FleetConfig, index: int, live: Live, record_base: int, report_fd: int = -1
+    ) -> None:
         child.leave_terminal()
         child.limit_descriptors(config.client_nofile_count)
         self._config = config
@@ -93,7 +102,7 @@ class Client:
         self._record_base = record_base
         self._order = interleave(groups, config.server_address)
         self._exchanges = {
-            port: [_Exchange(config.server_address, port) for _ in range(_KEYS_COUNT)]
+            port: [_Exchange(config, port) for _ in range(_KEYS_COUNT)]
             for port in {group.destination_port for group in groups}
         }
         columns = ("start_ns", "connected_ns", "established_ns", "closed_ns", "errno", "stage")
@@ -115,6 +124,12 @@ class Client:
         self._pace = Pace(config.ramp_per_s / config.clients, config.clients, index)
         self._message_pace = Pace(config.message_rate_per_s / config.clients, config.clients, index)
         self._payload = b"\xa5" * config.payload_bytes
+        self._message = config.message
+        self._message_opcode = (
+            frames.Opcode.TEXT if config.message_is_text else frames.Opcode.BINARY
+        )
+        self._subprotocols = [name.encode() for name in config.subprotocols]
+        self._refusals = RefusalReport(report_fd)
         self._talk_cursor = 0
         self._pongs = [
             frames.encode_frame(frames.Opcode.PONG, b"", mask=os.urandom(4)) for _ in range(256)
@@ -289,9 +304,10 @@ class Client:
         """A response that is in pieces, has frames behind it, or is not ours (RFC 6455, 4.1)."""
         head = self._heads.pop(fd, b"") + data
         try:
-            end = handshake.check_response(head, exchange.key)
-        except handshake.HandshakeError:
+            end = handshake.check_response(head, exchange.key, subprotocols=self._subprotocols)
+        except handshake.HandshakeError as error:
             self._slot[_PROTOCOL_ERRORS] += 1
+            self._refusals.tell(error, head, exchange.key, lambda: self._read_more(fd))
             self._abandon(fd, 0, CloseKind.PROTOCOL)
             return
         if end is None:
@@ -300,6 +316,9 @@ class Client:
         self._establish(fd, record)
         if head[end:]:
             self._receive(fd, head[end:])
+
+    def _read_more(self, fd: int) -> bytes:
+        return os.read(fd, _READ_BYTES)
 
     def _establish(self, fd: int, record: int) -> None:
         slot = self._slot
@@ -416,9 +435,18 @@ class Client:
                 self._send(
                     self._talk_cursor,
                     frames.encode_frame(
-                        frames.Opcode.BINARY, self._payload, mask=random.randbytes(4)
+                        self._message_opcode,
+                        self._payload if not self._message else self._next_message(record),
+                        mask=random.randbytes(4),
                     ),
                 )
+
+    def _next_message(self, record: int) -> bytes:
+        """The template filled in: {n} counts the messages of this client from 1."""
+        text = self._message.format(
+            n=self._slot[_TX_MESSAGES], connection=record, client=self._slot[Counter.WORKER]
+        )
+        return text.encode()
 
     def _send(self, fd: int, data: bytes) -> None:
         if self._record_by_fd[fd] < 0:

@@ -24,14 +24,19 @@ def main(argv: list[str]) -> int:
     record_base = 0
     for index, groups in enumerate(config.client_groups):
         slot = config.first_client_slot() + index
-        jobs.append((slot, partial(_work, config, index, live, record_base)))
+        jobs.append((slot, partial(_work, config, index, live, record_base, report_fd)))
         record_base += sum(group.connections for group in groups)
     report_ends(fork_all(jobs), report_fd)
     return 0
 
 
-def _work(config: FleetConfig, index: int, live: Live, record_base: int) -> None:
-    Client(config, index, live, record_base).run()
+def _work(config: FleetConfig, index: int, live: Live, record_base: int, report_fd: int) -> None:
+    kind = Client
+    if config.tls:
+        from harness.tls_client import TlsClient  # ssl is heavy: only where it is needed
+
+        kind = TlsClient
+    kind(config, index, live, record_base, report_fd).run()
 
 
 if __name__ == "__main__":

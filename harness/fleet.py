@@ -35,6 +35,29 @@ class ProcessEnd:
         return self.status != 0
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a client was told instead of the upgrade; one for each kind and client.
+
+    Attributes:
+        pid: The client.
+        at_ns: When.
+        status: HTTP status, 0 when it was no HTTP, or TLS before it.
+        reason: In our words.
+        body: The start of what came with it, in printable characters.
+    """
+
+    pid: int
+    at_ns: int
+    status: int
+    reason: str
+    body: str
+
+    def __str__(self) -> str:
+        text = f"HTTP {self.status}" if self.status not in (0, 101) else self.reason
+        return f"{text}: {self.body}" if self.body else text
+
+
 class Fleet:
     """Starts, watches and stops the server's and the clients' processes.
 
@@ -54,6 +77,7 @@ class Fleet:
         self.server_slots = self.slots[: config.workers]
         self.client_slots = self.slots[config.first_client_slot() :]
         self.ends: list[ProcessEnd] = []
+        self.refusals: list[Refusal] = []
         self._run_path = run_path
         self._parents: dict[str, subprocess.Popen[bytes]] = {}
         self._unread = b""
@@ -64,6 +88,8 @@ class Fleet:
         inherited = [live_fd, write_fd] + ([namespace_fd] if namespace_fd >= 0 else [])
         try:
             for side, module in _MODULES.items():
+                if side == "server" and config.is_foreign:
+                    continue
                 with (run_path / "logs" / f"{side}.log").open("wb") as log:
                     # -P: a folder named like one of our packages in the working directory is not
                     # imported. Own session: Ctrl-C is for the supervisor alone.
@@ -99,7 +125,8 @@ class Fleet:
         Raises:
             HostError: One of them could not start; the message has the end of its log.
         """
-        if all(slot[Counter.READY_NS] for slot in self.slots):
+        ours = self.client_slots if self.config.is_foreign else self.slots
+        if all(slot[Counter.READY_NS] for slot in ours):
             return True
         self.read_ends()
         for side, parent in self._parents.items():
@@ -112,7 +139,7 @@ class Fleet:
         return False
 
     def _last_log_line(self) -> str:
-        for side in _MODULES:
+        for side in self._parents:
             text = (self._run_path / "logs" / f"{side}.log").read_text(errors="replace").strip()
             if text:
                 return text.splitlines()[-1]
@@ -127,7 +154,12 @@ class Fleet:
         except BlockingIOError:
             pass
         *lines, self._unread = self._unread.split(b"\n")
-        fresh.extend(ProcessEnd(**json.loads(line)) for line in lines)
+        for line in lines:
+            told = json.loads(line)
+            if "refusal" in told:
+                self.refusals.append(Refusal(**told["refusal"]))
+            else:
+                fresh.append(ProcessEnd(**told))
         self.ends.extend(fresh)
         return fresh
 

@@ -7,6 +7,7 @@ them more memory than ten thousand idle connections.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -23,7 +24,10 @@ class FleetConfig(NamedTuple):
 
     ``keepalive_s`` 0 means off; ``ramp_per_s`` 0 means as fast as possible; ``message_rate_per_s``
     is of the whole fleet; ``socket_port_range`` is empty where the namespace or host has the range.
-    ``bind`` early takes the local port at bind, late leaves it to connect.
+    ``bind`` early takes the local port at bind, late leaves it to connect. ``accept`` foreign: the
+    server is not ours and ``workers`` slots are kept for its processes. ``host`` '' is address and
+    port; ``tls`` is '', verify or insecure, ``tls_ca`` PEM text or '' for the system's; ``message``
+    is a template, '' for ``payload_bytes`` bytes.
     """
 
     server_address: str
@@ -48,6 +52,20 @@ class FleetConfig(NamedTuple):
     inject: list[str]
     give_up_root: bool
     bind: str = "late"
+    host: str = ""
+    path: str = "/"
+    headers: Sequence[Sequence[str]] = ()
+    subprotocols: Sequence[str] = ()
+    tls: str = ""
+    tls_ca: str = ""
+    tls_server_name: str = ""
+    message: str = ""
+    message_is_text: bool = False
+
+    @property
+    def is_foreign(self) -> bool:
+        """The server is not ours: its slots are filled in by the supervisor."""
+        return self.accept == "foreign"
 
     @property
     def acceptors(self) -> int:

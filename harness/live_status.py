@@ -29,6 +29,7 @@ class LiveStatus:
     def read(self, phase: str, *, time_left_s: float | None = None, note: str = "") -> Status:
         """The state of now."""
         fleet = self._fleet
+        is_own = not fleet.config.is_foreign
         now_s = time.monotonic()
         established = fleet.total(Counter.ESTABLISHED_TOTAL)
         since_s, before = self._rate_from
@@ -60,6 +61,7 @@ class LiveStatus:
                     self._cpu_pct.get(slot[Counter.PID], -1.0),
                 )
                 for index, slot in enumerate(fleet.server_slots)
+                if is_own or (slot[Counter.PID] and not slot[Counter.STOPPED_NS])
             ],
             time_left_s=time_left_s,
             note=note,
@@ -78,12 +80,27 @@ class LiveStatus:
             return
         for slot in self._fleet.server_slots:
             pid = slot[Counter.PID]
+            if not pid:
+                continue
             ticks = _cpu_ticks(pid)
             if pid in self._cpu_ticks and ticks >= 0:
                 used_s = (ticks - self._cpu_ticks[pid]) / _TICKS_PER_S
                 self._cpu_pct[pid] = 100 * used_s / passed_s
             self._cpu_ticks[pid] = ticks
         self._cpu_at_s = now_s
+
+
+def waiting(note: str) -> Status:
+    """The state before there is a fleet."""
+    return Status(
+        elapsed_s=0.0,
+        phase="setup",
+        established=0,
+        open_count=0,
+        rate_per_s=0.0,
+        failed=0,
+        note=note,
+    )
 
 
 def _cpu_ticks(pid: int) -> int:

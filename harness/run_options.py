@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness import faults
+from harness import faults, foreign_options
 from harness.fleet_config import FleetConfig, GroupShare
 from harness.plan import ACCEPT_MODES, Plan, PlanRequest
 from probes.errors import UsageError
@@ -24,6 +24,8 @@ examples:
                                                a naive server at its descriptor limit
   profile-run --connections 40000 --source-addresses 1 --port-range 32768-60999
                                                one address: the ports run out at 28,232
+  profile-run --connections 5000 --server-cmd 'node server.js --port {port}'
+                                               your own server
 exit codes: 0 reached, 2 usage, 3 a limit was met (report written), 4 this host cannot,
   5 failed, 130 interrupted (report written)
 """
@@ -167,6 +169,7 @@ def parser() -> Parser:
     load("--payload", type=_payload, default=64, metavar="BYTES", help="message size, default 64")
     load("--message-rate", type=_message_rate, default=0.0, metavar="RATE",
          help="messages per second of the whole fleet, default 0")  # fmt: skip
+    foreign_options.add_options(top)
     out = top.add_argument_group("watching and output").add_argument
     out("--probes", default="auto", metavar="SET", help="auto, light, full, none, or a list")
     out("--output", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
@@ -191,6 +194,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             f"--connect-timeout {options.connect_timeout:g} is less than 0.1 s",
             fix="--connect-timeout 10",
         )
+    options.speech = foreign_options.speech_of(options)
+    options.foreign = None
     return options
 
 
@@ -267,12 +272,13 @@ def settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
         "inject": options.inject,
         "sysctls": dict(options.sysctl),
         "bind": options.bind,
+        **foreign_options.settings(options.speech, options.foreign),
     }
 
 
 def fleet_config(options: argparse.Namespace, plan: Plan, *, give_up_root: bool) -> FleetConfig:
     """What the fleet is told."""
-    return FleetConfig(
+    config = FleetConfig(
         server_address=plan.server_address,
         destination_ports=list(plan.destination_ports),
         accept=plan.accept,
@@ -299,6 +305,8 @@ def fleet_config(options: argparse.Namespace, plan: Plan, *, give_up_root: bool)
         give_up_root=give_up_root,
         bind=options.bind,
     )
+    fields = foreign_options.fleet_fields(options, options.speech, options.foreign)
+    return config._replace(**fields)
 
 
 def _plain(group: Any) -> tuple[str, int, int]:

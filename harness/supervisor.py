@@ -18,6 +18,8 @@ from harness import live_status, netns, recording
 from harness.burners import Burners
 from harness.fleet import Fleet
 from harness.fleet_config import FleetConfig
+from harness.foreign_notes import foreign_notes
+from harness.foreign_server import ForeignRequest, ForeignServer
 from harness.plan import Plan
 from harness.probe_process import ProbeProcess
 from probes import live as live_memory
@@ -76,6 +78,7 @@ class Supervisor:
         hold_s: How long to hold the connections.
         interrupt: Set by signals; every phase ends early when it is.
         view: Where progress is shown.
+        foreign: The server where it is not ours.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Supervisor:
         hold_s: float,
         interrupt: Interrupt,
         view: LiveView,
+        foreign: ForeignRequest | None = None,
     ) -> None:
         self._run = run
         self._plan = plan
@@ -100,6 +104,9 @@ class Supervisor:
         self._view = view
         self._events: list[tuple[int, str, int, str]] = []
         self._stop_ns = 0
+        self._foreign_request = foreign
+        self._foreign: ForeignServer | None = None
+        self._told_refusals_count = 0
         self._burners = Burners(config.inject)
 
     def execute(self) -> RunResult:
@@ -126,6 +133,14 @@ class Supervisor:
         try:
             if self._plan.own_namespace:
                 namespace_fd = netns.create(self._plan.sysctls)
+            if self._foreign_request is not None:
+                self._foreign = ForeignServer(self._foreign_request, self._run.path, live)
+                if namespace_fd < 0:
+                    namespace_fd = self._foreign.open_namespace()
+                if not self._begin_foreign(self._foreign, namespace_fd):
+                    result.status = "interrupted"
+                    self._event("interrupted", detail=self._interrupt.signal_name)
+                    return result
             probes = ProbeProcess(
                 self._run.path,
                 self._probe_names,
@@ -144,6 +159,8 @@ class Supervisor:
                 fleet.kill()
             if probes is not None:
                 probes.stop(0.2)
+            if self._foreign is not None:
+                self._foreign.kill()
             if namespace_fd >= 0:
                 os.close(namespace_fd)
             self._record(live, fleet, result)
@@ -155,12 +172,37 @@ class Supervisor:
         config = self._config
         for index in range(config.slot_count):
             slot = live.slot(index)
+            if config.is_foreign and index < config.workers:
+                continue  # taken by the server's processes as they are found
             if index < config.workers:
                 slot[Counter.ROLE] = live_memory.Role.SERVER
             elif index < config.first_client_slot():
                 slot[Counter.ROLE] = live_memory.Role.ACCEPTOR
             else:
                 slot[Counter.ROLE] = live_memory.Role.CLIENT
+
+    def _begin_foreign(self, foreign: ForeignServer, namespace_fd: int) -> bool:
+        """Starts the server, or finds it; False when somebody stopped the run meanwhile."""
+        foreign.start(namespace_fd)
+        url = foreign.request.endpoint.url
+        self._view.update(live_status.waiting(f"waiting for the server at {url}"))
+        if not foreign.wait_until_listening(lambda: bool(self._interrupt.signal_name)):
+            return False
+        self._event("server_listens", pid=foreign.pid, detail=url)
+        self._follow_foreign()
+        return True
+
+    def _follow_foreign(self) -> None:
+        """Looks after a server that is not ours; does nothing for our own."""
+        foreign = self._foreign
+        if foreign is None:
+            return
+        for event, pid, detail in foreign.follow():
+            self._event(event, pid=pid, detail=detail)
+        known = foreign.processes.describe()
+        if known != self._manifest.contents["server"]["processes"]:
+            self._manifest.contents["server"]["processes"] = known
+            self._manifest.write()
 
     def _run_phases(self, fleet: Fleet, probes: ProbeProcess, result: RunResult) -> None:
         status = live_status.LiveStatus(fleet, self._plan)
@@ -178,6 +220,7 @@ class Supervisor:
     def _wait_until_ready(self, fleet: Fleet, probes: ProbeProcess, result: RunResult) -> bool:
         deadline_s = time.monotonic() + _START_DEADLINE_S
         while not self._interrupt.signal_name:
+            self._follow_foreign()
             fleet_ready = fleet.is_ready
             if fleet_ready and probes.is_ready:
                 self._note_probes(probes, result)
@@ -202,6 +245,8 @@ class Supervisor:
 
     def _ramp(self, fleet: Fleet, status: live_status.LiveStatus, result: RunResult) -> None:
         self._burners.start()
+        if self._foreign is not None:
+            self._foreign.begin_load()
         at_ns = fleet.set_phase(Phase.RAMP)
         self._manifest.begin_stage("ramp", at_ns)
         self._event("phase_ramp", at_ns=at_ns)
@@ -261,9 +306,26 @@ class Supervisor:
         self._event("phase_stop", at_ns=at_ns)
         if not fleet.stop(_INTERRUPTED_FLEET_STOP_S if hurried else _FLEET_STOP_DEADLINE_S):
             self._event("fleet_killed", detail="some process did not end by itself")
+        if self._foreign is not None:
+            self._stop_foreign(self._foreign, fleet, result, hurried=hurried)
+
+    def _stop_foreign(
+        self, foreign: ForeignServer, fleet: Fleet, result: RunResult, *, hurried: bool
+    ) -> None:
+        result.notes += foreign_notes(foreign, fleet, echoes=self._config.server_mode == "echo")
+        if not foreign.stop(hurried=hurried):
+            result.notes.append("the server did not end at SIGTERM and was killed")
+            self._event("server_killed", pid=foreign.pid, detail=result.notes[-1])
 
     def _note_ends(self, fleet: Fleet) -> None:
-        for end in fleet.read_ends():
+        self._follow_foreign()
+        ends = fleet.read_ends()
+        for refusal in fleet.refusals[self._told_refusals_count :]:
+            self._event(
+                "upgrade_refused", pid=refusal.pid, at_ns=refusal.at_ns, detail=str(refusal)
+            )
+        self._told_refusals_count = len(fleet.refusals)
+        for end in ends:
             how = f"signal {end.signal}" if end.signal else f"status {end.status}"
             held = fleet.slots[end.slot][Counter.OPEN_COUNT]
             self._event(
@@ -281,7 +343,9 @@ class Supervisor:
         self._manifest.contents["notes"] = result.notes
         try:
             recording.write_connections(self._run, live)
-            ends = fleet.ends if fleet is not None else []
+            ends = list(fleet.ends) if fleet is not None else []
+            if self._foreign is not None:
+                ends += self._foreign.processes.ends
             stop_ns = self._stop_ns or live.header[Header.PHASE_STOP_NS]
             recording.write_processes(self._run, live, ends, stop_ns)
             recording.write_events(self._run, self._events)

@@ -1,0 +1,176 @@
+"""The parent of a server that is not ours: ``python -P -m harness.foreign_main``.
+
+It starts the command in a session of its own and adopts whatever it leaves behind
+(PR_SET_CHILD_SUBREAPER), so that nothing of it outlives the run: SIGTERM, from the supervisor or
+from the kernel when the supervisor died, ends the command's whole process group, and after a grace
+time every descendant there still is.
+
+Reports JSON lines on a pipe: ``{"started": pid}`` or ``{"failed": "why"}``, then one for each
+process that it reaps: ``{"pid", "status", "signal", "exited_ns"}``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pwd
+import resource
+import signal
+import sys
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+from harness import netns
+from probes.process_tree import tree_of
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+_POLL_S = 0.02
+
+
+class Launch(NamedTuple):
+    """What to start and how; ``nofile`` 0 leaves the limit, ``user`` '' the user."""
+
+    supervisor_pid: int
+    report_fd: int
+    namespace_fd: int
+    user: str
+    nofile: int
+    grace_s: float
+    folder: str
+    environment: dict[str, str]
+    command: list[str]
+
+
+def main(argv: list[str]) -> int:
+    """Starts the command, reports, and waits until all of it is gone.
+
+    Args:
+        argv: One word, the JSON array of a ``Launch``.
+    """
+    launch = Launch(*json.loads(argv[0]))
+    libc = ctypes.CDLL(None, use_errno=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asked: list[int] = []
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, ask)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != launch.supervisor_pid:
+        return 1
+    if launch.namespace_fd >= 0:
+        netns.enter(launch.namespace_fd)
+        os.close(launch.namespace_fd)
+    pid = _start(launch, libc)
+    if not pid:
+        return 1
+    _report(launch, {"started": pid})
+    grace_s = launch.grace_s
+    kill_at_s = float("inf")
+    while True:
+        if asked and kill_at_s == float("inf"):
+            kill_at_s = time.monotonic() + grace_s
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGTERM)
+        if time.monotonic() >= kill_at_s:
+            _kill_all(pid)
+        try:
+            if not _reap(launch):
+                time.sleep(_POLL_S)
+        except ChildProcessError:
+            return 0
+
+
+def _reap(launch: Launch) -> bool:
+    pid, status = os.waitpid(-1, os.WNOHANG)
+    if not pid:
+        return False
+    _report(
+        launch,
+        {
+            "pid": pid,
+            "status": os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1,
+            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+            "exited_ns": time.monotonic_ns(),
+        },
+    )
+    return True
+
+
+def _kill_all(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    for pid in tree_of(os.getpid())[1:]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _start(launch: Launch, libc: ctypes.CDLL) -> int:
+    """Forks and executes the command; 0 when that failed, which is reported."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    parent_pid = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_fd)
+        _become(launch, libc, parent_pid, write_fd)
+    os.close(write_fd)
+    with os.fdopen(read_fd, encoding="utf-8") as stream:
+        why = stream.read()
+    if not why:
+        return pid
+    os.waitpid(pid, 0)
+    _report(launch, {"failed": why})
+    return 0
+
+
+def _become(launch: Launch, libc: ctypes.CDLL, parent_pid: int, write_fd: int) -> NoReturn:
+    what = "start it"
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if launch.nofile:
+            what = f"set RLIMIT_NOFILE to {launch.nofile}"
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            hard = hard if hard == resource.RLIM_INFINITY else max(hard, launch.nofile)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (launch.nofile, hard))
+        environment = dict(launch.environment)
+        if launch.user:
+            what = f"become {launch.user}"
+            environment |= _become_user(launch.user)
+        # After the change of user, which clears the setting (prctl(2)).
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent_pid:
+            os._exit(1)
+        what = f"enter {launch.folder}"
+        os.chdir(launch.folder)
+        what = f"execute {launch.command[0]}"
+        os.execvpe(launch.command[0], launch.command, environment)  # noqa: S606 - the user's own command
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        os.write(write_fd, f"cannot {what}: {reason}".encode())
+    os._exit(127)
+
+
+def _become_user(name: str) -> dict[str, str]:
+    entry = pwd.getpwnam(name)
+    if entry.pw_uid == os.geteuid():
+        return {}
+    os.initgroups(name, entry.pw_gid)
+    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    return {"HOME": entry.pw_dir, "USER": name, "LOGNAME": name}
+
+
+def _report(launch: Launch, line: dict[str, object]) -> None:
+    with suppress(BrokenPipeError):
+        os.write(launch.report_fd, json.dumps(line).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

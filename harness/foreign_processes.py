@@ -1,0 +1,241 @@
+"""Follows the processes of a server that is not ours, into the slots that live.bin keeps for them.
+
+A process of the server's tree is *held* (gets a slot, and with it everything that a worker of our
+own has) when it owns the listener or one of its connections. How many connections it holds is its
+number of open descriptors less those it had before the first one: two microseconds to read, where
+walking 20,000 sockets would disturb what is measured. Established connections are counted by the
+growth of that number, so they are a lower bound.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from harness.fleet import ProcessEnd
+from probes import process_tree, socket_owners
+from probes.live import Counter, Live, Role
+from probes.socket_owners import WALK_MOST_COUNT
+
+TREE_PERIOD_S = 0.5
+_SETUP_PERIOD_S = 0.1
+COUNT_PERIOD_S = 0.04
+YOUNG_S = 3.0
+"""A new worker opens descriptors of its own for so long after it was first seen."""
+_YOUNG_MOST_COUNT = 1_024
+_STATUS_WAIT_S = 1.0
+
+
+@dataclass(slots=True)
+class Held:
+    """One process that holds connections, and its slot."""
+
+    pid: int
+    slot_index: int
+    slot: memoryview
+    command: str
+    own_count: int
+    since_s: float
+    ended_ns: int = 0
+
+
+class ForeignProcesses:
+    """Discovers and follows the processes that hold a server's connections.
+
+    Args:
+        live: Shared memory; slots 0 to ``slots_count`` - 1 are for these processes.
+        slots_count: Most processes that can be followed in one run.
+        port: The server's port.
+    """
+
+    def __init__(self, live: Live, slots_count: int, port: int) -> None:
+        self.ends: list[ProcessEnd] = []
+        self.held: list[Held] = []
+        self.known: dict[int, tuple[int, int]] = {}  # status and signal by pid, from who reaped it
+        self._live = live
+        self._slots_count = slots_count
+        self._port = port
+        self._roots: list[int] = []
+        self._excluded: set[int] = set()
+        self._looked_at: dict[int, int] = {}  # pid to descriptors when it held no connection
+        self._ends = process_tree.EndWatch()
+        self._ended_at_s: dict[int, float] = {}
+        self._tree_due_s = 0.0
+        self._count_due_s = 0.0
+        self._is_loaded = False
+        self._overflown = False
+
+    def watch_tree(self, roots: list[int], *, without: int = 0) -> None:
+        """Says whose descendants to look at.
+
+        Args:
+            roots: Processes of the server.
+            without: One that is not of it itself, only its children: the parent that started it.
+        """
+        self._roots = roots
+        if without:
+            self._excluded.add(without)
+        self._tree_due_s = 0.0
+
+    @property
+    def pids(self) -> list[int]:
+        """Those that were alive at the last look, in order of appearance."""
+        return [each.pid for each in self.held if not each.ended_ns]
+
+    def begin_load(self) -> None:
+        """The first connection comes next: what is open now is a process's own."""
+        self._tree_due_s = self._count_due_s = 0.0
+        self.follow()
+        for each in self.held:
+            if not each.ended_ns:
+                self._set_own(each)
+        self._is_loaded = True
+
+    def follow(self) -> list[tuple[str, int, str]]:
+        """Looks again where a look is due.
+
+        Returns:
+            What happened since, as (event, pid, detail).
+        """
+        now_s = time.monotonic()
+        if now_s < self._count_due_s:
+            return []
+        self._count_due_s = now_s + COUNT_PERIOD_S
+        news = self._take_ends(now_s)
+        if now_s >= self._tree_due_s:
+            self._tree_due_s = now_s + (TREE_PERIOD_S if self._is_loaded else _SETUP_PERIOD_S)
+            news += self._look_for_new(now_s)
+        for each in self.held:
+            if not each.ended_ns:
+                self._count(each)
+        return news
+
+    def describe(self) -> list[dict[str, int | str]]:
+        """The processes for the manifest."""
+        return [
+            {"pid": each.pid, "worker": each.slot_index, "command": each.command}
+            for each in self.held
+        ]
+
+    def close(self) -> None:
+        """Ends the watch."""
+        self._ends.close()
+
+    # -- connections -----------------------------------------------------------------------------
+
+    def _count(self, each: Held) -> None:
+        count = socket_owners.descriptor_count(each.pid)
+        if count < 0:
+            return
+        open_count = max(0, count - each.own_count)
+        grown = open_count - each.slot[Counter.OPEN_COUNT]
+        each.slot[Counter.OPEN_COUNT] = open_count
+        if grown > 0 and self._is_loaded:
+            each.slot[Counter.ESTABLISHED_TOTAL] += grown
+            each.slot[Counter.ATTEMPTED_TOTAL] += grown
+
+    def _set_own(self, each: Held) -> None:
+        """Counts what is open and no connection, as far as that can be told cheaply."""
+        count = socket_owners.descriptor_count(each.pid)
+        if count < 0:
+            return
+        each.own_count = max(0, count - self._connections_of(each.pid, count))
+        each.slot[Counter.OWN_FDS_COUNT] = each.own_count
+        limit = process_tree.nofile_soft_count(each.pid)
+        each.slot[Counter.NOFILE_SOFT_COUNT] = limit
+        each.slot[Counter.TARGET_COUNT] = max(0, limit - each.own_count)
+
+    def _connections_of(self, pid: int, descriptors_count: int) -> int:
+        connections = socket_owners.connection_inodes(pid, self._port)
+        if not connections:
+            return 0
+        if descriptors_count <= WALK_MOST_COUNT:
+            return len(connections.intersection(socket_owners.socket_inodes(pid)))
+        # Too many to look at one by one: an even share of what the port has.
+        return min(descriptors_count, len(connections) // max(1, len(self.pids)))
+
+    # -- processes -------------------------------------------------------------------------------
+
+    def _look_for_new(self, now_s: float) -> list[tuple[str, int, str]]:
+        known = {each.pid for each in self.held if not each.ended_ns}
+        tree = [pid for root in self._roots for pid in process_tree.tree_of(root)]
+        fresh = [pid for pid in dict.fromkeys(tree) if pid not in known | self._excluded]
+        news: list[tuple[str, int, str]] = []
+        for pid in fresh:
+            if self._holds(pid):
+                news += self._take(pid, now_s)
+        for each in self.held:
+            if not each.ended_ns and self._is_loaded and now_s - each.since_s < YOUNG_S:
+                count = socket_owners.descriptor_count(each.pid)
+                if 0 <= count <= _YOUNG_MOST_COUNT:
+                    self._set_own(each)
+        return news
+
+    def _holds(self, pid: int) -> bool:
+        """Whether a process owns the listener or a connection of it."""
+        count = socket_owners.descriptor_count(pid)
+        if count < 0 or count > WALK_MOST_COUNT:
+            return count > WALK_MOST_COUNT  # so many can only be connections
+        if self._looked_at.get(pid) == count:
+            return False
+        self._looked_at[pid] = count
+        mine = set(socket_owners.socket_inodes(pid))
+        if not mine:
+            return False
+        try:
+            listening = {each.inode for each in socket_owners.listeners(pid, self._port)}
+        except OSError:
+            return False
+        if mine & listening:
+            return True
+        return self._is_loaded and bool(mine & socket_owners.connection_inodes(pid, self._port))
+
+    def _take(self, pid: int, now_s: float) -> list[tuple[str, int, str]]:
+        index = len(self.held)
+        if index >= self._slots_count:
+            if self._overflown:
+                return []
+            self._overflown = True
+            return [("too_many_processes", pid, f"only the first {index} are followed")]
+        if not self._ends.add(pid):
+            return []  # it is gone again
+        slot = self._live.slot(index)
+        each = Held(pid, index, slot, process_tree.command_name(pid), 0, now_s)
+        at_ns = time.monotonic_ns()
+        slot[Counter.WORKER] = index
+        slot[Counter.STARTED_NS] = at_ns
+        self._set_own(each)
+        slot[Counter.READY_NS] = at_ns
+        slot[Counter.PID] = pid
+        slot[Counter.ROLE] = Role.SERVER
+        self.held.append(each)
+        limit = slot[Counter.NOFILE_SOFT_COUNT]
+        detail = f"worker {index}: {each.command}, {each.own_count} descriptors of {limit} its own"
+        return [("server_process", pid, detail)]
+
+    def _take_ends(self, now_s: float) -> list[tuple[str, int, str]]:
+        news: list[tuple[str, int, str]] = []
+        for pid in self._ends.ended():
+            each = next(each for each in self.held if each.pid == pid and not each.ended_ns)
+            since_s = self._ended_at_s.setdefault(pid, now_s)
+            status = self._ends.wait_status(pid)
+            if pid in self.known:
+                code, number = self.known[pid]
+            elif status is not None:
+                exited = os.WIFEXITED(status)
+                code = os.WEXITSTATUS(status) if exited else -1
+                number = 0 if exited else os.WTERMSIG(status)
+            elif now_s - since_s < _STATUS_WAIT_S:
+                continue  # it is a zombie until its parent looks
+            else:
+                code, number = -1, 0
+            self._ends.forget(pid)
+            each.ended_ns = time.monotonic_ns() - int((now_s - since_s) * 1e9)
+            each.slot[Counter.STOPPED_NS] = each.ended_ns
+            self.ends.append(ProcessEnd(pid, each.slot_index, each.ended_ns, code, number))
+            how = f"signal {number}" if number else f"status {code}" if code >= 0 else "unseen"
+            held = each.slot[Counter.OPEN_COUNT]
+            detail = f"{each.command}, {how}, held {held} connections"
+            news.append(("process_exited", pid, detail))
+        return news

@@ -1,0 +1,418 @@
+"""A server that is not ours: started by a command, or running already; found, followed, stopped.
+
+The command runs as the user who called, not as ``nobody`` as our own workers do: it is that user's
+program, and reads their files (sources in a home folder, keys of mode 600). Under sudo that is the
+user who called sudo. It inherits the caller's environment, folder and limits, with ``PORT`` set
+beside the ``{port}`` of the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.endpoint import Endpoint
+from harness.foreign_main import Launch
+from harness.foreign_processes import ForeignProcesses
+from probes import process_tree, socket_owners
+from probes.errors import HostError, ToolkitError, UsageError
+from probes.live import Live
+from probes.socket_owners import Listener
+
+SLOTS_COUNT = 256
+"""Processes of one server that can be followed in one run, those that were replaced included."""
+
+LOG = "server.log"
+_STOP_GRACE_S = 5.0
+_HURRIED_STOP_S = 2.0
+_LAST_LINES_COUNT = 5
+_LINE_CHARACTERS = 300
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignRequest:
+    """What the user said of the server.
+
+    Attributes:
+        endpoint: Where it is, or will be.
+        command: Words of the command that starts it; empty for one that runs already.
+        pid: The running server's process; 0 when a command starts it.
+        user: Whom the command runs as, '' for the user of this process.
+        nofile: RLIMIT_NOFILE of the command, 0 to inherit it.
+        timeout_s: How long it may take until it listens.
+    """
+
+    endpoint: Endpoint
+    command: tuple[str, ...] = ()
+    pid: int = 0
+    user: str = ""
+    nofile: int = 0
+    timeout_s: float = 30.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest's ``server``."""
+        return {
+            "foreign": True,
+            "url": self.endpoint.url,
+            "address": self.endpoint.address,
+            "ports": [self.endpoint.port],
+            "command": list(self.command),
+            "pid": self.pid,
+            "user": self.user,
+            "processes": [],
+        }
+
+
+def calling_user() -> str:
+    """Who called: the user behind sudo, '' where that is the user of this process."""
+    name = os.environ.get("SUDO_USER", "")
+    return name if os.geteuid() == 0 and name != "root" else ""
+
+
+def check_running(request: ForeignRequest) -> ForeignRequest:
+    """Makes sure that a running server is there before anything is started, and finds its pid.
+
+    Raises:
+        UsageError: There is no such process, or nobody listens there.
+        HostError: It is another user's, and this process may not look at it.
+    """
+    endpoint = request.endpoint
+    if request.pid:
+        _check_pid(request.pid)
+    namespace: int | str = request.pid or "self"
+    try:
+        found = socket_owners.listeners(namespace, endpoint.port)
+    except OSError as error:
+        raise HostError(
+            f"--server-pid {request.pid}: its sockets cannot be read: {error.strerror}",
+            fix="run as root",
+        ) from None
+    reached = [each for each in found if each.takes(endpoint.address)]
+    if not reached:
+        where = f" in the network namespace of pid {request.pid}" if request.pid else ""
+        elsewhere = f"; somebody listens on {_addresses(found)}" if found else ""
+        raise UsageError(
+            f"nobody listens on {endpoint.address}:{endpoint.port}{where}{elsewhere}",
+            fix="ss -ltnp shows who listens where; --server-cmd CMD starts a server",
+        )
+    if request.pid:
+        return request
+    inodes = [each.inode for each in reached]
+    owners = socket_owners.owners(inodes, socket_owners.all_pids())
+    if not owners:
+        raise HostError(
+            f"cannot see which process listens on port {endpoint.port}",
+            fix="--server-pid PID, or run as root",
+        )
+    return ForeignRequest(
+        endpoint=endpoint, pid=_eldest(owners), user=request.user, timeout_s=request.timeout_s
+    )
+
+
+def _eldest(pids: list[int]) -> int:
+    """The one that none of the others is an ancestor of: workers inherit a listener."""
+    members = set(pids)
+    for pid in pids:
+        stat = process_tree.read_stat(pid)
+        if stat is not None and stat.ppid not in members:
+            return pid
+    return pids[0]
+
+
+def _check_pid(pid: int) -> None:
+    stat = process_tree.read_stat(pid)
+    if stat is None or not stat.is_alive:
+        raise UsageError(
+            f"--server-pid {pid}: there is no such process", fix="pgrep -af NAME lists processes"
+        )
+    if stat.is_kernel_thread:
+        raise UsageError(
+            f"--server-pid {pid} is a kernel thread ({stat.comm})",
+            fix="ss -ltnp shows which process listens",
+        )
+    if os.geteuid() != 0 and process_tree.user_of(pid) != os.geteuid():
+        raise HostError(
+            f"--server-pid {pid} ({stat.comm}) is another user's process", fix="run as root"
+        )
+
+
+def _addresses(found: list[Listener]) -> str:
+    return ", ".join(f"{each.address} port {each.port}" for each in found[:4])
+
+
+class ForeignServer:
+    """One server for the time of a run.
+
+    Args:
+        request: What the user said; checked with ``check_running`` where it runs already.
+        run_path: The run directory; the command's output goes to ``logs/server.log``.
+        live: Shared memory with ``SLOTS_COUNT`` slots before those of the clients.
+    """
+
+    def __init__(self, request: ForeignRequest, run_path: Path, live: Live) -> None:
+        self.request = request
+        self.processes = ForeignProcesses(live, SLOTS_COUNT, request.endpoint.port)
+        self.log_path = run_path / "logs" / LOG
+        self.pid = request.pid
+        self._parent: subprocess.Popen[bytes] | None = None
+        self._report_fd = -1
+        self._unread = b""
+        self._end: dict[str, int] | None = None
+        self._failure = ""
+
+    def open_namespace(self) -> int:
+        """The network namespace of a running server where it is not ours, -1 where it is.
+
+        Raises:
+            HostError: It may not be entered.
+        """
+        pid = self.request.pid
+        theirs = socket_owners.network_namespace(pid) if pid else 0
+        if not theirs or theirs == socket_owners.network_namespace("self"):
+            return -1
+        try:
+            return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(
+                f"pid {pid} is in another network namespace, which cannot be entered: "
+                f"{error.strerror}",
+                fix="run as root",
+            ) from None
+
+    def start(self, namespace_fd: int) -> None:
+        """Starts the command, or begins to watch what runs already.
+
+        Args:
+            namespace_fd: Network namespace of the run, -1 for this process's.
+        """
+        if not self.request.command:
+            self.processes.watch_tree([self.request.pid])
+            self.processes.follow()
+            return
+        self._report_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(write_fd, True)
+        request = self.request
+        launch = Launch(
+            supervisor_pid=os.getpid(),
+            report_fd=write_fd,
+            namespace_fd=namespace_fd,
+            user=request.user,
+            nofile=request.nofile,
+            grace_s=_STOP_GRACE_S,
+            folder=os.getcwd(),  # noqa: PTH109 - a word of the command line
+            environment={**os.environ, "PORT": str(request.endpoint.port)},
+            command=list(request.command),
+        )
+        try:
+            with self.log_path.open("wb") as log:
+                self._parent = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "harness.foreign_main", json.dumps(launch)],
+                    pass_fds=[write_fd, *([namespace_fd] if namespace_fd >= 0 else [])],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    cwd="/",
+                )
+        finally:
+            os.close(write_fd)
+        self.processes.watch_tree([self._parent.pid], without=self._parent.pid)
+
+    def wait_until_listening(self, is_interrupted: Callable[[], bool]) -> bool:
+        """Waits until the server listens and its owner is known.
+
+        Args:
+            is_interrupted: Asked meanwhile.
+
+        Returns:
+            False when it was interrupted.
+
+        Raises:
+            ToolkitError: The command failed, ended, or does not listen in time.
+        """
+        end_s = time.monotonic() + self.request.timeout_s
+        while not is_interrupted():
+            self._read_report()
+            self._raise_if_over()
+            self.processes.follow()
+            if self._reached() and self.processes.pids:
+                return True
+            if time.monotonic() > end_s:
+                raise self._never_listened()
+            time.sleep(_POLL_S)
+        return False
+
+    def _reached(self) -> list[Listener]:
+        return [each for each in self._listeners() if each.takes(self.request.endpoint.address)]
+
+    def _listeners(self, port: int | None = 0) -> list[Listener]:
+        if not self.pid:
+            return []
+        # Its parent is in the same namespace, and is there also when the command went to the
+        # background.
+        member = self._parent.pid if self._parent else self.pid
+        try:
+            wanted = self.request.endpoint.port if port == 0 else port
+            return socket_owners.listeners(member, wanted)
+        except OSError:
+            return []
+
+    def _raise_if_over(self) -> None:
+        if self._failure:
+            raise ToolkitError(
+                f"the server command: {self._failure}",
+                fix=f"check --server-cmd {' '.join(self.request.command)!r}",
+            )
+        if self._end is not None and not self._is_there():
+            raise ToolkitError(
+                f"the server command ended with {self.how_it_ended()} before it listened on port "
+                f"{self.request.endpoint.port}{self._said()}",
+                fix=f"cat {self.log_path}",
+            )
+        if not self.request.command and not process_tree.tree_of(self.request.pid):
+            raise ToolkitError(
+                f"the server (pid {self.request.pid}) is gone",
+                fix="start it again, or --server-cmd",
+            )
+
+    def _is_there(self) -> bool:
+        """Whether anything of the command lives; it may have gone to the background."""
+        return self._parent is not None and bool(process_tree.tree_of(self._parent.pid)[1:])
+
+    @property
+    def has_ended(self) -> bool:
+        """The command ended by itself, and nothing of it is left."""
+        return self._end is not None and not self._is_there()
+
+    def how_it_ended(self) -> str:
+        """``status 1`` or ``signal SIGSEGV``."""
+        assert self._end is not None
+        number = self._end["signal"]
+        return (
+            f"signal {signal.Signals(number).name}" if number else f"status {self._end['status']}"
+        )
+
+    def _never_listened(self) -> ToolkitError:
+        endpoint = self.request.endpoint
+        others = self._owned_listeners()
+        instead = f"; it listens on {_addresses(others)}" if others else ""
+        fix = f"cat {self.log_path}; --server-timeout S gives it longer"
+        if others:
+            fix = "put {port} into --server-cmd, or name its address with --target"
+        return ToolkitError(
+            f"the server did not listen on {endpoint.address}:{endpoint.port} within "
+            f"{self.request.timeout_s:g} s{instead}{'' if others else self._said()}",
+            fix=fix,
+        )
+
+    def _owned_listeners(self) -> list[Listener]:
+        """What the server's processes listen on instead."""
+        mine: set[int] = set()
+        for pid in process_tree.tree_of(self._parent.pid if self._parent else self.pid):
+            mine.update(socket_owners.socket_inodes(pid))
+        return [each for each in self._listeners(None) if each.inode in mine]
+
+    def _said(self) -> str:
+        """Its last lines, for a message."""
+        lines = self.last_lines()
+        return ", its last lines: " + " | ".join(lines) if lines else "; it printed nothing"
+
+    def last_lines(self) -> list[str]:
+        """The end of what the command printed, without control characters."""
+        try:
+            text = self.log_path.read_bytes()[-16_384:].decode("utf-8", "replace")
+        except OSError:
+            return []
+        lines = [
+            "".join(c if c.isprintable() else " " for c in line).strip()[:_LINE_CHARACTERS]
+            for line in text.splitlines()
+        ]
+        return [line for line in lines if line][-_LAST_LINES_COUNT:]
+
+    # -- while it runs ---------------------------------------------------------------------------
+
+    def begin_load(self) -> None:
+        """The first connection comes next."""
+        self.processes.begin_load()
+
+    def follow(self) -> list[tuple[str, int, str]]:
+        """What happened to the server since the last call, as (event, pid, detail)."""
+        had_ended = self._end is not None
+        self._read_report()
+        news = self.processes.follow()
+        if self._end is not None and not had_ended:
+            news.append(("server_command_ended", self.pid, self.how_it_ended() + self._said()))
+        return news
+
+    def _read_report(self) -> None:
+        if self._report_fd < 0:
+            return
+        try:
+            while data := os.read(self._report_fd, 65_536):
+                self._unread += data
+        except BlockingIOError:
+            pass
+        *lines, self._unread = self._unread.split(b"\n")
+        for line in lines:
+            told = json.loads(line)
+            if "started" in told:
+                self.pid = told["started"]
+            elif "failed" in told:
+                self._failure = told["failed"]
+            else:
+                self.processes.known[told["pid"]] = told["status"], told["signal"]
+                if told["pid"] == self.pid:
+                    self._end = told
+
+    def stop(self, *, hurried: bool = False) -> bool:
+        """Asks the command's process group to end (SIGTERM) and kills what does not.
+
+        A server that ran before is left alone.
+
+        Args:
+            hurried: Give it less time.
+
+        Returns:
+            Whether all of it ended by itself.
+        """
+        if self._parent is None or self._parent.poll() is not None:
+            return True
+        self._parent.send_signal(signal.SIGTERM)
+        limit_s = _HURRIED_STOP_S if hurried else _STOP_GRACE_S
+        orderly = True
+        try:
+            self._parent.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            orderly = False
+            self.kill()
+        return orderly
+
+    def kill(self) -> None:
+        """Kills whatever is left of the command, its descendants included."""
+        if self._parent is not None:
+            for _ in range(100):
+                left = process_tree.tree_of(self._parent.pid)[1:]
+                for pid in left:
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
+                if not left:
+                    break
+                time.sleep(0.01)
+            if self._parent.poll() is None:
+                self._parent.kill()
+            self._parent.wait()
+        if self._report_fd >= 0:
+            self._read_report()
+            os.close(self._report_fd)
+            self._report_fd = -1
+        self.processes.close()
