@@ -8,7 +8,7 @@ from typing import ClassVar
 from probes import bpf_shared
 from probes.bpf_program import BpfObject, check_bpf
 from probes.bpf_sources import SourceBuilder
-from probes.probe import Target
+from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
 
 
@@ -66,6 +66,11 @@ class BpfProbe:
         self._object = self._acquire(target)
         self.writers = [target.run.writer(table, self.name) for table in self.tables]
         self._attach(self._object, target)
+
+    def add_process(self, ref: ProcessRef) -> None:
+        """Watches a process that came later: its calls and samples count from now on."""
+        if self._object is not None:
+            bpf_shared.watch_pids(self._object, [ref.pid])
 
     def sample(self, at_ns: int) -> None:
         """Writes what came since the last sample."""

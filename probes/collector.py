@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -26,6 +26,7 @@ from probes.errors import ProbeUnavailableError
 from probes.hot_worker import HotWorkerWatch
 from probes.live import Counter, Header, Live, Phase, Role
 from probes.probe import Probe, ProcessRef, Target
+from probes.process_tree import is_python
 from probes.rundir import RunDir, TableWriter
 
 READY_LIMIT_S = 30.0
@@ -34,6 +35,7 @@ PROBE_STOP_LIMIT_S = 1.8
 FLUSH_NS = NS_PER_S
 HOT_NS = NS_PER_S
 PHASE_NS = 50 * NS_PER_MS
+FOLLOW_NS = 250 * NS_PER_MS
 _ROLE_NAMES: dict[int, str] = {
     Role.SERVER: "server",
     Role.ACCEPTOR: "acceptor",
@@ -95,6 +97,12 @@ def processes_of(live: Live) -> dict[int, ProcessRef]:
     return found
 
 
+def free_slots_of(live: Live) -> list[memoryview]:
+    """Slots that nobody has yet: kept for the processes of a server that is not ours."""
+    slots = [live.slot(index) for index in range(live.slot_count)]
+    return [slot for slot in slots if slot[Counter.ROLE] == Role.FREE]
+
+
 def fleet_is_ready(live: Live) -> bool:
     """Whether every slot that has a role has a process that reported for work."""
     slots = [live.slot(index) for index in range(live.slot_count)]
@@ -123,6 +131,8 @@ class Collector:
     _health: Any = None
     _events: Any = None
     _hot: HotWorkerWatch | None = None
+    _target: Target | None = None
+    _free_slots: list[memoryview] = field(default_factory=list)
     _stop_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(self) -> None:
@@ -154,7 +164,13 @@ class Collector:
 
     def start(self) -> None:
         """Starts every probe that can run; failures become health rows at once."""
-        target = Target(self.run, processes_of(self.live), self.server_ports, self.live)
+        processes = processes_of(self.live)
+        self._free_slots = free_slots_of(self.live)
+        if self._free_slots:  # the servers are not ours, and may be anything
+            for pid, ref in processes.items():
+                if ref.role == "server":
+                    processes[pid] = replace(ref, is_python=is_python(pid))
+        target = self._target = Target(self.run, processes, self.server_ports, self.live)
         for entry in self.driven:
             if entry.running and entry.probe is not None:
                 entry.running = False
@@ -175,6 +191,27 @@ class Collector:
         self._flush()
         self.live.header[Header.PROBES_READY_NS] = now_ns()
 
+    def _follow(self) -> None:
+        """Tells the probes of processes that took a slot since the last look."""
+        taken = [slot for slot in self._free_slots if slot[Counter.ROLE] != Role.FREE]
+        if not taken or self._target is None:
+            return
+        self._free_slots = [s for s in self._free_slots if s[Counter.ROLE] == Role.FREE]
+        for slot in taken:
+            pid = slot[Counter.PID]
+            role = _ROLE_NAMES.get(slot[Counter.ROLE], "server")
+            ref = ProcessRef(pid, role, slot[Counter.WORKER], is_python=is_python(pid))
+            self._target.processes[pid] = ref
+            for entry in self.driven:
+                add_process = getattr(entry.probe, "add_process", None)
+                if entry.running and add_process is not None:
+                    with self._guarded(entry):
+                        add_process(ref)
+            if self._hot is not None:
+                self._hot.add(ref, slot)
+            if registry.syscall_mix_watches_all(list(self.names)):
+                self._watch_syscalls(set(self._target.processes))
+
     def ready_message(self) -> dict[str, Any]:
         """What the supervisor is told."""
         return {
@@ -191,6 +228,7 @@ class Collector:
         phase = self.live.phase
         flush_due_ns = now_ns() + FLUSH_NS
         hot_due_ns = now_ns()
+        follow_due_ns = now_ns()
         while True:
             at_ns = now_ns()
             if self.live.phase != phase:
@@ -200,6 +238,9 @@ class Collector:
             for entry in self.driven:
                 if entry.running and now_ns() >= entry.due_ns:
                     self._sample(entry)
+            if self._free_slots and at_ns >= follow_due_ns:
+                follow_due_ns = at_ns + FOLLOW_NS
+                self._follow()
             if at_ns >= hot_due_ns:
                 hot_due_ns = at_ns + HOT_NS
                 self._look_for_hot_worker(at_ns)
@@ -211,6 +252,8 @@ class Collector:
             )
             if phase < Phase.HOLD:
                 due_ns = min(due_ns, at_ns + PHASE_NS)
+            if self._free_slots:
+                due_ns = min(due_ns, follow_due_ns)
             if self.stop_is_asked(timeout_s=max(0, due_ns - now_ns()) / NS_PER_S):
                 return
 

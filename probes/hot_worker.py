@@ -113,14 +113,24 @@ class HotWorkerWatch:
         self._last: dict[int, tuple[int, int, int, int]] = {}
         self._slots: dict[int, memoryview[int]] = {}
         for pid in processes:
-            stat_fd = _open(f"/proc/{pid}/stat")
-            if stat_fd >= 0:  # else it is gone already; the supervisor reports deaths
-                self._fds[pid] = (stat_fd, _open(f"/proc/{pid}/schedstat"))
+            self._open_files(pid)
         if live is not None:
             for index in range(live.slot_count):
                 slot = live.slot(index)
                 if slot[Counter.PID] in self._fds:
                     self._slots[slot[Counter.PID]] = slot
+
+    def add(self, ref: ProcessRef, slot: memoryview[int]) -> None:
+        """Watches a process that came later, with its slot of the shared memory."""
+        self._roles[ref.pid] = ref.role
+        self._open_files(ref.pid)
+        if ref.pid in self._fds:
+            self._slots[ref.pid] = slot
+
+    def _open_files(self, pid: int) -> None:
+        stat_fd = _open(f"/proc/{pid}/stat")
+        if stat_fd >= 0:  # else it is gone already; the supervisor reports deaths
+            self._fds[pid] = (stat_fd, _open(f"/proc/{pid}/schedstat"))
 
     def sample(self, at_ns: int) -> bool:
         """Reads all processes and applies the rule.

@@ -4,6 +4,8 @@ Life of a probe, all in one thread of the probe process, which is root where the
 
     check() -> start(target) -> sample(at_ns) every period_s -> stop(at_ns)
 
+A probe may have ``add_process(ref)``: a process of a server that is not ours came later.
+
 ``check`` and ``start`` raise ``ProbeUnavailableError`` when the probe cannot run here: that becomes
 its row in ``probe_health`` and nothing else. ``sample`` reads what the kernel aggregated and
 appends rows to the probe's own ``TableWriter``s; the collector flushes and closes them.
@@ -44,7 +46,7 @@ class Target:
         processes: By pid; servers, acceptor and clients.
         server_ports: Ports the server listens on; a socket with such a local port is server side,
             with such a remote port client side.
-        live: The fleet's shared memory, None for servers that are not ours.
+        live: The fleet's shared memory, None where no fleet of ours runs.
     """
 
     run: RunDir

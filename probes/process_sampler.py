@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 from probes.clock import NS_PER_S
-from probes.probe import Target
+from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
 
 
@@ -109,6 +109,10 @@ class ProcessSamplesProbe:
         self._watch(os.getpid(), "probe", -1)
         if os.getppid() > 1:
             self._watch(os.getppid(), "supervisor", -1)
+
+    def add_process(self, ref: ProcessRef) -> None:
+        """Watches a process that came later, from its next sample on."""
+        self._watch(ref.pid, ref.role, ref.worker)
 
     def _watch(self, pid: int, role: str, worker: int) -> None:
         if pid in self._watched:

@@ -36,7 +36,7 @@ from pathlib import Path
 from probes.clock import NS_PER_S, now_ns
 from probes.errors import ProbeUnavailableError
 from probes.hot_worker import parse_cpu_ns
-from probes.probe import Target
+from probes.probe import ProcessRef, Target
 from probes.pyspy_trace import CpuBilling, explain_failure, parse_outcome, parse_trace
 from probes.rundir import TableWriter
 
@@ -213,6 +213,14 @@ class PythonStacksProbe:
             # The first windows differ in length, so that later starts do not fall together.
             share = (index + 1) / len(self._low_pids)
             self._open(pid, LOW_RATE_PER_S, WINDOW_S * (0.5 + 0.5 * share))
+
+    def add_process(self, ref: ProcessRef) -> None:
+        """Samples a process that came later at the low rate, where it is Python."""
+        if ref.is_python and ref.pid not in self._python_pids:
+            self._python_pids.add(ref.pid)
+            if ref.role in _SAMPLED_ROLES:
+                self._low_pids.add(ref.pid)
+                self._open(ref.pid, LOW_RATE_PER_S, WINDOW_S)
 
     def focus(self, pid: int) -> None:
         """Samples this process at the high rate and all others at the low one.
