@@ -67,8 +67,9 @@ def df_ports(view: RunView) -> pd.DataFrame:
 
 
 def by_source(ports: pd.DataFrame) -> pd.DataFrame:
-    """The groups of each source address as one, fullest first: a port that was taken at bind is
-    taken for all destinations (``--bind early``).
+    """The groups of each source address as one, fullest first.
+
+    For ``--bind early``: a port that was taken at bind is taken for all destinations.
 
     Args:
         ports: From ``df_ports``.

@@ -1,0 +1,221 @@
+"""``client-is-the-limit``: one client process, not the server, is what the run waits for.
+
+Proof: attempts of that client that were never made, waited in vain, or came much later than those
+of its siblings, while its event loop never waited for events (it is at a full core, or blocked off
+the CPU) and the server's workers were idle.
+Told apart from a client at a limit with a name (descriptors, ports, addresses): those return an
+errno, and their own cause is named, with side client. From a slow server: there the workers are
+busy, or the clients' loops wait. From ``host-cpu-saturated``: there is a core free for it.
+
+Where the target is reached all the same, only late, the verdict stays ``reached`` and this is a
+warning: the server was measured by a generator that was slower than it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.evidence import Evidence, Finding, Fix
+from analysis.run_view import RunView
+from analysis.signs import EADDRINUSE, EADDRNOTAVAIL, EMFILE, ENFILE, ETIMEDOUT, Signs
+
+_NAMED_ERRNOS = (EMFILE, ENFILE, EADDRINUSE, EADDRNOTAVAIL, 105, 12)
+"""Of these (105 ENOBUFS, 12 ENOMEM) each has a cause of its own."""
+
+_LEAST_LATE_S = 1.0
+_LATE_RATIO = 2.0
+"""Clients of a healthy run on crowded cores finish within 1.5 times of each other."""
+_BUSY_LOOP_PCT = 80.0
+_FULL_CORE_PCT = 80.0
+_BLOCKED_CPU_PCT = 50.0
+_IDLE_SERVER_PCT = 50.0
+_FULL_HOST_PCT = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """One client: how far it came and when it was done; ``unmet`` is what it owes the target."""
+
+    pid: int
+    number: int
+    attempts: int
+    unmet: int
+    done_s: float
+    attempts_per_s: float
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding about the client that is furthest behind, or none."""
+    clients = _clients(signs)
+    late = sorted(clients, key=lambda c: (-c.unmet, -c.done_s, c.number))
+    for client in late:
+        siblings = [c for c in clients if c.pid != client.pid]
+        if _is_behind(client, siblings) and not _is_named(signs, client.pid):
+            found = _finding(signs, client, siblings)
+            if found is not None:
+                return [found]
+    return []
+
+
+def _clients(signs: Signs) -> list[_Client]:
+    view = signs.view
+    shares = view.plan.get("client_shares") or []
+    connections = view.connections
+    timed_out = connections["is_failed"] & (
+        (connections["close_kind"] == "timeout") | (connections["errno"] == ETIMEDOUT)
+    )
+    owed = connections["is_waiting"] | timed_out
+    ended = connections["established_s"].fillna(connections["closed_s"])
+    found = []
+    rows = view.who[view.who["role"] == "client"]
+    for pid, number in zip(rows["pid"], rows["worker"], strict=True):
+        mine = connections["client"] == number
+        attempts = int(mine.sum())
+        share = int(shares[number]) if 0 <= number < len(shares) else attempts
+        unmet = max(0, share - attempts) + int(owed[mine].sum())
+        ends = ended[mine].dropna()
+        done_s = view.stop_s if unmet else float(ends.max()) if len(ends) else 0.0
+        begun_s = connections["start_s"][mine]
+        span_s = max(1e-3, float(begun_s.max()) - view.ramp.start_s) if attempts else 1e-3
+        if share > attempts:
+            span_s = max(span_s, view.ramp.duration_s)
+        found.append(_Client(int(pid), int(number), attempts, unmet, done_s, attempts / span_s))
+    return found
+
+
+def _is_behind(client: _Client, siblings: list[_Client]) -> bool:
+    """It owes connections that its siblings do not, or was done much later than they."""
+    if client.unmet:
+        return not any(2 * c.unmet >= client.unmet for c in siblings)
+    if not siblings:
+        return False
+    theirs_s = float(np.median([c.done_s for c in siblings]))
+    late_s = client.done_s - theirs_s
+    return late_s >= _LEAST_LATE_S and client.done_s >= _LATE_RATIO * theirs_s
+
+
+def _is_named(signs: Signs, pid: int) -> bool:
+    """It met a limit that has a name."""
+    rows = signs.errors
+    hit = rows[(rows["pid"] == pid) & rows["errno"].isin(_NAMED_ERRNOS)]
+    return bool((~(hit["first_s"] >= signs.view.stop_s)).any())
+
+
+def _busy_loop(view: RunView, pid: int, from_s: float, until_s: float) -> tuple[float, float]:
+    """Share of the span in which the event loop was in a turn, and its longest turn in seconds."""
+    live = view.frames["live_samples"]
+    at_s = view.seconds_of(live["at_ns"])
+    mine = live[(live["pid"] == pid) & (at_s >= from_s - 0.3) & (at_s <= until_s + 0.3)]
+    if len(mine) < 2:
+        return 0.0, 0.0
+    # the turn in progress counts as busy from its beginning; it is added when it ends
+    busy_ns = (mine["loop_busy_ns_total"] + mine["loop_lag_ns"]).to_numpy(dtype=np.float64)
+    span_ns = float(mine["at_ns"].iloc[-1] - mine["at_ns"].iloc[0])
+    share_pct = 100 * (busy_ns[-1] - busy_ns[0]) / span_ns if span_ns > 0 else 0.0
+    longest = mine[["loop_lag_ns", "loop_max_lag_ns"]].to_numpy().max()
+    return float(np.clip(share_pct, 0.0, 100.0)), float(longest) / 1e9
+
+
+def _servers_pct(signs: Signs, from_s: float, until_s: float) -> pd.Series[float]:
+    """Mean CPU of every server process in a span."""
+    cpu = signs.worker_cpu
+    inside = (cpu["at_s"] > from_s) & (cpu["at_s"] <= until_s + 0.5) & (cpu["side"] == "server")
+    means: pd.Series[float] = cpu[inside].groupby("pid")["cpu_pct"].mean()
+    return means
+
+
+def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding | None:
+    view = signs.view
+    theirs_s = float(np.median([c.done_s for c in siblings])) if siblings else view.ramp.start_s
+    from_s = min(theirs_s, client.done_s)
+    if from_s >= view.stop_s - 0.5:  # they are late as well: look at the ramp as a whole
+        from_s = view.ramp.start_s
+    until_s = client.done_s
+    busy_pct, longest_s = _busy_loop(view, client.pid, from_s, until_s)
+    cpu_pct = signs.cpu_pct_of(client.pid, from_s, until_s)
+    servers = _servers_pct(signs, from_s, until_s)
+    if cpu_pct is None or servers.empty or busy_pct < _BUSY_LOOP_PCT:
+        return None
+    if float(servers.max()) > _IDLE_SERVER_PCT:
+        return None
+    is_hot = cpu_pct >= _FULL_CORE_PCT
+    host_pct = signs.host_busy_pct(from_s, until_s)
+    has_core = host_pct is None or host_pct < _FULL_HOST_PCT
+    if not is_hot and not (cpu_pct <= _BLOCKED_CPU_PCT and has_core):
+        return None
+    subject = view.subject(client.pid)
+    idle_pct = 100 - float(servers.mean())
+    own_rate = client.attempts_per_s
+    rates = [c.attempts_per_s for c in siblings]
+    evidence = [
+        Evidence("CPU of this client", cpu_pct, "pct", "process_samples", from_s),
+        Evidence("time that its event loop was in a turn", busy_pct, "pct", "live_samples", from_s),
+        Evidence("its longest turn", longest_s, "s", "live_samples"),
+        Evidence("attempts of this client", own_rate, "per_s", "connections"),
+        Evidence("idle share of the server's workers", idle_pct, "pct", "process_samples", from_s),
+        Evidence(
+            "its connections never tried, or waiting in vain", client.unmet, "count", "connections"
+        ),
+    ]
+    if rates:
+        evidence.append(
+            Evidence("attempts of its siblings, median", float(np.median(rates)), "per_s",
+                     "connections")
+        )  # fmt: skip
+        evidence.append(
+            Evidence("done later than its siblings", until_s - theirs_s, "s", "connections")
+        )
+    confidence, missing = signs.trust("process_samples", "live_samples")
+    name = str(subject)
+    name = name[:1].upper() + name[1:]
+    state = f"at {cpu_pct:.0f} % of a core" if is_hot else "blocked off the CPU"
+    if client.unmet:
+        harm = f"{client.unmet:,} of its connections were never made"
+    else:
+        harm = f"its connections came {until_s - theirs_s:.1f} s after those of its siblings"
+    return Finding(
+        cause="client-is-the-limit",
+        severity="warning",
+        side="client",
+        subject=subject,
+        first_s=from_s,
+        last_s=max(from_s, until_s),
+        evidence=tuple(evidence),
+        explanation=(
+            f"{name} was {state}: its event loop was in a turn {busy_pct:.0f} % of the time, the "
+            f"longest for {longest_s:.1f} s, and {harm}. Meanwhile the server's workers were idle "
+            f"{idle_pct:.0f} % of the time: this run measured its load generator, not the server."
+        ),
+        fix=_fixes(client, rates, len(siblings) + 1, is_hot=is_hot),
+        at_connections=view.open_count_at(from_s),
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{name} was {state} while the server's workers were idle {idle_pct:.0f} % of "
+        f"the time: {harm}",
+        explained_count=client.unmet,
+    )
+
+
+def _fixes(client: _Client, rates: list[float], count: int, *, is_hot: bool) -> tuple[Fix, ...]:
+    share = client.attempts + client.unmet
+    look = (
+        f"py-spy top --pid {client.pid}"
+        if is_hot
+        else f"cat /proc/{client.pid}/wchan /proc/{client.pid}/stack"
+    )
+    usual_per_s = float(np.median(rates)) if rates else max(1.0, 2 * client.attempts_per_s)
+    at_their_rate_s = share / max(1.0, usual_per_s)
+    return (
+        Fix(
+            f"{look}  # while it runs: what keeps it",
+            f"at {usual_per_s:,.0f} attempts a second its {share:,} connections take "
+            f"{at_their_rate_s:.1f} s",
+        ),
+        Fix(
+            f"profile-run --clients {2 * count}",
+            f"half of the connections ({-(-share // 2):,}) wait for this process",
+        ),
+    )
