@@ -264,6 +264,12 @@ class Client:
 
     def _request(self, fd: int, record: int, exchange: _Exchange, *, is_registered: bool) -> None:
         """Sends the opening handshake, or waits for the connection."""
+        if self._fault is not None and self._fault.is_mute:
+            if is_registered:
+                self._abandon(fd, 0)  # the server ended it
+            else:
+                self._epoll.register(fd, select.EPOLLIN)
+            return
         try:
             os.write(fd, exchange.request)  # fits any send buffer
         except BlockingIOError:

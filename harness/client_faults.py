@@ -15,9 +15,11 @@ class ClientFault:
 
     Attributes:
         wait_s: The longest that the event loop may wait for events.
+        is_mute: It sends no opening handshake.
     """
 
     wait_s: float = IDLE_WAIT_S
+    is_mute: bool = False
 
     def __init__(self, fault: Fault, slot: memoryview) -> None:
         self.fault = fault
@@ -40,6 +42,16 @@ class ForeignSource(ClientFault):
             share._replace(source_address=share.source_address.replace("127.0.", "198.18.", 1))
             for share in shares
         ]
+
+
+class Mute(ClientFault):
+    """Connects and then says nothing.
+
+    To a listener with TCP_DEFER_ACCEPT that is a client that never finished the handshake: its
+    request stays in the queue of half-open connections (net/ipv4/tcp_minisocks.c, tcp_check_req).
+    """
+
+    is_mute = True
 
 
 class HotClient(ClientFault):
@@ -65,6 +77,7 @@ class SlowClient(ClientFault):
 _CLASSES: dict[str, type[ClientFault]] = {
     "foreign-source": ForeignSource,
     "hot-client": HotClient,
+    "mute": Mute,
     "slow-client": SlowClient,
 }
 

@@ -29,7 +29,8 @@ class Kind(NamedTuple):
 
     Attributes:
         role: ``worker`` or ``client``: whose number the fault names; ``host``: the number is how
-            many processes beside the fleet.
+            many processes beside the fleet; ``namespace``: the number is how many entries of a
+            table of the run's own network namespace stay free.
         unit: Meaning of the value, '' when it takes none.
         default: Value when none is given.
         meaning: One line for people.
@@ -48,10 +49,13 @@ KINDS: dict[str, Kind] = {
     "disk": Kind("worker", "ms", 500.0, "each turn writes and fsyncs a file for so long"),
     "garbage": Kind("worker", "objects", 1e6, "garbage in cycles beside a heap of so many objects"),
     "crash": Kind("worker", "connections", 1.0, "dies by SIGKILL when it holds so many"),
+    "slow-accept": Kind("worker", "per_s", 20.0, "accepts at most so many connections a second"),
     "slow-handoff": Kind("acceptor", "us", 500.0, "code of its own for each connection passed on"),
     "foreign-source": Kind("client", "", 0.0, "binds an address that is not local"),
     "hot-client": Kind("client", "ms", 250.0, "calculates so long in each turn"),
     "slow-client": Kind("client", "ms", 500.0, "sleeps so long in each turn"),
+    "mute": Kind("client", "", 0.0, "connects and never sends its opening handshake"),
+    "conntrack-full": Kind("namespace", "", 0.0, "fills connection tracking but for so many"),
     "burn": Kind("host", "s", 30.0, "processes beside the fleet that calculate so long"),
 }
 """Every fault by name."""
@@ -73,7 +77,7 @@ def parse(text: str) -> Fault:
     if kind is None:
         raise ValueError(f"{text!r} is unknown; known: {', '.join(KINDS)}")
     number, _, value = rest.partition(":")
-    whose = "PROCESSES" if kind.role == "host" else kind.role.upper()
+    whose = {"host": "PROCESSES", "namespace": "ENTRIES"}.get(kind.role, kind.role.upper())
     form = f"{name}:{whose}" + (f"[:{kind.unit.upper()}]" if kind.unit else "")
     if not (number.isascii() and number.isdigit()) or (value and not kind.unit):
         raise ValueError(f"{text!r} is not {form}")

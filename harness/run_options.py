@@ -234,6 +234,9 @@ def check_faults(options: argparse.Namespace, plan: Plan) -> None:
         if role == "host":
             _check_burners(text, fault)
             continue
+        if role == "namespace":
+            _check_namespace(text, plan)
+            continue
         acceptors = 1 if plan.accept == "handoff" else 0
         count = {"worker": plan.workers, "acceptor": acceptors, "client": plan.clients}[role]
         if fault.number >= count:
@@ -243,6 +246,14 @@ def check_faults(options: argparse.Namespace, plan: Plan) -> None:
                 if count
                 else "an acceptor is there with --accept handoff alone",
             )
+
+
+def _check_namespace(text: str, plan: Plan) -> None:
+    if not plan.own_namespace:  # it would fill the table of the whole host
+        raise UsageError(
+            f"--inject {text} needs a network namespace of the run's own",
+            fix="run as root, without --host-network",
+        )
 
 
 def _check_burners(text: str, fault: faults.Fault) -> None:

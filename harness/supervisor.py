@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-from harness import live_status, netns, recording
+from harness import faults, live_status, netns, recording
 from harness.burners import Burners
 from harness.fleet import Fleet
 from harness.fleet_config import FleetConfig
@@ -133,6 +133,7 @@ class Supervisor:
         try:
             if self._plan.own_namespace:
                 namespace_fd = netns.create(self._plan.sysctls)
+                self._fill_tables(namespace_fd)
             if self._foreign_request is not None:
                 self._foreign = ForeignServer(self._foreign_request, self._run.path, live)
                 if namespace_fd < 0:
@@ -166,6 +167,17 @@ class Supervisor:
             self._record(live, fleet, result)
             os.close(live_fd)
         return result
+
+    def _fill_tables(self, namespace_fd: int) -> None:
+        """What ``--inject conntrack-full`` asks for; the check of options keeps it off the host."""
+        wanted = [f for f in map(faults.parse, self._config.inject) if f.name == "conntrack-full"]
+        if not wanted:
+            return
+        from harness import conntrack_fill  # no other run needs it
+
+        with netns.inside(namespace_fd):
+            count = conntrack_fill.fill(wanted[0].number)
+        self._event("conntrack_filled", detail=f"{count} entries")
 
     def _announce_slots(self, live: Live) -> None:
         """Tells readers of live.bin who will come, before anybody has."""

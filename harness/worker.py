@@ -103,6 +103,8 @@ class Worker:
             handoff.setblocking(False)
             self._epoll.register(handoff.fileno(), select.EPOLLIN)
         self._fault = worker_faults.of_worker(config.inject, index, slot)
+        if self._fault is not None:
+            self._fault.watch_over(self._admission)
         if config.gc:
             gc_clock.watch(slot)
         else:
@@ -156,9 +158,10 @@ class Worker:
 
     def _room_count(self) -> int:
         """How many connections to take in this turn."""
+        room_count = _ACCEPT_MOST
         if self._leaves_when_full:
-            return min(_ACCEPT_MOST, self._capacity - self._slot[_OPEN_COUNT])
-        return _ACCEPT_MOST
+            room_count = min(_ACCEPT_MOST, self._capacity - self._slot[_OPEN_COUNT])
+        return room_count if self._fault is None else self._fault.room_count(room_count)
 
     def _receive_handed(self) -> list[int]:
         """Takes descriptors from the acceptor while there is room for them."""

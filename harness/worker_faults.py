@@ -17,6 +17,8 @@ from probes.live import Counter
 if TYPE_CHECKING:
     import threading
 
+    from harness.listeners import Admission
+
 _HOT_TURN_NS = 20_000_000
 _DISK_FOLDERS = ("/var/tmp", "/tmp", ".")  # noqa: S108  # the file has no name to guess
 _DISK_BLOCK_BYTES = 4096
@@ -38,6 +40,13 @@ class WorkerFault:
 
     def turn(self, now_ns: int) -> None:
         """Called once in each turn, after the events were served."""
+
+    def watch_over(self, admission: Admission) -> None:
+        """Gets the worker's listeners, before the first turn."""
+
+    def room_count(self, most_count: int) -> int:
+        """How many connections it takes now; at most ``most_count``, what a healthy one takes."""
+        return most_count
 
 
 class HotCode(WorkerFault):
@@ -137,6 +146,47 @@ class Crash(WorkerFault):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class SlowAccept(WorkerFault):
+    """Takes so many connections a second and leaves the listeners meanwhile, idle.
+
+    As a server does that limits its own rate of new connections (HAProxy's ``maxconnrate``).
+    """
+
+    def __init__(self, fault: Fault, slot: memoryview) -> None:
+        super().__init__(fault, slot)
+        self._interval_ns = int(1e9 / max(fault.value, 0.01))
+        self.wait_s = min(IDLE_WAIT_S, self._interval_ns / 1e9)
+        self._due_ns = 0
+        self._accepted_count = 0
+        self._admission: Admission | None = None
+
+    def watch_over(self, admission: Admission) -> None:
+        """Leaves and rejoins these."""
+        self._admission = admission
+
+    def room_count(self, most_count: int) -> int:
+        """One at a time, when it is due."""
+        is_due = time.monotonic_ns() >= self._due_ns
+        return min(most_count, 1) if is_due and self._accepted_count == self._count() else 0
+
+    def turn(self, now_ns: int) -> None:
+        """Leaves the listeners once it has accepted, and comes back when the next is due."""
+        assert self._admission is not None
+        count = self._count()
+        if count != self._accepted_count:
+            self._accepted_count = count
+            # What was not used in time is lost: a limiter that saved it up would let a burst in.
+            self._due_ns = max(self._due_ns + self._interval_ns, now_ns)
+        if now_ns < self._due_ns:
+            self._admission.pause()
+        else:
+            self._admission.resume()
+
+    def _count(self) -> int:
+        count: int = self.slot[Counter.ATTEMPTED_TOTAL]
+        return count
+
+
 class Several(WorkerFault):
     """More than one fault in one worker."""
 
@@ -149,10 +199,20 @@ class Several(WorkerFault):
         for fault in self._faults:
             fault.turn(now_ns)
 
+    def watch_over(self, admission: Admission) -> None:
+        """All get them."""
+        for fault in self._faults:
+            fault.watch_over(admission)
+
+    def room_count(self, most_count: int) -> int:
+        """What the slowest takes."""
+        return min(fault.room_count(most_count) for fault in self._faults)
+
 
 _CLASSES: dict[str, type[WorkerFault]] = {
     "hot-code": HotCode,
     "sleep": Sleep,
+    "slow-accept": SlowAccept,
     "lock": Lock,
     "disk": Disk,
     "garbage": Garbage,
