@@ -1,0 +1,186 @@
+"""Markdown for an issue or a pull request: what limited the run, the fix, why to believe it.
+
+GitHub-flavoured (tables). Text from the run is escaped, so that it forms no markup, loads nothing,
+and mentions nobody.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from analysis.evidence import Finding
+from analysis.ladder import Rung
+from analysis.summary import Summary
+from reports import formatting
+from reports.exports.plain_text import one_line
+
+MAX_RUNGS_PER_LIMIT = 1
+MAX_FINDINGS = 6
+# An underscore inside a word (tcp_mem) is text already; a block can only begin at the start.
+_MARKUP = re.compile(r"([\\`*\[\]<|~&$]|(?<![^\W_])_|_(?![^\W_])|^[-+>#=]|(?<=^\d)[.)])")
+# GitHub turns these into mentions and links; a zero-width space in between stops it.
+_MENTION = re.compile(r"(?<!\w)([@#])(?=\w)")
+_SEVERITY_WORDS = {
+    "binding": "stopped the run",
+    "contributing": "contributed",
+    "warning": "did harm",
+    "info": "worth knowing",
+}
+
+
+def to_markdown(summary: Summary) -> str:
+    """The run as a few screens of Markdown.
+
+    Args:
+        summary: The run, understood.
+    """
+    return "\n".join(_lines(summary)) + "\n"
+
+
+def _lines(summary: Summary) -> Iterator[str]:
+    run, verdict = summary.run, summary.verdict
+    reached = verdict.cause == "reached"
+    yield f"### connscope: {'target reached' if reached else escaped(verdict.cause)}"
+    yield ""
+    yield f"**{escaped(verdict.sentence)}**"
+    yield ""
+    yield (
+        f"Peak {formatting.count(run.get('peak_connections'))} of "
+        f"{formatting.count(run.get('target_connections'))} connections · "
+        f"held {formatting.count(run.get('held_connections'))} · "
+        f"failed {formatting.count(run.get('failed_connections') or 0)} · "
+        f"lost {formatting.count(run.get('lost_connections') or 0)} · "
+        f"confidence {escaped(verdict.confidence)}"
+    )
+    fixes = _fixes(summary.findings, verdict.cause)
+    if fixes:
+        yield from ("", "**Fix**", "")
+        yield from fenced("\n".join(fixes), "sh")
+    yield from ("", "#### How far each limit was used", "")
+    yield from _ladder(summary.ladder)
+    yield from ("", "#### Findings and their evidence", "")
+    yield from _findings(summary.findings)
+    if summary.missing:
+        yield from ("", "#### What is missing", "")
+        yield from (f"- {escaped(line)}" for line in summary.missing)
+    yield from ("", "#### Host and command", "")
+    yield from _host(summary)
+    yield ""
+    yield from fenced(shlex.join(one_line(str(word)) for word in run.get("argv") or []), "sh")
+
+
+def _fixes(findings: Sequence[Finding], cause: str) -> list[str]:
+    named = next((f for f in findings if f.cause == cause), None)
+    if named is None:
+        return []
+    return [f"# {one_line(fix.effect)}\n{one_line(fix.command)}" for fix in named.fix]
+
+
+def _ladder(rungs: Sequence[Rung]) -> Iterator[str]:
+    if not rungs:
+        yield "No limit could be fitted to this run."
+        return
+    shown: dict[str, int] = {}
+    rows = []
+    for rung in rungs:
+        shown[rung.limit] = shown.get(rung.limit, 0) + 1
+        if shown[rung.limit] <= MAX_RUNGS_PER_LIMIT:
+            rows.append(_rung(rung))
+    yield from table(["Limit", "Of", "Used at the peak", "Capacity", "Met at"], rows)
+    left_out = len(rungs) - len(rows)
+    if left_out:
+        yield ""
+        yield f"The nearest of each limit; {left_out:,} more of the same kinds are in the report."
+
+
+def _rung(rung: Rung) -> list[str]:
+    used, capacity = rung.used_at_peak, rung.capacity
+    used_text = formatting.quantity(used, rung.unit)
+    if used is not None and capacity:
+        used_text += f" ({formatting.percent(100 * used / capacity)})"
+    if rung.met:
+        wall = "met in this run"
+    elif rung.predicted_connections is not None:
+        wall = f"about {rung.predicted_connections:,} connections"
+    else:
+        wall = rung.note or "no prediction"
+    return [rung.limit, rung.subject, used_text, formatting.quantity(capacity, rung.unit), wall]
+
+
+def _findings(findings: Sequence[Finding]) -> Iterator[str]:
+    if not findings:
+        yield "Nothing that was measured explains this run."
+        return
+    for finding in findings[:MAX_FINDINGS]:
+        severity = _SEVERITY_WORDS.get(finding.severity, finding.severity)
+        if finding.cause == "reached":
+            severity = "the target was reached"
+        yield (
+            f"- **{escaped(finding.cause)}** ({severity}): {escaped(str(finding.subject))}, "
+            f"{formatting.moment(finding.first_s)} to {formatting.moment(finding.last_s)} after "
+            f"the ramp began. {escaped(finding.explanation)}"
+        )
+        yield ""
+        rows = [
+            [
+                evidence.name,
+                formatting.quantity(evidence.value, evidence.unit),
+                "whole run" if evidence.at_s is None else formatting.moment(evidence.at_s),
+                evidence.table,
+            ]
+            for evidence in finding.evidence
+        ]
+        yield from (f"  {line}" for line in table(["Measured", "Value", "When", "Table"], rows))
+        yield ""
+    if len(findings) > MAX_FINDINGS:
+        yield f"{len(findings) - MAX_FINDINGS} more findings are in the report."
+
+
+def _host(summary: Summary) -> Iterator[str]:
+    manifest = summary.manifest
+    host: dict[str, Any] = manifest.get("host") or {}
+    facts = [
+        ("Run", summary.run.get("id")),
+        ("connscope", f"{manifest.get('tool_version', '?')} {manifest.get('tool_commit') or ''}"),
+        ("Kernel", f"{host.get('kernel', '?')} {host.get('machine', '')}"),
+        ("Processor", f"{host.get('cpu_count', '?')} cores, {host.get('cpu_model', '?')}"),
+        ("Memory", formatting.size(host.get("memory_total_bytes"))),
+        ("Python", host.get("python")),
+        ("Network", f"{host.get('network_namespace', '?')} namespace"),
+    ]
+    sysctls = host.get("sysctls") or {}
+    facts += [(str(name), value) for name, value in sysctls.items() if name in _SYSCTLS]
+    yield from table(["", ""], [[name, str(value).strip()] for name, value in facts])
+
+
+_SYSCTLS = (
+    "fs.file-max",
+    "fs.nr_open",
+    "net.core.somaxconn",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_mem",
+)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table; cells are escaped."""
+    yield "| " + " | ".join(escaped(head) for head in heads) + " |"
+    yield "|" + "---|" * len(heads)
+    for row in rows:
+        yield "| " + " | ".join(escaped(cell) for cell in row) + " |"
+
+
+def escaped(text: str) -> str:
+    """The text on one line, as it is meant to be read: no markup, mentions or references."""
+    plain = _MARKUP.sub(r"\\\1", one_line(text))
+    return _MENTION.sub("\\1\N{ZERO WIDTH SPACE}", plain)
+
+
+def fenced(text: str, language: str) -> Iterator[str]:
+    """A code block whose fence is longer than any in the text."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    yield from (f"{fence}{language}", text, fence)
