@@ -28,6 +28,8 @@ CAUSES: dict[str, str] = {
     "garbage-collection": "the runtime's collector takes the core",
     "hot-acceptor": "one process accepts for all and is full",
     "accept-imbalance": "connections are unevenly spread over the workers",
+    "upgrade-refused": "the server answers the handshake with something else",
+    "upgrade-unanswered": "the server accepts and never answers the handshake",
     "worker-crash": "a worker died and its connections with it",
     "host-cpu-saturated": "no core is free",
     "client-is-the-limit": "the load generator, not the server, is out",

@@ -79,11 +79,13 @@ class Subject:
         role: server, acceptor, client, or '' for no single process.
         pid: Its pid, 0 for no single process.
         worker: Its number within its role, -1 for none.
+        command: What a process that is not ours is called, '' for ours.
     """
 
     role: str = ""
     pid: int = 0
     worker: int = -1
+    command: str = ""
 
     def __str__(self) -> str:
         if not self.pid:
@@ -91,7 +93,8 @@ class Subject:
         if self.worker < 0:
             return f"{self.role} (pid {self.pid})"
         name = "worker" if self.role == "server" else self.role
-        return f"{name} {self.worker} (pid {self.pid}, {side_of_role(self.role)})"
+        called = f"{self.command}, " if self.command else ""
+        return f"{name} {self.worker} ({called}pid {self.pid}, {side_of_role(self.role)})"
 
 
 @dataclass(frozen=True, slots=True)

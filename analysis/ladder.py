@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from analysis import slopes
-from analysis.evidence import Subject
 from analysis.ladder_cpu import accept_queue_rung, host_cpu_rung, worker_cpu_rung
 from analysis.ports import by_source
 from analysis.run_view import RunView
@@ -60,13 +59,15 @@ def _descriptor_rungs(view: RunView, descriptors: pd.DataFrame) -> list[Rung]:
     for row in descriptors.to_dict("records"):
         if row["role"] == "acceptor":
             continue
-        subject = Subject(str(row["role"]), int(row["pid"]), int(row["worker"]))
+        subject = view.subject(int(row["pid"]))
         capacity, used = int(row["capacity_count"]), int(row["peak_count"])
         met = used >= capacity - 1
         share = float(row["share"]) if used else 0.0
         predicted = round(capacity / share) if share > 0 else None
         line = _share_slope(view, subject.pid)
         knob = "--nofile" if subject.role == "server" else "ulimit -n"
+        if view.is_foreign and subject.role == "server":
+            knob = f"prlimit --pid {subject.pid} --nofile" if not view.server_command else knob
         soft, own = int(row["soft_count"]), int(row["own_count"])
         note = f"{soft:,} descriptors less {own:,} of its own; {knob} raises it"
         if predicted is None:

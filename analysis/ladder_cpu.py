@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.cpu import cpu_between
-from analysis.evidence import Subject, side_of_role
+from analysis.evidence import side_of_role
 from analysis.keepalive import PingWork, fleet_cpu_pct, ping_work
 from analysis.run_view import RunView
 from analysis.rung import Rung, blind
@@ -23,7 +23,7 @@ def worker_cpu_rung(view: RunView) -> Rung:
     if servers.empty or not view.held_count:
         return blind("cpu_worker", "process", "pct", "the run did not hold for a second", source)
     top = servers.sort_values("cpu_pct", ascending=False, kind="stable").to_dict("records")[0]
-    subject = Subject(str(top["role"]), int(top["pid"]), int(top["worker"]))
+    subject = view.subject(int(top["pid"]))
     work = next((w for w in ping_work(view) if w.pid == subject.pid), None)
     wanted_pct = work.wanted_cpu_pct if work else float(top["cpu_pct"])
     return _cpu_rung(view, "cpu_worker", str(subject), wanted_pct, 100.0, work, source)

@@ -111,6 +111,8 @@ def load(run: RunDir) -> RunFrames:
         RunDirError: The manifest cannot be read.
     """
     frames = RunFrames(run.path, run.read_manifest(), run.read_table)
+    if (frames.manifest.get("server") or {}).get("foreign"):
+        _take_roles_of_processes(frames)
     incomplete = [t for t in ("connections", "processes", "live_samples") if frames[t].empty]
     if frames.is_cut_short:
         frames.missing.append(
@@ -119,6 +121,16 @@ def load(run: RunDir) -> RunFrames:
     if incomplete or frames.is_cut_short:
         _fill_from_live(frames, incomplete)
     return frames
+
+
+def _take_roles_of_processes(frames: RunFrames) -> None:
+    """Gives samples the roles of ``processes``: which process of a server that is not ours only
+    accepts for the others is known when connections have come, and samples were taken before.
+    """  # noqa: D205  # one sentence does not fit one line
+    roles = frames["processes"].drop_duplicates("pid", keep="last").set_index("pid")["role"]
+    for name in ("process_samples", "live_samples"):
+        sampled = frames[name]
+        frames.put(name, sampled.assign(role=sampled["pid"].map(roles).fillna(sampled["role"])))
 
 
 def _fill_from_live(frames: RunFrames, incomplete: list[str]) -> None:

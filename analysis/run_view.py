@@ -286,7 +286,23 @@ class RunView:
     @cached_property
     def _subjects(self) -> dict[int, Subject]:
         rows = zip(self.who["pid"], self.who["role"], self.who["worker"], strict=True)
-        return {int(p): Subject(str(r), int(p), int(w)) for p, r, w in rows}
+        names = self._commands
+        return {int(p): Subject(str(r), int(p), int(w), names.get(int(p), "")) for p, r, w in rows}
+
+    @property
+    def is_foreign(self) -> bool:
+        """The server is not ours: what it is called, and its options, are its own."""
+        return bool((self.manifest.get("server") or {}).get("foreign"))
+
+    @property
+    def server_command(self) -> list[str]:
+        """The command that started a server that is not ours, empty when it ran already."""
+        return [str(w) for w in (self.manifest.get("server") or {}).get("command") or []]
+
+    @cached_property
+    def _commands(self) -> dict[int, str]:
+        known = (self.manifest.get("server") or {}).get("processes") or []
+        return {int(each["pid"]): str(each["command"]) for each in known}
 
     def subject(self, pid: int) -> Subject:
         """The process of that pid, as far as known."""

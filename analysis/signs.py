@@ -148,12 +148,33 @@ class Signs:
         at_s = self.view.seconds_of(live["at_ns"])
         mine = live[(live["pid"] == pid) & (at_s >= since_s) & (at_s <= until_s + 0.3)]
         cpu_pct = self.cpu_pct_of(pid, since_s, until_s)
+        if self.view.is_foreign and self.view.side(pid) == "server":
+            return self._foreign_message_cpu_us(live[at_s <= until_s + 0.3], since_s, until_s)
         if len(mine) < 2 or cpu_pct is None:
             return None
         counts = mine[list(_MESSAGES)].sum(axis=1)
         span_s = float(mine["at_ns"].iloc[-1] - mine["at_ns"].iloc[0]) / 1e9
         per_s = float(counts.iloc[-1] - counts.iloc[0]) / span_s if span_s > 0 else 0.0
         return cpu_pct * 1e4 / per_s if per_s > 0 else None
+
+    def _foreign_message_cpu_us(
+        self, live: pd.DataFrame, since_s: float, until_s: float
+    ) -> float | None:
+        """CPU of all server processes per message that clients counted: theirs count none."""
+        clients = live[live["role"] == "client"]
+        clients = clients[self.view.seconds_of(clients["at_ns"]) >= since_s]
+        cpu = self.worker_cpu
+        inside = (cpu["at_s"] > since_s) & (cpu["at_s"] <= until_s + 0.5)
+        serving = cpu[inside & (cpu["side"] == "server")].groupby("pid")["cpu_pct"].mean()
+        if clients.empty or serving.empty:
+            return None
+        messages = clients.assign(count=clients[list(_MESSAGES)].sum(axis=1))
+        grown = messages.groupby("pid")["count"].agg(
+            lambda counts: counts.iloc[-1] - counts.iloc[0]
+        )
+        span_s = float(clients["at_ns"].max() - clients["at_ns"].min()) / 1e9
+        per_s = float(grown.sum()) / span_s if span_s > 0 else 0.0
+        return float(serving.sum()) * 1e4 / per_s if per_s > 0 else None
 
     def messages_explain_cpu_of(self, pid: int, since_s: float, until_s: float) -> bool:
         """What it costs per message is what a message costs, here and in its siblings."""
@@ -210,6 +231,9 @@ PROBES_OF_TABLE: dict[str, tuple[str, ...]] = {
     "blocked_samples": ("blocked_samples",),
     "live_samples": ("live_samples",),
     "host_cpu": ("host_counters",),
+    "host_pressure": ("host_counters",),
+    "sockstat": ("host_counters",),
+    "runq_latency": ("runq_latency",),
     "tcp_resets": ("tcp_events",),
 }
 """The probe whose health row speaks for a table."""

@@ -207,6 +207,9 @@ def df_latency_totals(view: RunView) -> pd.DataFrame:
 def df_loop_lag(view: RunView) -> pd.DataFrame:
     """How long event loops were away: turn in progress, longest turn, busy share."""
     samples = view.frames["live_samples"]
+    # A server that is not ours does not count its turns: no rows, rather than rows of 0.
+    if view.is_foreign:
+        samples = samples[samples["role"] == "client"]
     rate = rates(samples, "pid", ["loop_busy_ns_total"])
     return pd.DataFrame(
         {

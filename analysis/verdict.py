@@ -206,7 +206,8 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "cause": finding.cause,
         "severity": finding.severity,
         "side": finding.side,
-        "subject": {"role": subject.role, "pid": subject.pid, "worker": subject.worker},
+        "subject": {"role": subject.role, "pid": subject.pid, "worker": subject.worker}
+        | ({"command": subject.command} if subject.command else {}),
         "first_s": finding.first_s,
         "last_s": finding.last_s,
         "evidence": [

@@ -5,6 +5,9 @@ own has) when it owns the listener or one of its connections. How many connectio
 number of open descriptors less those it had before the first one: two microseconds to read, where
 walking 20,000 sockets would disturb what is measured. Established connections are counted by the
 growth of that number, so they are a lower bound.
+
+A process whose children hold the connections instead of itself is an acceptor: the primary of a
+node cluster, which accepts for all and passes on, or a parent that only keeps the listener.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ class Held:
     command: str
     own_count: int
     since_s: float
+    parent_pid: int
     ended_ns: int = 0
 
 
@@ -165,6 +169,7 @@ class ForeignProcesses:
         for pid in fresh:
             if self._holds(pid):
                 news += self._take(pid, now_s)
+        self._find_acceptors()
         for each in self.held:
             if not each.ended_ns and self._is_loaded and now_s - each.since_s < YOUNG_S:
                 count = socket_owners.descriptor_count(each.pid)
@@ -201,7 +206,9 @@ class ForeignProcesses:
         if not self._ends.add(pid):
             return []  # it is gone again
         slot = self._live.slot(index)
-        each = Held(pid, index, slot, process_tree.command_name(pid), 0, now_s)
+        stat = process_tree.read_stat(pid)
+        parent_pid = stat.ppid if stat else 0
+        each = Held(pid, index, slot, process_tree.command_name(pid), 0, now_s, parent_pid)
         at_ns = time.monotonic_ns()
         slot[Counter.WORKER] = index
         slot[Counter.STARTED_NS] = at_ns
@@ -213,6 +220,18 @@ class ForeignProcesses:
         limit = slot[Counter.NOFILE_SOFT_COUNT]
         detail = f"worker {index}: {each.command}, {each.own_count} descriptors of {limit} its own"
         return [("server_process", pid, detail)]
+
+    def _find_acceptors(self) -> None:
+        """Tells parents that serve nobody from workers; the last look counts."""
+        children: dict[int, list[int]] = {}
+        for each in self.held:
+            if each.parent_pid:
+                children.setdefault(each.parent_pid, []).append(each.slot[Counter.OPEN_COUNT])
+        for each in self.held:
+            theirs = children.get(each.pid)
+            if theirs and self._is_loaded:
+                serves = each.slot[Counter.OPEN_COUNT] > sum(theirs) / len(theirs)
+                each.slot[Counter.ROLE] = Role.SERVER if serves else Role.ACCEPTOR
 
     def _take_ends(self, now_s: float) -> list[tuple[str, int, str]]:
         news: list[tuple[str, int, str]] = []

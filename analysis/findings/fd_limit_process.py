@@ -76,7 +76,7 @@ def _at_limit(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
 def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
     view = signs.view
     row = rows.to_dict("records")[0]
-    subject = Subject(str(row["role"]), int(row["pid"]), int(row["worker"]))
+    subject = view.subject(int(row["pid"]))
     soft, own, held = int(row["soft_count"]), int(row["own_count"]), int(row["peak_count"])
     emfile_count, first_s = int(row["emfile_count"]), float(row["first_s"])
     is_client = subject.role == "client"
@@ -170,4 +170,12 @@ def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
     if row["role"] == "client":
         return Fix(f"ulimit -n {new}", moves), more
     systemd = Fix(unit_limit_command(new), moves)
-    return systemd, Fix(f"profile-run --nofile {new}", moves), more
+    if not view.is_foreign:
+        return systemd, Fix(f"profile-run --nofile {new}", moves), more
+    more = Fix(
+        f"start {max(len(peers) + 1, per_target)} processes of it (cluster, workers, replicas)",
+        more.effect,
+    )
+    if view.server_command:
+        return systemd, Fix(f"profile-run --nofile {new}", moves), more
+    return systemd, Fix(f"prlimit --pid {row['pid']} --nofile={new}", moves), more

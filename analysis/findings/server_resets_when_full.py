@@ -69,7 +69,10 @@ def find(signs: Signs) -> list[Finding]:
                     f"the {len(refused):,} resets go away until 65,535 descriptors are in use",
                 ),
                 Fix(
-                    "profile-run --at-fd-limit pause",
+                    "stop listening below the limit (in node: server.maxConnections does not do "
+                    "it, server.close() does), listen again when a connection ends"
+                    if view.is_foreign
+                    else "profile-run --at-fd-limit pause",
                     f"{len(refused):,} clients wait in the accept queue instead of being reset",
                 ),
             ),

@@ -1,0 +1,109 @@
+"""``upgrade-refused``: the server answers the WebSocket handshake with something else.
+
+Proof: the HTTP status that came instead of 101 (event ``upgrade_refused``, with the start of its
+body), or the reason for which TLS or the reply was no handshake; and the handshakes that ended so.
+Where a server only closes, without a word, and no connection was ever established, that is it too.
+Told apart from ``server-resets-when-full``: no process of the server met EMFILE. From
+``worker-crash``: the process lives.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from analysis.evidence import Evidence, Finding, Fix
+from analysis.signs import EMFILE, Signs
+
+_STATUS = re.compile(r"HTTP (\d{3})")
+_HELP = {
+    400: "--header, --subprotocol or --path: what the server misses in the request",
+    401: "--header 'Authorization: Bearer TOKEN' or --cookie NAME=VALUE",
+    403: "--header 'Origin: https://your.site', or the credentials that the server wants",
+    404: "--path, or the path of --target: the one that the server upgrades",
+    426: "--subprotocol NAME, or the version of the protocol that the server speaks",
+    429: "--ramp RATE below the server's rate limit",
+    503: "--ramp RATE, or raise the server's own limit of connections",
+}
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding about the most telling refusal, or none."""
+    view = signs.view
+    ended = view.connections[
+        view.connections["is_failed"] & (view.connections["stage"] == "handshake")
+    ]
+    refused = ended[ended["close_kind"] == "protocol"]
+    events = view.frames["events"]
+    told = [str(detail) for detail in events[events["event"] == "upgrade_refused"]["detail"]]
+    if refused.empty and view.is_foreign:
+        refused = _closed_without_a_word(signs, ended)
+        told = []
+    if refused.empty:
+        return []
+    return [_finding(signs, refused, told)]
+
+
+def _closed_without_a_word(signs: Signs, ended: pd.DataFrame) -> pd.DataFrame:
+    """Handshakes that the server ended, where it never completed one and was not full."""
+    closed = ended[ended["close_kind"].isin(["eof", "rst"])]
+    processes = signs.view.frames["processes"]
+    servers = processes[processes["role"].isin(["server", "acceptor"])]
+    is_full = len(signs.errors_of("accept4", EMFILE)) > 0
+    is_gone = bool((servers["exited_ns"] > 0).any())
+    never = signs.view.connections["established_s"].isna().all()
+    return closed if never and not is_full and not is_gone else closed.iloc[:0]
+
+
+def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
+    view = signs.view
+    first_s, last_s = float(refused["closed_s"].min()), float(refused["closed_s"].max())
+    said = told[0] if told else "nothing: it closed the connection"
+    match = _STATUS.match(said)
+    status = int(match[1]) if match else 0
+    evidence = [
+        Evidence("handshakes that it refused", len(refused), "count", "connections", first_s),
+        Evidence(
+            "connections established", _established(signs), "count", "connections", view.stop_s
+        ),
+    ]
+    if status:
+        evidence.insert(1, Evidence("HTTP status instead of 101", status, "", "events", first_s))
+    servers = view.who[view.who["role"] == "server"]["pid"]
+    subject = view.subject(int(servers.iloc[0]) if len(servers) else 0)
+    others = f" Also: {'; '.join(told[1:4])}." if len(told) > 1 else ""
+    fix = Fix(
+        f"profile-run {_help(status, said)}",
+        f"the {len(refused):,} refused handshakes are answered with 101",
+    )
+    plural = "s" if len(refused) != 1 else ""
+    return Finding(
+        cause="upgrade-refused",
+        severity="warning",
+        side="server",
+        subject=subject,
+        first_s=first_s,
+        last_s=last_s,
+        evidence=tuple(evidence),
+        explanation=(
+            f"The server took {len(refused):,} TCP connection{plural} and did not upgrade "
+            f"{'them' if plural else 'it'} to WebSocket. It answered {said.rstrip('.')}.{others}"
+        ),
+        fix=(fix,),
+        at_connections=view.open_count_at(first_s),
+        confidence="high" if told else "medium",
+        missing=() if told else ("what the server meant: it sent no byte before it closed",),
+        sentence=f"The server refused {len(refused):,} handshake{plural} with {said.rstrip('.')}",
+        explained_count=len(refused),
+    )
+
+
+def _established(signs: Signs) -> int:
+    return int(signs.view.connections["established_s"].notna().sum())
+
+
+def _help(status: int, said: str) -> str:
+    if said.startswith("TLS"):
+        return "--ca FILE (who signed the certificate) or --insecure; ws:// where there is no TLS"
+    return _HELP.get(status, "--path, --header, --subprotocol: what the server wants to be asked")

@@ -1,0 +1,74 @@
+"""``upgrade-unanswered``: the server accepts connections and never answers the handshake.
+
+Proof: handshakes that timed out with TCP established, not one established in the whole run, and
+descriptors of the server that grew by them: the application has them, and says nothing.
+Told apart from ``accept-queue-overflow`` and a full worker: there the connections wait in the
+kernel, and no descriptor of the server grows. From ``upgrade-refused``: there an answer comes. From
+``worker-blocked`` and ``hot-worker-code``: those served connections before.
+"""
+
+from __future__ import annotations
+
+from analysis.evidence import Evidence, Finding, Fix
+from analysis.signs import Signs
+
+_LEAST_SHARE = 0.5
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding, or none."""
+    view = signs.view
+    connections = view.connections
+    if not view.is_foreign or connections["established_s"].notna().any():
+        return []
+    in_handshake = connections[
+        (connections["stage"] == "handshake")
+        & (connections["is_waiting"] | (connections["close_kind"] == "timeout"))
+    ]
+    if in_handshake.empty or len(in_handshake) < _LEAST_SHARE * len(connections):
+        return []
+    live = view.frames["live_samples"]
+    taken = live[live["role"].isin(["server", "acceptor"])].groupby("pid")["open_count"].max()
+    if taken.empty or int(taken.max()) < 1:
+        return []
+    pid = int(str(taken.idxmax()))
+    subject = view.subject(pid)
+    count, held = len(in_handshake), int(taken.max())
+    first_s = float(in_handshake["start_s"].min())
+    confidence, missing = signs.trust("live_samples")
+    waited_s = float(view.settings.get("connect_timeout_s") or 0)
+    name = str(subject)
+    name = name[:1].upper() + name[1:]
+    return [
+        Finding(
+            cause="upgrade-unanswered",
+            severity="warning",
+            side="server",
+            subject=subject,
+            first_s=first_s,
+            last_s=max(first_s, view.stop_s),
+            evidence=(
+                Evidence("handshakes without an answer", count, "count", "connections", first_s),
+                Evidence("connections that it accepted", held, "count", "live_samples"),
+                Evidence("connections established", 0, "count", "connections", view.stop_s),
+                Evidence("time that a client waited", waited_s, "s", "manifest"),
+            ),
+            explanation=(
+                f"{name} accepted {held:,} connections at once and answered none of the {count:,} "
+                f"handshakes within {waited_s:g} s: the port is open, but what listens there "
+                "speaks no WebSocket, or another protocol first (TLS, PROXY)."
+            ),
+            fix=(
+                Fix(
+                    "profile-run --target with the path, scheme (wss://) or port that upgrades",
+                    f"the {count:,} handshakes get an answer",
+                ),
+            ),
+            at_connections=0,
+            confidence=confidence,
+            missing=missing,
+            sentence=f"{name} accepts connections but never answers the upgrade: {count:,} "
+            f"handshakes waited {waited_s:g} s in vain",
+            explained_count=count,
+        )
+    ]
