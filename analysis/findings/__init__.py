@@ -17,6 +17,8 @@ from analysis.findings import (
     keepalive_storm,
     reached,
     server_resets_when_full,
+    upgrade_refused,
+    upgrade_unanswered,
     worker_crash,
 )
 from analysis.signs import Signs
@@ -30,6 +32,8 @@ FINDERS: tuple[Finder, ...] = (
     accept_spin.find,
     server_resets_when_full.find,
     worker_crash.find,
+    upgrade_refused.find,
+    upgrade_unanswered.find,
     hot_worker_code.find,
     keepalive_storm.find,
 )
