@@ -1,0 +1,92 @@
+"""The numbers that rows of a matrix are held against, of one run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.matrix import CEILING
+from analysis.run_figures import key_figures
+from analysis.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class FigureName:
+    """A figure that a page may show: its id, what people call it, its unit."""
+
+    name: str
+    label: str
+    unit: str
+
+
+SHOWN = (
+    FigureName("held_count", "held to the end", "count"),
+    FigureName("established_per_s", "established", "per_s"),
+    FigureName("open_p99_ms", "connect and handshake, 99th percentile", "ms"),
+    FigureName("server_cpu_us_per_connection", "server CPU for each connection", "us"),
+    FigureName("server_ramp_cpu_pct", "server CPU in the ramp", "pct"),
+    FigureName("server_hold_cpu_pct", "server CPU while holding", "pct"),
+    FigureName("client_ramp_cpu_pct", "client CPU in the ramp", "pct"),
+    FigureName("client_hold_cpu_pct", "client CPU while holding", "pct"),
+    FigureName("worker_imbalance_pct", "fullest worker above the mean", "pct"),
+    FigureName("bytes_per_connection", "memory for each connection", "bytes"),
+    FigureName("cpu_worker_count", "a worker's core is full at", "count"),
+)
+"""Those that a row is shown with; CPU: 100 % is one core."""
+
+_IDLE_PCT = 0.1
+"""Below this a share of a core is one tick of 10 ms in ten seconds: no smaller number is meant."""
+
+
+def figures_of(summary: Summary) -> dict[str, float | None]:
+    """Every figure of one run by name; None where it was not measured.
+
+    Those of ``key_figures``, and besides: the ceiling, the share of it that was lost, how full the
+    fullest and the emptiest worker were, CPU of both sides in ramp and hold (100 is one core), and
+    the connections at which the fitted CPU model says that a worker's core is full, also as a
+    share of the target.
+    """
+    run, phases = summary.run, summary.phases
+    figures: dict[str, float | None] = {
+        name: figure.value for name, figure in key_figures(summary).items()
+    }
+    peak = float(run["peak_connections"])
+    figures[CEILING] = peak
+    figures["at_count"] = float(summary.verdict.at_connections)
+    figures["lost_share"] = float(run["lost_connections"]) / peak if peak else None
+    shares = [w["peak_count"] / w["room_count"] for w in workers_of(summary) if w["room_count"] > 0]
+    figures["fullest_share"] = max(shares, default=None)
+    figures["emptiest_share"] = min(shares, default=None)
+    for side in ("server", "client"):
+        by_phase = {}
+        for phase in ("ramp", "hold"):
+            rows = phases[phases["phase"] == phase]
+            by_phase[phase] = _known(rows[f"{side}_cpu_pct"].iloc[0]) if len(rows) else None
+            figures[f"{side}_{phase}_cpu_pct"] = by_phase[phase]
+        ramp, hold = by_phase["ramp"], by_phase["hold"]
+        is_known = ramp is not None and hold is not None
+        figures[f"{side}_ramp_over_hold"] = ramp / max(hold, _IDLE_PCT) if is_known else None  # type: ignore[operator, type-var]  # both are numbers
+    predicted = [r.predicted_connections for r in summary.ladder if r.limit == "cpu_worker"]
+    known = [float(each) for each in predicted if each is not None]
+    figures["cpu_worker_count"] = at = min(known, default=None)
+    figures["cpu_worker_over_target"] = None if at is None else at / run["target_connections"]
+    return figures
+
+
+def workers_of(summary: Summary) -> list[dict[str, Any]]:
+    """Each server worker: its most connections, its room for them, its own open files."""
+    frame = summary.processes[summary.processes["role"] == "server"].sort_values("worker")
+    return [
+        {
+            "worker": int(row["worker"]),
+            "peak_count": int(row["peak_open_count"]),
+            "own_count": int(row["own_fds_count"]),
+            "room_count": int(row["nofile_soft_count"]) - int(row["own_fds_count"]),
+        }
+        for row in frame.to_dict("records")
+    ]
+
+
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

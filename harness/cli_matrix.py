@@ -1,0 +1,254 @@
+"""``profile-matrix``: many runs side by side, from a scenario file or from varied options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from analysis.confusion import confusion
+from harness import matrix_loop, matrix_store, recording, scenario
+from harness.command_line import run_command
+from harness.host import Host, read_host
+from harness.matrix_rows import MatrixRow, Scale, rows_of_file, rows_of_vary, scale_of
+from harness.matrix_store import Matrix
+from harness.run_options import Parser, count
+from harness.supervisor import Interrupt
+from probes.errors import ExitCode, UsageError
+from probes.rundir import write_atomically
+from reports.matrix_terminal import MatrixView, confusion_lines, result_lines
+
+MOST_REPEATS = 100
+_EXAMPLES = """\
+examples:
+  profile-matrix the-2016-log                  the log of 2016, row by row, scaled to this host
+  profile-matrix the-2016-log --only 'r14*'    some of its rows
+  profile-matrix every-cause --repeats 3       every cause provoked: the confusion table
+  profile-matrix --vary accept=reuseport,shared,handoff --vary keepalive=off,25,5 \\
+      --repeats 3 -- --connections 5000 --hold 2
+                                               your own: any options of profile-run after --
+  profile-matrix --resume runs/20261124T101500Z-matrix-the-2016-log-1a2b
+exit codes: 0 every row was as expected, 3 some were not or did not run, 2 usage,
+  5 failed, 130 interrupted (--resume goes on)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command."""
+    return run_command(profile_matrix, argv)
+
+
+def parser() -> Parser:
+    """The parser of ``profile-matrix``."""
+    top = Parser(
+        prog="profile-matrix",
+        usage="profile-matrix [SCENARIO | --vary NAME=V,V ... | --resume DIR] [options] "
+        "[-- options of profile-run]",
+        description="Run many rows, one after the other, and compare them on one page.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    known = ", ".join(sorted(path.stem for path in scenario.FOLDER.glob("*.toml")))
+    add = top.add_argument
+    add("scenario", nargs="?", metavar="SCENARIO", help=f"{known}, or a path that ends in .toml")
+    add("--vary", action="append", default=[], metavar="NAME=V,V",
+        help="an option of profile-run and its values; several: each with each")  # fmt: skip
+    add("--resume", type=Path, metavar="DIR", help="go on with what is not done in DIR")
+    add("--repeats", type=_repeats, metavar="N", help="runs of each row, default 1")
+    add("--seed", type=count, metavar="N", help="shuffles the order, default 2016")
+    add("--scale", type=count, metavar="N", help="descriptors that stand for the scenario's own")
+    add("--only", metavar="ROW,ROW", help="these rows; * and ? match")
+    add("--deadline", type=_deadline, metavar="S", help="when a run counts as hung and is killed")
+    add("--list", action="store_true", help="print the rows and stop")
+    add("--markdown", type=Path, metavar="FILE", help="the confusion table for the documentation")
+    add("--output", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    add("--name", help="part of the directory's name, default: the scenario's")
+    add("--json", action="store_true", help="matrix.json on stdout as well")
+    add("--quiet", action="store_true", help="no progress")
+    return top
+
+
+def _repeats(text: str) -> int:
+    value = count(text)
+    if not 1 <= value <= MOST_REPEATS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 and {MOST_REPEATS}")
+    return value
+
+
+def _deadline(text: str) -> float:
+    value = float(count(text))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 1 s")
+    return value
+
+
+def profile_matrix(argv: Sequence[str]) -> int:
+    """Plans or resumes, runs, compares.
+
+    Returns:
+        0 all as expected, 3 some not, 130 interrupted; errors as exceptions.
+
+    Raises:
+        ToolkitError: Usage, or a directory that cannot be written.
+    """
+    words = list(argv)
+    at = words.index("--") if "--" in words else len(words)
+    options, run_words = parser().parse_args(words[:at]), words[at + 1 :]
+    _check(options, run_words)
+    if options.resume is not None:
+        with matrix_store.held(options.resume):
+            return _run(options, matrix_store.load(options.resume))
+    host = read_host()
+    matrix = _planned(options, run_words, argv, host)
+    if options.list:
+        _print_rows(matrix)
+        return ExitCode.REACHED
+    matrix.path = matrix_store.create_folder(options.output, options.name or matrix.name)
+    with matrix_store.held(matrix.path):
+        return _run(options, matrix)
+
+
+def _check(options: argparse.Namespace, run_words: list[str]) -> None:
+    chosen = [bool(options.scenario), bool(options.vary), options.resume is not None]
+    if sum(chosen) != 1:
+        raise UsageError(
+            "one of SCENARIO, --vary and --resume is needed, and only one",
+            fix="profile-matrix the-2016-log, or profile-matrix --help",
+        )
+    planning = {
+        "--repeats": options.repeats, "--seed": options.seed, "--scale": options.scale,
+        "--only": options.only, "--name": options.name, "--": run_words or None,
+    }  # fmt: skip
+    given = [name for name, value in planning.items() if value is not None]
+    if options.resume is not None and given:
+        raise UsageError(
+            f"{given[0]} cannot be changed by --resume: the plan is the one of {options.resume}",
+            fix=f"profile-matrix --resume {options.resume}",
+        )
+    if options.vary and not run_words:
+        raise UsageError(
+            "--vary needs the options that all its rows share",
+            fix=f"profile-matrix --vary {options.vary[0]} -- --connections 5000 --hold 2",
+        )
+    for path in [options.markdown] if options.markdown else []:
+        if path.is_dir() or not path.parent.is_dir():
+            raise UsageError(f"--markdown {path} is no file that can be written", fix="a path")
+
+
+def _planned(
+    options: argparse.Namespace, run_words: list[str], argv: Sequence[str], host: Host
+) -> Matrix:
+    scale = Scale()
+    if options.vary:
+        name, shows = "vary", ", ".join(options.vary)
+        rows = rows_of_vary(options.vary, run_words)
+        if options.scale is not None:
+            raise UsageError("--scale is for a scenario that has one", fix="leave --scale away")
+    else:
+        file = scenario.load(options.scenario)
+        scale = scale_of(file, options.scale, host.nofile_ceiling_count)
+        name, shows = file.name, file.shows
+        rows = rows_of_file(file, scale, run_words)
+    rows = _chosen(rows, options.only)
+    seed = 2016 if options.seed is None else options.seed
+    repeats = options.repeats or 1
+    return Matrix(
+        path=Path(),
+        name=name,
+        shows=shows,
+        argv=["profile-matrix", *argv],
+        seed=seed,
+        repeats=repeats,
+        scale=scale,
+        rows=rows,
+        order=matrix_store.shuffled(rows, repeats, seed),
+        host=_host(host),
+        is_varied=bool(options.vary),
+        started=datetime.now(tz=UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _host(host: Host) -> dict[str, Any]:
+    """What a reader of the page must know of the machine."""
+    facts = host.to_dict("own" if host.may_own_namespace else "host")
+    names = ("kernel", "machine", "cpu_count", "cpu_model", "memory_total_bytes", "python")
+    return {
+        **{name: facts[name] for name in names},
+        "tool_version": recording.tool_version(),
+        "tool_commit": recording.tool_commit(),
+    }
+
+
+def _chosen(rows: list[MatrixRow], only: str | None) -> list[MatrixRow]:
+    """The rows that ``--only`` names, and those that they are compared with."""
+    if only is None:
+        return rows
+    patterns = [pattern.strip() for pattern in only.split(",")]
+    for pattern in patterns:
+        if not any(fnmatch(row.spec.id, pattern) for row in rows):
+            raise UsageError(
+                f"--only {pattern}: there is no such row",
+                fix=f"one of: {', '.join(row.spec.id for row in rows)}",
+            )
+    wanted = {r.spec.id for r in rows if any(fnmatch(r.spec.id, p) for p in patterns)}
+    wanted |= {row.spec.against for row in rows if row.spec.id in wanted and row.spec.move}
+    return [row for row in rows if row.spec.id in wanted]
+
+
+def _print_rows(matrix: Matrix) -> None:
+    for row in matrix.rows:
+        print(f"{row.spec.id:<28} {row.spec.shows}\n{'':<28} {row.spec.command}")
+    total_s = matrix_loop.left_s(matrix, matrix.order, [])
+    print(f"{len(matrix.order)} runs, about {total_s / 60:.0f} min")
+
+
+def _run(options: argparse.Namespace, matrix: Matrix) -> int:
+    if options.deadline is not None:
+        matrix.set_deadline(options.deadline)
+    interrupt = Interrupt()
+    total, done = len(matrix.order), len(matrix.order) - len(matrix.to_do())
+    with interrupt.caught(), MatrixView(total, done, enabled=not options.quiet) as view:
+        has_ended = matrix_loop.run_matrix(matrix, interrupt, view)
+    page = matrix_loop.write_page(matrix)
+    _report(options, matrix, page)
+    if not has_ended:
+        sys.stderr.write(
+            f"interrupted: {len(matrix.to_do())} of {total} runs are left\n"
+            f"resume   profile-matrix --resume {matrix.path}\n"
+        )
+        return ExitCode.INTERRUPTED
+    results = matrix.results()
+    return ExitCode.LIMIT_MET if any(r.held is False for r in results) else ExitCode.REACHED
+
+
+def _report(options: argparse.Namespace, matrix: Matrix, page: Path) -> None:
+    out = sys.stderr if options.json else sys.stdout
+    results = matrix.results()
+    table = confusion(results)
+    is_diagnosis = matrix.scale.log <= 1 and bool(table.rows)
+    lines = result_lines(results)
+    if is_diagnosis:
+        lines += ["", *confusion_lines(table)]
+    judged = [result for result in results if result.held is not None]
+    held = sum(bool(result.held) for result in judged)
+    if judged:
+        lines.append(f"expected  {held} of {len(judged)} rows were as expected")
+    lines.append(f"page      {page}")
+    out.write("\n".join(lines) + "\n")
+    if options.markdown is not None:
+        from reports.matrix_markdown import diagnosis
+
+        text = diagnosis(table, results, matrix.host, matrix.repeats)
+        write_atomically(options.markdown, text)
+    if options.json:
+        print(json.dumps(matrix.to_dict(), indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
