@@ -87,9 +87,10 @@ class _Trace:
             where = {"pid": pid, "tid": tid, "s": "t"}
             yield {"ph": "i", "name": name, "ts": self._us(at_s), **where, "args": args}
 
-    def counter(self, name: str, pid: int, at_s: float, value: float) -> Iterator[Event]:
+    def counter(self, name: str, unit: str, pid: int, at_s: float, value: float) -> Iterator[Event]:
+        """Perfetto names the track by both, ``name unit``."""
         if math.isfinite(at_s) and math.isfinite(value):
-            args = {"value": value}
+            args = {unit: value}
             yield {"ph": "C", "name": name, "pid": pid, "ts": self._us(at_s), "args": args}
 
 
@@ -144,15 +145,17 @@ def _life_times(trace: _Trace, summary: Summary, known: set[int]) -> Iterator[Ev
 def _counters(trace: _Trace, summary: Summary) -> Iterator[Event]:
     connections = summary.connections_over_time
     everybody = connections[connections["client"] == -1]
-    yield from _series(trace, everybody, "connections open", "open_count")
-    yield from _series(trace, everybody, "connections failed", "failed_total")
-    yield from _series(trace, everybody, "connections lost", "lost_total")
-    yield from _series(trace, _begun(everybody), "established per s", "established_per_s")
+    yield from _series(trace, everybody, "connections", "open", "open_count")
+    yield from _series(trace, everybody, "connections", "failed", "failed_total")
+    yield from _series(trace, everybody, "connections", "lost", "lost_total")
+    yield from _series(
+        trace, _begun(everybody), "connections", "established per s", "established_per_s"
+    )
     host = summary.host_cpu
     whole = _begun(host[host["core"] == -1])
-    yield from _series(trace, whole, "CPU of the host, %", "busy_pct")
+    yield from _series(trace, whole, "CPU of the host", "%", "busy_pct")
     errors = summary.errors_over_time
-    yield from _series(trace, _pulses(errors), "errors per s", "events_per_s")
+    yield from _series(trace, _pulses(errors), "errors", "per s", "events_per_s")
     yield from _memory_counters(trace, summary)
 
     clients = summary.processes[summary.processes["role"] == "client"]
@@ -160,21 +163,21 @@ def _counters(trace: _Trace, summary: Summary) -> Iterator[Event]:
     of_clients = connections[connections["client"].isin(pid_of)]
     of_clients = of_clients.assign(pid=of_clients["client"].map(pid_of))
     for pid, rows in of_clients.groupby("pid"):
-        yield from _series(trace, rows, "connections open", "open_count", int(str(pid)))
+        yield from _series(trace, rows, "connections", "open", "open_count", int(str(pid)))
     for pid, rows in summary.worker_connections.groupby("pid"):
-        yield from _series(trace, rows, "connections open", "open_count", int(str(pid)))
+        yield from _series(trace, rows, "connections", "open", "open_count", int(str(pid)))
     for pid, rows in summary.worker_cpu.groupby("pid"):
         began = _begun(rows)
-        yield from _series(trace, began, "CPU, % of a core", "cpu_pct", int(str(pid)))
+        yield from _series(trace, began, "CPU", "% of a core", "cpu_pct", int(str(pid)))
         yield from _series(
-            trace, began, "CPU in the kernel, % of a core", "system_pct", int(str(pid))
+            trace, began, "CPU in the kernel", "% of a core", "system_pct", int(str(pid))
         )
-        yield from _series(trace, rows, "resident memory, bytes", "rss_bytes", int(str(pid)))
+        yield from _series(trace, rows, "resident memory", "bytes", "rss_bytes", int(str(pid)))
     for pid, rows in summary.loop_lag.groupby("pid"):
-        yield from _series(trace, rows, "event loop lag, ms", "lag_ms", int(str(pid)))
+        yield from _series(trace, rows, "event loop lag", "ms", "lag_ms", int(str(pid)))
     for pid, rows in errors.groupby("pid"):
         pulses = _pulses(rows)
-        yield from _series(trace, pulses, "errors per s", "events_per_s", int(str(pid)))
+        yield from _series(trace, pulses, "errors", "per s", "events_per_s", int(str(pid)))
 
 
 def _memory_counters(trace: _Trace, summary: Summary) -> Iterator[Event]:
@@ -183,18 +186,18 @@ def _memory_counters(trace: _Trace, summary: Summary) -> Iterator[Event]:
     for _, rows in memory.groupby(["kind", "component"]):
         totals: pd.DataFrame = rows.groupby("at_s")["total_bytes"].sum().reset_index()
         if totals["total_bytes"].nunique() > 1:
-            name = f"memory, {rows['kind'].iloc[0]} {rows['component'].iloc[0]}, bytes"
-            yield from _series(trace, totals, one_line(name), "total_bytes")
+            name = f"memory, {rows['kind'].iloc[0]} {rows['component'].iloc[0]}"
+            yield from _series(trace, totals, one_line(name), "bytes", "total_bytes")
     tcp = summary.tcp_mem_over_time
-    yield from _series(trace, tcp, "tcp_mem, pages", "tcp_mem_pages")
-    yield from _series(trace, tcp, "open files of the host", "file_nr_count")
+    yield from _series(trace, tcp, "tcp_mem", "pages", "tcp_mem_pages")
+    yield from _series(trace, tcp, "open files", "of the host", "file_nr_count")
 
 
 def _series(
-    trace: _Trace, rows: pd.DataFrame, name: str, column: str, pid: int = RUN_PID
+    trace: _Trace, rows: pd.DataFrame, name: str, unit: str, column: str, pid: int = RUN_PID
 ) -> Iterator[Event]:
     for at_s, value in zip(rows["at_s"], rows[column], strict=True):
-        yield from trace.counter(name, pid, float(at_s), float(value))
+        yield from trace.counter(name, unit, pid, float(at_s), float(value))
 
 
 def _begun(rows: pd.DataFrame) -> pd.DataFrame:
