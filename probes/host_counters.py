@@ -63,6 +63,13 @@ SLAB_CACHES = frozenset(
         "kmalloc-cg-64",
     }
 )
+CONNTRACK_COUNTERS = {
+    b"drop": "ConntrackDrop",
+    b"early_drop": "ConntrackEarlyDrop",
+    b"insert_failed": "ConntrackInsertFailed",
+}
+"""Column of /proc/net/stat/nf_conntrack, and what ``net_counters`` calls it."""
+
 PRESSURE_RESOURCES = ("cpu", "memory", "io")
 
 
@@ -145,6 +152,29 @@ def parse_net_counters(text: bytes) -> dict[str, int]:
         for name, value in columns:
             counters[group + name.decode()] = int(value)
     return counters
+
+
+def parse_conntrack_stat(text: bytes) -> dict[str, int]:
+    """/proc/net/stat/nf_conntrack: packets dropped for want of an entry, summed over the CPUs.
+
+    ``drop``: an entry was needed and could not be made; ``early_drop``: another made room for it;
+    ``insert_failed``: made and not inserted (net/netfilter/nf_conntrack_standalone.c, hexadecimal).
+    """
+    header, *lines = text.splitlines() or [b""]
+    columns = header.split()
+    counters = {}
+    for column, name in CONNTRACK_COUNTERS.items():
+        if column in columns:
+            at = columns.index(column)
+            counters[name] = sum(int(line.split()[at], 16) for line in lines if line)
+    return counters
+
+
+_NET_COUNTERS = (
+    ("/proc/net/netstat", parse_net_counters),
+    ("/proc/net/snmp", parse_net_counters),
+    ("/proc/net/stat/nf_conntrack", parse_conntrack_stat),
+)
 
 
 def parse_stat(text: bytes) -> list[CoreTime]:
@@ -366,12 +396,12 @@ class HostCountersProbe:
             )
 
     def _sample_net_counters(self, at_ns: int) -> None:
-        for path in ("/proc/net/netstat", "/proc/net/snmp"):
+        for path, parse in _NET_COUNTERS:
             text = self._files.read(path)
             if text == self._net_text.get(path):
                 continue
             self._net_text[path] = text
-            for counter, value in parse_net_counters(text).items():
+            for counter, value in parse(text).items():
                 if self._net_values.get(counter) != value:
                     self._net_values[counter] = value
                     self._tables["net_counters"].append(at_ns, counter, value)

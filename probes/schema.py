@@ -293,7 +293,7 @@ _ALL: tuple[Table, ...] = (
         "probes.tcp_snapshot",
         "one listening socket at one snapshot",
         "listeners per snapshot",
-        "iter/tcp: sk_ack_backlog, sk_max_ack_backlog",
+        "iter/tcp: sk_ack_backlog, sk_max_ack_backlog, icsk_accept_queue.qlen, sk_drops",
         (
             _at(),
             _t("local_address", "dotted"),
@@ -301,6 +301,20 @@ _ALL: tuple[Table, ...] = (
             _n("socket_inode", "", "inode of the socket, 0 when unknown"),
             _n("accept_queue_count", "count", "connections that wait for accept"),
             _n("backlog_count", "count", "most that may wait"),
+            _n("syn_queue_count", "count", "half-open connections: SYN seen, handshake not over"),
+            _n("dropped_total", "count", "SYNs and handshakes that it dropped since it listens"),
+        ),
+    ),
+    Table(
+        "listener_owners",
+        "probes.tcp_snapshot",
+        "a listening socket of one process",
+        "listeners x processes that share one",
+        "/proc/PID/fd at the first snapshot",
+        (
+            _at(),
+            _PID,
+            _n("socket_inode", "", "inode of the socket"),
         ),
     ),
     Table(
@@ -375,7 +389,7 @@ _ALL: tuple[Table, ...] = (
         "probes.host_counters",
         "one counter that changed, at one moment",
         "tens per s",
-        "/proc/net/netstat, /proc/net/snmp of the run's namespace",
+        "/proc/net/netstat, snmp, stat/nf_conntrack (Conntrack*) of the run's namespace",
         (_at(), _t("counter", "TcpExtListenOverflows, …"), _n("value_total", "count", "its value")),
     ),
     Table(

@@ -32,6 +32,8 @@ struct listener_record {
   u32 port;
   u32 queue;
   u32 backlog;
+  u32 syn_queue;
+  u32 drops;
 };
 
 int bpf_iter__tcp(struct bpf_iter__tcp *ctx) {
@@ -67,6 +69,8 @@ int bpf_iter__tcp(struct bpf_iter__tcp *ctx) {
     struct listener_record record = {.family = family, .port = local};
     record.queue = sk->sk_ack_backlog;
     record.backlog = sk->sk_max_ack_backlog;
+    record.syn_queue = ((struct inet_connection_sock *)sk)->syn_queue;
+    record.drops = sk->sk_drops;
     record.address[0] = common->skc_rcv_saddr;
 #ifdef HAVE_IPV6
     if (family == 10)

@@ -14,11 +14,11 @@ import pytest
 from probes import tcp_snapshot
 from probes.bpf_tcp import TcpEventsProbe, drop_reason, short_names
 from probes.clock import now_ns
-from probes.probe import Target
+from probes.probe import ProcessRef, Target
 from probes.rundir import RunDir
 from probes.tcp_snapshot import TcpSnapshotProbe, dotted, next_pause_ns
 
-PORT, QUEUE_PORT, FULL_PORT, CLOSED_PORT = 9000, 9001, 9002, 9003
+PORT, QUEUE_PORT, FULL_PORT, CLOSED_PORT, MUTE_PORT = 9000, 9001, 9002, 9003, 9004
 CONNECTIONS, UNREAD_BYTES = 23, 1009
 CLONE_NEWNET, SO_MEMINFO = 0x40000000, 55
 
@@ -52,8 +52,10 @@ def recorded(tmp_path_factory):
     sockets = []
     try:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        open_halfway(sockets)  # before the events are watched
         ports = frozenset({PORT, QUEUE_PORT, FULL_PORT, CLOSED_PORT})
-        target = Target(run, {}, ports, None)
+        own = ProcessRef(os.getpid(), "server", 0, is_python=True)
+        target = Target(run, {own.pid: own}, ports, None)
         for probe in (events, snapshot):
             probe.prepare()
             probe.start(target)
@@ -73,6 +75,14 @@ def recorded(tmp_path_factory):
     }
     facts["lost"] = (events.lost_count, snapshot.lost_count)
     return facts
+
+
+def open_halfway(sockets):
+    """With TCP_DEFER_ACCEPT, who connects and says nothing is half open (tcp_check_req)."""
+    mute = socket.create_server(("127.0.0.1", MUTE_PORT), backlog=64)
+    mute.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)
+    sockets.append(mute)
+    sockets += [socket.create_connection(("127.0.0.1", MUTE_PORT)) for _ in range(3)]
 
 
 def provoke(snapshot, sockets, host_fd):
@@ -267,6 +277,22 @@ def test_the_last_snapshot_is_taken_at_stop(recorded):
     last_ns = max(row["at_ns"] for row in rows)
     queue = {row["local_port"]: row for row in rows if row["at_ns"] == last_ns}[FULL_PORT]
     assert (queue["accept_queue_count"], queue["backlog_count"]) == (2, 1)
+    assert queue["dropped_total"] >= 1  # the third SYN
+
+
+@pytest.mark.privileged
+def test_a_listener_counts_its_half_open_connections(recorded):
+    rows = first_snapshot(recorded["tables"]["listeners"])
+    half_open = {row["local_port"]: row["syn_queue_count"] for row in rows}
+    assert half_open == {PORT: 0, QUEUE_PORT: 0, MUTE_PORT: 3}
+
+
+@pytest.mark.privileged
+def test_a_listener_names_its_owner(recorded):
+    rows = recorded["tables"]["listener_owners"]
+    assert recorded["listener_inode"] in {row["socket_inode"] for row in rows}
+    assert {row["pid"] for row in rows} == {os.getpid()}
+    assert len(rows) == 3  # of the listeners of the first snapshot, once
 
 
 @pytest.mark.parametrize(

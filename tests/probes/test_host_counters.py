@@ -12,6 +12,7 @@ from probes.host_counters import (
     SlabCache,
     cgroup_memory_folders,
     parse_meminfo,
+    parse_conntrack_stat,
     parse_net_counters,
     parse_numbers,
     parse_oom_kills,
@@ -92,6 +93,24 @@ def test_protocol_counters_carry_their_group():
     assert parse_net_counters(SNMP)["TcpMaxConn"] == -1
     assert parse_net_counters(SNMP)["TcpActiveOpens"] == 109
     assert parse_net_counters(b"") == {}
+
+
+def test_conntrack_counters_are_hexadecimal_and_summed_over_the_cpus():
+    text = (
+        b"entries  clashres found new invalid ignore delete chainlength insert insert_failed drop "
+        b"early_drop icmp_error  expect_new expect_create expect_delete search_restart\n"
+        b"00040000  00000000 00000000 00000000 00000000 00000000 00000000 00000000 0003fff6 "
+        b"00000002 00000010 00000001 00000000  00000000 00000000 00000000 00000000\n"
+        b"00040000  00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 "
+        b"00000000 00000007 00000000 00000000  00000000 00000000 00000000 00000000\n"
+    )
+    assert parse_conntrack_stat(text) == {
+        "ConntrackDrop": 23,
+        "ConntrackEarlyDrop": 1,
+        "ConntrackInsertFailed": 2,
+    }
+    assert parse_conntrack_stat(b"") == {}
+    assert parse_conntrack_stat(b"entries found\n00000001 00000002\n") == {}
 
 
 def test_core_times_are_nanoseconds():
