@@ -1,9 +1,10 @@
-"""``profile-report``: rebuilds verdict, page and derived tables of a recorded run."""
+"""``profile-report``: verdict and page of a recorded run anew, or what other tools read of it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -12,19 +13,22 @@ from typing import NoReturn
 
 from harness.command_line import run_command
 from probes.errors import ExitCode, UsageError
-from probes.rundir import MANIFEST, REPORT, RunDir, open_run_dir
+from probes.rundir import MANIFEST, REPORT, RunDir, open_run_dir, write_atomically
 from reports.terminal import print_end
 
 LATEST = Path("runs/latest")
+STDOUT = Path("-")
+
+FILE_FORMATS = ("json", "md", "speedscope", "folded", "perfetto", "openmetrics")
+FOLDER_FORMATS = ("csv", "parquet")
+_STACK_FORMATS = ("speedscope", "folded")
 
 _EPILOG = """\
 examples:
-  profile-report                                   the newest run
-  profile-report runs/20261123T214659Z-main-0a1b   an older one
-  profile-report runs/latest --output /tmp/run.html
-  profile-report runs/latest --json | jq .verdict
-
-exit codes: 0 the page was written, 2 usage, 5 the recording cannot be read or the page not written
+  profile-report                                         the newest run
+  profile-report runs/latest --format md                 for an issue or a pull request
+  profile-report runs/latest --format speedscope --worker 1 --from 2 --until 8 -o w1.json
+exit codes: 0 it was written, 2 usage, 5 the recording cannot be read or the result not written
 """
 
 
@@ -39,21 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(argv: Sequence[str]) -> int:
-    parser = _Parser(
-        prog="profile-report",
-        description="Rebuilds derived/, verdict.json and report.html of a run from its recording.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "run", nargs="?", type=Path, default=LATEST, metavar="RUN", help=f"default: {LATEST}"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the page there")
-    parser.add_argument("--json", action="store_true", help="verdict.json on stdout as well")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
+    _check_together(arguments)
     run = find_run(arguments.run)
     output: Path | None = arguments.output
+    if arguments.format != "html" or output == STDOUT:
+        return _export(run, arguments)
     if output is not None:
         _check_output(output)
     from harness.pipeline import conclude, render_only  # pandas and matplotlib: a second to import
@@ -70,6 +65,96 @@ def _report(argv: Sequence[str]) -> int:
         output if output is not None else run.path / REPORT,
         sys.stderr if arguments.json else sys.stdout,
     )
+    return int(ExitCode.REACHED)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="profile-report",
+        usage="%(prog)s [RUN] [--format FORMAT] [-o PATH] [options]",
+        description="Rebuilds verdict.json and report.html of a run, or exports it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", nargs="?", type=Path, default=LATEST, metavar="RUN", help=f"default: {LATEST}")
+    add("--format", choices=("html", *FILE_FORMATS, *FOLDER_FORMATS), default="html",
+        metavar="FORMAT", help="html (default), json, md, speedscope, folded, perfetto, "
+        "openmetrics, csv or parquet")  # fmt: skip
+    add("-o", "--output", type=Path, metavar="PATH",
+        help="a file, - for stdout; for csv and parquet a folder")  # fmt: skip
+    add("--json", action="store_true", help="verdict.json on stdout as well")
+    add("--worker", type=_number, metavar="N", help="speedscope, folded: of this server worker")
+    add("--pid", type=_number, metavar="N", help="speedscope, folded: of this process")
+    add("--from", dest="from_s", type=_seconds, metavar="S",
+        help="speedscope, folded: from S seconds after the ramp began")  # fmt: skip
+    add("--until", dest="until_s", type=_seconds, metavar="S", help="and until then")
+    return parser
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def _check_together(arguments: argparse.Namespace) -> None:
+    form = arguments.format
+    given = [
+        f"--{name.removesuffix('_s')}"
+        for name in ("worker", "pid", "from_s", "until_s")
+        if getattr(arguments, name) is not None
+    ]
+    if given and form not in _STACK_FORMATS:
+        raise UsageError(
+            f"{given[0]} chooses stacks, which --format {form} has none of",
+            fix=f"--format speedscope {given[0]} ..., or --format folded",
+        )
+    if arguments.worker is not None and arguments.pid is not None:
+        raise UsageError("--worker and --pid both choose a process", fix="give one of them")
+    if None not in (arguments.from_s, arguments.until_s) and arguments.from_s >= arguments.until_s:
+        raise UsageError(
+            f"--from {arguments.from_s:g} is not before --until {arguments.until_s:g}",
+            fix=f"--from {arguments.until_s:g} --until {arguments.from_s:g}",
+        )
+    if arguments.json and (form != "html" or arguments.output == STDOUT):
+        raise UsageError(
+            "--json adds the verdict to the page; an export goes alone", fix="--format json"
+        )
+    if form in FOLDER_FORMATS and arguments.output == STDOUT:
+        raise UsageError(f"--format {form} writes many files", fix="--output FOLDER")
+
+
+def _export(run: RunDir, arguments: argparse.Namespace) -> int:
+    """Writes one export; the run's own verdict and page stay as they are."""
+    output: Path | None = arguments.output
+    if output is not None and output != STDOUT:
+        _check_output(output, is_folder=arguments.format in FOLDER_FORMATS)
+    from harness.export import Choice, export_files, export_text  # pandas: a second to import
+
+    if arguments.format in FOLDER_FORMATS:
+        folder = output or run.path / f"tables-{arguments.format}"
+        file_count = export_files(run, arguments.format, folder)
+        sys.stderr.write(f"{folder}: {file_count} files\n")
+        return int(ExitCode.REACHED)
+    choice = Choice(arguments.worker, arguments.pid, arguments.from_s, arguments.until_s)
+    text = export_text(run, arguments.format, choice)
+    if output is None or output == STDOUT:
+        sys.stdout.buffer.write(text.encode())
+    else:
+        write_atomically(output, text)
+        sys.stderr.write(f"{output}: {len(text.encode()):,} bytes\n")
     return int(ExitCode.REACHED)
 
 
@@ -95,8 +180,10 @@ def find_run(path: Path) -> RunDir:
     return open_run_dir(path)
 
 
-def _check_output(output: Path) -> None:
-    if output.is_dir():
+def _check_output(output: Path, *, is_folder: bool = False) -> None:
+    if is_folder and output.exists() and not output.is_dir():
+        raise UsageError(f"--output {output} is not a folder", fix=f"--output {output}.d")
+    if not is_folder and output.is_dir():
         raise UsageError(
             f"--output {output} is a directory", fix=f"--output {output / 'report.html'}"
         )
