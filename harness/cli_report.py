@@ -88,7 +88,7 @@ def _parser() -> _Parser:
     add("--worker", type=_number, metavar="N", help="speedscope, folded: of this server worker")
     add("--pid", type=_number, metavar="N", help="speedscope, folded: of this process")
     add("--from", dest="from_s", type=_seconds, metavar="S",
-        help="speedscope, folded: from S seconds after the ramp began")  # fmt: skip
+        help="speedscope, folded: S after the ramp began")  # fmt: skip
     add("--until", dest="until_s", type=_seconds, metavar="S", help="and until then")
     return parser
 
