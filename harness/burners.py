@@ -39,7 +39,11 @@ class Burners:
             for _ in range(fault.number):
                 self._processes.append(
                     subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/"
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        cwd="/",
+                        start_new_session=True,  # sched_autogroup gives each session a share
                     )
                 )
 

@@ -4,7 +4,8 @@ Proof: attempts of that client that were never made, waited in vain, or came muc
 of its siblings, while its event loop never waited for events (it is at a full core, or blocked off
 the CPU) and the server's workers were idle.
 Told apart from a client at a limit with a name (descriptors, ports, addresses): those return an
-errno, and their own cause is named, with side client. From a slow server: there the workers are
+errno, and their own cause is named, with side client. From ``port-search-cost``, which slows
+whichever client is behind when the pool is half full. From a slow server: there the workers are
 busy, or the clients' loops wait. From ``host-cpu-saturated``: there is a core free for it.
 
 Where the target is reached all the same, only late, the verdict stays ``reached`` and this is a
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix
+from analysis.findings import port_search_cost
 from analysis.run_view import RunView
 from analysis.signs import EADDRINUSE, EADDRNOTAVAIL, EMFILE, ENFILE, ETIMEDOUT, Signs
 
@@ -50,6 +52,8 @@ class _Client:
 def find(signs: Signs) -> list[Finding]:
     """One finding about the client that is furthest behind, or none."""
     clients = _clients(signs)
+    if any(not c.unmet for c in clients) and port_search_cost.find(signs):
+        clients = [c for c in clients if c.unmet]
     late = sorted(clients, key=lambda c: (-c.unmet, -c.done_s, c.number))
     for client in late:
         siblings = [c for c in clients if c.pid != client.pid]
@@ -201,18 +205,14 @@ def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding 
 
 def _fixes(client: _Client, rates: list[float], count: int, *, is_hot: bool) -> tuple[Fix, ...]:
     share = client.attempts + client.unmet
-    look = (
-        f"py-spy top --pid {client.pid}"
-        if is_hot
-        else f"cat /proc/{client.pid}/wchan /proc/{client.pid}/stack"
-    )
+    look = "py-spy top --pid PID" if is_hot else "cat /proc/PID/wchan /proc/PID/stack"
     usual_per_s = float(np.median(rates)) if rates else max(1.0, 2 * client.attempts_per_s)
     at_their_rate_s = share / max(1.0, usual_per_s)
     return (
         Fix(
-            f"{look}  # while it runs: what keeps it",
+            f"{look}  # of client {client.number} while it runs: what keeps it",
             f"at {usual_per_s:,.0f} attempts a second its {share:,} connections take "
-            f"{at_their_rate_s:.1f} s",
+            f"{at_their_rate_s:.2g} s",
         ),
         Fix(
             f"profile-run --clients {2 * count}",

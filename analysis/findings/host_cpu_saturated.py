@@ -16,15 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.cpu import df_host_pressure
+from analysis.cpu import cpu_between, df_host_pressure
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.findings import accept_spin, fd_limit_process, hot_worker_code, keepalive_storm
 from analysis.keepalive import ping_work
+from analysis.run_view import Phase
 from analysis.signs import ETIMEDOUT, Signs
 
 _BUSY_PCT = 95.0
 """The mean of all cores: clock ticks of 10 ms hide the last few per cent."""
-_FULL_DUTY = 0.8
+_COVERED = 0.6
 _LEAST_S = 1.0
 _BEHIND = 0.8
 _STALLED_LOOP_S = 0.5
@@ -85,14 +86,31 @@ def find(signs: Signs) -> list[Finding]:
 
 
 def _is_full(signs: Signs, harm: _Harm) -> bool:
-    host = signs.host_cpu
-    inside = (host["at_s"] > harm.from_s) & (host["at_s"] <= harm.until_s + 0.5)
-    busy = host["busy_pct"][(host["core"] == -1) & inside]
-    if len(busy) < 2 or harm.until_s - harm.from_s < _LEAST_S:
+    busy_pct = _busy_pct(signs, harm)
+    if busy_pct is None or busy_pct < _BUSY_PCT or harm.until_s - harm.from_s < _LEAST_S:
         return False
     pressure = _pressure_pct(signs, harm)
-    waits = pressure is None or pressure >= _LEAST_PRESSURE_PCT
-    return waits and float((busy >= _BUSY_PCT).mean()) >= _FULL_DUTY
+    return pressure is None or pressure >= _LEAST_PRESSURE_PCT
+
+
+def _busy_pct(signs: Signs, harm: _Harm) -> float | None:
+    """Busy share of all cores, None when the samples do not cover most of the span.
+
+    From totals: on a full host the samples themselves come late, down to one in several seconds.
+    """
+    raw = signs.view.frames["host_cpu"]
+    raw = raw[(raw["core"] == -1) == bool((raw["core"] == -1).any())]
+    totals = raw.drop(columns="core").groupby("at_ns").sum()
+    at_s = signs.view.seconds_of(totals.index)
+    inside = np.flatnonzero((at_s >= harm.from_s - 0.6) & (at_s <= harm.until_s + 0.6))
+    if len(inside) < 2:
+        return None
+    first, last = inside[0], inside[-1]
+    if at_s[last] - at_s[first] < _COVERED * (harm.until_s - harm.from_s):
+        return None
+    grown = totals.iloc[last] - totals.iloc[first]
+    free = grown["idle_ns_total"] + grown["steal_ns_total"]
+    return float(100 * (1 - free / grown.sum())) if grown.sum() > 0 else None
 
 
 def _pressure_pct(signs: Signs, harm: _Harm) -> float | None:
@@ -104,16 +122,14 @@ def _pressure_pct(signs: Signs, harm: _Harm) -> float | None:
 
 
 def _shares(signs: Signs, harm: _Harm) -> _Shares:
-    cpu = signs.worker_cpu
-    inside = cpu[(cpu["at_s"] > harm.from_s) & (cpu["at_s"] <= harm.until_s + 0.5)]
-    means = inside.groupby(["pid", "role"], as_index=False)["cpu_pct"].mean()
+    means = cpu_between(signs.view, Phase("harm", harm.from_s, harm.until_s))
     by_role = means.groupby("role")["cpu_pct"].sum()
 
     def taken(*roles: str) -> float:
         return float(sum(by_role.get(role, 0.0) for role in roles))
 
     capacity = 100.0 * signs.view.core_count
-    busy_pct = signs.host_busy_pct(harm.from_s, harm.until_s) or 0.0
+    busy_pct = _busy_pct(signs, harm) or 0.0
     known = taken("server", "acceptor", "client", "probe", "supervisor")
     return _Shares(
         servers=taken("server", "acceptor"),
@@ -251,7 +267,7 @@ def _waits_ms(signs: Signs, harm: _Harm) -> tuple[float, float] | None:
 
 def _finding(signs: Signs, harm: _Harm, shares: _Shares, *, foreign: bool) -> Finding:
     view = signs.view
-    busy_pct = signs.host_busy_pct(harm.from_s, harm.until_s) or 0.0
+    busy_pct = _busy_pct(signs, harm) or 0.0
     evidence = [
         Evidence("all cores busy", busy_pct, "pct", "host_cpu", harm.from_s),
         *harm.evidence,

@@ -83,6 +83,6 @@ def _finding(signs: Signs, refused: pd.DataFrame) -> Finding:
         confidence=confidence,
         missing=missing,
         sentence=f"{who} bound {address}{others}, which is not local: bind failed with "
-        f"EADDRNOTAVAIL {times(count)}, at {at_connections:,} connections of others",
+        f"EADDRNOTAVAIL {times(count)}, while others held {at_connections:,} connections",
         explained_count=max(1, lost),
     )
