@@ -11,12 +11,18 @@ from collections.abc import Callable
 from analysis.evidence import Finding
 from analysis.findings import (
     accept_spin,
+    bind_ports_exhausted,
+    client_is_the_limit,
     ephemeral_ports_exhausted,
     fd_limit_process,
+    fd_limit_system,
+    host_cpu_saturated,
     hot_worker_code,
     keepalive_storm,
+    port_search_cost,
     reached,
     server_resets_when_full,
+    source_address_missing,
     upgrade_refused,
     upgrade_unanswered,
     worker_crash,
@@ -36,6 +42,12 @@ FINDERS: tuple[Finder, ...] = (
     upgrade_unanswered.find,
     hot_worker_code.find,
     keepalive_storm.find,
+    bind_ports_exhausted.find,
+    source_address_missing.find,
+    port_search_cost.find,
+    host_cpu_saturated.find,
+    client_is_the_limit.find,
+    fd_limit_system.find,
 )
 """Every cause that this version can name. Their order means nothing."""
 
