@@ -27,6 +27,16 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+def join_cgroup(procs_path: str) -> None:
+    """Moves this process into a control group (cgroups(7)); needs root, so it comes before.
+
+    Args:
+        procs_path: The group's ``cgroup.procs``.
+    """
+    with open(procs_path, "w", encoding="ascii") as stream:  # noqa: PTH123 - no pathlib in the measured processes
+        stream.write("0")
+
+
 def give_up_root() -> None:
     """Becomes ``nobody`` for good when this process is root; else does nothing."""
     if os.geteuid() != 0:

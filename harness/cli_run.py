@@ -42,7 +42,7 @@ def profile_run(argv: Sequence[str]) -> int:
     """
     options = run_options.parse(argv)
     probes = registry.resolve(options.probes)
-    host = read_host()
+    host = run_options.limited(read_host(), options)
     own_namespace = host.may_own_namespace and not options.host_network
     options.foreign = foreign = foreign_options.foreign_request(
         options, own_namespace=own_namespace, taken=host.listening_ports

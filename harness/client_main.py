@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         slot = config.first_client_slot() + index
         jobs.append((slot, partial(_work, config, index, live, record_base, report_fd)))
         record_base += sum(group.connections for group in groups)
-    report_ends(fork_all(jobs), report_fd)
+    report_ends(fork_all(jobs, config), report_fd)
     return 0
 
 

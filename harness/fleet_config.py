@@ -7,7 +7,7 @@ them more memory than ten thousand idle connections.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -27,7 +27,9 @@ class FleetConfig(NamedTuple):
     ``bind`` early takes the local port at bind, late leaves it to connect. ``accept`` foreign: the
     server is not ours and ``workers`` slots are kept for its processes. ``host`` '' is address and
     port; ``tls`` is '', verify or insecure, ``tls_ca`` PEM text or '' for the system's; ``message``
-    is a template, '' for ``payload_bytes`` bytes.
+    is a template, '' for ``payload_bytes`` bytes. ``cgroups`` are ``cgroup.procs`` files that every
+    process of the fleet joins, ``client_cgroups`` one more by number of the client; the limits of
+    ``memory_max_bytes`` and ``tcp_memory_max_bytes`` (0: none) are theirs.
     """
 
     server_address: str
@@ -61,6 +63,10 @@ class FleetConfig(NamedTuple):
     tls_server_name: str = ""
     message: str = ""
     message_is_text: bool = False
+    memory_max_bytes: int = 0
+    tcp_memory_max_bytes: int = 0
+    cgroups: Sequence[str] = ()
+    client_cgroups: Mapping[str, str] = {}
 
     @property
     def is_foreign(self) -> bool:
@@ -76,6 +82,11 @@ class FleetConfig(NamedTuple):
     def slot_count(self) -> int:
         """Slots of live.bin: workers, then the acceptor, then clients."""
         return self.workers + self.acceptors + self.clients
+
+    def cgroups_of(self, slot: int) -> list[str]:
+        """The ``cgroup.procs`` files that the process of a slot joins, outer groups first."""
+        own = self.client_cgroups.get(str(slot - self.first_client_slot()))
+        return [*self.cgroups, own] if own else [*self.cgroups]
 
     def first_client_slot(self) -> int:
         """The slot of client 0."""

@@ -45,12 +45,14 @@ def begin_parent(argv: list[str]) -> tuple[FleetConfig, Live, int]:
     return config, live, report_fd
 
 
-def fork_all(jobs: list[Job]) -> dict[int, int]:
+def fork_all(jobs: list[Job], config: FleetConfig) -> dict[int, int]:
     """Forks one process for each job.
 
     Args:
         jobs: Slot number and what the process does; a job that returns ends its process with 0,
             one that raises with 1 and a traceback on stderr (the log of that side).
+        config: Says which control groups they join; this parent stays outside, so that whatever a
+            limit does to them is reported.
 
     Returns:
         Slot by pid.
@@ -64,6 +66,8 @@ def fork_all(jobs: list[Job]) -> dict[int, int]:
             status = 1
             try:
                 child.die_with_parent(parent_pid)
+                for path in config.cgroups_of(slot):
+                    child.join_cgroup(path)
                 job()
                 status = 0
             except BaseException:  # noqa: BLE001 - the edge of the process: reported, then its end

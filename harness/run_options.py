@@ -6,15 +6,20 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness import faults, foreign_options
 from harness.fleet_config import FleetConfig, GroupShare
 from harness.plan import ACCEPT_MODES, Plan, PlanRequest
 from probes.errors import UsageError
 
+if TYPE_CHECKING:
+    from harness.host import Host
+
 AT_FD_LIMIT = ("pause", "spin", "reset", "crash")
+LEAST_CGROUP_BYTES = 65_536
 MESSAGE_LIMIT_BYTES = 1_048_576
 _EXAMPLES = """\
 examples:
@@ -49,6 +54,19 @@ def count(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(match[1].replace("_", "")) * {"k": 1_000, "m": 1_000_000}.get(match[2], 1)
+
+
+def _bytes(text: str) -> int:
+    """As the kernel writes sizes: k, m and g are powers of 1,024."""
+    match = re.fullmatch(r"(\d+)([kmg]?)", text.strip().lower())
+    if (
+        match is None
+        or not LEAST_CGROUP_BYTES
+        <= (size := int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]])
+        < 1 << 50
+    ):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 64k up, e.g. 100m")
+    return size
 
 
 def _auto(text: str) -> int | None:
@@ -154,6 +172,10 @@ def parser() -> Parser:
          help="net.* setting of the run's own network namespace")  # fmt: skip
     plan("--host-network", action="store_true", help="no network namespace of its own")
     plan("--force", action="store_true", help="also run what does not fit into memory")
+    plan("--memory-max", type=_bytes, default=0, metavar="BYTES",
+         help="memory limit of a cgroup of the fleet's own, e.g. 100m")  # fmt: skip
+    plan("--tcp-memory-max", type=_bytes, default=0, metavar="BYTES",
+         help="limit of that cgroup for TCP's buffers alone (cgroup version 1)")  # fmt: skip
     server = top.add_argument_group("server").add_argument
     server("--accept", choices=ACCEPT_MODES, default="reuseport", help="default: reuseport")
     server("--at-fd-limit", choices=AT_FD_LIMIT, default="pause", help="default: pause")
@@ -222,6 +244,18 @@ def plan_request(options: argparse.Namespace, *, own_namespace: bool) -> PlanReq
     )
 
 
+def limited(host: Host, options: argparse.Namespace) -> Host:
+    """The host as the fleet will find it: with the memory limit of its own cgroup."""
+    limit, room = options.memory_max, host.memory_room_bytes
+    if not 0 < limit < room:
+        return host
+    used = host.cgroup.memory_used_bytes or 0
+    return replace(
+        host,
+        cgroup=replace(host.cgroup, memory_limit_bytes=limit + used, memory_used_bytes=used),
+    )
+
+
 def check_faults(options: argparse.Namespace, plan: Plan) -> None:
     """Faults must name a process of the plan.
 
@@ -281,6 +315,8 @@ def settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
         "connect_timeout_s": options.connect_timeout,
         "probes": probes,
         "inject": options.inject,
+        "memory_max_bytes": options.memory_max or None,
+        "tcp_memory_max_bytes": options.tcp_memory_max or None,
         "sysctls": dict(options.sysctl),
         "bind": options.bind,
         **foreign_options.settings(options.speech, options.foreign),
@@ -313,6 +349,8 @@ def fleet_config(options: argparse.Namespace, plan: Plan, *, give_up_root: bool)
         connect_timeout_s=options.connect_timeout,
         gc=options.gc == "on",
         inject=options.inject,
+        memory_max_bytes=options.memory_max,
+        tcp_memory_max_bytes=options.tcp_memory_max,
         give_up_root=give_up_root,
         bind=options.bind,
     )

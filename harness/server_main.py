@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     config, live, report_fd = begin_parent(argv)
     child.limit_descriptors(config.worker_nofile_count)
     jobs, shared = _jobs(config, live)
-    slots = fork_all(jobs)
+    slots = fork_all(jobs, config)
     for each in shared:
         each.close()  # a copy here would hide from the acceptor that a worker is gone
     report_ends(slots, report_fd)

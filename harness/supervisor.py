@@ -22,6 +22,7 @@ from harness.foreign_notes import foreign_notes
 from harness.foreign_server import ForeignRequest, ForeignServer
 from harness.plan import Plan
 from harness.probe_process import ProbeProcess
+from harness.run_cgroups import RunCgroups
 from probes import live as live_memory
 from probes.errors import HostError, ToolkitError
 from probes.live import Counter, Header, Live, Phase
@@ -108,6 +109,7 @@ class Supervisor:
         self._foreign: ForeignServer | None = None
         self._told_refusals_count = 0
         self._burners = Burners(config.inject)
+        self._cgroups = RunCgroups(config, run.path / "logs" / "cgroups.log")
 
     def execute(self) -> RunResult:
         """Makes the run.
@@ -142,6 +144,7 @@ class Supervisor:
                     result.status = "interrupted"
                     self._event("interrupted", detail=self._interrupt.signal_name)
                     return result
+            self._config = self._cgroups.start()
             probes = ProbeProcess(
                 self._run.path,
                 self._probe_names,
@@ -162,6 +165,7 @@ class Supervisor:
                 probes.stop(0.2)
             if self._foreign is not None:
                 self._foreign.kill()
+            self._cgroups.stop()
             if namespace_fd >= 0:
                 os.close(namespace_fd)
             self._record(live, fleet, result)

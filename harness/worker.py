@@ -103,6 +103,8 @@ class Worker:
             handoff.setblocking(False)
             self._epoll.register(handoff.fileno(), select.EPOLLIN)
         self._fault = worker_faults.of_worker(config.inject, index, slot)
+        self._write = os.write if self._fault is None else self._fault.write
+        self._leaves_unread = self._fault is not None and self._fault.leaves_unread
         if self._fault is not None:
             self._fault.watch_over(self._admission)
         if config.gc:
@@ -194,6 +196,9 @@ class Worker:
             self._admission.pause()
 
     def _read(self, fd: int) -> None:
+        if self._leaves_unread and self._state[fd] == _OPEN:
+            self._epoll.modify(fd, 0)
+            return
         try:
             data = os.read(fd, _READ_BYTES)
         except BlockingIOError:
@@ -299,7 +304,7 @@ class Worker:
             self._slot[_BUFFERED] += len(data)
             return
         try:
-            sent = os.write(fd, data)
+            sent = self._write(fd, data)
         except BlockingIOError:
             sent = 0
         except OSError:

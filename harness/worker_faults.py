@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import gc
 import mmap
 import os
@@ -30,9 +31,11 @@ class WorkerFault:
 
     Attributes:
         wait_s: The longest that the event loop may wait for events.
+        leaves_unread: The worker reads nothing more from connections that are open.
     """
 
     wait_s: float = IDLE_WAIT_S
+    leaves_unread: bool = False
 
     def __init__(self, fault: Fault, slot: memoryview) -> None:
         self.fault = fault
@@ -43,6 +46,10 @@ class WorkerFault:
 
     def watch_over(self, admission: Admission) -> None:
         """Gets the worker's listeners, before the first turn."""
+
+    def write(self, fd: int, data: bytes) -> int:
+        """Sends like os.write; says how many bytes were taken."""
+        return os.write(fd, data)
 
     def room_count(self, most_count: int) -> int:
         """How many connections it takes now; at most ``most_count``, what a healthy one takes."""
@@ -187,11 +194,38 @@ class SlowAccept(WorkerFault):
         return count
 
 
+class NoRead(WorkerFault):
+    """Leaves what its open connections send in their receive buffers."""
+
+    leaves_unread = True
+
+
+class SendmsgEnobufs(WorkerFault):
+    """Sends with more control data than net.core.optmem_max allows, after so many good writes.
+
+    sock_kmalloc refuses them and sendmsg(2) says ENOBUFS (net/socket.c, ____sys_sendmsg).
+    """
+
+    def __init__(self, fault: Fault, slot: memoryview) -> None:
+        super().__init__(fault, slot)
+        self._left_count = int(fault.value)
+        with open("/proc/sys/net/core/optmem_max", encoding="ascii") as stream:  # noqa: PTH123 - no pathlib in the measured processes
+            self._control = bytes(int(stream.read()) + 1)
+
+    def write(self, fd: int, data: bytes) -> int:
+        """A write; or a sendmsg that fails."""
+        if self._left_count > 0:
+            self._left_count -= 1
+            return os.write(fd, data)
+        return sending_control_data(fd, data, self._control)
+
+
 class Several(WorkerFault):
     """More than one fault in one worker."""
 
     def __init__(self, faults: list[WorkerFault]) -> None:
         self.wait_s = min(fault.wait_s for fault in faults)
+        self.leaves_unread = any(fault.leaves_unread for fault in faults)
         self._faults = faults
 
     def turn(self, now_ns: int) -> None:
@@ -203,6 +237,11 @@ class Several(WorkerFault):
         """All get them."""
         for fault in self._faults:
             fault.watch_over(admission)
+
+    def write(self, fd: int, data: bytes) -> int:
+        """As the first one does that changes it."""
+        changed = [f for f in self._faults if type(f).write is not WorkerFault.write]
+        return (changed or self._faults)[0].write(fd, data)
 
     def room_count(self, most_count: int) -> int:
         """What the slowest takes."""
@@ -217,6 +256,8 @@ _CLASSES: dict[str, type[WorkerFault]] = {
     "disk": Disk,
     "garbage": Garbage,
     "crash": Crash,
+    "no-read": NoRead,
+    "sendmsg-enobufs": SendmsgEnobufs,
 }
 
 
@@ -239,6 +280,15 @@ def hot_application_code(until_ns: int) -> None:
     """Application code that never yields: what ``--inject hot-code:WORKER`` puts into a worker."""
     while time.monotonic_ns() < until_ns:
         pass
+
+
+def sending_control_data(fd: int, data: bytes, control: bytes) -> int:
+    """Application code: what ``--inject sendmsg-enobufs:WORKER`` puts in the place of write."""
+    sock = _socket.socket(fileno=fd)
+    try:
+        return sock.sendmsg([data], [(_socket.SOL_SOCKET, 0, control)])
+    finally:
+        sock.detach()
 
 
 def sleeping_application_code(length_s: float) -> None:

@@ -26,7 +26,7 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
 
     Args:
         request: ``text`` (C), ``constants`` (name to number), ``programs`` (name to
-            BPF_PROG_TYPE_*), ``maps`` (names).
+            BPF_PROG_TYPE_*), ``maps`` (names), ``attach_types`` (name to BPF_*, where needed).
 
     Returns:
         The answer and the descriptors that it counts: ``maps`` and ``programs`` list names in
@@ -54,7 +54,9 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
         descriptors.append(fd)
     for name, program_type in request["programs"].items():
         try:
-            loaded = compiled.load_func(name, program_type)
+            wanted = request.get("attach_types", {})
+            extra = {"attach_type": wanted[name]} if name in wanted else {}  # bcc 0.18 has none
+            loaded = compiled.load_func(name, program_type, **extra)
         except Exception as error:  # noqa: BLE001  # as above
             answer["refused"][name] = str(error)
             continue

@@ -57,6 +57,7 @@ class BpfSource:
         constants: Passed as ``-D``.
         programs: Functions by name with their BPF_PROG_TYPE_*.
         maps: By name.
+        attach_types: BPF_* attach type of programs that the kernel wants it of when they load.
     """
 
     file: str
@@ -64,6 +65,7 @@ class BpfSource:
     constants: Mapping[str, int]
     programs: Mapping[str, int]
     maps: Mapping[str, MapType]
+    attach_types: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class _Parts:
     constants: dict[str, int] = field(default_factory=dict)
     programs: dict[str, int] = field(default_factory=dict)
     maps: dict[str, MapType] = field(default_factory=dict)
+    attach_types: dict[str, int] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
 
 
@@ -91,6 +94,7 @@ def compose(btf: Btf, sources: Iterable[BpfSource]) -> tuple[str, _Parts]:
                 raise ValueError(f"constant {name}={value} is no C or contradicts another source")
         parts.programs.update(source.programs)
         parts.maps.update(source.maps)
+        parts.attach_types.update(source.attach_types)
         path = _C_DIRECTORY / source.file
         parts.texts.append(path.read_text(encoding="utf-8"))
     structs = [struct_source(btf, name, fields) for name, fields in parts.structs.items()]
@@ -148,6 +152,7 @@ class BpfObject:
             "text": text,
             "constants": parts.constants,
             "programs": parts.programs,
+            "attach_types": parts.attach_types,
             "maps": list(parts.maps),
         }
         answer, fds, log = _ask_compiler(request)

@@ -371,6 +371,23 @@ _ALL: tuple[Table, ...] = (
         ),
     ),
     Table(
+        "cgroup_memory",
+        "probes.host_counters",
+        "the tightest limited cgroup of the servers at one moment",
+        "2 per s where there is a limit",
+        "memory.current/max/events/stat, or memory.*_in_bytes/failcnt/oom_control of version 1",
+        (
+            _at(),
+            _n("used_bytes", "bytes", "memory charged to it, -1 when unlimited"),
+            _n("peak_bytes", "bytes", "most that was charged so far, -1 unknown"),
+            _n("max_bytes", "bytes", "its limit, -1 when unlimited"),
+            _n("limit_hits_total", "count", "allocations that met the limit, -1 unknown"),
+            _n("oom_kills_total", "count", "processes killed for it, -1 unknown"),
+            _n("tcp_used_bytes", "bytes", "TCP buffers charged to it, -1 unknown"),
+            _n("tcp_max_bytes", "bytes", "their own limit (version 1), -1 when unlimited"),
+        ),
+    ),
+    Table(
         "slab_caches",
         "probes.host_counters",
         "one cache at one moment",

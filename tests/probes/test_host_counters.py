@@ -5,14 +5,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from probes.cgroup_memory import (
+    CgroupMemory,
+    CgroupUse,
+    cgroup_memory_folders,
+    tightest_memory_cgroup,
+)
 from probes.clock import now_ns
 from probes.host_counters import (
     CoreTime,
     HostCountersProbe,
     SlabCache,
-    cgroup_memory_folders,
-    parse_meminfo,
     parse_conntrack_stat,
+    parse_meminfo,
     parse_net_counters,
     parse_numbers,
     parse_oom_kills,
@@ -20,7 +25,6 @@ from probes.host_counters import (
     parse_slabinfo,
     parse_sockstat,
     parse_stat,
-    tightest_memory_cgroup,
 )
 from probes.probe import Target
 
@@ -283,3 +287,53 @@ def test_no_descriptor_stays_open(run):
 
 def test_stopping_without_a_start_is_no_failure():
     HostCountersProbe().stop(now_ns())
+
+
+def test_a_limited_group_is_read_in_version_2(tmp_path):
+    write_limits(
+        tmp_path / "a",
+        {
+            "memory.max": "1009000",
+            "memory.current": "23000",
+            "memory.peak": "1009000",
+            "memory.events": "low 0\nhigh 0\nmax 17\noom 3\noom_kill 2\noom_group_kill 0",
+            "memory.stat": "anon 4096\nsock 8192\nkernel 512",
+        },
+    )
+    group = CgroupMemory("0::/a\n", tmp_path)
+    assert group.is_limited
+    assert group.read() == CgroupUse(23_000, 1_009_000, 1_009_000, 17, 2, 8_192, -1)
+
+
+def test_a_limited_group_is_read_in_version_1(tmp_path):
+    write_limits(
+        tmp_path / "memory/a",
+        {
+            "memory.limit_in_bytes": "9223372036854771712",
+            "memory.kmem.tcp.limit_in_bytes": "1009000",
+            "memory.kmem.tcp.usage_in_bytes": "2300000",
+        },
+    )
+    text = "4:memory:/a\n0::/\n"
+    assert CgroupMemory(text, tmp_path).read() == CgroupUse(
+        -1, -1, -1, -1, -1, 2_300_000, 1_009_000
+    )
+    write_limits(
+        tmp_path / "memory/a",
+        {
+            "memory.limit_in_bytes": "1009000",
+            "memory.usage_in_bytes": "23000",
+            "memory.max_usage_in_bytes": "24000",
+            "memory.failcnt": "17",
+            "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2",
+        },
+    )
+    assert CgroupMemory(text, tmp_path).read() == CgroupUse(
+        23_000, 24_000, 1_009_000, 17, 2, 2_300_000, 1_009_000
+    )
+
+
+def test_the_group_of_the_servers_is_recorded_and_no_other(run):
+    recorded(run)
+    limited = CgroupMemory(Path("/proc/self/cgroup").read_text()).is_limited
+    assert bool(rows(run, "cgroup_memory")) == limited
