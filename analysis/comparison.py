@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.comparable import run_name
@@ -114,13 +114,21 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class FigureRow:
-    """One key figure across the variants; ``against`` has one entry for each but the base."""
+    """One key figure across the variants.
+
+    Attributes:
+        name: And label, unit, better, slowed_by_probes: as in ``analysis.run_figures.Figure``.
+        values: Of every repeat that measured it, for each variant.
+        spreads: For each variant.
+        against: Each variant but the first against the first.
+    """
 
     name: str
     label: str
     unit: str
     better: Better
     slowed_by_probes: bool
+    values: tuple[tuple[float, ...], ...]
     spreads: tuple[Spread, ...]
     against: tuple[Against, ...]
 
@@ -247,10 +255,10 @@ def _cautions(digests: Sequence[RunDigest]) -> list[str]:
     found = []
     commits = list(dict.fromkeys(str(d.manifest.get("tool_commit") or "") for d in digests))
     if len(commits) > 1:
-        shown = ", ".join(commit or "unknown" for commit in commits)
         found.append(
-            f"The runs were recorded by different commits of connscope ({shown}): a change of its "
-            "own server or clients would show here as a difference."
+            f"The runs were recorded by {len(commits)} commits of connscope "
+            f"({commits[0] or 'unknown'} to {commits[-1] or 'unknown'}): a change of its own "
+            "server or clients between them would show here as a difference."
         )
     for run in digests:
         lost = sum(int(probe.get("lost") or 0) for probe in run.verdict.get("probes") or [])
@@ -273,6 +281,10 @@ def _figure_rows(members: Sequence[Sequence[RunDigest]]) -> list[FigureRow]:
             )
             for runs in members
         )
+        values = tuple(
+            tuple(v for run in runs if (v := run.figures[name].value) is not None)
+            for runs in members
+        )
         rows.append(
             FigureRow(
                 name,
@@ -280,6 +292,7 @@ def _figure_rows(members: Sequence[Sequence[RunDigest]]) -> list[FigureRow]:
                 kind.unit,
                 kind.better,
                 kind.slowed_by_probes,
+                values,
                 spreads,
                 _against(spreads, kind.better),
             )
@@ -311,6 +324,9 @@ def _against(spreads: Sequence[Spread], better: Better) -> tuple[Against, ...]:
 # -- ladder -----------------------------------------------------------------------------------
 
 _SIDES = ("server", "client")
+_SAME_CAPACITY = 0.001
+_MOVED_CAPACITY = 0.05
+"""What a process has open besides connections, and free memory, move a capacity by less."""
 
 
 def _rung_key(rung: Mapping[str, Any]) -> tuple[str, str]:
@@ -340,19 +356,44 @@ def _rung_rows(members: Sequence[Sequence[RunDigest]]) -> list[RungRow]:
             Spread.of([r["predicted_connections"] for r in rungs], [_error(r) for r in rungs])
             for rungs in of_variants
         )
+        capacity = tuple(Spread.of([r["capacity"] for r in rungs]) for rungs in of_variants)
         rows.append(
             RungRow(
                 limit,
                 side,
                 next((str(r["unit"]) for rungs in of_variants for r in rungs), ""),
                 predicted,
-                tuple(Spread.of([r["capacity"] for r in rungs]) for rungs in of_variants),
+                capacity,
                 tuple(sum(bool(r["met"]) for r in rungs) for rungs in of_variants),
                 tuple(_why_not(rungs, s) for rungs, s in zip(of_variants, predicted, strict=True)),
-                _against(predicted, "higher"),
+                _against_set(predicted, capacity),
             )
         )
     return sorted(rows, key=_place)
+
+
+def _against_set(predicted: Sequence[Spread], capacity: Sequence[Spread]) -> tuple[Against, ...]:
+    """Predictions against the base. Where the noise is not known, a capacity that was set to
+    another value still moves its limit in that direction.
+    """  # noqa: D205  # one sentence does not fit one line
+    found = []
+    for index, one in enumerate(_against(predicted, "higher"), start=1):
+        moved = _set_anew(capacity[0], capacity[index])
+        agrees = one.change is not None and one.change * moved > 0
+        if one.difference is Difference.NOISE_UNKNOWN and agrees:
+            direction = Difference.HIGHER if moved > 0 else Difference.LOWER
+            found.append(replace(one, difference=direction, is_better=moved > 0))
+        else:
+            found.append(one)
+    return tuple(found)
+
+
+def _set_anew(base: Spread, other: Spread) -> float:
+    """How much a capacity was moved, 0 when it was not set but measured (free memory varies)."""
+    fixed = [s.count > 0 and s.width <= _SAME_CAPACITY * abs(s.median) for s in (base, other)]
+    change = other.median - base.median
+    is_moved = all(fixed) and abs(change) > _MOVED_CAPACITY * abs(base.median)
+    return change if is_moved else 0.0
 
 
 def _place(row: RungRow) -> tuple[float, str, str]:

@@ -19,7 +19,13 @@ RULE = (
 RULE_WITHOUT_REPEATS = (
     "With three runs or fewer of two variants together the noise is not known. Then only a fitted "
     "figure (memory, the ladder) is called different, when it is apart by five times both fit "
-    "errors and a quarter of its value."
+    "errors and one value is twice the other, or a limit whose capacity was set anew."
+)
+
+
+_OUTCOME_WORDS = {"reached": "the target reached", "not-explained": "no explanation"}
+_RECORD_MORE = (
+    "The noise between repeats is not known: record each variant three times to tell the rest."
 )
 
 
@@ -32,15 +38,21 @@ def headline(comparison: Comparison) -> str:
 
 
 def _verdicts_sentence(comparison: Comparison) -> str:
-    outcomes = [" or ".join(variant.causes) for variant in comparison.variants]
-    if len(set(outcomes)) == 1:
-        return f"Every variant ends with the same verdict: {outcomes[0]}."
-    named = [
-        f"{variant.letter} ends with {outcome}"
-        for variant, outcome in zip(comparison.variants, outcomes, strict=True)
+    outcomes = [
+        " or ".join(_OUTCOME_WORDS.get(cause, cause) for cause in variant.causes)
+        for variant in comparison.variants
     ]
-    shown = named if len(named) <= 4 else [*named[:3], f"{len(named) - 3} more differ or agree"]
-    return f"The verdicts differ: {', '.join(shown)}."
+    if len(set(outcomes)) == 1:
+        return f"Every variant ends with {outcomes[0]}."
+    by_outcome: dict[str, list[str]] = {}
+    for variant, outcome in zip(comparison.variants, outcomes, strict=True):
+        by_outcome.setdefault(outcome, []).append(variant.letter)
+    named = [f"{_and(letters)} with {outcome}" for outcome, letters in by_outcome.items()]
+    return f"The variants end differently: {', '.join(named)}."
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _differences_sentence(comparison: Comparison) -> str:
@@ -48,11 +60,12 @@ def _differences_sentence(comparison: Comparison) -> str:
     claimed = [row for row in rows if row.is_claimed]
     moved = [row for row in comparison.ladder if row.is_claimed]
     if claimed or moved:
-        return (
+        text = (
             f"{len(claimed)} of {len(rows)} key figures and {len(moved)} of "
             f"{sum(row.is_predicted for row in comparison.ladder)} limits differ by more than the "
             "noise."
         )
+        return text if comparison.is_noise_known else f"{text} {_RECORD_MORE}"
     if not comparison.is_noise_known:
         return (
             "The noise between repeats is not known, so no difference is claimed; record each "
@@ -121,6 +134,7 @@ def _figure(row: FigureRow) -> dict[str, Any]:
         "unit": row.unit,
         "better": row.better,
         "values": [_spread(spread) for spread in row.spreads],
+        "repeats": row.values,
         "against_base": [_against(one) for one in row.against],
     }
 

@@ -30,7 +30,6 @@ _MOVING = {
 }
 _FLATTENED = ("sysctls", "limits", "cgroup")
 _NONE_WORDS = {"keepalive_s": "off", "ramp_per_s": "max", "nofile": "the host's"}
-_NOTHING_WORDS = "not recorded"
 _LONG_COUNT = 4
 _LABEL_CHANGES = 3
 
@@ -51,7 +50,10 @@ class Change:
 
 
 def conditions(manifest: Manifest) -> dict[Key, Any]:
-    """Every condition of a run that another run can repeat."""
+    """Every condition of a run that another run can repeat.
+
+    Those that are null are left out: a run from before an option existed had it off as well.
+    """
     found: dict[Key, Any] = {("tool", "tool_version"): manifest.get("tool_version")}
     found["settings", "target_connections"] = manifest.get("target_connections")
     for area in ("settings", "plan", "host"):
@@ -61,7 +63,7 @@ def conditions(manifest: Manifest) -> dict[Key, Any]:
             else:
                 found[area, str(name)] = value
     found.pop(("plan", "target_connections"), None)
-    return {key: value for key, value in found.items() if key not in _MOVING}
+    return {k: value for k, value in found.items() if k not in _MOVING and value is not None}
 
 
 def variant_key(manifest: Manifest) -> str:
@@ -86,20 +88,16 @@ def changes(manifests: Sequence[Manifest]) -> list[Change]:
     names = {key: None for found in by_run for key in found}  # a set that keeps the order
     result = []
     for area, name in sorted(names, key=lambda key: AREAS.index(key[0])):
-        values = [found.get((area, name), _Missing) for found in by_run]
+        values = [found.get((area, name)) for found in by_run]
         if len({_plain(value) for value in values}) < 2:
             continue
         if area == "plan" and all(
-            found.get(("settings", name), _Missing) == value
+            found.get(("settings", name)) == value
             for found, value in zip(by_run, values, strict=True)
         ):
             continue
         result.append(Change(area, name, tuple(_words_of(name, values))))
     return result
-
-
-class _Missing:
-    """Stands for a condition that a run did not record."""
 
 
 def _words_of(name: str, values: Sequence[Any]) -> Iterable[str]:
@@ -121,8 +119,6 @@ def _probe_words(values: Sequence[list[str]]) -> list[str]:
 
 def value_words(name: str, value: Any) -> str:
     """A recorded value as people read it."""
-    if value is _Missing:
-        return _NOTHING_WORDS
     if value is None:
         return _NONE_WORDS.get(name, "none")
     if isinstance(value, bool):

@@ -17,6 +17,7 @@ Better = Literal["lower", "higher", ""]
 CPU_TICK_S = 0.01
 """/proc/PID/stat counts CPU time in steps of USER_HZ, 10 ms (proc_pid_stat(5))."""
 _FULL_COVER = 0.9
+_FEWEST_LEVELS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,12 @@ _KINDS = (
     _Kind("server_hold_cpu_pct", "server CPU while holding", "pct", "lower", True),
     _Kind("worker_imbalance_pct", "fullest worker above the mean", "pct", "lower"),
     _Kind("bytes_per_connection", "memory per connection, both ends", "bytes", "lower"),
-    _Kind("kernel_bytes_per_connection", "of it in the kernel", "bytes", "lower"),
-    _Kind("server_bytes_per_connection", "of it in server processes", "bytes", "lower"),
-    _Kind("probe_cpu_pct", "probe process in the ramp", "pct", "lower"),
-    _Kind("bpf_cpu_pct", "eBPF programs", "pct", "lower"),
+    _Kind("kernel_bytes_per_connection", "memory per connection, kernel", "bytes", "lower"),
+    _Kind(
+        "server_bytes_per_connection", "memory per connection, server processes", "bytes", "lower"
+    ),
+    _Kind("probe_cpu_pct", "CPU of the probe process in the ramp", "pct", "lower"),
+    _Kind("bpf_cpu_pct", "CPU of eBPF programs", "pct", "lower"),
 )
 FIGURE_NAMES = tuple(kind.name for kind in _KINDS)
 
@@ -178,26 +181,44 @@ def _latency(summary: Summary) -> dict[str, _Measured]:
 
 def _memory(summary: Summary) -> dict[str, _Measured]:
     frame = summary.memory_per_connection
+    frame = frame.assign(fit_error_pct=frame["fit_error_pct"].where(_is_fitted(summary, frame)))
     is_kernel = frame["kind"].isin(["slab", "buffers"])
     is_server = (frame["kind"] == "user") & (frame["side"] == "server")
-    # A part would hide what is missing: without the kernel's tables there is no whole.
-    whole = frame if is_kernel.any() else frame[is_kernel]
+    # Sockets are in the slab: a sum without it would be a part that looks like the whole.
+    has_slab = (frame["bytes_per_connection"].where(frame["kind"] == "slab") > 0).any()
     return {
-        "bytes_per_connection": _slope_sum(whole),
-        "kernel_bytes_per_connection": _slope_sum(frame[is_kernel]),
+        "bytes_per_connection": _slope_sum(frame) if has_slab else _NOTHING,
+        "kernel_bytes_per_connection": _slope_sum(frame[is_kernel]) if has_slab else _NOTHING,
         "server_bytes_per_connection": _slope_sum(frame[is_server]),
     }
 
 
+def _is_fitted(summary: Summary, frame: pd.DataFrame) -> pd.Series[bool]:
+    """Rows whose slope has enough levels of connections behind it for its error to mean something.
+
+    A ramp shorter than the sampling gives two levels, none open and all open: any line fits those.
+    """
+    key = ["component", "kind", "side"]
+    before = summary.memory_over_time[summary.memory_over_time["at_s"] <= summary.duration_s]
+    levels = before.groupby(key)["open_count"].nunique().rename("level_count").reset_index()
+    counts = frame[key].merge(levels, on=key, how="left")["level_count"]
+    return pd.Series(counts.to_numpy() >= _FEWEST_LEVELS, index=frame.index)
+
+
 def _slope_sum(frame: pd.DataFrame) -> _Measured:
-    """Sum of slopes; a part that shrinks while connections grow costs nothing."""
+    """Sum of slopes; a part that shrinks while connections grow costs nothing.
+
+    Its error is that of its parts when most of the sum (nine tenths) was fitted.
+    """
     known = frame[frame["bytes_per_connection"].notna()]
     if known.empty:
-        return None, None, 0.0
-    slopes = known["bytes_per_connection"]
-    errors = slopes.abs() * known["fit_error_pct"] / 100
-    error = float(np.sqrt((errors.dropna() ** 2).sum())) if errors.notna().any() else None
-    return float(slopes.clip(lower=0).sum()), error, 0.0
+        return _NOTHING
+    slopes = known["bytes_per_connection"].clip(lower=0)
+    errors = known["bytes_per_connection"].abs() * known["fit_error_pct"] / 100
+    whole, fitted = float(slopes.sum()), float(slopes[errors.notna()].sum())
+    is_fitted = errors.notna().any() and fitted >= _FULL_COVER * whole
+    error = float(np.sqrt((errors.dropna() ** 2).sum())) if is_fitted else None
+    return whole, error, 0.0
 
 
 def _probes(summary: Summary) -> dict[str, _Measured]:

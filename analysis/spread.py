@@ -22,9 +22,8 @@ repeats show little of the noise there is.
 
 With three runs or fewer together the noise is not known. Then a difference is claimed only of a
 figure that was fitted and says its error, when it is far larger than that: five times both errors
-together and a quarter of the larger value. The quarter is there because the error of a fit says
-nothing about how much the next run will differ: the fullest of a few workers of one and the same
-variant was seen to move by a tenth.
+together, and one value is twice the other. The error of a fit says nothing about how much the next
+run will differ; user memory per connection of one variant was seen to move by a third.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ import numpy as np
 FEWEST_RUNS = 4
 """Runs of both variants together from which on their ranges say something about noise."""
 FAR_ERRORS = 5.0
-FAR_SHARE = 0.25
+FAR_SHARE = 0.5
 
 _PAIR_FACTORS = {4: 5.0, 5: 2.0}
 _SINGLE_FACTORS = {4: 5.0, 5: 3.0, 6: 2.0, 7: 2.0}

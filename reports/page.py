@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -38,9 +40,22 @@ def write_report(run: RunDir, summary: Summary) -> Path:
 
 def render(summary: Summary) -> str:
     """The whole page as HTML."""
-    context = build_context(summary)
-    css = "\n".join(_asset(name) for name in _STYLES) + "\n" + str(context["figure_css"])
-    script = "\n".join(_asset(name) for name in _SCRIPTS)
+    return render_page("report.html.j2", build_context(summary), _STYLES, _SCRIPTS)
+
+
+def render_page(
+    template: str, context: Mapping[str, Any], styles: Sequence[str], scripts: Sequence[str]
+) -> str:
+    """A page of one file: template, context, and assets of ours set inline.
+
+    Args:
+        template: Its name in ``templates/``.
+        context: What it shows; ``figure_css`` holds the styles of its figures.
+        styles: Style sheets of ``assets/``.
+        scripts: Scripts of ``assets/``.
+    """
+    css = "\n".join(_asset(name) for name in styles) + "\n" + str(context["figure_css"])
+    script = "\n".join(_asset(name) for name in scripts)
     environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=True,
@@ -48,7 +63,7 @@ def render(summary: Summary) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(
+    page = environment.get_template(template).render(
         **context,
         # Our own files, never a stranger's text; the policy names exactly these two by hash.
         css=Markup(css),  # noqa: S704

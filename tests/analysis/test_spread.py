@@ -122,10 +122,10 @@ def test_single_runs_differ_only_far_beyond_the_error_of_their_fit():
     def pair(first, second, error):
         return differs(Spread.of([first], [error]), Spread.of([second], [error]))
 
-    assert pair(1000, 1500, 20) is Difference.HIGHER  # 500 > 5 * 40, and a third
-    assert pair(1000, 1500, 60) is Difference.NOISE_UNKNOWN  # 500 < 5 * 120
-    assert pair(1000, 1200, 1) is Difference.NOISE_UNKNOWN  # a sixth only
-    assert pair(1500, 1000, 0) is Difference.LOWER
+    assert pair(1000, 2500, 20) is Difference.HIGHER  # 1,500 > 5 * 40, and more than twice
+    assert pair(1000, 2500, 200) is Difference.NOISE_UNKNOWN  # 1,500 < 5 * 400
+    assert pair(1000, 1900, 1) is Difference.NOISE_UNKNOWN  # less than twice
+    assert pair(2500, 1000, 0) is Difference.LOWER
     one_fitted = differs(Spread.of([1000], [1]), Spread.of([9000], [None]))
     assert one_fitted is Difference.NOISE_UNKNOWN
 
