@@ -66,13 +66,13 @@ def check_comparable(manifests: Sequence[Manifest], *, across_hosts: bool = Fals
 
 
 def check_probes(
-    names: Sequence[str], ran: Sequence[frozenset[str]], *, across_probes: bool = False
+    manifests: Sequence[Manifest], ran: Sequence[frozenset[str]], *, across_probes: bool = False
 ) -> str:
     """Refuses runs that were watched by different probes: watching costs CPU and time.
 
     Args:
-        names: Of the runs.
-        ran: The probes that ran in each.
+        manifests: One for each run.
+        ran: The probes that ran in each (``probes_that_ran``).
         across_probes: Compare them all the same.
 
     Returns:
@@ -81,24 +81,33 @@ def check_probes(
     Raises:
         UsageError: They differ, and ``across_probes`` is not set.
     """
-    shared = frozenset.intersection(*ran)
-    extra = {name: sorted(mine - shared) for name, mine in zip(names, ran, strict=True)}
-    if not any(extra.values()):
+    odd = next((i for i, mine in enumerate(ran) if mine != ran[0]), None)
+    if odd is None:
         return ""
-    first = ran[0]
-    odd = next(i for i, mine in enumerate(ran) if mine != first)
-    differing = ", ".join(sorted(first ^ ran[odd]))
+    first, other = manifests[0], manifests[odd]
+    differing = [
+        f"{', '.join(sorted(mine))} ran only in {run_name(manifest)}"
+        for manifest, mine in ((first, ran[0] - ran[odd]), (other, ran[odd] - ran[0]))
+        if mine
+    ]
     text = (
-        f"{names[0]} and {names[odd]} were not watched by the same probes ({differing}), and "
-        "watching costs CPU: rates, times and CPU figures would differ by that alone"
+        f"{run_name(first)} and {run_name(other)} were not watched by the same probes "
+        f"({'; '.join(differing)}), and watching costs CPU: rates, times and CPU figures differ "
+        "by that alone"
     )
-    if not across_probes:
-        raise UsageError(
-            text,
-            fix="record both with the same --probes, or add --across-probes to compare them and "
-            "read those figures with the probes' cost in them",
-        )
-    return f"{text}."
+    if across_probes:
+        return f"{text}."
+    lacking = other if ran[0] - ran[odd] else first
+    same_asked = first.get("probes_asked") == other.get("probes_asked")
+    again = (
+        f"a probe that was asked for did not run; record that run again ({_again(lacking)})"
+        if same_asked
+        else "record both with the same --probes"
+    )
+    raise UsageError(
+        text,
+        fix=f"{again}, or add --across-probes to compare them with the probes' cost in the figures",
+    )
 
 
 def probes_that_ran(verdict_document: Mapping[str, Any]) -> frozenset[str]:

@@ -1,0 +1,162 @@
+"""``profile-compare``: what changed between runs, and which differences are more than noise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from harness.cli_report import find_run
+from harness.command_line import run_command
+from probes.errors import ExitCode, UsageError
+from probes.rundir import MANIFEST, RunDir
+
+if TYPE_CHECKING:
+    from analysis.comparison import Comparison, RunDigest
+
+_EPILOG = """\
+Runs with the same settings, plan and host are repeats of one variant. The first run named is of
+the base that the other variants are held against. Three repeats of each variant tell the noise.
+
+examples:
+  profile-compare runs/*-before-* runs/*-after-*
+  profile-compare runs/A runs/B --output comparison.html
+  profile-compare runs/A runs/B --json | jq '.figures[] | {name, against_base}'
+  profile-compare runs/old-kernel runs/new-kernel --across-hosts
+
+exit codes: 0 compared, 2 these runs cannot be compared (usage), 4 they are of different hosts,
+            5 a recording cannot be read or the page not written
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, fix=f"{self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_command(_compare, argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of ``profile-compare``."""
+    parser = _Parser(
+        prog="profile-compare",
+        description="What changed between runs, what moved, and what of it is more than noise.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write a page (HTML) there")
+    parser.add_argument("--json", action="store_true", help="the comparison as JSON on stdout")
+    parser.add_argument(
+        "--across-hosts",
+        action="store_true",
+        help="compare runs of other kernels, machines or numbers of CPUs",
+    )
+    parser.add_argument(
+        "--across-probes",
+        action="store_true",
+        help="compare runs that were watched by other probes",
+    )
+    return parser
+
+
+def _compare(argv: Sequence[str]) -> int:
+    arguments = build_parser().parse_args(argv)
+    output: Path | None = arguments.output
+    if output is not None:
+        _check_output(output)
+    digests, caution = digest_runs(
+        arguments.runs,
+        across_hosts=arguments.across_hosts,
+        across_probes=arguments.across_probes,
+    )
+    from analysis.comparison import compare
+    from analysis.comparison_document import document
+
+    comparison = compare(digests, cautions=[caution] if caution else [])
+    if arguments.json:
+        print(json.dumps(document(comparison), indent=2))
+    else:
+        _print(comparison)
+    if output is not None:
+        from reports.comparison_page import write_comparison  # matplotlib: only for the page
+
+        commands = {
+            one.run_id: [str(word) for word in one.manifest.get("argv") or []] for one in digests
+        }
+        write_comparison(output, comparison, commands)
+        print(f"page     {output}", file=sys.stderr if arguments.json else sys.stdout)
+    return int(ExitCode.REACHED)
+
+
+def _print(comparison: Comparison) -> None:
+    from reports.comparison_text import comparison_text
+
+    print(comparison_text(comparison, shutil.get_terminal_size((100, 24)).columns), end="")
+
+
+def digest_runs(
+    paths: Sequence[Path], *, across_hosts: bool = False, across_probes: bool = False
+) -> tuple[list[RunDigest], str]:
+    """Reads runs one at a time and keeps of each only what a comparison needs.
+
+    What is not comparable is refused before the first recording is read, as far as manifests tell.
+
+    Args:
+        paths: Run directories.
+        across_hosts: See ``analysis.comparable.check_comparable``.
+        across_probes: See ``analysis.comparable.check_probes``.
+
+    Returns:
+        The digests in the order of ``paths``, and a caution to show, '' for none.
+
+    Raises:
+        UsageError: There is no run at a path, or the runs cannot be compared.
+        HostError: The runs are of different hosts.
+        RunDirError: A recording cannot be read.
+    """
+    from analysis.comparable import check_comparable, check_probes, probes_that_ran
+    from analysis.comparison import digest
+    from analysis.run_frames import load
+    from analysis.summary import summarise
+
+    manifests = [_manifest_of(path) for path in paths]
+    check_comparable(manifests, across_hosts=across_hosts)
+    digests = [digest(summarise(load(find_run(path)))) for path in paths]
+    caution = check_probes(
+        [one.manifest for one in digests],
+        [probes_that_ran(one.verdict) for one in digests],
+        across_probes=across_probes,
+    )
+    return digests, caution
+
+
+def _manifest_of(path: Path) -> dict[str, object]:
+    """The manifest, of any schema version: comparing says better than reading what is wrong."""
+    if not (path / MANIFEST).is_file():
+        find_run(path)  # says why this is no run
+    return RunDir(path).read_manifest()
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir():
+        raise UsageError(
+            f"--output {output} is a directory", fix=f"--output {output / 'comparison.html'}"
+        )
+    if not output.parent.is_dir():
+        raise UsageError(
+            f"--output {output}: there is no directory {output.parent}",
+            fix=f"mkdir -p {output.parent}",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
