@@ -59,7 +59,8 @@ def _closed_without_a_word(signs: Signs, ended: pd.DataFrame) -> pd.DataFrame:
 def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
     view = signs.view
     first_s, last_s = float(refused["closed_s"].min()), float(refused["closed_s"].max())
-    said = told[0] if told else "nothing: it closed the connection"
+    said = told[0].rstrip(".") if told else ""
+    how = f"with {said}" if said else "by closing without a word"
     match = _STATUS.match(said)
     status = int(match[1]) if match else 0
     evidence = [
@@ -77,6 +78,7 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
         f"profile-run {_help(status, said)}",
         f"the {len(refused):,} refused handshakes are answered with 101",
     )
+    name = str(subject) if subject.pid else "the server"
     plural = "s" if len(refused) != 1 else ""
     return Finding(
         cause="upgrade-refused",
@@ -87,14 +89,14 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
         last_s=last_s,
         evidence=tuple(evidence),
         explanation=(
-            f"The server took {len(refused):,} TCP connection{plural} and did not upgrade "
-            f"{'them' if plural else 'it'} to WebSocket. It answered {said.rstrip('.')}.{others}"
+            f"The server took {len(refused):,} TCP connection{plural} and upgraded none of them to "
+            f"WebSocket: it ended each {how}.{others}"
         ),
         fix=(fix,),
         at_connections=view.open_count_at(first_s),
         confidence="high" if told else "medium",
         missing=() if told else ("what the server meant: it sent no byte before it closed",),
-        sentence=f"The server refused {len(refused):,} handshake{plural} with {said.rstrip('.')}",
+        sentence=f"{name[:1].upper() + name[1:]} refused {len(refused):,} handshake{plural} {how}",
         explained_count=len(refused),
     )
 

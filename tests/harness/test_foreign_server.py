@@ -1,0 +1,397 @@
+"""profile-run against servers that are not ours: node clusters, Python's websockets, odd ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.run_frames import RunFrames, load
+from probes.process_tree import read_stat, tree_of
+from probes.rundir import open_run_dir
+
+COMMAND = [sys.executable, "-P", "-m", "harness.cli_run"]
+DEADLINE_S = 120
+FOREIGN = Path(__file__).parent / "foreign"
+NODE_MODULES = FOREIGN.parents[1] / "node_modules"
+CLUSTER = shlex.quote(str(FOREIGN / "cluster.cjs"))
+STRICT = f"{shlex.quote(sys.executable)} {shlex.quote(str(FOREIGN / 'strict_server.py'))}"
+
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None or not (NODE_MODULES / "ws").is_dir(),
+    reason="node or the npm packages of the tests are not installed (cd tests && npm ci)",
+)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="names causes by eBPF: needs root")
+
+
+class Run:
+    """A finished profile-run and what it recorded."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str], path: Path) -> None:
+        self.done = done
+        assert "Traceback" not in done.stderr, done.stderr
+        self.path = (path / "latest").resolve()
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.done.stdout)
+        return found
+
+    @property
+    def frames(self) -> RunFrames:
+        return load(open_run_dir(self.path))
+
+    def finding(self, cause: str) -> dict[str, Any]:
+        findings = self.verdict["findings"]
+        found = [f for f in findings if f["cause"] == cause]
+        assert found, f"{cause} is not among {[f['cause'] for f in findings]}"
+        return found[0]
+
+    @property
+    def error(self) -> str:
+        """Its complaint, which is one line and one fix."""
+        lines = [line for line in self.done.stderr.splitlines() if line]
+        assert len(lines) == 2, self.done.stderr
+        assert lines[1].startswith("fix: ")
+        return lines[0]
+
+
+@pytest.fixture
+def profile_run(tmp_path: Path) -> Callable[..., Run]:
+    """Runs the command with the output in a folder of the test."""
+
+    def run(*arguments: str, probes: str = "auto") -> Run:
+        done = subprocess.run(
+            [
+                *(*COMMAND, *arguments, "--json", "--quiet", "--probes", probes),
+                *("--output", str(tmp_path / "runs")),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
+            cwd=tmp_path,
+        )
+        return Run(done, tmp_path / "runs")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for localhost that nobody but its own file vouches for, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-keyout", str(key), "-out", str(certificate)),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
+
+
+def per_process(frames: RunFrames, role: str) -> dict[int, int]:
+    samples = frames["live_samples"]
+    found = samples[samples["role"] == role].groupby("pid")["open_count"].max()
+    return {int(str(pid)): int(count) for pid, count in found.items()}
+
+
+def last_open(frames: RunFrames, role: str) -> int:
+    samples = frames["live_samples"]
+    mine = samples[samples["role"] == role]
+    return int(mine[mine["at_ns"] == mine["at_ns"].max()]["open_count"].sum())
+
+
+# -- real servers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.node
+@needs_node
+@pytest.mark.parametrize("scheduling", ["rr", "none"])
+def test_every_connection_of_a_node_cluster_is_counted_in_its_worker(profile_run, scheduling):
+    run = profile_run(
+        *("--connections", "600", "--hold", "2"),
+        *("--server-cmd", f"node {CLUSTER} {{port}} 2 {scheduling}"),
+        probes="light" if os.geteuid() == 0 else "live_samples,process_samples",
+    )
+    assert run.done.returncode == 0, run.done.stderr
+    frames = run.frames
+    processes = frames["processes"]
+    servers = processes[processes["role"] == "server"]
+    assert len(servers) == 2
+    assert last_open(frames, "server") == 600
+    assert min(per_process(frames, "server").values()) >= 0
+    assert (servers["nofile_soft_count"] > servers["own_fds_count"]).all()
+    # the primary only accepts for the others, or keeps the listener
+    assert len(processes[processes["role"] == "acceptor"]) == 1
+    sampled = frames["process_samples"]
+    assert set(servers["pid"]) <= set(sampled[sampled["role"] == "server"]["pid"])
+    named = run.path.joinpath("manifest.json").read_text()
+    assert "node cluster.cjs" in named
+    assert (run.path / "report.html").stat().st_size > 10_000
+    assert not any(read_stat(int(pid)) for pid in processes["pid"])
+
+
+@pytest.mark.node
+@needs_node
+def test_a_worker_that_dies_is_named_and_its_replacement_followed(profile_run):
+    run = profile_run(
+        *("--connections", "300", "--hold", "2.5", "--message", "die", "--message-rate", "0.2"),
+        *("--server-cmd", f"node {CLUSTER} {{port}} 2 none"),
+        probes="light" if os.geteuid() == 0 else "live_samples,process_samples",
+    )
+    assert run.done.returncode == 3, run.done.stderr
+    processes = run.frames["processes"]
+    followed = processes[processes["role"].isin(["server", "acceptor"])]
+    assert len(followed) == 4  # primary, two workers, the new one
+    (dead,) = followed[followed["exited_ns"] > 0].to_dict("records")
+    crash = run.finding("worker-crash")
+    assert crash["side"] == "server"
+    assert crash["subject"]["pid"] == dead["pid"]
+    assert crash["subject"]["command"] == "node cluster.cjs"
+    assert 9 in [evidence["value"] for evidence in crash["evidence"]]
+    assert dead["exit_status"] == 9
+
+
+@pytest.mark.privileged
+@pytest.mark.node
+@needs_node
+@needs_root
+def test_node_at_its_descriptor_limit_is_named_with_its_pid(profile_run):
+    inner = f"ulimit -n 400; exec node {CLUSTER} {{port}} 0"
+    run = profile_run(
+        *("--connections", "1500", "--hold", "2", "--server-cmd", f"sh -c {shlex.quote(inner)}"),
+    )
+    assert run.done.returncode == 3, run.done.stderr
+    said = run.verdict["verdict"]
+    assert (said["cause"], said["side"]) == ("fd-limit-process", "server")
+    processes = run.frames["processes"]
+    (server,) = processes[processes["role"] == "server"].to_dict("records")
+    assert server["nofile_soft_count"] == 400
+    for cause in ("fd-limit-process", "server-resets-when-full"):
+        finding = run.finding(cause)
+        assert finding["subject"]["pid"] == server["pid"], cause
+        assert finding["subject"]["command"] == "node cluster.cjs"
+    assert f"node cluster.cjs, pid {server['pid']}, server" in said["sentence"]
+    capacity = 400 - server["own_fds_count"]
+    assert said["at_connections"] == pytest.approx(capacity, abs=5)
+    assert per_process(run.frames, "server")[server["pid"]] == pytest.approx(capacity, abs=3)
+    commands = [fix["command"] for fix in run.finding("fd-limit-process")["fix"]]
+    assert any("LimitNOFILE" in command for command in commands)
+    assert not any("--workers" in command for command in commands)
+
+
+def test_path_headers_cookies_subprotocol_tls_and_text(profile_run, certificate):
+    cert, key = certificate
+    run = profile_run(
+        *("--connections", "200", "--hold", "2", "--message", "hello {n}", "--message-rate", "200"),
+        *("--server-cmd", f"{STRICT} {{port}} {cert} {key}"),
+        *("--target", "wss://localhost:{port}/chat?room=1", "--ca", str(cert)),
+        *("--cookie", "a=1", "--header", "X-Token: 7", "--subprotocol", "chat.v1"),
+        probes="live_samples,process_samples",
+    )
+    assert run.done.returncode == 0, run.done.stderr
+    assert "came back" not in run.done.stderr
+    samples = run.frames["live_samples"]
+    clients = samples[samples["role"] == "client"]
+    assert clients["rx_messages_total"].max() >= 100
+    assert last_open(run.frames, "server") == 200
+    # values of headers and cookies are secrets: the manifest has their names
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert manifest["settings"]["headers"] == ["X-Token", "Cookie", "Sec-WebSocket-Protocol"]
+
+
+def test_a_refused_upgrade_is_told_with_status_and_body(profile_run):
+    run = profile_run(
+        *("--connections", "120", "--hold", "0.5", "--path", "/elsewhere"),
+        *("--server-cmd", f"{STRICT} {{port}}"),
+        probes="live_samples,process_samples",
+    )
+    assert run.done.returncode == 3, run.done.stderr
+    assert run.verdict["verdict"]["cause"] == "upgrade-refused"
+    sentence = run.verdict["verdict"]["sentence"]
+    assert "HTTP 403: the origin is not allowed" in sentence
+    assert "strict_server.py" in sentence
+    assert 403 in [evidence["value"] for evidence in run.finding("upgrade-refused")["evidence"]]
+    connections = run.frames["connections"]
+    assert set(connections["close_kind"]) == {"protocol"}
+
+
+def test_a_certificate_that_nobody_vouches_for_is_told(profile_run, certificate):
+    cert, key = certificate
+    run = profile_run(
+        *("--connections", "120", "--hold", "0.5"),
+        *("--server-cmd", f"{STRICT} {{port}} {cert} {key}"),
+        *("--target", "wss://localhost:{port}/"),
+        probes="none",
+    )
+    assert run.done.returncode == 3, run.done.stderr
+    assert "certificate was refused" in run.verdict["verdict"]["sentence"]
+    assert "--insecure" in run.finding("upgrade-refused")["fix"][0]["command"]
+
+
+MUTE = "import socket, time; s = socket.create_server(('127.0.0.1', {port})); k = []\n"
+
+
+def test_a_server_that_never_upgrades_is_told(profile_run):
+    code = MUTE + "while True: k.append(s.accept())"
+    run = profile_run(
+        *("--connections", "50", "--hold", "0.5", "--connect-timeout", "1"),
+        *("--server-cmd", f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"),
+        probes="live_samples,process_samples",
+    )
+    assert run.done.returncode == 3, run.done.stderr
+    assert run.verdict["verdict"]["cause"] == "upgrade-unanswered"
+    assert 50 in [evidence["value"] for evidence in run.finding("upgrade-unanswered")["evidence"]]
+
+
+# -- a server that runs already -------------------------------------------------------------------
+
+
+@pytest.fixture
+def running(free_port: int, deadline: Callable[..., Any]) -> Iterator[tuple[int, int]]:
+    """Pid and port of an echo server that is there before the run, and must be there after it."""
+    with subprocess.Popen(
+        [sys.executable, str(FOREIGN / "strict_server.py"), str(free_port)], start_new_session=True
+    ) as process:
+
+        def listens() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", free_port)) == 0
+
+        deadline("the server listens", listens)
+        yield process.pid, free_port
+        assert process.poll() is None, "the run ended a server that it did not start"
+        process.terminate()
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_running_server_is_loaded_and_left_alone(profile_run, running, is_named):
+    pid, port = running
+    run = profile_run(
+        *("--connections", "150", "--hold", "1", "--cookie", "a=1", "--header", "X-Token: 7"),
+        *("--target", f"ws://127.0.0.1:{port}/chat?room=1"),
+        *(("--server-pid", str(pid)) if is_named else ()),
+        probes="live_samples,process_samples",
+    )
+    assert run.done.returncode == 0, run.done.stderr
+    processes = run.frames["processes"]
+    assert list(processes[processes["role"] == "server"]["pid"]) == [pid]
+    assert per_process(run.frames, "server") == {pid: 150}
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def command_of(code: str) -> str:
+    return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+
+
+ELSEWHERE = "import socket, time; s = socket.create_server(('127.0.0.1', 3999)); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (command_of("import sys; print('no database', file=sys.stderr); sys.exit(7)"), "status 7"),
+        (
+            command_of("import sys; print('no database', file=sys.stderr); sys.exit(7)"),
+            "no database",
+        ),
+        (command_of("import os; os.kill(os.getpid(), 11)"), "SIGSEGV"),
+        ("sleep 60", "did not listen on 127.0.0.1"),
+        (command_of(ELSEWHERE), "it listens on 127.0.0.1 port 3999"),
+        ("./no-such-program --port {port}", "cannot execute ./no-such-program"),
+    ],
+)
+def test_a_server_that_does_not_come_is_one_line_and_the_recording_is_kept(
+    profile_run, command, said
+):
+    run = profile_run(
+        *("--connections", "10", "--server-timeout", "1.5", "--server-cmd", command), probes="none"
+    )
+    assert run.done.returncode == 5, run.done.stderr
+    assert said in run.error
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert (run.path / "logs" / "server.log").exists()
+
+
+def test_what_is_not_there_is_usage(profile_run, tmp_path, free_port):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    target = ("--connections", "10", "--target", f"ws://127.0.0.1:{free_port}/")
+    cases = [
+        ((*target, "--server-pid", str(gone.pid)), "no such process"),
+        ((*target, "--server-pid", str(os.getpid())), "nobody listens"),
+        (target, "nobody listens"),
+        ((*target, "--server-pid", "x"), "not a process id"),
+        (("--connections", "10", "--target", "ftp://x/"), "not a ws://"),
+        (("--connections", "10", "--server-pid", "1"), "not ours"),
+        (("--connections", "10", "--server-cmd", "x", "--workers", "2"), "--workers"),
+        (("--connections", "10", "--server-cmd", "x", "--server-pid", "1"), "--server-pid"),
+        (("--connections", "10", "--server-cmd", "'x"), "quot"),
+        (("--connections", "10", "--server-cmd", ""), "empty"),
+        (("--connections", "10", "--server-cmd", "x", "--ca", "/none"), "wss://"),
+        (("--connections", "10", "--header", "no colon"), "no colon"),
+        (("--connections", "10", "--message", "{self}"), "{self}"),
+        (("--connections", "10", "--binary"), "--message"),
+        (("--connections", "10", "--path", "chat"), "chat"),
+    ]
+    if os.geteuid() == 0:
+        cases.append(((*target, "--server-pid", "2"), "kernel thread"))
+    for arguments, said in cases:
+        run = profile_run(*arguments, probes="none")
+        assert run.done.returncode == 2, (arguments, run.done.stderr)
+        assert said in run.error, arguments
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_killed_supervisor_leaves_no_server_behind(tmp_path, deadline):
+    """Also not what the command started in a session of its own."""
+    inner = shlex.quote(command_of(MUTE.replace("{port}", "{port}") + "time.sleep(100)"))
+    run = subprocess.Popen(
+        [
+            *(*COMMAND, "--connections", "10", "--hold", "60", "--probes", "none", "--quiet"),
+            *("--output", str(tmp_path / "runs")),
+            *("--server-cmd", f"sh -c 'setsid sleep 98.5 & exec \"$@\"' sh sh -c {inner}"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def members() -> list[int]:
+        tree = tree_of(run.pid)
+        names = [(read_stat(pid).comm if read_stat(pid) else "") for pid in tree]
+        return tree if "sleep" in names and len(tree) >= 6 else []
+
+    family = deadline("server, its background child and the clients", members)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+
+    def are_gone() -> bool:
+        stats = [read_stat(pid) for pid in family]
+        return not any(stat and stat.is_alive for stat in stats)
+
+    deadline("all of them are gone", are_gone)
