@@ -65,6 +65,16 @@ def df_descriptors(view: RunView) -> pd.DataFrame:
     return frame.sort_values("use", ascending=False, kind="stable", ignore_index=True)
 
 
+def server_capacity_count(descriptors: pd.DataFrame) -> int:
+    """Connections that all workers together can hold by their limits.
+
+    Args:
+        descriptors: From ``df_descriptors``.
+    """
+    workers = descriptors[descriptors["role"] == "server"]
+    return int(workers["capacity_count"].sum())
+
+
 def _most_open(view: RunView, client: int) -> int:
     """Most connections that a client had open at once, by its records."""
     mine = view.connections[view.connections["client"] == client]

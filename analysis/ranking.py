@@ -9,16 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from analysis.descriptors import server_capacity_count
 from analysis.evidence import SEVERITIES, Finding, Severity
 from analysis.signs import EMFILE, Signs
 
 _AT_LIMIT = ("fd-limit-process", "fd-limit-system")
+_SLOWS_ACCEPT = (
+    "worker-blocked",
+    "garbage-collection",
+    "hot-worker-code",
+    "keepalive-storm",
+    "hot-acceptor",
+)
+_SHARED = "full-worker-on-shared-listener"
 
 FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     "accept-spin": _AT_LIMIT,
-    "server-resets-when-full": _AT_LIMIT,
+    "server-resets-when-full": (_SHARED, *_AT_LIMIT),
     "full-worker-on-shared-listener": _AT_LIMIT,
+    "fd-limit-process": (_SHARED,),
     "worker-crash": (*_AT_LIMIT, "memory-exhausted"),
+    "accept-queue-overflow": _SLOWS_ACCEPT,
 }
 """What can bring a cause about, by the mechanism; only where this run also shows it."""
 
@@ -66,11 +77,25 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
     for cause in FOLLOWS_FROM.get(finding.cause, ()):
         for other in findings:
             is_earlier = other.first_s <= finding.first_s + _TOLERANCE_S
-            if other.cause == cause and other.side == finding.side and is_earlier:
+            is_near = other.side in (finding.side, "host")  # what the host lacks, both sides lack
+            if other.cause == cause and is_near and is_earlier:
                 if finding.cause == "worker-crash" and not _was_at_limit(signs, finding):
                     continue
+                if cause in _SLOWS_ACCEPT and not _is_same(finding, other):
+                    continue
+                if _SHARED in (finding.cause, cause):
+                    # One of the two is the root: the spread where the limits had been enough for
+                    # the target, the limit where they had not.
+                    had_room = server_capacity_count(signs.descriptors) >= signs.view.target_count
+                    if had_room is not (cause == _SHARED):
+                        continue
                 return other
     return None
+
+
+def _is_same(finding: Finding, other: Finding) -> bool:
+    """Both are about one process, or this one's could not be told."""
+    return finding.subject.pid in (0, other.subject.pid)
 
 
 def _was_at_limit(signs: Signs, crash: Finding) -> bool:

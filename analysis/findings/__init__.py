@@ -10,21 +10,29 @@ from collections.abc import Callable
 
 from analysis.evidence import Finding
 from analysis.findings import (
+    accept_imbalance,
+    accept_queue_overflow,
     accept_spin,
     bind_ports_exhausted,
     client_is_the_limit,
+    conntrack_full,
     ephemeral_ports_exhausted,
     fd_limit_process,
     fd_limit_system,
+    full_worker_on_shared_listener,
+    garbage_collection,
     host_cpu_saturated,
+    hot_acceptor,
     hot_worker_code,
     keepalive_storm,
     port_search_cost,
     reached,
     server_resets_when_full,
     source_address_missing,
+    syn_backlog_overflow,
     upgrade_refused,
     upgrade_unanswered,
+    worker_blocked,
     worker_crash,
 )
 from analysis.signs import Signs
@@ -40,7 +48,12 @@ FINDERS: tuple[Finder, ...] = (
     worker_crash.find,
     upgrade_refused.find,
     upgrade_unanswered.find,
+    full_worker_on_shared_listener.find,
     hot_worker_code.find,
+    hot_acceptor.find,
+    garbage_collection.find,
+    worker_blocked.find,
+    accept_imbalance.find,
     keepalive_storm.find,
     bind_ports_exhausted.find,
     source_address_missing.find,
@@ -48,6 +61,9 @@ FINDERS: tuple[Finder, ...] = (
     host_cpu_saturated.find,
     client_is_the_limit.find,
     fd_limit_system.find,
+    accept_queue_overflow.find,
+    syn_backlog_overflow.find,
+    conntrack_full.find,
 )
 """Every cause that this version can name. Their order means nothing."""
 

@@ -5,8 +5,10 @@ hardly run it. In the hold phase, where an event loop has little to do, the CPU 
 that something runs; without stacks the finding has low confidence and says that the function is
 not known.
 Told apart from ``accept-spin`` (accept4 failing at 10^4 a second) and ``keepalive-storm`` (the
-CPU is explained by messages): neither is there. ``worker-blocked`` is on no CPU at all. A worker
-that is busy with the ramp runs the same functions as its siblings.
+CPU is explained by messages): neither is there. ``garbage-collection`` and ``hot-acceptor`` say
+better what the time of their process goes to, so this finding is not there beside them.
+``worker-blocked`` is on no CPU at all. A worker that is busy with the ramp runs the same functions
+as its siblings.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, side_of_role
-from analysis.findings import accept_spin, fd_limit_process
+from analysis.findings import accept_spin, fd_limit_process, garbage_collection, hot_acceptor
 from analysis.hot_worker import dominant_function, function_shares
 from analysis.signs import Signs
 
@@ -30,7 +32,9 @@ def find(signs: Signs) -> list[Finding]:
     if hot is None or hot["role"] not in ("server", "acceptor"):
         return []
     pid = int(hot["pid"])
-    if pid in accept_spin.spinning_pids(signs):
+    if pid in accept_spin.spinning_pids(signs) or pid in hot_acceptor.hot_acceptor_pids(signs):
+        return []
+    if pid in garbage_collection.collecting_pids(signs):
         return []
     if signs.messages_explain_cpu_of(pid, float(hot["since_s"]), float(hot["until_s"])):
         return []

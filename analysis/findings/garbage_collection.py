@@ -1,0 +1,121 @@
+"""``garbage-collection``: the runtime's collector takes a worker's core.
+
+Proof: two fifths of the time in the collector for a second or more, by its own clock
+(``gc.callbacks`` in our workers), or as collector frames in the samples of its CPU (V8, Go, JVM,
+CPython with symbols); with the length of the pauses.
+Told apart from ``hot-worker-code``: the functions that py-spy shows then are only those that
+happened to allocate when a collection was due; this finding replaces that one for its worker.
+"""
+
+from __future__ import annotations
+
+import math
+
+from analysis.collector import CollectorTime, collector_time
+from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.findings import fd_limit_process
+from analysis.signs import Signs
+
+_LEAST_SHARE = 0.4
+"""Python's own collector takes under 0.1 % of a healthy worker, V8's and Go's 5 to 25 % by design
+(GOGC=100 bounds it near a quarter): two fifths is more than any of them means to take."""
+_LEAST_CPU_PCT = 40.0
+_GROWTH = 1.5
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding for each server process whose collector takes the core."""
+    return [_finding(signs, pid, time) for pid, time in _found(signs)]
+
+
+def collecting_pids(signs: Signs) -> set[int]:
+    """Every server process whose collector takes the core."""
+    return {pid for pid, _ in _found(signs)}
+
+
+def _found(signs: Signs) -> list[tuple[int, CollectorTime]]:
+    who = signs.view.who
+    found = []
+    for pid in who[who["role"].isin(["server", "acceptor"])]["pid"]:
+        time = collector_time(signs.view, int(pid), _LEAST_SHARE)
+        if time is None:
+            continue
+        cpu_pct = signs.cpu_pct_of(int(pid), time.since_s, time.until_s)
+        if cpu_pct is None or cpu_pct >= _LEAST_CPU_PCT:
+            found.append((int(pid), time))
+    return found
+
+
+def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
+    view = signs.view
+    subject = view.subject(pid)
+    name = str(subject)[:1].upper() + str(subject)[1:]
+    since_s, until_s, table = time.since_s, time.until_s, time.table
+    what = "time" if table == "live_samples" else "CPU samples"
+    evidence = [
+        Evidence(f"{what} in the collector", time.share_pct, "pct", table, since_s),
+        Evidence("length", until_s - since_s, "s", table, since_s),
+    ]
+    cpu_pct = signs.cpu_pct_of(pid, since_s, until_s)
+    if cpu_pct is not None:
+        evidence.append(
+            Evidence("CPU of this worker meanwhile", cpu_pct, "pct", "process_samples", since_s)
+        )
+    pauses = ""
+    if math.isfinite(time.longest_ms):
+        evidence += [
+            Evidence("collections", time.collections_per_s, "per_s", table, since_s),
+            Evidence("longest pause", time.longest_ms, "ms", table, until_s),
+            Evidence("longest pause in the first second", time.longest_before_ms, "ms", table),
+        ]
+        pauses = f" Its longest pause was {time.longest_ms:.0f} ms."
+    first, last = view.open_count_at(since_s), view.open_count_at(until_s)
+    grows = time.longest_ms >= _GROWTH * time.longest_before_ms and last >= _GROWTH * first
+    if grows:
+        pauses = (
+            f" Its longest pause grew from {time.longest_before_ms:.0f} ms to "
+            f"{time.longest_ms:.0f} ms while the connections grew from {first:,} to {last:,}."
+        )
+    confidence, missing = signs.trust(table)
+    if table == "cpu_stacks":
+        confidence = "medium"
+        missing += ("the length of the pauses: only the collector's frames were seen",)
+    stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
+    if any(f.side == "server" for f in fd_limit_process.find(signs)):
+        stalled = 0  # a full worker strands connections whether this one collects or not
+    spent_s = time.share_pct / 100 * (until_s - since_s)
+    return Finding(
+        cause="garbage-collection",
+        severity="warning",
+        side=side_of_role(subject.role),
+        subject=subject,
+        first_s=since_s,
+        last_s=until_s,
+        evidence=tuple(evidence),
+        explanation=(
+            f"{name} spent {time.share_pct:.0f} % of {until_s - since_s:.1f} s in its garbage "
+            f"collector.{pauses} While it collects, none of its connections is served. Each full "
+            "collection looks at every object that lives, so pauses grow with what is kept for "
+            "each connection."
+        ),
+        fix=(
+            Fix(
+                "gc.freeze() after start-up and gc.set_threshold(50_000, 50, 50) in the worker "
+                "(node: --max-semi-space-size; Go: GOGC=400; JVM: a larger -Xmx)",
+                f"full collections become rarer; up to {spent_s:.1f} s of {until_s - since_s:.1f} "
+                "s come back, paid for with memory",
+            ),
+            Fix(
+                "make no reference cycles for a connection, and keep less of it in objects",
+                f"the CPU of this worker falls from {cpu_pct or 100:.0f} % to about "
+                f"{max(0.0, (cpu_pct or 100) * (1 - time.share_pct / 100)):.0f} %",
+            ),
+        ),
+        at_connections=first,
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{name} spent {time.share_pct:.0f} % of {until_s - since_s:.1f} s in its "
+        "garbage collector"
+        + (f", {time.longest_ms:.0f} ms at once" if math.isfinite(time.longest_ms) else ""),
+        explained_count=stalled,
+    )

@@ -1,0 +1,182 @@
+"""``hot-acceptor``: one process accepts for all and passes on, and its core is full.
+
+Proof: CPU of the acceptor at 90 % of a core or more for a second, descriptors passed per second
+(SCM_RIGHTS), workers at less than half of that CPU, and clients that wait for it: half of those
+that got in meanwhile had waited 0.1 s.
+Told apart from ``hot-worker-code``: it is the process through which every connection goes, and what
+it does it does for each of them. From ``accept-spin``: it makes progress. A hand-off that keeps up
+is busy too, but nobody waits for it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from analysis.evidence import Evidence, Finding, Fix
+from analysis.findings import accept_spin
+from analysis.hot_worker import runs_of
+from analysis.signs import Signs
+
+_FULL_PCT = 90.0
+_LEAST_S = 0.9  # two samples of half a second, which come a little early or late
+_WAIT_S = 0.1
+"""On loopback a handshake takes under 10 ms; a tenth of a second is a queue."""
+
+
+class _Hot(NamedTuple):
+    """An acceptor that is full.
+
+    Attributes:
+        pid: Its pid.
+        since_s: Begin of the span.
+        until_s: Its end.
+        cpu_pct: Its CPU there.
+        workers_pct: Median CPU of the workers there.
+        handoffs_per_s: Descriptors passed a second.
+        wait_s: Median wait of clients that were established there, NaN when none was.
+    """
+
+    pid: int
+    since_s: float
+    until_s: float
+    cpu_pct: float
+    workers_pct: float
+    handoffs_per_s: float
+    wait_s: float
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding about the acceptor, or none."""
+    hot = _hot(signs)
+    return [_finding(signs, hot)] if hot is not None else []
+
+
+def hot_acceptor_pids(signs: Signs) -> set[int]:
+    """The acceptor's pid when it is full, else nothing."""
+    hot = _hot(signs)
+    return {hot.pid} if hot is not None else set()
+
+
+def _hot(signs: Signs) -> _Hot | None:
+    view = signs.view
+    cpu = signs.worker_cpu
+    mine = cpu[(cpu["role"] == "acceptor") & (cpu["at_s"] <= view.stop_s + 0.1)]
+    if mine.empty or view.connections.empty:
+        return None
+    pid = int(mine["pid"].iloc[0])
+    at_s = mine["at_s"].to_numpy()
+    best: tuple[float, float] | None = None
+    for start, stop in runs_of(mine["cpu_pct"].to_numpy() >= _FULL_PCT):
+        since_s = float(at_s[start - 1]) if start else float(at_s[start]) - 0.5
+        until_s = float(at_s[stop - 1])
+        length_s = until_s - since_s
+        if length_s >= _LEAST_S and (best is None or length_s > best[1] - best[0]):
+            best = since_s, until_s
+    if best is None or pid in accept_spin.spinning_pids(signs):
+        return None
+    since_s, until_s = best
+    inside = cpu["at_s"].between(since_s + 0.01, until_s + 0.01)
+    cpu_pct = float(cpu["cpu_pct"][inside & (cpu["pid"] == pid)].mean())
+    workers = cpu[inside & (cpu["role"] == "server")].groupby("pid")["cpu_pct"].mean()
+    workers_pct = float(workers.median()) if len(workers) else 0.0
+    per_s = _handoffs_per_s(signs, pid, since_s, until_s)
+    if per_s <= 0 or workers_pct > cpu_pct / 2:
+        return None
+    connections = view.connections
+    done = connections[connections["established_s"].between(since_s, until_s)]
+    waits = (done["established_s"] - done["start_s"]).to_numpy()
+    wait_s = float(np.median(waits)) if len(waits) else float("nan")
+    if not wait_s >= _WAIT_S and not signs.stalled_count:
+        return None
+    return _Hot(pid, since_s, until_s, cpu_pct, workers_pct, per_s, wait_s)
+
+
+def _handoffs_per_s(signs: Signs, pid: int, since_s: float, until_s: float) -> float:
+    """By its own counter; of a foreign one by its sendmsg calls."""
+    view = signs.view
+    live = view.frames["live_samples"]
+    mine = live[live["pid"] == pid]
+    at_s = view.seconds_of(mine["at_ns"])
+    inside = (at_s >= since_s) & (at_s <= until_s + 0.3)
+    sent, at_s = mine["tx_messages_total"].to_numpy()[inside], at_s[inside]
+    if len(sent) >= 2:
+        return float(sent[-1] - sent[0]) / float(at_s[-1] - at_s[0])
+    mix = view.frames["syscall_mix"]
+    at_s = view.seconds_of(mix["at_ns"])
+    calls = mix[(mix["pid"] == pid) & (mix["syscall"] == "sendmsg")]
+    calls = calls[((at_s >= since_s) & (at_s <= until_s + 0.5))[calls.index]]
+    return float(calls["event_count"].sum()) / (until_s - since_s)
+
+
+def _finding(signs: Signs, hot: _Hot) -> Finding:
+    view = signs.view
+    subject = view.subject(hot.pid)
+    name = str(subject)[:1].upper() + str(subject)[1:]
+    since_s = hot.since_s
+    cost_us = hot.cpu_pct * 1e4 / hot.handoffs_per_s
+    evidence = [
+        Evidence("CPU of the acceptor", hot.cpu_pct, "pct", "process_samples", since_s),
+        Evidence("length", hot.until_s - since_s, "s", "process_samples", since_s),
+        Evidence("median CPU of the workers", hot.workers_pct, "pct", "process_samples", since_s),
+        Evidence("descriptors passed on", hot.handoffs_per_s, "per_s", "live_samples", since_s),
+        Evidence("CPU of the acceptor per connection", cost_us, "us", "process_samples"),
+    ]
+    waited = ""
+    if np.isfinite(hot.wait_s):
+        evidence.append(
+            Evidence("median wait of those that got in", 1e3 * hot.wait_s, "ms", "connections")
+        )
+        waited = f" Half of the clients that got in had waited {1e3 * hot.wait_s:,.0f} ms or more."
+    queue = _longest_queue_count(signs, hot)
+    if queue:
+        evidence.append(Evidence("connections in the accept queue", queue, "count", "listeners"))
+    stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 2.0 else 0
+    if stalled:
+        evidence.append(Evidence("attempts that waited in vain", stalled, "count", "connections"))
+    confidence, missing = signs.trust("process_samples", "live_samples")
+    workers = len(view.who[view.who["role"] == "server"])
+    return Finding(
+        cause="hot-acceptor",
+        severity="warning",
+        side="server",
+        subject=subject,
+        first_s=max(since_s, view.ramp.start_s),
+        last_s=hot.until_s,
+        evidence=tuple(evidence),
+        explanation=(
+            f"{name} accepts for all {workers} workers and passes each descriptor on. It used "
+            f"{hot.cpu_pct:.0f} % of a core for {hot.until_s - since_s:.1f} s, {cost_us:,.0f} us a "
+            f"connection, so no more than {hot.handoffs_per_s:,.0f} a second got through, while "
+            f"its workers were at {hot.workers_pct:.0f} %.{waited}"
+        ),
+        fix=(
+            Fix(
+                "profile-run --accept reuseport (in node: cluster.schedulingPolicy = "
+                "cluster.SCHED_NONE, or a listener with reusePort in each worker)",
+                f"each of {workers} workers accepts for itself: the ceiling of "
+                f"{hot.handoffs_per_s:,.0f} connections a second and the {cost_us:,.0f} us each "
+                "go away",
+            ),
+            Fix(
+                "do less for each connection before it is passed on",
+                f"half of the {cost_us:,.0f} us gives twice the {hot.handoffs_per_s:,.0f} "
+                "connections a second",
+            ),
+        ),
+        at_connections=view.open_count_at(since_s),
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{name} was at {hot.cpu_pct:.0f} % of a core passing on "
+        f"{hot.handoffs_per_s:,.0f} connections a second while its workers were at "
+        f"{hot.workers_pct:.0f} %",
+        explained_count=stalled,
+    )
+
+
+def _longest_queue_count(signs: Signs, hot: _Hot) -> int:
+    listeners = signs.view.frames["listeners"]
+    at_s = signs.view.seconds_of(listeners["at_ns"])
+    queue = listeners["accept_queue_count"][(at_s >= hot.since_s) & (at_s <= hot.until_s + 0.5)]
+    return int(queue.max()) if len(queue) else 0

@@ -1,0 +1,257 @@
+"""``worker-blocked``: a worker's event loop stands still on no CPU: a sleep, a lock, the disk.
+
+Proof: samples of its turns that slept instead of calculating, their system call and wait channel,
+and the Python stack that they were called from. Without those samples, turns of half a second
+while the process was seen asleep outside of its poll: the finding then has medium confidence.
+Told apart from ``hot-worker-code``, ``garbage-collection`` and ``accept-spin``: there the turns are
+on a CPU. A worker that waits for a core, as in the ramp of a full host, is runnable and no sample
+of it counts; one that waits for events is in no turn.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.findings import fd_limit_process
+from analysis.hot_worker import function_name
+from analysis.signs import Signs
+
+_LEAST_S = 1.0
+_LEAST_SHARE = 0.25
+"""A loop that is off the CPU inside its turns for a quarter of the time answers late; a healthy one
+is so for none of it: it never waits but in epoll_wait."""
+_LEAST_SAMPLES = 5
+_GAP_S = 1.0
+_LONG_LAG_S = 0.5
+_ASLEEP = ("sleeping", "disk-sleep", "stopped")
+_POLL_CHANNELS = ("ep_poll", "do_epoll", "do_sys_poll", "do_poll", "do_select", "poll_schedule")
+
+_DISK_CALLS = ("fsync", "fdatasync", "sync_file_range", "msync", "pwrite64", "pread64", "openat")
+_WAITS: dict[str, tuple[str, str]] = {
+    "clock_nanosleep": ("a sleep", "a timer of the event loop instead of the sleep"),
+    "nanosleep": ("a sleep", "a timer of the event loop instead of the sleep"),
+    "futex": ("a lock", "take the lock in a thread, or hold it for a shorter time elsewhere"),
+    "flock": ("a file lock", "take the file lock in a thread"),
+    "wait4": ("a child process", "let SIGCHLD or a pidfd in the event loop say when it ends"),
+    **dict.fromkeys(_DISK_CALLS, ("the disk", "write and sync in a thread, or less often")),
+}
+_ELSE = ("something else", "make that call non-blocking, or in a thread")
+
+
+class _Block(NamedTuple):
+    """One worker that stood still.
+
+    Attributes:
+        pid: Its pid.
+        since_s: First moment.
+        until_s: Last moment.
+        share_pct: Part of that time that it was blocked.
+        evidence: What was seen.
+        syscall: The call it slept in most, '' unknown.
+        frame: The Python function (file:line) that called it, '' unknown.
+        table: Where this comes from.
+    """
+
+    pid: int
+    since_s: float
+    until_s: float
+    share_pct: float
+    evidence: tuple[Evidence, ...]
+    syscall: str
+    frame: str
+    table: str
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding for each blocked server process, the longest first."""
+    return [_finding(signs, block) for block in _blocks(signs)]
+
+
+def blocked_pids(signs: Signs) -> set[int]:
+    """Every server process that stood still."""
+    return {block.pid for block in _blocks(signs)}
+
+
+def _blocks(signs: Signs) -> list[_Block]:
+    who = signs.view.who
+    servers = who[who["role"].isin(["server", "acceptor"])]["pid"]
+    found = []
+    for pid in servers:
+        block = _sampled(signs, int(pid)) or _inferred(signs, int(pid))
+        if block is not None:
+            found.append(block)
+    return sorted(found, key=lambda b: (b.since_s - b.until_s, b.pid))
+
+
+def _sampled(signs: Signs, pid: int) -> _Block | None:
+    """From the samples of turns off the CPU."""
+    view = signs.view
+    samples = view.frames["blocked_samples"]
+    mine = samples[samples["pid"] == pid]
+    mine = mine.assign(at_s=view.seconds_of(mine["at_ns"])).sort_values("at_s", kind="stable")
+    mine = mine[(mine["at_s"] >= view.ramp.start_s) & (mine["at_s"] <= view.stop_s)]
+    if len(mine) < _LEAST_SAMPLES:
+        return None
+    group = (mine["at_s"].diff() > _GAP_S).cumsum()
+    best: _Block | None = None
+    for _, rows in mine.groupby(group):
+        since_s = max(view.ramp.start_s, float((rows["at_s"] - rows["lag_ns"] / 1e9).iloc[0]))
+        until_s = float(rows["at_s"].iloc[-1])
+        length_s = until_s - since_s
+        blocked_s = min(float(rows["period_ns"].sum()) / 1e9, length_s)
+        if len(rows) < _LEAST_SAMPLES or length_s < _LEAST_S:
+            continue
+        if blocked_s / length_s < _LEAST_SHARE:
+            continue
+        if best is None or length_s > best.until_s - best.since_s:
+            best = _described(pid, rows, since_s, until_s, 100 * blocked_s / length_s)
+    return best
+
+
+def _described(
+    pid: int, rows: pd.DataFrame, since_s: float, until_s: float, share_pct: float
+) -> _Block:
+    table = "blocked_samples"
+    evidence = [
+        Evidence("time that its event loop was blocked", share_pct, "pct", table, since_s),
+        Evidence("samples of blocked turns", len(rows), "count", table, since_s),
+        Evidence("longest turn sampled", float(rows["lag_ns"].max()) / 1e6, "ms", table),
+    ]
+    syscall, part = _most(rows["syscall"])
+    if syscall:
+        evidence.append(Evidence(f"blocked samples in {syscall}", 100 * part, "pct", table))
+    channel, part = _most(rows["wait_channel"])
+    if channel:
+        name = f"blocked samples with wait channel {channel}"
+        evidence.append(Evidence(name, 100 * part, "pct", table))
+    leaves = rows["python_stack"].str.split(";").str[-1]
+    leaves = leaves[leaves != ""]
+    # two lines of one function are one place; the line is shown of the more frequent one
+    function, part = _most(leaves.map(function_name))
+    frame = ""
+    if function:
+        evidence.append(Evidence(f"Python stacks blocked in {function}", 100 * part, "pct", table))
+        frame = _most(leaves[leaves.map(function_name) == function])[0]
+    return _Block(pid, since_s, until_s, share_pct, tuple(evidence), syscall, frame, table)
+
+
+def _most(values: pd.Series[str]) -> tuple[str, float]:
+    """The most frequent text that is not '', and its part of all; ('', 0) when there is none."""
+    counts = values[values != ""].value_counts()
+    return (str(counts.index[0]), float(counts.iloc[0]) / len(values)) if len(counts) else ("", 0.0)
+
+
+def _inferred(signs: Signs, pid: int) -> _Block | None:
+    """From long turns of a process that was seen asleep: no sample of the turns themselves."""
+    view = signs.view
+    if len(view.frames["blocked_samples"]):
+        return None
+    live = view.frames["live_samples"]
+    mine = live[(live["pid"] == pid) & (live["loop_lag_ns"] >= _LONG_LAG_S * 1e9)]
+    at_s = view.seconds_of(mine["at_ns"])
+    mine = mine[(at_s >= view.ramp.start_s) & (at_s <= view.stop_s)]
+    if len(mine) < 2:
+        return None
+    moments = view.seconds_of(mine["at_ns"])
+    since_s = max(view.ramp.start_s, float(moments[0] - mine["loop_lag_ns"].iloc[0] / 1e9))
+    until_s = float(moments[-1])
+    cpu = signs.worker_cpu
+    cpu = cpu[(cpu["pid"] == pid) & cpu["at_s"].between(since_s, until_s + 0.5)]
+    in_poll = cpu["wait_channel"].str.startswith(_POLL_CHANNELS)
+    asleep = cpu["state"].isin(_ASLEEP) & ~in_poll
+    if until_s - since_s < _LEAST_S or cpu.empty or float(asleep.mean()) < 0.5:
+        return None
+    cpu_pct = float(cpu["cpu_pct"].mean())
+    if cpu_pct >= 50:
+        return None
+    longest_ms = float(mine["loop_lag_ns"].max()) / 1e6
+    channel, _ = _most(cpu["wait_channel"][asleep])
+    evidence = [
+        Evidence("longest turn of its event loop", longest_ms, "ms", "live_samples", since_s),
+        Evidence(
+            f"samples asleep{f' in {channel}' if channel else ''} outside of its poll",
+            100 * float(asleep.mean()),
+            "pct",
+            "process_samples",
+            since_s,
+        ),
+    ]
+    return _Block(pid, since_s, until_s, 100 - cpu_pct, tuple(evidence), "", "", "live_samples")
+
+
+def _finding(signs: Signs, block: _Block) -> Finding:
+    view = signs.view
+    subject = view.subject(block.pid)
+    since_s, until_s = block.since_s, block.until_s
+    name = str(subject)[:1].upper() + str(subject)[1:]
+    kind, remedy = _WAITS.get(block.syscall, _ELSE)
+    evidence = [
+        *block.evidence,
+        Evidence("length", until_s - since_s, "s", block.table, since_s),
+    ]
+    cpu_pct = signs.cpu_pct_of(block.pid, since_s, until_s)
+    if cpu_pct is not None:
+        evidence.append(
+            Evidence("CPU of this worker meanwhile", cpu_pct, "pct", "process_samples", since_s)
+        )
+    others_ms = _lag_of_siblings_ms(signs, block)
+    if others_ms is not None:
+        evidence.append(
+            Evidence("longest turn of its siblings (median)", others_ms, "ms", "live_samples")
+        )
+    confidence, missing = signs.trust("blocked_samples", "process_samples")
+    if not block.syscall:
+        confidence = "medium"
+        missing += ("the call that it was blocked in: blocked_samples was not recorded",)
+    where = f"in {block.syscall} ({kind})" if block.syscall else "outside of its poll"
+    where += f", called from {block.frame}" if block.frame else ""
+    stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
+    if any(f.side == "server" for f in fd_limit_process.find(signs)):
+        stalled = 0  # a full worker strands connections whether this one is blocked or not
+    used = "" if cpu_pct is None else f", at {cpu_pct:.0f} % of a core"
+    place = function_name(block.frame) if block.frame else "the call"
+    return Finding(
+        cause="worker-blocked",
+        severity="warning",
+        side=side_of_role(subject.role),
+        subject=subject,
+        first_s=since_s,
+        last_s=until_s,
+        evidence=tuple(evidence),
+        explanation=(
+            f"{name} stood still for {block.share_pct:.0f} % of {until_s - since_s:.1f} s{used}: "
+            f"its event loop was blocked {where}. While it waits there, none of its connections "
+            "is accepted, answered or pinged."
+        ),
+        fix=(
+            Fix(
+                f"move {place} off the event loop: {remedy}",
+                f"gives {block.share_pct / 100 * (until_s - since_s):.1f} s of "
+                f"{until_s - since_s:.1f} s back to the connections of this worker"
+                + (f"; its longest turn falls to about {others_ms:.0f} ms" if others_ms else ""),
+            ),
+        ),
+        at_connections=view.open_count_at(since_s),
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{name} stood still for {block.share_pct:.0f} % of {until_s - since_s:.1f} s, "
+        f"blocked {where}{used}",
+        explained_count=stalled,
+    )
+
+
+def _lag_of_siblings_ms(signs: Signs, block: _Block) -> float | None:
+    """Median over the other workers of their longest turn meanwhile, None without any."""
+    view = signs.view
+    live = view.frames["live_samples"]
+    at_s = view.seconds_of(live["at_ns"])
+    role = view.subject(block.pid).role
+    others = live[(live["role"] == role) & (live["pid"] != block.pid)]
+    others = others[(at_s >= block.since_s)[others.index] & (at_s <= block.until_s)[others.index]]
+    if others.empty:
+        return None
+    return float(np.median(others.groupby("pid")["loop_max_lag_ns"].max())) / 1e6
