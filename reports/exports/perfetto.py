@@ -186,7 +186,9 @@ def _memory_counters(trace: _Trace, summary: Summary) -> Iterator[Event]:
     for _, rows in memory.groupby(["kind", "component"]):
         totals: pd.DataFrame = rows.groupby("at_s")["total_bytes"].sum().reset_index()
         if totals["total_bytes"].nunique() > 1:
-            name = f"memory, {rows['kind'].iloc[0]} {rows['component'].iloc[0]}"
+            kind, component = str(rows["kind"].iloc[0]), str(rows["component"].iloc[0])
+            what = component if component.startswith(kind) else f"{kind} {component}"
+            name = f"memory, {what}"
             yield from _series(trace, totals, one_line(name), "bytes", "total_bytes")
     tcp = summary.tcp_mem_over_time
     yield from _series(trace, tcp, "tcp_mem", "pages", "tcp_mem_pages")

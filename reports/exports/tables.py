@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from analysis.evidence import Evidence, Finding, Fix
+from analysis.rung import Rung
 from analysis.summary import Summary
 from reports.exports.plain_text import encodable, one_line
 
@@ -48,20 +50,27 @@ _MEANINGS = {
 
 def frames_of(summary: Summary) -> Iterator[tuple[str, pd.DataFrame]]:
     """All tables of a run by name: those of the summary, the findings and the ladder."""
-    findings = [asdict(finding) for finding in summary.findings]
-    for number, finding in enumerate(findings):
-        subject = finding.pop("subject")
-        finding.update({"finding": number, **subject, "missing": "; ".join(finding["missing"])})
-    for name, key in (("evidence", "evidence"), ("fixes", "fix")):
-        rows = [{"finding": f["finding"], **each} for f in findings for each in f[key]]
-        yield name, pd.DataFrame(rows)
-    plain = [{k: v for k, v in f.items() if k not in ("evidence", "fix")} for f in findings]
-    yield "findings", pd.DataFrame(plain)
-    yield "ladder", pd.DataFrame([asdict(rung) for rung in summary.ladder])
+    evidence, fixes, findings = [], [], []
+    for number, finding in enumerate(summary.findings):
+        row = asdict(finding)
+        evidence += [{"finding": number, **each} for each in row.pop("evidence")]
+        fixes += [{"finding": number, **each} for each in row.pop("fix")]
+        subject, missing = row.pop("subject"), "; ".join(row["missing"])
+        findings.append({"finding": number, **subject, **row, "missing": missing})
+    yield "findings", pd.DataFrame(findings, columns=_columns(findings, Finding))
+    yield "evidence", pd.DataFrame(evidence, columns=_columns(evidence, Evidence))
+    yield "fixes", pd.DataFrame(fixes, columns=_columns(fixes, Fix))
+    ladder = [asdict(rung) for rung in summary.ladder]
+    yield "ladder", pd.DataFrame(ladder, columns=_columns(ladder, Rung))
     for field in fields(summary):
         frame = getattr(summary, field.name)
-        if isinstance(frame, pd.DataFrame):
+        if isinstance(frame, pd.DataFrame) and len(frame.columns):
             yield field.name, frame
+
+
+def _columns(rows: list[dict[str, Any]], kind: type[Any]) -> list[str]:
+    """Names of the columns, also when there are no rows: no reader takes a file without any."""
+    return list(rows[0]) if rows else [field.name for field in fields(kind)]
 
 
 def csv_files(summary: Summary) -> Iterator[tuple[str, bytes]]:
