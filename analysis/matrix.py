@@ -21,6 +21,10 @@ TOLERANCE_PCT = 3.0
 (descriptors, ports) repeat within 1 %, those of a shared listener within 2 %."""
 
 CEILING = "ceiling_count"
+HOST_LIMITS = ("memory", "file_max", "tcp_mem", "cpu_host")
+"""Their slopes hold other load of the host as well; a short run sees them move by themselves."""
+FAR_RATIO = 1.3
+"""Rungs of uneven workers and clients differ by less than this from run to run."""
 HARMFUL = ("binding", "contributing", "warning")
 
 
@@ -132,6 +136,13 @@ class RungMove:
     before: float | None
     after: float | None
 
+    @property
+    def ratio(self) -> float:
+        """How far it moved, in either direction; 1 for not at all or not known."""
+        if not self.before or not self.after:
+            return 1.0
+        return max(self.before, self.after) / min(self.before, self.after)
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -160,6 +171,13 @@ class Move:
     cause_before: str
     cause_after: str
     rungs: tuple[RungMove, ...]
+
+    @property
+    def moved_rungs(self) -> list[RungMove]:
+        """Limits that lie elsewhere now, farthest first; not those of the host as a whole."""
+        both = [r for r in self.rungs if r.before and r.after and r.limit not in HOST_LIMITS]
+        far = [r for r in both if r.ratio >= FAR_RATIO]
+        return sorted(far, key=lambda r: -r.ratio)
 
     @property
     def delta_count(self) -> float:

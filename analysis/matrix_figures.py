@@ -42,10 +42,10 @@ _IDLE_PCT = 0.1
 def figures_of(summary: Summary) -> dict[str, float | None]:
     """Every figure of one run by name; None where it was not measured.
 
-    Those of ``key_figures``, and besides: the ceiling, the share of it that was lost, how full the
-    fullest and the emptiest worker were, CPU of both sides in ramp and hold (100 is one core), and
-    the connections at which the fitted CPU model says that a worker's core is full, also as a
-    share of the target.
+    Those of ``key_figures``, and besides: the ceiling, the share of all established that was
+    lost, how full the fullest and the emptiest worker were, CPU of both sides in ramp and hold
+    (100 is one core), and the connections at which the fitted CPU model says that a worker's core
+    is full, also as a share of the target.
     """
     run, phases = summary.run, summary.phases
     figures: dict[str, float | None] = {
@@ -54,7 +54,8 @@ def figures_of(summary: Summary) -> dict[str, float | None]:
     peak = float(run["peak_connections"])
     figures[CEILING] = peak
     figures["at_count"] = float(summary.verdict.at_connections)
-    figures["lost_share"] = float(run["lost_connections"]) / peak if peak else None
+    lost, held = float(run["lost_connections"]), float(run["held_connections"])
+    figures["lost_share"] = lost / (lost + held) if lost + held else None
     shares = [w["peak_count"] / w["room_count"] for w in workers_of(summary) if w["room_count"] > 0]
     figures["fullest_share"] = max(shares, default=None)
     figures["emptiest_share"] = min(shares, default=None)

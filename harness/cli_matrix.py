@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -197,8 +198,14 @@ def _chosen(rows: list[MatrixRow], only: str | None) -> list[MatrixRow]:
                 fix=f"one of: {', '.join(row.spec.id for row in rows)}",
             )
     wanted = {r.spec.id for r in rows if any(fnmatch(r.spec.id, p) for p in patterns)}
-    wanted |= {row.spec.against for row in rows if row.spec.id in wanted and row.spec.move}
-    return [row for row in rows if row.spec.id in wanted]
+    others = {row.spec.against for row in rows if row.spec.id in wanted and row.spec.move} - wanted
+    # Those others are only there to be compared with: nobody asked what they moved.
+    alone = [replace(r, spec=replace(r.spec, against="", move="")) for r in rows]
+    return [
+        row if row.spec.id in wanted else bare
+        for row, bare in zip(rows, alone, strict=True)
+        if row.spec.id in wanted | others
+    ]
 
 
 def _print_rows(matrix: Matrix) -> None:

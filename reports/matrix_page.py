@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.confusion import Confusion, confusion
-from analysis.matrix import Move, Outcome, RowResult, effects
+from analysis.matrix import HOST_LIMITS, Move, Outcome, RowResult, effects
 from analysis.matrix_figures import SHOWN, FigureName
 from analysis.spread import Spread
 from reports import formatting
@@ -212,12 +212,20 @@ def _move(move: Move, result: RowResult, facts: MatrixFacts) -> dict[str, Any]:
         if move.cause_before == move.cause_after
         else f"{move.cause_before} bound before, {move.cause_after} after"
     )
+    rungs = [
+        f"{rung.limit}{f' of a {rung.subject}' if rung.subject else ''} "
+        f"from {rung.before:,.0f} to {rung.after:,.0f}"
+        for rung in move.moved_rungs[:2]
+    ]
+    moved = f" Limits that moved: {'; '.join(rungs)}." if rungs else ""
     noise = f" Repeats: {move.noise}." if facts.repeats > 1 else ""
     return {
         "against": move.against,
         "short": short,
         "changed": changed,
-        "words": f"With {changed}, the ceiling {words}. {cause[:1].upper()}{cause[1:]}.{noise}",
+        "words": f"With {changed}, the ceiling {words}. {cause[:1].upper()}{cause[1:]}."
+        f"{moved}{noise}",
+        "rungs": rungs,
         "tone": {"up": "good", "down": "warn"}.get(move.direction, ""),
     }
 
@@ -276,7 +284,7 @@ def _figure_table(index: int, result: RowResult) -> Table | None:
 def _rung_table(index: int, move: Move | None) -> Table | None:
     if move is None or not move.rungs:
         return None
-    shown = [r for r in move.rungs if r.limit not in ("memory", "file_max", "tcp_mem")]
+    shown = [rung for rung in move.rungs if rung.limit not in HOST_LIMITS]
 
     def cell(value: float | None) -> Cell:
         return Cell(formatting.count(value) if value is not None else "not seen", value or -1.0)
