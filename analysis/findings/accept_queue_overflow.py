@@ -1,0 +1,165 @@
+"""``accept-queue-overflow``: the application accepts too slowly for its backlog.
+
+Proof: TcpExtListenOverflows, which the kernel counts for nothing else than a handshake dropped
+because the accept queue was full (net/ipv4/tcp_input.c, tcp_conn_request; net/ipv4/tcp_ipv4.c,
+tcp_v4_syn_recv_sock); attempts that stalled for a second or more, or in vain, as the retransmits of
+what was dropped make them; and the listener whose queue and drops say that it was it. An overflow
+that delayed nobody by a second is no harm and no finding.
+Told apart from ``syn-backlog-overflow``: there TCPReqQFullDrop moves and the accept queue is empty.
+From ``conntrack-full``: there no counter of the listener moves. A worker at its descriptor limit
+leaves its queue to overflow too; then the limit is named and this is not.
+What made the acceptor slow (``worker-blocked``, ``hot-worker-code``, ...) is a finding of its own
+where it is seen, and this one follows from it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.evidence import Evidence, Finding, Fix, Subject
+from analysis.listen_queues import (
+    Moved,
+    Stalls,
+    df_queues,
+    full_pids,
+    moved,
+    stall_sentence,
+    stalls,
+    who_dropped,
+)
+from analysis.signs import Signs
+
+_OTHER_QUEUE = 10
+"""So many times more drops by the other queue say that this one filled in passing: half-open
+connections that end all at once go through it."""
+
+_IDLE_PCT = 50.0
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding, about the listener that dropped most."""
+    overflows = moved(signs, "TcpExtListenOverflows")
+    half_open = moved(signs, "TcpExtTCPReqQFullDrop")
+    if not overflows.change_count or half_open.change_count > _OTHER_QUEUE * overflows.change_count:
+        return []
+    stalled = stalls(signs)
+    if not stalled.is_harm:
+        return []
+    queues = df_queues(signs)
+    full = full_pids(signs)
+    if full:
+        # what is not known to belong to another worker overflowed because of the limit
+        is_other = [bool(pids) and not full.issuperset(pids) for pids in queues["pids"]]
+        queues = queues[np.array(is_other, dtype=bool) & (queues["dropped_count"] > 0)]
+        if queues.empty:
+            return []
+    return [_finding(signs, overflows, stalled, queues)]
+
+
+def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFrame) -> Finding:
+    view = signs.view
+    subject = who_dropped(signs, queues)
+    first_s = stalled.began_s(overflows)
+    evidence = [
+        Evidence(
+            "handshakes dropped because the accept queue was full (TcpExtListenOverflows)",
+            overflows.change_count,
+            "count",
+            "net_counters",
+            overflows.first_s,
+        ),
+        Evidence("attempts that timed out", stalled.failed_count, "count", "connections"),
+        Evidence("attempts that came through late", stalled.late_count, "count", "connections"),
+    ]
+    if stalled.late_count:
+        evidence.append(Evidence("longest of them", stalled.longest_s, "s", "connections"))
+    backlog = 0
+    if len(queues):
+        top = queues.iloc[0]
+        backlog, waiting = int(top["backlog_count"]), int(top["accept_queue_count"])
+        evidence += [
+            Evidence("its backlog", backlog, "count", "listeners"),
+            Evidence("longest accept queue seen", waiting, "count", "listeners", top["at_s"]),
+            Evidence("packets it dropped", int(top["dropped_count"]), "count", "listeners"),
+        ]
+    resent = view.frames["tcp_retransmits"]
+    resent_count = int(resent["event_count"][resent["side"] == "client"].sum())
+    if resent_count:
+        name = "segments that clients sent again"
+        evidence.append(Evidence(name, resent_count, "count", "tcp_retransmits"))
+    last_s = max(overflows.last_s, first_s)
+    why, rate_per_s = _why_slow(signs, subject, first_s, last_s, evidence)
+    confidence, missing = signs.trust("net_counters", "listeners")
+    name = str(subject)
+    its = f"of {name}" + (f" (backlog {backlog:,})" if backlog else "")
+    return Finding(
+        cause="accept-queue-overflow",
+        severity="warning",
+        side="server",
+        subject=subject,
+        first_s=first_s,
+        last_s=last_s,
+        evidence=tuple(evidence),
+        explanation=(
+            f"Connections came faster than they were accepted until the accept queue {its} was "
+            f"full. From then on the kernel dropped handshakes, {overflows.change_count:,} times, "
+            f"and told nobody: clients send again after 1, 3 and 7 s. {stall_sentence(stalled)}."
+            f"{why}"
+        ),
+        fix=_fixes(signs, backlog, stalled, rate_per_s),
+        at_connections=view.open_count_at(first_s),
+        confidence=confidence,
+        missing=missing,
+        sentence=f"The accept queue {its} was full: {overflows.change_count:,} handshakes were "
+        f"dropped, {stall_sentence(stalled)}",
+        explained_count=stalled.failed_count,
+    )
+
+
+def _why_slow(
+    signs: Signs, subject: Subject, first_s: float, last_s: float, evidence: list[Evidence]
+) -> tuple[str, float]:
+    """What the acceptor did meanwhile, for people, and how many it accepted a second (0: unknown).
+
+    Adds to the evidence.
+    """
+    view = signs.view
+    if not subject.pid:
+        return "", 0.0
+    live = view.frames["live_samples"]
+    at_s = view.seconds_of(live["at_ns"])
+    mine = live[(live["pid"] == subject.pid) & (at_s >= first_s) & (at_s <= last_s)]
+    text, rate_per_s = "", 0.0
+    if len(mine) >= 2:
+        span_s = float(mine["at_ns"].iloc[-1] - mine["at_ns"].iloc[0]) / 1e9
+        totals = mine["attempted_total"]
+        rate_per_s = float(totals.iloc[-1] - totals.iloc[0]) / span_s
+        evidence.append(
+            Evidence("connections it accepted meanwhile", rate_per_s, "per_s", "live_samples")
+        )
+        text = f" It accepted {rate_per_s:,.0f} a second meanwhile"
+    cpu_pct = signs.cpu_pct_of(subject.pid, first_s, last_s)
+    if cpu_pct is not None:
+        evidence.append(Evidence("CPU it used meanwhile", cpu_pct, "pct", "process_samples"))
+        text += (" and" if text else " It") + f" used {cpu_pct:.0f} % of a core"
+        if cpu_pct < _IDLE_PCT:
+            text += ": it had time and did not come to accept"
+    return (f"{text}." if text else ""), rate_per_s
+
+
+def _fixes(signs: Signs, backlog: int, stalled: Stalls, rate_per_s: float) -> tuple[Fix, ...]:
+    waited = stalled.failed_count + stalled.late_count
+    wanted = 1 << max(backlog + waited - 1, 1).bit_length()
+    drain = f", the last of them after {waited / rate_per_s:,.0f} s" if rate_per_s > 0 else ""
+    holds = f"the queue holds all {waited:,} that were dropped instead of {backlog:,}{drain}"
+    more = 2 * max(1, len(signs.view.who[signs.view.who["role"] == "server"]))
+    if signs.view.is_foreign:
+        longer = Fix(
+            f"listen with a backlog of {wanted}; sysctl -w net.core.somaxconn={wanted}", holds
+        )
+        return (longer,)
+    return (
+        Fix(f"profile-run --backlog {wanted}", holds),
+        Fix(f"profile-run --workers {more}", "twice as many accept: the queues fill half as fast"),
+    )

@@ -1,0 +1,191 @@
+"""Why connects stall: the counters of the listening side, the queues of each listener, who waited.
+
+The three causes that drop a connection before anybody can accept it (accept queue, queue of
+half-open connections, connection tracking) share what is computed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.evidence import Subject
+from analysis.signs import EMFILE, ETIMEDOUT, Signs
+
+LATE_S = 0.9
+"""A connect that takes longer was dropped at least once: the first SYN is sent again after 1 s
+(TCP_TIMEOUT_INIT, include/net/tcp.h; RFC 6298 2.1). A healthy one takes some milliseconds."""
+
+LEAST_LATE_COUNT = 10
+LEAST_LATE_SHARE = 0.001
+"""What of the attempts must be late to be harm, when none failed."""
+
+_PERIOD_S = 0.5
+"""Counters come twice a second: what moved did so within the half second before."""
+
+_MAIN_SHARE = 0.6
+"""One listener is named alone when it dropped that part of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a counter of the network stack gained in the run.
+
+    Attributes:
+        name: Its name in ``net_counters``.
+        change_count: By how much it grew, 0 when it did not.
+        first_s: Moment of the sample that saw it first grown, NaN when none did.
+        last_s: Likewise the last.
+    """
+
+    name: str
+    change_count: int
+    first_s: float
+    last_s: float
+
+
+def moved(signs: Signs, name: str) -> Moved:
+    """Growth of one counter from the ramp to the stop."""
+    view = signs.view
+    rows = view.frames["net_counters"]
+    rows = rows[rows["counter"] == name]
+    at_s = view.seconds_of(rows["at_ns"])
+    values = rows["value_total"].to_numpy()
+    inside = (at_s >= view.ramp.start_s) & (at_s <= view.stop_s)
+    if not inside.any():
+        return Moved(name, 0, float("nan"), float("nan"))
+    # Only changes have rows, so the last one before the ramp is its value at the ramp's start.
+    earlier = values[at_s < view.ramp.start_s]
+    before = int(earlier[-1]) if len(earlier) else int(values[inside][0])
+    steps = np.diff(values[inside], prepend=before) > 0
+    times = at_s[inside][steps]
+    if not len(times):
+        return Moved(name, 0, float("nan"), float("nan"))
+    change = int(values[inside][-1]) - before
+    return Moved(name, change, float(times[0]), float(times[-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Stalls:
+    """Attempts that waited for an answer as only a dropped packet makes them wait.
+
+    Attributes:
+        failed_count: Timed out, or waited to the end of the run.
+        late_count: Came through after ``LATE_S`` or more.
+        longest_s: The longest wait of one that came through, 0 when none was late.
+        begun_s: When the late ones were begun, sorted; the failed ones when none was late. Who
+            came through late was dropped for sure, who failed may also have said nothing itself.
+        attempt_count: All attempts of the run.
+    """
+
+    failed_count: int
+    late_count: int
+    longest_s: float
+    begun_s: tuple[float, ...]
+    attempt_count: int
+
+    @property
+    def is_harm(self) -> bool:
+        """Somebody failed, or more were late than chance makes late."""
+        least = max(LEAST_LATE_COUNT, LEAST_LATE_SHARE * self.attempt_count)
+        return self.failed_count > 0 or self.late_count >= least
+
+    def began_s(self, seen: Moved) -> float:
+        """When the counter began to move, as exactly as the stalled attempts tell."""
+        since_s = seen.first_s - _PERIOD_S
+        inside = [at_s for at_s in self.begun_s if since_s <= at_s <= seen.first_s]
+        return inside[0] if inside else seen.first_s
+
+
+def stalls(signs: Signs, *, connect_only: bool = False) -> Stalls:
+    """Who waited.
+
+    Args:
+        signs: From the run.
+        connect_only: Leave out those whose SYN was answered and whose request was not.
+    """
+    connections = signs.view.connections
+    timed_out = (connections["close_kind"] == "timeout") | (connections["errno"] == ETIMEDOUT)
+    failed = (connections["is_failed"] & timed_out) | connections["is_waiting"]
+    failed &= connections["stage"].isin(["connect"] if connect_only else ["connect", "handshake"])
+    wait_s = connections["connected_s" if connect_only else "established_s"]
+    wait_s = (wait_s - connections["start_s"]).where(connections["established_s"].notna())
+    late = wait_s >= LATE_S
+    dropped = late if late.any() else failed
+    begun_s = tuple(float(at_s) for at_s in np.sort(connections["start_s"][dropped]))
+    longest_s = float(wait_s[late].max()) if late.any() else 0.0
+    return Stalls(int(failed.sum()), int(late.sum()), longest_s, begun_s, len(connections))
+
+
+def stall_sentence(stalled: Stalls) -> str:
+    """What became of them, for people."""
+    parts = []
+    if stalled.failed_count:
+        parts.append(f"{stalled.failed_count:,} attempts waited in vain")
+    if stalled.late_count:
+        parts.append(
+            f"{stalled.late_count:,} came through late, after up to {stalled.longest_s:.1f} s"
+        )
+    return " and ".join(parts)
+
+
+def df_queues(signs: Signs) -> pd.DataFrame:
+    """Every listener with the longest queues that snapshots saw, most dropped first.
+
+    Returns:
+        socket_inode, local_port, backlog_count, accept_queue_count, syn_queue_count (largest),
+        dropped_count (grown in the run), at_s (of the longest accept queue), pids (owners, a
+        tuple; empty when not known).
+    """
+    view = signs.view
+    raw = view.frames["listeners"]
+    rows = raw.assign(at_s=view.seconds_of(raw["at_ns"]))
+    rows = rows[(rows["at_s"] <= view.stop_s) & (rows["socket_inode"] > 0)]
+    owners = view.frames["listener_owners"]
+    found = []
+    for inode, mine in rows.groupby("socket_inode", sort=True):
+        longest = mine.sort_values("accept_queue_count", kind="stable").iloc[-1]
+        pids = owners["pid"][owners["socket_inode"] == inode].drop_duplicates()
+        found.append(
+            {
+                "socket_inode": int(str(inode)),
+                "local_port": int(longest["local_port"]),
+                "backlog_count": int(longest["backlog_count"]),
+                "accept_queue_count": int(longest["accept_queue_count"]),
+                "syn_queue_count": int(mine["syn_queue_count"].max()),
+                "dropped_count": int(mine["dropped_total"].max()),
+                "at_s": float(longest["at_s"]),
+                "pids": tuple(int(pid) for pid in pids),
+            }
+        )
+    columns = ["socket_inode", "local_port", "backlog_count", "accept_queue_count"]
+    columns += ["syn_queue_count", "dropped_count", "at_s", "pids"]
+    frame = pd.DataFrame(found, columns=columns)
+    order = ["dropped_count", "accept_queue_count", "syn_queue_count"]
+    return frame.sort_values(order, ascending=False, kind="stable", ignore_index=True)
+
+
+def who_dropped(signs: Signs, queues: pd.DataFrame) -> Subject:
+    """The process whose listener dropped most; the servers as a whole when it was not one alone.
+
+    Args:
+        signs: From the run.
+        queues: Rows of ``df_queues`` that count.
+    """
+    nobody = Subject("server")
+    if queues.empty:
+        return nobody
+    top = queues.iloc[0]
+    whole = int(queues["dropped_count"].sum())
+    is_alone = len(queues) == 1 or int(top["dropped_count"]) >= _MAIN_SHARE * max(1, whole)
+    pids = top["pids"]
+    return signs.view.subject(pids[0]) if is_alone and len(pids) == 1 else nobody
+
+
+def full_pids(signs: Signs) -> set[int]:
+    """Server processes at their descriptor limit: they leave their queues for that reason."""
+    rows = signs.descriptors
+    full = rows[(rows["role"] != "client") & (rows["peak_count"] >= rows["capacity_count"] - 1)]
+    return {int(pid) for pid in (*full["pid"], *signs.errors_of("accept4", EMFILE)["pid"])}
