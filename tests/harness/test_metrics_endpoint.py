@@ -1,0 +1,157 @@
+"""The live endpoint without a run: addresses, an empty and a filled live.bin, rude visitors."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from harness.metrics_endpoint import parse_address, serving
+from probes import live as live_memory
+from probes.errors import HostError, UsageError
+from probes.live import Counter, Header, Live, Phase, Role
+
+LOOPBACK = ("127.0.0.1", 0)
+
+
+def scrape(url):
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text = answer.read().decode()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("9464", ("127.0.0.1", 9464)),
+        (":0", ("127.0.0.1", 0)),
+        ("0.0.0.0:80", ("0.0.0.0", 80)),
+        ("[::1]:9464", ("::1", 9464)),
+        ("::1:9464", ("::1", 9464)),
+    ],
+)
+def test_addresses(text, where):
+    assert parse_address(text) == where
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "localhost:80", "1.2.3.4", "9464x", "70000", "-1", "a:b"]
+)
+def test_what_is_no_address_is_a_usage_error(text):
+    with pytest.raises(UsageError, match="--metrics"):
+        parse_address(text)
+
+
+def test_before_live_bin_is_there_it_says_setup(tmp_path):
+    with serving(LOOPBACK, tmp_path, 23) as url:
+        metrics = scrape(url)
+    assert [s.value for s in metrics["connscope_target_connections"].samples] == [23]
+    phases = {s.labels["phase"]: s.value for s in metrics["connscope_phase"].samples}
+    assert phases == {"setup": 1, "ramp": 0, "hold": 0, "stop": 0}
+    assert "connscope_connections_open" not in metrics
+
+
+def test_what_the_fleet_counts_is_what_a_scrape_says(tmp_path):
+    fd = live_memory.create(tmp_path / "live.bin", 3, 23)
+    live = Live(fd)
+    live.header[Header.PHASE] = Phase.HOLD
+    for index, (role, count) in enumerate(((Role.SERVER, 14), (Role.CLIENT, 23))):
+        slot = live.slot(index)
+        slot[Counter.ROLE], slot[Counter.WORKER], slot[Counter.PID] = role, 0, os.getpid() - index
+        slot[Counter.OPEN_COUNT] = count
+        slot[Counter.ACCEPT_EMFILE_TOTAL] = 1009 * (1 - index)
+        slot[Counter.LOOP_BUSY_NS_TOTAL] = 2_500_000_000
+    with serving(LOOPBACK, tmp_path, 23) as url:
+        metrics = scrape(url)
+        live.slot(1)[Counter.OPEN_COUNT] = 22
+        again = scrape(url)
+    assert [s.value for s in metrics["connscope_connections_open"].samples] == [23]
+    assert [s.value for s in again["connscope_connections_open"].samples] == [22]
+    (emfile,) = (
+        s
+        for s in metrics["connscope_process_errors"].samples
+        if (s.labels["role"], s.labels["error"]) == ("server", "EMFILE")
+    )
+    assert (emfile.name, emfile.value) == ("connscope_process_errors_total", 1009)
+    busy = metrics["connscope_process_loop_busy_seconds"]
+    assert (busy.unit, [s.value for s in busy.samples]) == ("seconds", [2.5, 2.5])
+    roles = [s.labels["role"] for s in metrics["connscope_process_connections_open"].samples]
+    assert roles == ["server", "client"], "a slot that nobody has taken is not shown"
+    rss = metrics["connscope_process_resident_memory_bytes"].samples
+    assert rss[0].value > 1 << 20, "this very process"
+    live.close()
+    os.close(fd)
+
+
+def test_a_file_that_is_being_made_is_not_there_yet(tmp_path):
+    (tmp_path / "live.bin").write_bytes(b"")
+    with serving(LOOPBACK, tmp_path, 23) as url:
+        assert "connscope_phase" in scrape(url)
+
+
+def test_other_paths_and_methods_are_refused(tmp_path):
+    with serving(LOOPBACK, tmp_path, 23) as url:
+        for request in (
+            url.replace("/metrics", "/"),
+            url.replace("/metrics", "/../../etc/passwd"),
+            urllib.request.Request(url, method="DELETE"),
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=10)
+            refused.value.close()
+            assert refused.value.code in (404, 501)
+        head = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(head, timeout=10) as answer:
+            assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+            assert answer.read() == b""
+
+
+def test_a_silent_visitor_does_not_block_the_next(tmp_path, capfd):
+    with serving(LOOPBACK, tmp_path, 23) as url:
+        port = int(url.split(":")[2].split("/")[0])
+        with socket.create_connection(("127.0.0.1", port), timeout=10):
+            assert "connscope_phase" in scrape(url)
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as rude:
+            rude.sendall(b"\x00\xff nonsense\r\n\r\n")
+            rude.recv(100)
+        assert "connscope_phase" in scrape(url)
+    assert capfd.readouterr() == ("", ""), "scrapes leave no trace in the terminal"
+
+
+def test_a_port_that_is_taken_is_said(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(HostError) as error, serving(("127.0.0.1", port), tmp_path, 23):
+            pass
+    assert f"127.0.0.1:{port}" in error.value.message
+    assert "--metrics 127.0.0.1:0" in error.value.fix
+
+
+def test_the_port_is_free_when_the_block_ends(tmp_path):
+    with serving(LOOPBACK, tmp_path, 23) as url:
+        port = int(url.split(":")[2].split("/")[0])
+    with serving(("127.0.0.1", port), tmp_path, 23) as again:
+        assert again == url
+
+
+def test_it_imports_nothing_heavy():
+    code = "import harness.metrics_endpoint, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"pandas", "matplotlib", "numpy", "pyarrow", "jinja2", "rich"}
+
+
+def test_the_supervisor_has_no_http_server_unless_asked():
+    code = "import harness.cli_run, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "http.server" not in done.stdout.split()
