@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.alternatives import Alternative, alternatives
 from analysis.causes import INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence import Finding, Side
 from analysis.ladder import Rung, next_wall
@@ -35,6 +36,7 @@ class Verdict:
         at_s: Seconds since the ramp began, None when not known.
         confidence: high, medium or low.
         next_rung: One sentence about the next wall, '' when no rung could be fitted.
+        alternatives: Other explanations that this run cannot rule out, and what would decide.
     """
 
     cause: str
@@ -44,6 +46,7 @@ class Verdict:
     at_s: float | None
     confidence: str = "high"
     next_rung: str = ""
+    alternatives: tuple[Alternative, ...] = ()
 
 
 def conclude(view: RunView, findings: Sequence[Finding], ladder: Sequence[Rung]) -> Verdict:
@@ -59,18 +62,22 @@ def conclude(view: RunView, findings: Sequence[Finding], ladder: Sequence[Rung])
     if binding is None:
         return _without_cause(view, wall)
     known = binding.at_connections
+    rivals = alternatives(findings)
     return Verdict(
         cause=binding.cause,
         side=binding.side,
-        sentence=_sentence(binding, findings, wall),
+        sentence=_sentence(binding, findings, wall, rivals),
         at_connections=view.peak_count if known is None else known,
         at_s=view.hold.end_s if binding.cause == "reached" else binding.first_s,
         confidence=binding.confidence,
         next_rung=wall,
+        alternatives=rivals,
     )
 
 
-def _sentence(binding: Finding, findings: Sequence[Finding], wall: str) -> str:
+def _sentence(
+    binding: Finding, findings: Sequence[Finding], wall: str, rivals: Sequence[Alternative]
+) -> str:
     text = binding.sentence or binding.explanation.split(". ")[0].rstrip(".")
     if binding.cause == "reached":
         return f"{text}; {wall}." if wall else f"{text}."
@@ -84,6 +91,9 @@ def _sentence(binding: Finding, findings: Sequence[Finding], wall: str) -> str:
     if binding.fix:
         verb = "raise it with" if binding.cause in _RAISED else "what helps:"
         text += f"; {verb} {binding.fix[0].command}"
+    if rivals:
+        named = " or ".join(f"{rival.cause} ({rival.side})" for rival in rivals)
+        text += f"; it may as well be {named}, which is decided by {rivals[0].decide}"
     return text + "."
 
 
@@ -181,6 +191,10 @@ def document(summary: Summary) -> dict[str, Any]:
             "at_s": verdict.at_s,
             "confidence": verdict.confidence,
             "next_rung": verdict.next_rung,
+            "alternatives": [
+                {"cause": a.cause, "side": a.side, "why": a.why, "decide": a.decide}
+                for a in verdict.alternatives
+            ],
         },
         "findings": [_finding(finding) for finding in summary.findings],
         "ladder": [_rung(rung) for rung in summary.ladder],

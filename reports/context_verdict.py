@@ -66,6 +66,10 @@ def verdict_section(view: View) -> dict[str, Any]:
         else "",
         "facts": facts,
         "fixes": [{"command": f.command, "effect": f.effect} for f in named.fix] if named else [],
+        "alternatives": [
+            {"cause": a.cause, "side": a.side, "why": _sentence_case(a.why), "decide": a.decide}
+            for a in verdict.alternatives
+        ],
         "warning": _status_warning(status),
         "missing": list(summary.missing),
         "figures": _key_figures(view),

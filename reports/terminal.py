@@ -327,6 +327,10 @@ def end_lines(
     fixes = first_fixes(verdict)
     if fixes:
         entries.append(("fix", [printable(str(fix.get("command", ""))) for fix in fixes]))
+    rivals = result.get("alternatives") or []
+    if rivals:
+        text = "; ".join(f"{a.get('cause')} ({a.get('side')}): {a.get('decide')}" for a in rivals)
+        entries.append(("or", _wrapped(text, width - 9)))
     rung = next_rung(verdict)
     if rung is not None:
         entries.append(("next", _wrapped(rung_sentence(rung), width - 9)))

@@ -1,9 +1,9 @@
 """``host-cpu-saturated``: no core is free, and something was harmed by it.
 
-A ramp on loopback fills every core by design, so a full host alone is no finding. Proof is three
-things in one span: all cores busy, tasks that wait for one (CPU pressure, run-queue latency), and
-harm: messages or pings that fall behind their rate while connections are held, an event loop that
-stands still in most workers, or attempts that timed out.
+A ramp on loopback fills every core by design, so a full host alone is no finding.
+Proof: three things in one span, all cores busy, tasks that wait for one (CPU pressure, run-queue
+latency), and harm: messages or pings that fall behind their rate while connections are held, an
+event loop that stands still in most workers, or attempts that timed out.
 Told apart from ``hot-worker-code``, ``accept-spin`` and ``keepalive-storm``: those name one process
 or one kind of work that fills the cores, and are named instead while the fleet itself takes the
 CPU. Where processes beside the fleet take it, they are the cause whatever the fleet does.
