@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,16 @@ def runs_of(flags: Any) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-_EXPLAINS_A_HOT_WORKER = ("accept-spin", "keepalive-storm", "hot-worker-code", "garbage-collection")
+_EXPLAINS_A_HOT_WORKER = (
+    "accept-spin",
+    "keepalive-storm",
+    "garbage-collection",
+    "hot-acceptor",
+    "port-search-cost",
+    "hot-worker-code",
+)
+_SOFTIRQ = re.compile(r"\b(?:handle_softirqs|__do_softirq|do_softirq|net_rx_action)")
+"""The kernel function that every softirq runs below (kernel/softirq.c), by its names over time."""
 
 
 def describe_hot_worker(signs: Signs, findings: Sequence[Finding]) -> dict[str, Any] | None:
@@ -133,14 +143,66 @@ def describe_hot_worker(signs: Signs, findings: Sequence[Finding]) -> dict[str, 
     causes = [f.cause for f in findings if f.subject.pid == pid]
     named = [c for c in causes if c in _EXPLAINS_A_HOT_WORKER]
     top = stacks.head(10)[["source", "stack", "sample_count"]]
+    of_pid = signs.view.frames["cpu_stacks"]
+    at_s = signs.view.seconds_of(of_pid["at_ns"])
+    mine = of_pid[(of_pid["pid"] == pid) & (at_s >= window[0]) & (at_s <= window[1])]
     return {
         **hot,
+        "softirq_pct": float(hot["cpu_pct"]) * softirq_share(mine),
+        "kernel_stack": _most_sampled(mine, "kernel_stack"),
+        "python_stack": _first_stack(stacks, "python"),
+        "others": _others(signs, pid, window),
         "top_function": function,
         "top_share_pct": share_pct,
         "cause": named[0] if named else "",
         "syscalls": _syscalls_of(signs.view, pid, window),
         "stacks": top.to_dict("records"),
     }
+
+
+def softirq_share(stacks: pd.DataFrame) -> float:
+    """Part of CPU samples below a softirq, 0 to 1; NaN without samples.
+
+    On loopback a sender's softirq runs the receiver's TCP, so this is work for the peers.
+
+    Args:
+        stacks: Rows of ``cpu_stacks``.
+    """
+    total = float(stacks["sample_count"].sum())
+    below = stacks["kernel_stack"].str.contains(_SOFTIRQ)
+    return float(stacks["sample_count"][below].sum()) / total if total else float("nan")
+
+
+def _most_sampled(stacks: pd.DataFrame, column: str) -> str:
+    counted = stacks[stacks[column] != ""].groupby(column)["sample_count"].sum()
+    return str(counted.idxmax()) if len(counted) else ""
+
+
+def _first_stack(stacks: pd.DataFrame, source: str) -> str:
+    of_source = stacks[stacks["source"] == source]["stack"]
+    return str(of_source.iloc[0]) if len(of_source) else ""
+
+
+def _others(signs: Signs, pid: int, window_s: tuple[float, float]) -> list[dict[str, Any]]:
+    """What each sibling did meanwhile: its CPU, its last state and wait, its handshakes."""
+    rows = signs.worker_cpu
+    inside = rows["at_s"].between(window_s[0] + 0.01, window_s[1])
+    near = rows[inside & (rows["side"] == "server") & (rows["pid"] != pid)]
+    found = []
+    for other, part in near.groupby("pid", sort=True):
+        last = part.iloc[-1]
+        found.append(
+            {
+                "pid": int(str(other)),
+                "role": str(last["role"]),
+                "worker": int(last["worker"]),
+                "cpu_pct": float(part["cpu_pct"].mean()),
+                "state": str(last["state"]),
+                "wait_channel": str(last["wait_channel"]),
+                "established_count": signs.established_between(int(str(other)), *window_s),
+            }
+        )
+    return found
 
 
 def dominant_function(shares: pd.DataFrame, least_pct: float = 50.0) -> tuple[str, float]:

@@ -44,11 +44,13 @@ class Summary:
         findings: Binding first, then contributing, warning, info.
         ladder: Next wall first; rungs without a prediction last.
         hot_worker: None when no worker was hot, else pid, role, worker, since_s, until_s,
-            cpu_pct, user_pct, system_pct (means over since..until), others_cpu_pct (median of its
-            siblings), top_function (python or native, '' unknown), top_share_pct (of samples),
-            cause (id of the finding that explains it, '' none), syscalls (list of
-            {syscall, errno_name, events_per_s}, most first), stacks (list of {source, stack,
-            sample_count}, most first, at most 10).
+            cpu_pct, user_pct, system_pct (means over since..until), softirq_pct (part of cpu_pct,
+            NaN without samples), kernel_stack and python_stack (most sampled, '' for none),
+            others_cpu_pct (median of its siblings), others (list of {pid, role, worker, cpu_pct,
+            state, wait_channel, established_count}: what they did meanwhile), top_function (python
+            or native, '' unknown), top_share_pct (of samples), cause (id of the finding that
+            explains it, '' none), syscalls (list of {syscall, errno_name, events_per_s}, most
+            first), stacks (list of {source, stack, sample_count}, most first, at most 10).
         failure_window_s: (first_s, last_s) around the first failures, None when none failed.
         phases: phase (setup, ramp, hold, stop, collect), start_s, end_s, duration_s,
             established_count, failed_count, established_per_s, open_count (at its end),

@@ -1,0 +1,63 @@
+"""What the rows about one worker prove beyond their verdict."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.mark.parametrize(
+    ("row_id", "call", "function"),
+    [
+        ("worker-blocked-sleep", "clock_nanosleep", "sleeping_application_code"),
+        ("worker-blocked-lock", "futex", "waiting_for_lock"),
+        ("worker-blocked-disk", "", "waiting_for_disk"),
+    ],
+)
+def test_the_call_and_the_function_that_block_are_named(provoked, row_id, call, function):
+    finding = provoked(row_id).finding("worker-blocked")
+    names = json.dumps([e["name"] for e in finding["evidence"]])
+    assert call in names
+    assert function in names
+    assert function in finding["fix"][0]["command"]
+
+
+def test_a_blocked_worker_is_on_no_cpu(provoked):
+    finding = provoked("worker-blocked-sleep").finding("worker-blocked")
+    (cpu_pct,) = [e["value"] for e in finding["evidence"] if e["name"].startswith("CPU of this")]
+    assert cpu_pct < 10
+
+
+def test_the_pauses_of_the_collector_are_measured(provoked):
+    run = provoked("garbage-collection")
+    assert run.values("garbage-collection", "pct")[0] >= 40
+    assert run.values("garbage-collection", "ms")[0] > 10
+
+
+def test_what_a_connection_costs_the_acceptor_is_measured(provoked):
+    (cost_us,) = provoked("hot-acceptor").values("hot-acceptor", "us")
+    assert 900 < cost_us < 1500
+
+
+def test_connections_were_sent_away_while_there_was_room(provoked):
+    run = provoked("full-worker-shared")
+    values = {
+        e["name"]: e["value"] for e in run.finding("full-worker-on-shared-listener")["evidence"]
+    }
+    assert (
+        values["connections in all workers then"] < values["connections that all workers can hold"]
+    )
+    assert values["connections sent away while another worker had room"] > 100
+    for cause in ("fd-limit-process", "server-resets-when-full"):
+        assert run.finding(cause)["follows_from"] == "full-worker-on-shared-listener"
+
+
+def test_a_crash_takes_what_the_worker_held(provoked):
+    finding = provoked("worker-crash").finding("worker-crash")
+    assert finding["severity"] == "binding"
+    assert finding["follows_from"] == ""
+    (held,) = [e["value"] for e in finding["evidence"] if e["name"] == "connections it held"]
+    assert held >= 400

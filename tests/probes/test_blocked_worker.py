@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from probes.blocked_worker import (
+    LEAST_LAG_NS,
+    BlockedSamplesProbe,
+    kernel_stack_of,
+    python_stack_of,
+    state_of,
+    syscall_of,
+)
+from probes.clock import NS_PER_MS, NS_PER_S, now_ns
+from probes.errors import ProbeUnavailableError
+from probes.live import Counter, Live, Role
+from probes.probe import Target
+
+DEADLINE_S = 20.0
+
+
+def rows(run, probe: BlockedSamplesProbe) -> list[dict]:
+    probe.stop(now_ns())
+    for writer in probe.writers:
+        writer.close()
+    return run.read_table("blocked_samples").table.to_pylist()
+
+
+@pytest.fixture
+def watch(run, new_live, occupy) -> Callable[..., tuple[BlockedSamplesProbe, Live]]:
+    """``watch(pid, lag_ns)`` starts the probe on a process that is in a turn since so long."""
+
+    def start(pid: int, lag_ns: int = NS_PER_S) -> tuple[BlockedSamplesProbe, Live]:
+        live, _ = new_live(2)
+        occupy(live, 1, Role.SERVER, pid)
+        live.slot(1)[Counter.LOOP_ENTERED_NS] = now_ns() - lag_ns if lag_ns else 0
+        probe = BlockedSamplesProbe()
+        probe.check()
+        probe.start(Target(run, {}, frozenset(), live))
+        return probe, live
+
+    return start
+
+
+def sample_until(probe: BlockedSamplesProbe, done: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + DEADLINE_S
+    while not done():
+        assert time.monotonic() < end_s, "not seen in time"
+        probe.sample(now_ns())
+        time.sleep(0.02)
+
+
+SLEEPS = "def report():\n    ready()\n    time.sleep(60)\nreport()\n"
+
+
+@pytest.mark.privileged
+def test_a_sleep_is_seen_with_its_call_and_both_stacks(run, watch, python_child):
+    child, _ = python_child(SLEEPS)
+    probe, _ = watch(child.pid)
+    sample_until(probe, lambda: probe.child_cpu_ns > 0)
+    found = rows(run, probe)
+    assert {row["pid"] for row in found} == {child.pid}
+    last = found[-1]
+    assert (last["state"], last["syscall"]) == ("S", "clock_nanosleep")
+    assert "nanosleep" in last["wait_channel"]
+    assert last["kernel_stack"].endswith("_nanosleep_[k]")
+    assert not last["kernel_stack"].startswith("do_syscall")
+    assert last["lag_ns"] >= NS_PER_S
+    stacks = [row["python_stack"] for row in found if row["python_stack"]]
+    assert stacks
+    assert "report (" in stacks[0].split(";")[-1]
+
+
+@pytest.mark.privileged
+def test_a_lock_is_a_futex(run, watch, python_child):
+    child, _ = python_child("lock = threading.Lock()\nlock.acquire()\nready()\nlock.acquire()\n")
+    probe, _ = watch(child.pid)
+    sample_until(probe, lambda: probe.child_cpu_ns > 0)
+    assert rows(run, probe)[-1]["syscall"] == "futex"
+
+
+def test_a_stopped_process_is_blocked(run, watch, python_child):
+    child, _ = python_child("ready()\nwhile True:\n    pass\n")
+    child.send_signal(signal.SIGSTOP)
+    os.waitpid(child.pid, os.WUNTRACED)
+    probe, _ = watch(child.pid, 50 * NS_PER_MS)
+    probe.sample(now_ns())
+    assert [row["state"] for row in rows(run, probe)] == ["T"]
+
+
+def test_a_process_that_calculates_is_not(run, watch, python_child):
+    child, _ = python_child("ready()\nwhile True:\n    pass\n")
+    probe, _ = watch(child.pid)
+    for _ in range(20):
+        probe.sample(now_ns())
+    assert rows(run, probe) == []
+
+
+@pytest.mark.parametrize("lag_ns", [0, LEAST_LAG_NS // 100])
+def test_waiting_for_events_and_short_turns_are_not(run, watch, python_child, lag_ns):
+    child, _ = python_child(SLEEPS)
+    probe, live = watch(child.pid, lag_ns)
+    at_ns = live.slot(1)[Counter.LOOP_ENTERED_NS] + lag_ns if lag_ns else now_ns()
+    probe.sample(at_ns)
+    assert rows(run, probe) == []
+
+
+def test_a_process_that_is_gone_is_passed_over(run, watch):
+    probe, _ = watch(2**22 + 5)
+    probe.sample(now_ns())
+    assert rows(run, probe) == []
+
+
+def test_foreign_servers_say_why_not(run):
+    with pytest.raises(ProbeUnavailableError):
+        BlockedSamplesProbe().start(Target(run, {}, frozenset(), None))
+
+
+def test_the_state_follows_the_last_parenthesis():
+    assert state_of("23 (a) S (b) D 1 2 3") == "D"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("230 0x0 0x1 0x2\n", "clock_nanosleep"), ("running\n", ""), ("", "")]
+)
+def test_syscalls_by_number(text, name):
+    if name and os.uname().machine != "x86_64":
+        pytest.skip("the number is that of x86-64")
+    assert syscall_of(text) == name
+
+
+def test_kernel_stacks_are_turned_and_shortened():
+    text = "[<0>] hrtimer_nanosleep+0x74/0xf0\n[<0>] common_nsleep+0x30/0x60\n"
+    text += "[<0>] do_syscall_64+0x71/0x280\n[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e\n"
+    assert kernel_stack_of(text) == "common_nsleep_[k];hrtimer_nanosleep_[k]"
+    assert kernel_stack_of("") == ""
+
+
+def test_python_stacks_are_of_the_thread_asked_for():
+    frame = '{"name": "b", "filename": "/x/app/main.py", "line": 7}'
+    dump = f'[{{"os_thread_id": 5, "frames": []}}, {{"os_thread_id": 23, "frames": [{frame}]}}]'
+    assert python_stack_of(dump, 23) == "b (app/main.py:7)"
+    assert python_stack_of(dump, 24) == ""
+    with pytest.raises(ValueError, match="Expecting"):
+        python_stack_of("", 23)
