@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
 
 from harness import client_faults, faults, run_options, worker_faults
+from harness.burners import Burners
+from harness.fleet_config import GroupShare
 from probes.errors import UsageError
 
 
@@ -40,3 +43,31 @@ def test_every_fault_is_known_to_exactly_one_side():
         assert faults.KINDS[name].role == "worker"
     for name in clients:
         assert faults.KINDS[name].role == "client"
+
+
+def test_burning_processes_are_few_and_end_by_themselves():
+    for text in ("burn:0", "burn:65", "burn:4:61", "burn:4:0"):
+        options = run_options.parse(["--connections", "23", "--inject", text])
+        with pytest.raises(UsageError, match="processes for at most 60 s"):
+            run_options.check_faults(options, SimpleNamespace(workers=1))
+
+
+def test_burners_burn_and_are_gone_when_stopped():
+    burners = Burners(["hot-code:1", "burn:2:20"])
+    burners.start()
+    pids = [process.pid for process in burners._processes]
+    assert len(pids) == 2
+    burners.stop()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_foreign_source_keeps_ports_and_counts():
+    fault = client_faults.of_client(["foreign-source:1"], 1, memoryview(bytearray(8)))
+    shares = [GroupShare("127.0.0.3", 9001, 23), GroupShare("127.0.1.9", 9002, 7)]
+    assert fault is not None
+    assert fault.shares(shares) == [
+        GroupShare("198.18.0.3", 9001, 23),
+        GroupShare("198.18.1.9", 9002, 7),
+    ]

@@ -170,6 +170,20 @@ def test_four_source_addresses_meet_it_four_times_as_late():
     assert set(group_totals(plan).values()) == {30_000}
 
 
+def test_ports_taken_at_bind_serve_all_destinations_together():
+    late = plan_for(2_500, source_addresses=1, destination_ports=3, port_range=(40_000, 40_999))
+    assert len(late.destination_ports) == 3
+    assert not late.rungs
+    early = plan_for(
+        2_500, source_addresses=1, destination_ports=3, port_range=(40_000, 40_999), bind="early"
+    )
+    rung = only_rung(early)
+    assert (rung.limit, rung.predicted_connections) == ("ephemeral_ports", 1_000)
+    enough = plan_for(2_500, destination_ports=3, port_range=(40_000, 40_999), bind="early")
+    assert len(enough.source_addresses) >= 3
+    assert not enough.rungs
+
+
 def test_more_than_half_the_range_is_slow_but_no_wall():
     plan = plan_for(20_000, source_addresses=1)
     assert plan.rungs == ()
