@@ -1,0 +1,73 @@
+"""Discovery of processes: shells with known children, ends by known statuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from probes import process_tree
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["/usr/bin/node", "--inspect", "/srv/server.js", "--port", "1"], "node server.js"),
+        (["/usr/bin/python3", "-P", "-m", "uvicorn", "app"], "python3 -m uvicorn"),
+        (["python3", "-c", "print()"], "python3 -c"),
+        (["/opt/go-server", "-x"], "go-server"),
+        (["nginx: worker process"], "nginx: worker process"),
+        ([], ""),
+    ],
+)
+def test_a_command_has_the_name_that_people_use(words, name):
+    assert process_tree.name_of_command(words) == name
+
+
+def test_stat_of_a_hostile_name():
+    fields = "S 7 5 5 0 -1 4194560 " + " ".join(str(n) for n in range(10, 40))
+    stat = process_tree.parse_stat(f"42 (a) S 1 (b)) {fields}")
+    assert (stat.pid, stat.comm, stat.state, stat.ppid) == (42, "a) S 1 (b)", "S", 7)
+    assert stat.is_alive
+    assert not stat.is_kernel_thread
+    with pytest.raises(ValueError, match="not the text"):
+        process_tree.parse_stat("42 nothing")
+
+
+@pytest.fixture
+def family():
+    with subprocess.Popen(["sh", "-c", "sleep 97 & cat; kill $!"], stdin=subprocess.PIPE) as shell:
+        yield shell
+        shell.stdin.close()
+
+
+def test_a_tree_has_all_descendants_parents_first(family, deadline):
+    tree = deadline("three processes", lambda: (t := process_tree.tree_of(family.pid))[2:] and t)
+    assert tree[0] == family.pid
+    assert {process_tree.read_stat(pid).ppid for pid in tree[1:]} == {family.pid}
+    assert process_tree.tree_of(1 << 22) == []
+
+
+def test_an_end_is_seen_with_its_status():
+    watch = process_tree.EndWatch()
+    child = subprocess.Popen(["sh", "-c", "read line; exit 23"], stdin=subprocess.PIPE)
+    assert watch.add(child.pid)
+    assert watch.ended() == []
+    child.communicate()
+    assert watch.ended() == [child.pid]
+    status = watch.wait_status(child.pid)
+    major, minor = (int(part) for part in os.uname().release.split(".")[:2])
+    assert status == (23 << 8 if (major, minor) >= (6, 15) else None)
+    watch.forget(child.pid)
+    assert watch.ended() == []
+    assert not watch.add(child.pid)
+
+
+def test_limit_user_and_python_of_this_process():
+    pid = os.getpid()
+    assert process_tree.nofile_soft_count(pid) > 0
+    assert process_tree.nofile_soft_count(1 << 22) == 0
+    assert process_tree.user_of(pid) == os.geteuid()
+    assert process_tree.is_python(pid)
+    assert not process_tree.is_python(1 << 22)
