@@ -233,6 +233,8 @@ PROBES_OF_TABLE: dict[str, tuple[str, ...]] = {
     "host_cpu": ("host_counters",),
     "host_pressure": ("host_counters",),
     "sockstat": ("host_counters",),
+    "net_counters": ("host_counters",),
+    "listeners": ("tcp_snapshot",),
     "runq_latency": ("runq_latency",),
     "tcp_resets": ("tcp_events",),
 }
