@@ -213,7 +213,7 @@ def _move(move: Move, result: RowResult, facts: MatrixFacts) -> dict[str, Any]:
         else f"{move.cause_before} bound before, {move.cause_after} after"
     )
     rungs = [
-        f"{rung.limit}{f' of a {rung.subject}' if rung.subject else ''} "
+        f"{rung.limit.replace('_', ' ')}{f' of a {rung.subject}' if rung.subject else ''} "
         f"from {rung.before:,.0f} to {rung.after:,.0f}"
         for rung in move.moved_rungs[:2]
     ]
