@@ -134,7 +134,7 @@ def test_counters_of_the_endpoint_only_grow(recorded):
     for name in ("connscope_process_messages_received", "connscope_process_cpu_seconds"):
         values = [total(scrape, name) for scrape in held]
         assert values == sorted(values)
-        assert values[-1] > values[0], "5,000 messages a second came meanwhile"
+        assert values[-1] > values[0], "messages came meanwhile"
 
 
 # -- afterwards, by the commands of the page --------------------------------------------------
