@@ -27,6 +27,7 @@ COUNT_PERIOD_S = 0.04
 YOUNG_S = 3.0
 """A new worker opens descriptors of its own for so long after it was first seen."""
 _YOUNG_MOST_COUNT = 1_024
+_FEW_COUNT = 256
 _STATUS_WAIT_S = 1.0
 
 
@@ -182,7 +183,9 @@ class ForeignProcesses:
         count = socket_owners.descriptor_count(pid)
         if count < 0 or count > WALK_MOST_COUNT:
             return count > WALK_MOST_COUNT  # so many can only be connections
-        if self._looked_at.get(pid) == count:
+        # The same count need not be the same descriptors: a file may have been closed and the
+        # listener opened. Looking at few of them costs less than missing that.
+        if count > _FEW_COUNT and self._looked_at.get(pid) == count:
             return False
         self._looked_at[pid] = count
         mine = set(socket_owners.socket_inodes(pid))

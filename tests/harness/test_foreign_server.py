@@ -292,7 +292,7 @@ def test_a_running_server_is_loaded_and_left_alone(profile_run, running, is_name
     pid, port = running
     run = profile_run(
         *("--connections", "150", "--hold", "1", "--cookie", "a=1", "--header", "X-Token: 7"),
-        *("--target", f"ws://127.0.0.1:{port}/chat?room=1"),
+        *("--subprotocol", "chat.v2", "--target", f"ws://127.0.0.1:{port}/chat?room=1"),
         *(("--server-pid", str(pid)) if is_named else ()),
         probes="live_samples,process_samples",
     )

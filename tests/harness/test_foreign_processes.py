@@ -1,0 +1,77 @@
+"""Following processes that are not ours, with a real one whose descriptors are known."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from harness.foreign_processes import ForeignProcesses
+from probes import live as live_memory
+from probes.live import Counter, Live, Role
+
+# Reads a file, closes it and listens: as many descriptors as before, and another one among them.
+SERVER = """
+import socket, sys
+file = open('/dev/null')
+print('has a file', flush=True); sys.stdin.readline()
+file.close()
+server = socket.create_server(('127.0.0.1', 0), backlog=64)
+print(server.getsockname()[1], flush=True)
+kept = []
+while True:
+    kept.append(server.accept())
+"""
+
+
+@pytest.fixture
+def live(tmp_path):
+    fd = live_memory.create(tmp_path / "live.bin", slot_count=4, capacity=1)
+    mapped = Live(fd)
+    yield mapped
+    mapped.close()
+    os.close(fd)
+
+
+def test_a_listener_in_the_place_of_a_closed_file_is_seen(live, deadline):
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout.readline() == "has a file\n"
+        # The port is the kernel's choice, so the watch begins with one that nobody has.
+        before = ForeignProcesses(live, 4, 1)
+        before.watch_tree([server.pid])
+        before.follow()
+        assert before.pids == []
+        server.stdin.write("\n")
+        server.stdin.flush()
+        port = int(server.stdout.readline())
+        before._port = port
+
+        def is_followed():
+            before.follow()
+            return before.pids == [server.pid]
+
+        deadline("the listener is seen", is_followed)
+        slot = live.slot(0)
+        assert (slot[Counter.ROLE], slot[Counter.PID]) == (Role.SERVER, server.pid)
+        before.begin_load()
+
+        ours = [socket.create_connection(("127.0.0.1", port)) for _ in range(23)]
+
+        def has_23():
+            before.follow()
+            return slot[Counter.OPEN_COUNT] == 23
+
+        deadline("23 connections are counted", has_23)
+        assert slot[Counter.ESTABLISHED_TOTAL] == 23
+        for sock in ours:
+            sock.close()
+        server.kill()
+        deadline("its end is seen", lambda: before.follow() or before.ends)
+        (end,) = before.ends
+        assert (end.pid, end.slot) == (server.pid, 0)
+        before.close()
