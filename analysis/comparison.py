@@ -260,10 +260,14 @@ def _cautions(digests: Sequence[RunDigest]) -> list[str]:
             f"({commits[0] or 'unknown'} to {commits[-1] or 'unknown'}): a change of its own "
             "server or clients between them would show here as a difference."
         )
-    for run in digests:
-        lost = sum(int(probe.get("lost") or 0) for probe in run.verdict.get("probes") or [])
-        if lost:
-            found.append(f"Probes of {run.run_id} lost {lost:,} events.")
+    lost = [sum(int(p.get("lost") or 0) for p in d.verdict.get("probes") or []) for d in digests]
+    lossy = [run.run_id for run, count in zip(digests, lost, strict=True) if count]
+    if lossy:
+        named = ", ".join(lossy[:3]) + (", ..." if len(lossy) > 3 else "")
+        found.append(
+            f"Probes lost {sum(lost):,} events in {len(lossy)} of {len(digests)} runs ({named}); "
+            "their reports say which."
+        )
     return found
 
 

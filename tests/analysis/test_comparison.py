@@ -352,7 +352,7 @@ def test_other_commits_and_lost_events_are_cautions():
     cautions = compare([make_digest("a"), lossy], cautions=["first"]).cautions
     assert cautions[0] == "first"
     assert "2 commits" in cautions[1]
-    assert "1,009 events" in cautions[2]
+    assert "1,009 events in 1 of 2 runs (b)" in cautions[2]
     assert compare([make_digest("a"), make_digest("b")]).cautions == ()
 
 

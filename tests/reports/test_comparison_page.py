@@ -77,7 +77,7 @@ def test_values_have_the_unit_that_people_would_say():
     assert value_text(0.0252, "ms") == "25.2 µs"
     assert value_text(30.1, "us") == "30.1 µs"
     assert value_text(28032.6, "per_s") == "28,033 per s"
-    assert value_text(9692.1, "bytes") == "9.47 KiB"
+    assert value_text(9692.1, "bytes") == "9.46 KiB"
     assert value_text(None, "count") == "not measured"
 
 
