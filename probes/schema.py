@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 I64, F64, TEXT, BOOL = "int64", "float64", "string", "bool"
 

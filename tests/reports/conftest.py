@@ -365,7 +365,7 @@ def build_summary(
     f["net_counters"].append(("TcpExtTCPTimeouts", 4, 1.2, 2.0))
     run_id = f"20261123T214659Z-{'spin' if spin else 'main'}-0a1b"
     manifest = {
-        "schema_version": 1, "tool_version": "0.1.0", "tool_commit": "abcdef1", "run_id": run_id,
+        "schema_version": 2, "tool_version": "0.1.0", "tool_commit": "abcdef1", "run_id": run_id,
         "name": "main",
         "argv": ["profile-run", "--connections", str(target), *([in_argv] if in_argv else [])],
         "status": status, "target_connections": target,
