@@ -34,9 +34,14 @@ _LEAST_RATIO = 3.0
 """Preemption on crowded cores moves a median by less; a full parity here by a factor of 30."""
 _LEAST_ADDED_US = 100.0
 """Below that a range is so small that its search is no matter."""
+_LEAST_LOST_S = 0.5
+"""What all of it cost the clients: below, the search of a small range between other work."""
 _LEAST_STACK_PCT = 25.0
 _LEAST_CPU_RATIO = 2.0
-_LEAST_SAMPLES = 20
+_LEAST_SAMPLES = 10
+_SURE_SAMPLES = 20
+_LEAST_CPU_SPAN_S = 1.0
+"""CPU comes twice a second: over less, two samples say nothing about the span between them."""
 _BEST_GROUP_COUNT = 10_000
 
 
@@ -136,8 +141,12 @@ def _is_search(low: _Part, high: _Part) -> bool:
     added_us = high.median_us - low.median_us
     if high.median_us < _LEAST_RATIO * low.median_us or added_us < _LEAST_ADDED_US:
         return False
-    if high.search_pct is not None and high.samples >= _LEAST_SAMPLES:
-        return high.search_pct >= _LEAST_STACK_PCT
+    if added_us * high.connects / 1e6 < _LEAST_LOST_S:
+        return False
+    if high.search_pct is not None:  # stacks that do not show it outweigh what CPU may suggest
+        return high.samples >= _LEAST_SAMPLES and high.search_pct >= _LEAST_STACK_PCT
+    if high.until_s - high.from_s < _LEAST_CPU_SPAN_S:
+        return False
     if high.cpu_us is None or low.cpu_us is None:
         return False
     return high.cpu_us >= _LEAST_CPU_RATIO * low.cpu_us and high.cpu_us >= added_us / 2
@@ -173,7 +182,7 @@ def _finding(
                          "cpu_stacks", part.from_s)
             )  # fmt: skip
     confidence, missing = signs.trust("cpu_stacks", "process_samples")
-    if high.samples < _LEAST_SAMPLES and not missing:
+    if high.samples < _SURE_SAMPLES and not missing:
         confidence = "medium"
         missing = (f"only {high.samples} CPU samples of clients fell into that time",)
     subject = _busiest_client(view, pool)

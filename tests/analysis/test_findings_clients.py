@@ -152,7 +152,7 @@ _OTHER_STACK = "do_syscall_64_[k];ksys_write_[k];tcp_sendmsg_[k]"
 def filling_pool(build):
     """10,009 of 14,009 ports; from half full on, connect takes 900 us instead of 30."""
 
-    def fill(*, late_us=900, stack=_SEARCH_STACK, late_cpu_pct=95, sources=1):
+    def fill(*, late_us=900, stack=_SEARCH_STACK, late_cpu_pct=95, sources=1, samples=47):
         fleet(build, target=10_009, ramp_s=4.0)
         build.manifest["plan"] = {"port_range": [40000, 54008]}
         half = 14_009 // 2
@@ -172,7 +172,12 @@ def filling_pool(build):
         if stack:
             for at_s, kernel in ((0.9, _OTHER_STACK), (2.0, stack), (3.0, stack), (4.0, stack)):
                 build.add(
-                    "cpu_stacks", at_s=at_s, pid=900, tid=900, kernel_stack=kernel, sample_count=47
+                    "cpu_stacks",
+                    at_s=at_s,
+                    pid=900,
+                    tid=900,
+                    kernel_stack=kernel,
+                    sample_count=samples,
                 )
             build.health("cpu_stacks", "process_samples")
         return summarise(build.frames())
@@ -203,6 +208,9 @@ def test_without_stacks_the_cpu_of_the_clients_tells(filling_pool):
     "other",
     [
         pytest.param({"stack": _OTHER_STACK}, id="time spent elsewhere: a slow server"),
+        pytest.param({"stack": _OTHER_STACK, "samples": 5}, id="15 samples, none in the search"),
+        pytest.param({"samples": 1}, id="three samples prove nothing"),
+        pytest.param({"late_us": 150}, id="0.4 s in all: no matter"),
         pytest.param({"stack": "", "late_cpu_pct": 10}, id="no CPU of the client: a slow server"),
         pytest.param({"late_us": 45}, id="no slower"),
         pytest.param({"sources": 4}, id="four addresses: no pool is half full"),
