@@ -43,6 +43,10 @@ DEADLINE_S = 150.0
 """For start, stop, analysis and page of one run; its ramp and hold come on top."""
 
 _OURS = ("output", "name", "json", "plan", "quiet")
+_SHORTEST_KEEPALIVE_S = 0.01
+"""profile-run takes no shorter one."""
+LEAST_SCALE = 1000
+"""Descriptors of a process; with fewer, what is measured drowns in what each run costs anyhow."""
 _NO_KNOBS = ("hold", "connect_timeout")
 """Options of a scenario's row that make it quick; no ceiling moves by them."""
 _SLOWEST_RAMP_PER_S = 500.0
@@ -125,9 +129,9 @@ def scale_of(file: ScenarioFile, here: int | None, most_here: int) -> Scale:
         ) from error
     if here is None:
         return replace(scale, here=min(scale.here, float(most_here)))
-    if not 500 <= here <= most_here:
+    if not LEAST_SCALE <= here <= most_here:
         raise UsageError(
-            f"--scale {here:,} is not between 500 and {most_here:,} descriptors",
+            f"--scale {here:,} is not between {LEAST_SCALE:,} and {most_here:,} descriptors",
             fix=f"--scale {min(4000, most_here)}, or raise the hard limit before: ulimit -Hn",
         )
     return replace(scale, here=float(here))
@@ -218,7 +222,9 @@ def _for_comparison(options: Mapping[str, Any], client_nofile: int) -> dict[str,
 def _scaled(name: str, value: Any, scale: Scale) -> Any:
     factor = scale.factor
     if name == "keepalive":
-        return value if value == "off" else round(float(value) * factor, 4)
+        return (
+            value if value == "off" else round(max(_SHORTEST_KEEPALIVE_S, float(value) * factor), 4)
+        )
     if name == "port_range":
         match = re.fullmatch(r"(\d+)-(\d+)", str(value))
         if match is None:

@@ -219,9 +219,14 @@ def held(path: Path) -> Iterator[None]:
     """Keeps a second profile-matrix out of this directory.
 
     Raises:
-        UsageError: One is in it.
+        UsageError: One is in it, or there is no such directory.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
+            f"there is no directory {path}", fix="ls -d runs/*-matrix-*; name one of those"
+        ) from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
