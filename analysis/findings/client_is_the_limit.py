@@ -35,6 +35,8 @@ _FULL_CORE_PCT = 80.0
 _BLOCKED_CPU_PCT = 50.0
 _IDLE_SERVER_PCT = 50.0
 _FULL_HOST_PCT = 90.0
+_WANTS_NOTHING_PCT = 10.0
+_LEAST_CROWDED_PCT = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +147,15 @@ def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding 
         return None
     if float(servers.max()) > _IDLE_SERVER_PCT:
         return None
-    is_hot = cpu_pct >= _FULL_CORE_PCT
+    is_hot = cpu_pct >= _FULL_CORE_PCT  # never blocked as well: that is half a core at most
     host_pct = signs.host_busy_pct(from_s, until_s)
     has_core = host_pct is None or host_pct < _FULL_HOST_PCT
-    if not is_hot and not (cpu_pct <= _BLOCKED_CPU_PCT and has_core):
+    is_blocked = cpu_pct <= _BLOCKED_CPU_PCT and has_core
+    # On a full host it gets what is left. That it is this client and not the host is said by its
+    # siblings, which were done, and by workers that want next to nothing of the same cores.
+    is_starved = not has_core and not is_hot and cpu_pct >= _LEAST_CROWDED_PCT
+    is_crowded = is_starved and bool(siblings) and float(servers.max()) <= _WANTS_NOTHING_PCT
+    if not (is_hot or is_blocked or is_crowded):
         return None
     subject = view.subject(client.pid)
     idle_pct = 100 - float(servers.mean())
@@ -173,9 +180,15 @@ def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding 
             Evidence("done later than its siblings", until_s - theirs_s, "s", "connections")
         )
     confidence, missing = signs.trust("process_samples", "live_samples")
+    if is_crowded:
+        confidence = "medium"
+        missing += (
+            "the host's cores were full as well: run-queue latency (--probes full) says how long "
+            "this client waited for one",
+        )
     name = str(subject)
     name = name[:1].upper() + name[1:]
-    state = f"at {cpu_pct:.0f} % of a core" if is_hot else "blocked off the CPU"
+    state = "blocked off the CPU" if is_blocked else f"at {cpu_pct:.0f} % of a core"
     if client.unmet:
         harm = f"{client.unmet:,} of its connections were never made"
     else:
@@ -193,7 +206,7 @@ def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding 
             f"longest for {longest_s:.1f} s, and {harm}. Meanwhile the server's workers were idle "
             f"{idle_pct:.0f} % of the time: this run measured its load generator, not the server."
         ),
-        fix=_fixes(client, rates, len(siblings) + 1, is_hot=is_hot),
+        fix=_fixes(client, rates, len(siblings) + 1, is_hot=not is_blocked),
         at_connections=view.open_count_at(from_s),
         confidence=confidence,
         missing=missing,

@@ -321,7 +321,9 @@ def test_timeouts_of_a_full_server_are_not_the_hosts(build):
 # -- client-is-the-limit ----------------------------------------------------------------------
 
 
-def slow_client(build, *, cpu_pct=99, server_pct=5, busy=1.0, made=500, until_s=4.0, errno=0):
+def slow_client(
+    build, *, cpu_pct=99, server_pct=5, busy=1.0, made=500, until_s=4.0, errno=0, host_pct=55
+):
     """Client 0 makes its 500 in 0.2 s; client 1 makes ``made`` of its own until ``until_s``."""
     fleet(build, target=1000, clients=2, ramp_s=4.0)
     build.manifest["plan"] = {"client_shares": [500, 500]}
@@ -336,7 +338,7 @@ def slow_client(build, *, cpu_pct=99, server_pct=5, busy=1.0, made=500, until_s=
         build.cpu(worker, server_pct, from_s=0.0, until_s=6.0)
     build.cpu(900, 2, from_s=0.0, until_s=6.0)
     build.cpu(901, cpu_pct, from_s=0.0, until_s=6.0)
-    build.host_cpu(55, from_s=0.0, until_s=6.0)
+    build.host_cpu(host_pct, from_s=0.0, until_s=6.0)
     for quarter in range(25):
         at_s = quarter / 4
         build.live(900, at_s, loop_busy_ns_total=round(0.01 * at_s * 1e9))
@@ -362,6 +364,14 @@ def test_a_client_at_a_full_core_that_comes_late(build):
     assert finding.explained_count == 0
 
 
+def test_a_hot_client_on_a_full_host_gets_what_is_left(build):
+    """Others take half of its core: its loop never waits, its sibling was done, workers idle."""
+    finding = by_cause(slow_client(build, cpu_pct=50, host_pct=100), "client-is-the-limit")
+    assert finding.confidence == "medium"
+    assert any("cores were full" in line for line in finding.missing)
+    assert "50 % of a core" in finding.sentence
+
+
 def test_a_blocked_client_stops_the_run(build):
     summary = slow_client(build, cpu_pct=1, made=64, until_s=0.1)
     assert (summary.verdict.cause, summary.verdict.side) == ("client-is-the-limit", "client")
@@ -376,6 +386,10 @@ def test_a_blocked_client_stops_the_run(build):
     [
         pytest.param({"server_pct": 90}, id="the workers are busy: it waits for them"),
         pytest.param({"cpu_pct": 10, "busy": 0.1}, id="its loop waits for events"),
+        pytest.param(
+            {"cpu_pct": 50, "host_pct": 100, "server_pct": 30},
+            id="a full host: the workers get as little as it does",
+        ),
         pytest.param({"until_s": 0.3}, id="hardly later than its sibling"),
     ],
 )
