@@ -13,7 +13,8 @@ Cost:
     Reading connections from ``/proc/net/tcp`` costs about 1 us a socket of the namespace; listeners
     come first there, so looking for those stops at the first other socket.
 Misses:
-    Descriptors in flight between two processes (SCM_RIGHTS) belong to nobody meanwhile.
+    Descriptors in flight between two processes (SCM_RIGHTS) belong to nobody meanwhile. A thread
+    blocked in accept4 has a number reserved that counts as open (net/socket.c).
 Checked against:
     Listeners of IPv4 and IPv6, 23 connections, a forked process with the listener inherited
     (tests/probes/test_socket_owners.py).

@@ -37,42 +37,48 @@ def live(tmp_path):
     os.close(fd)
 
 
-def test_a_listener_in_the_place_of_a_closed_file_is_seen(live, deadline):
+@pytest.fixture
+def server():
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout.readline() == "has a file\n"
-        # The port is the kernel's choice, so the watch begins with one that nobody has.
-        before = ForeignProcesses(live, 4, 1)
-        before.watch_tree([server.pid])
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_a_listener_in_the_place_of_a_closed_file_is_seen(live, server, deadline):
+    assert server.stdout.readline() == "has a file\n"
+    # The port is the kernel's choice, so the watch begins with one that nobody has.
+    before = ForeignProcesses(live, 4, 1)
+    before.watch_tree([server.pid])
+    before.follow()
+    assert before.pids == []
+    server.stdin.write("\n")
+    server.stdin.flush()
+    port = int(server.stdout.readline())
+    before._port = port
+
+    def is_followed():
         before.follow()
-        assert before.pids == []
-        server.stdin.write("\n")
-        server.stdin.flush()
-        port = int(server.stdout.readline())
-        before._port = port
+        return before.pids == [server.pid]
 
-        def is_followed():
-            before.follow()
-            return before.pids == [server.pid]
+    deadline("the listener is seen", is_followed)
+    slot = live.slot(0)
+    assert (slot[Counter.ROLE], slot[Counter.PID]) == (Role.SERVER, server.pid)
+    before.begin_load()
 
-        deadline("the listener is seen", is_followed)
-        slot = live.slot(0)
-        assert (slot[Counter.ROLE], slot[Counter.PID]) == (Role.SERVER, server.pid)
-        before.begin_load()
+    ours = [socket.create_connection(("127.0.0.1", port)) for _ in range(23)]
 
-        ours = [socket.create_connection(("127.0.0.1", port)) for _ in range(23)]
+    def has_23():
+        before.follow()
+        return slot[Counter.OPEN_COUNT] == 23
 
-        def has_23():
-            before.follow()
-            return slot[Counter.OPEN_COUNT] == 23
-
-        deadline("23 connections are counted", has_23)
-        assert slot[Counter.ESTABLISHED_TOTAL] == 23
-        for sock in ours:
-            sock.close()
-        server.kill()
-        deadline("its end is seen", lambda: before.follow() or before.ends)
-        (end,) = before.ends
-        assert (end.pid, end.slot) == (server.pid, 0)
-        before.close()
+    deadline("23 connections are counted", has_23)
+    assert slot[Counter.ESTABLISHED_TOTAL] == 23
+    for sock in ours:
+        sock.close()
+    server.kill()
+    deadline("its end is seen", lambda: before.follow() or before.ends)
+    (end,) = before.ends
+    assert (end.pid, end.slot) == (server.pid, 0)
+    before.close()
