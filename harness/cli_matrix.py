@@ -248,7 +248,7 @@ def _report(options: argparse.Namespace, matrix: Matrix, page: Path) -> None:
         lines.append(f"expected  {held} of {len(judged)} rows were as expected")
     lines.append(f"page      {page}")
     out.write("\n".join(lines) + "\n")
-    if options.markdown is not None:
+    if options.markdown is not None and matrix.status == "finished":
         from reports.matrix_markdown import diagnosis
 
         text = diagnosis(table, results, matrix.host, matrix.repeats)

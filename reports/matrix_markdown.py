@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analysis.causes import CAUSES
 from analysis.confusion import Confusion, ConfusionRow
 from analysis.matrix import RowResult
 from reports import formatting
@@ -59,8 +60,26 @@ def diagnosis(
             "",
             *(f"{index + 1}. `{cause}`" for index, cause in enumerate(table.columns)),
             "",
+            *_not_provoked(table),
         ]
     )
+
+
+def _not_provoked(table: Confusion) -> list[str]:
+    """The causes of the catalogue that no row provokes, so that nobody takes them for tested."""
+    provoked = {row.provoked for row in table.rows}
+    left = [f"- `{cause}`: {meaning}" for cause, meaning in CAUSES.items() if cause not in provoked]
+    if not left:
+        return []
+    return [
+        "## Not provoked here",
+        "",
+        "No row brings these about, because it would harm the host or cannot be done on one "
+        "machine. They are tested on built tables only.",
+        "",
+        *left,
+        "",
+    ]
 
 
 def _row_table(table: Confusion, results: Sequence[RowResult]) -> list[str]:

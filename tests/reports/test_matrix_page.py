@@ -104,6 +104,7 @@ def test_the_effects_of_a_varied_matrix_are_shown():
 def test_markdown_keeps_its_tables_whole():
     text = diagnosis(confusion(results("a | b")), results("a | b"), HOST, 1)
     assert "a \\| b" in text
+    assert "- `accept-spin`: " in text.split("## Not provoked here")[1]
     head, rule, *rows = [line for line in text.splitlines() if line.startswith("|")][:4]
     width = head.count("|")
     assert rule.count("|") == width
