@@ -74,8 +74,8 @@ def _not_provoked(table: Confusion) -> list[str]:
     return [
         "## Not provoked here",
         "",
-        "No row brings these about, because it would harm the host or cannot be done on one "
-        "machine. They are tested on built tables only.",
+        "No row brings these about: it would harm the host, or needs a server that is not ours. "
+        "They are tested on built tables or in tests of their own.",
         "",
         *left,
         "",
