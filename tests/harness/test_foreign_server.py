@@ -197,7 +197,8 @@ def test_node_at_its_descriptor_limit_is_named_with_its_pid(profile_run):
     capacity = 400 - server["own_fds_count"]
     # those that it accepted and has not answered yet are not open for the clients
     assert capacity - 100 <= said["at_connections"] <= capacity
-    assert per_process(run.frames, "server")[server["pid"]] == pytest.approx(capacity, abs=3)
+    # Its own descriptors are told apart up to half a second after the first connection.
+    assert last_open(run.frames, "server") == pytest.approx(capacity, abs=3)
     commands = [fix["command"] for fix in run.finding("fd-limit-process")["fix"]]
     assert any("LimitNOFILE" in command for command in commands)
     assert not any("--workers" in command for command in commands)
