@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from analysis.descriptors import server_capacity_count
 from analysis.evidence import SEVERITIES, Finding, Severity
+from analysis.memory_signs import OOM_KILLS, SIGKILL
 from analysis.signs import EMFILE, Signs
 
 _AT_LIMIT = ("fd-limit-process", "fd-limit-system")
@@ -30,6 +31,8 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     "fd-limit-process": (_SHARED,),
     "worker-crash": (*_AT_LIMIT, "memory-exhausted"),
     "accept-queue-overflow": _SLOWS_ACCEPT,
+    "enobufs": ("memory-exhausted",),
+    "receive-buffer-full": ("tcp-memory-pressure", *_SLOWS_ACCEPT),
 }
 """What can bring a cause about, by the mechanism; only where this run also shows it."""
 
@@ -79,8 +82,12 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
             is_earlier = other.first_s <= finding.first_s + _TOLERANCE_S
             is_near = other.side in (finding.side, "host")  # what the host lacks, both sides lack
             if other.cause == cause and is_near and is_earlier:
-                if finding.cause == "worker-crash" and not _was_at_limit(signs, finding):
-                    continue
+                if finding.cause == "worker-crash":
+                    is_memory = cause == "memory-exhausted"
+                    if not (
+                        _was_killed(finding, other) if is_memory else _was_at_limit(signs, finding)
+                    ):
+                        continue
                 if cause in _SLOWS_ACCEPT and not _is_same(finding, other):
                     continue
                 if _SHARED in (finding.cause, cause):
@@ -96,6 +103,13 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
 def _is_same(finding: Finding, other: Finding) -> bool:
     """Both are about one process, or this one's could not be told."""
     return finding.subject.pid in (0, other.subject.pid)
+
+
+def _was_killed(crash: Finding, memory: Finding) -> bool:
+    """The process that died was killed by the kernel, which was out of memory then."""
+    is_kill = any(e.name == "signal" and e.value == SIGKILL for e in crash.evidence)
+    kills = any(e.name == OOM_KILLS for e in memory.evidence)
+    return is_kill and kills and crash.first_s <= memory.last_s + _TOLERANCE_S
 
 
 def _was_at_limit(signs: Signs, crash: Finding) -> bool:

@@ -172,7 +172,8 @@ class RunView:
         return raw.assign(
             **times,
             is_failed=is_failed,
-            is_lost=~never & before_stop & ~local,
+            # a client that could not send a whole frame closes by itself, with the errno
+            is_lost=~never & before_stop & ~(local & ~has_errno),
             is_waiting=never & ~is_failed,
         )
 

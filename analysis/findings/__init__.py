@@ -16,6 +16,7 @@ from analysis.findings import (
     bind_ports_exhausted,
     client_is_the_limit,
     conntrack_full,
+    enobufs,
     ephemeral_ports_exhausted,
     fd_limit_process,
     fd_limit_system,
@@ -25,11 +26,14 @@ from analysis.findings import (
     hot_acceptor,
     hot_worker_code,
     keepalive_storm,
+    memory_exhausted,
     port_search_cost,
     reached,
+    receive_buffer_full,
     server_resets_when_full,
     source_address_missing,
     syn_backlog_overflow,
+    tcp_memory_pressure,
     upgrade_refused,
     upgrade_unanswered,
     worker_blocked,
@@ -64,6 +68,10 @@ FINDERS: tuple[Finder, ...] = (
     accept_queue_overflow.find,
     syn_backlog_overflow.find,
     conntrack_full.find,
+    enobufs.find,
+    memory_exhausted.find,
+    tcp_memory_pressure.find,
+    receive_buffer_full.find,
 )
 """Every cause that this version can name. Their order means nothing."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.privileged
 
+CORES = os.cpu_count() or 1
 CONNTRACK_MAX = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
 
 
@@ -22,8 +24,10 @@ def test_the_full_accept_queue_is_that_of_the_slow_worker(provoked):
     cause = "accept-queue-overflow"
     assert value(run, cause, "ListenOverflows") > 0
     assert value(run, cause, "its backlog") == 64
-    # sk_acceptq_is_full compares with >, so one more than the backlog may wait
-    assert 32 <= value(run, cause, "longest accept queue") <= 65
+    # sk_acceptq_is_full compares with >, so one more than the backlog may wait; cores that complete
+    # handshakes at the same moment look before they add (tcp_v4_syn_recv_sock holds no lock of the
+    # listener), so each further core may add one
+    assert 32 <= value(run, cause, "longest accept queue") <= 64 + CORES
     assert value(run, cause, "packets it dropped") > 0
     assert 0 < value(run, cause, "accepted meanwhile") <= 21
     assert value(run, cause, "timed out") > 0
