@@ -80,6 +80,7 @@ def _sentence(
 ) -> str:
     text = binding.sentence or binding.explanation.split(". ")[0].rstrip(".")
     if binding.cause == "reached":
+        text += _harm(findings)
         return f"{text}; {wall}." if wall else f"{text}."
     told: set[str] = set()
     for finding in findings:
@@ -95,6 +96,16 @@ def _sentence(
         named = " or ".join(f"{rival.cause} ({rival.side})" for rival in rivals)
         text += f"; it may as well be {named}, which is decided by {rivals[0].decide}"
     return text + "."
+
+
+def _harm(findings: Sequence[Finding]) -> str:
+    """What harmed a run that reached its target, first one only; '' when nothing did."""
+    harmful = [f for f in findings if f.severity == "warning" and not f.follows_from]
+    if not harmful:
+        return ""
+    first = min(harmful, key=lambda f: f.first_s)
+    said = first.sentence or first.explanation.split(". ")[0].rstrip(".")
+    return f"; yet {said[:1].lower() + said[1:]} ({first.cause})"
 
 
 _RAISED = (

@@ -66,7 +66,7 @@ def predict_and_meet(row: Row, folder: Path) -> Outcome:
     """Makes both runs of a row.
 
     Args:
-        row: With ``limit``, ``into`` and ``bar_pct`` in its extra values.
+        row: With ``limit``, ``into``, ``bar_pct`` and perhaps ``beyond_factor`` in its extra values.
         folder: Where the run directories go.
 
     Raises:
@@ -76,7 +76,12 @@ def predict_and_meet(row: Row, folder: Path) -> Outcome:
     if below["verdict"]["cause"] != "reached":
         raise _not_said(row, f"the run below the wall ended with {below['verdict']['cause']}")
     rung = _rung(row, below)
-    beyond = _run(replace(row, options={**row.options, **row.extra["into"]}), folder)
+    predicted_connections = round(rung["predicted_connections"] * interval_factor(row))
+    into = {**row.options, **row.extra["into"]}
+    if "beyond_factor" in row.extra:
+        # How fast a core is differs by machine: go past its own prediction, not past a number.
+        into["connections"] = round(predicted_connections * float(row.extra["beyond_factor"]))
+    beyond = _run(replace(row, options=into), folder)
     complaints = row.expect.complaints(beyond)
     if complaints:
         raise _not_said(row, "; ".join(complaints))
@@ -84,7 +89,7 @@ def predict_and_meet(row: Row, folder: Path) -> Outcome:
         row_id=row.id,
         limit=str(row.extra["limit"]),
         below_connections=int(below["run"]["held_connections"]),
-        predicted_connections=round(rung["predicted_connections"] * interval_factor(row)),
+        predicted_connections=predicted_connections,
         fit_error_pct=rung["fit_error_pct"],
         met_connections=met_connections(row, beyond),
         bar_pct=float(row.extra["bar_pct"]),
@@ -102,7 +107,8 @@ def met_connections(row: Row, verdict: Mapping[str, Any]) -> int:
     """Where a run met the limit of its row, in connections.
 
     For keep-alives: the connections whose pings the full worker kept up with, that is the pings
-    that went out a second times their interval.
+    that went out a second times their interval. Where other processes took part of its core, in
+    proportion to the part that it got: the rung is that of a whole core.
 
     Args:
         row: Whose expected cause names the finding.
@@ -113,7 +119,8 @@ def met_connections(row: Row, verdict: Mapping[str, Any]) -> int:
     if cause != "keepalive-storm":
         return int(finding["at_connections"])
     values = {e["name"]: float(e["value"]) for e in finding["evidence"]}
-    return round(values["pings sent, all workers"] * values["keep-alive interval"])
+    kept_up = values["pings sent, all workers"] * values["keep-alive interval"]
+    return round(kept_up * 100 / values["CPU of this worker in the hold phase"])
 
 
 def _rung(row: Row, verdict: Mapping[str, Any]) -> Mapping[str, Any]:

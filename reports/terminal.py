@@ -350,11 +350,22 @@ def end_lines(
 
 
 def first_fixes(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The fixes of the finding that the verdict names, else of the first binding finding."""
+    """The fixes of the finding that the verdict names, else of the first binding finding.
+
+    A run that reached its target needs none, except for what harmed it all the same.
+    """
     cause = verdict.get("verdict", {}).get("cause")
     findings = list(verdict.get("findings", []))
+    if cause == "reached":
+        findings = [f for f in findings if f.get("severity") == "warning"]
     ranked = sorted(
-        findings, key=lambda f: (f.get("cause") != cause, f.get("severity") != "binding")
+        findings,
+        key=lambda f: (
+            f.get("cause") != cause,
+            f.get("severity") != "binding",
+            bool(f.get("follows_from")),
+            f.get("first_s", 0.0),
+        ),
     )
     for finding in ranked[:1]:
         return list(finding.get("fix", []))

@@ -425,6 +425,9 @@ def test_pings_that_fill_a_core(build):
     stacks(build, 800, LOOP)
     summary = summarise(build.frames())
     assert causes(summary) == [("reached", "binding"), ("keepalive-storm", "warning")]
+    said = summary.verdict.sentence
+    assert "without a failure; yet worker 0" in said
+    assert "(keepalive-storm); the next limit" in said
     finding = by_cause(summary, "keepalive-storm")
     assert value(finding, "keep-alive messages") == pytest.approx(40_000, rel=0.01)
     assert value(finding, "CPU per message") == pytest.approx(24.75, rel=0.02)

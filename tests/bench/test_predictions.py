@@ -54,6 +54,9 @@ def test_keepalives_are_met_where_the_pings_end():
     evidence = [
         {"name": "pings sent, all workers", "value": 50_000.0},
         {"name": "keep-alive interval", "value": 0.1},
+        {"name": "CPU of this worker in the hold phase", "value": 100.0},
     ]
     verdict = {"findings": [{"cause": "keepalive-storm", "evidence": evidence}]}
     assert predictions.met_connections(row, verdict) == 5_000
+    evidence[-1]["value"] = 80.0  # others took a fifth of its core
+    assert predictions.met_connections(row, verdict) == 6_250

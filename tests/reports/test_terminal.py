@@ -207,6 +207,17 @@ def test_the_end_has_three_lines_each_at_most():
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_a_reached_target_has_the_fix_of_what_harmed_it_and_else_none():
+    storm = {"cause": "keepalive-storm", "severity": "warning", "fix": [{"command": "longer"}]}
+    after = {**storm, "follows_from": "x", "first_s": -1.0, "fix": [{"command": "consequence"}]}
+    info = {"cause": "x", "severity": "info", "fix": [{"command": "hint"}]}
+    reached = {"cause": "reached", "severity": "binding", "fix": []}
+    verdict = {"verdict": {"cause": "reached", "sentence": "All."}}
+    lines = end_lines({**verdict, "findings": [reached, after, storm, info]}, None, 80)
+    assert lines == ["verdict  All.", "fix      longer"]
+    assert end_lines({**verdict, "findings": [reached, info]}, None, 80) == ["verdict  All."]
+
+
 def test_the_end_survives_an_encoding_without_blocks():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
