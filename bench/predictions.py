@@ -66,7 +66,7 @@ def predict_and_meet(row: Row, folder: Path) -> Outcome:
     """Makes both runs of a row.
 
     Args:
-        row: With ``limit``, ``into``, ``bar_pct`` and perhaps ``beyond_factor`` in its extra values.
+        row: With ``limit``, ``into``, ``bar_pct``, perhaps ``beyond_factor`` in its extra values.
         folder: Where the run directories go.
 
     Raises:
