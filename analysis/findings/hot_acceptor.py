@@ -19,7 +19,9 @@ from analysis.findings import accept_spin
 from analysis.hot_worker import runs_of
 from analysis.signs import Signs
 
-_FULL_PCT = 90.0
+_FULL_PCT = 80.0
+"""As for a hot worker (``analysis.hot_worker``): what shares a core never has all of it, and its
+workers' idleness tells whether that is a wall."""
 _LEAST_S = 0.9  # two samples of half a second, which come a little early or late
 _WAIT_S = 0.1
 """On loopback a handshake takes under 10 ms; a tenth of a second is a queue."""
