@@ -1,0 +1,24 @@
+"""``websockets`` on asyncio, an echo server: PORT."""
+
+import asyncio
+import sys
+
+from websockets.asyncio.server import ServerConnection, serve
+
+
+async def echo(connection: ServerConnection) -> None:
+    """Sends every message back."""
+    async for message in connection:
+        await connection.send(message)
+
+
+async def main() -> None:
+    """Serves until it is ended."""
+    port = int(sys.argv[1])
+    async with serve(
+        echo, "127.0.0.1", port, compression=None, ping_interval=None, reuse_port=True
+    ) as server:
+        await server.serve_forever()
+
+
+asyncio.run(main())
