@@ -1,1 +1,1 @@
-"""Other people's WebSocket servers, as their documentation shows them, for the tests and the bench."""
+"""Other people's WebSocket servers, as their documentation shows them, for tests and bench."""

@@ -51,7 +51,7 @@ class Peer:
         )
 
     def workers_for(self, connections: int, nofile_count: int, *, most: int = 64) -> int:
-        """Workers that have room for so many connections, 64 descriptors of each left for itself."""
+        """Workers with room for so many connections; each keeps 64 descriptors for itself."""
         room_count = max(1, (nofile_count - 64) // self.fds_per_connection)
         if connections <= room_count:
             return 1
@@ -144,7 +144,7 @@ PEERS = (
          ("picows", "aiofastnet", "uvloop"), needs=_IN_VENV),
     Peer("aiohttp", "aiohttp on asyncio", _python("aiohttp_server.py"), ("aiohttp",),
          needs=_IN_VENV),
-    Peer("uvicorn", "uvicorn --workers", _uvicorn, ("uvicorn", "websockets"),
+    Peer("uvicorn", "uvicorn on uvloop, its own workers", _uvicorn, ("uvicorn", "websockets", "uvloop"),
          capacity_factor=1.4, needs=_IN_VENV),
     Peer("nginx", "nginx in front of websockets", _nginx, ("websockets",), (("nginx", "-v"),),
          fds_per_connection=2, needs=_IN_VENV),

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
 
 def _write_configuration(folder: str, port: int, workers: int) -> str:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    os.chmod(folder, 0o755)  # noqa: S103 - nginx's workers are another user
+    Path(folder).chmod(0o755)  # nginx's workers are another user
     path = Path(folder, "nginx.conf")
     text = _CONFIGURATION.format(
         user="user nobody nogroup;" if os.geteuid() == 0 else "",

@@ -1,6 +1,5 @@
 """``picows`` on uvloop, an echo server: PORT."""
 
-import asyncio
 import sys
 
 import picows
