@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help install install-dev run test bench diagnose lint format clean lock
+.PHONY: help install install-dev install-peers run test bench bench-servers diagnose lint format clean lock
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -23,6 +23,9 @@ install: ## environment in .venv, so that .venv/bin/profile-run works
 install-dev: ## the same with what the tests need
 	@bash .ci/setup test
 
+install-peers: install-dev ## other people's servers, for tests and bench, in .venv-peers
+	@bash .ci/setup peers
+
 run: install ## the main job: make run CONNECTIONS=120000 ARGS='--hold 10'
 	@$(BIN)/profile-run --connections $(CONNECTIONS) $(ARGS)
 
@@ -32,11 +35,14 @@ lint: install-dev ## ruff, mypy --strict, import-linter
 format: install-dev ## let ruff format the tree
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-test: lint ## lint and every test
+test: lint install-peers ## lint and every test
 	@$(BIN)/pytest $(ARGS)
 
 bench: install-dev ## the figures of docs/benchmarks.md, measured here
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-servers: install-peers ## other people's servers: docs/benchmarks-servers.md and its page
+	@$(BIN)/python -m bench.server_bench $(ARGS)
 
 diagnose: install ## provoke every cause three times: docs/diagnosis.md, provoked against named
 	@$(BIN)/profile-matrix every-cause --repeats 3 --markdown docs/diagnosis.md $(ARGS)
@@ -44,6 +50,7 @@ diagnose: install ## provoke every cause three times: docs/diagnosis.md, provoke
 lock: ## requirements*.lock anew from pyproject.toml (needs uv)
 	@uv pip compile --universal --generate-hashes --no-header --no-annotate -q --python-version 3.11 pyproject.toml --group build -o requirements.lock
 	@uv pip compile --universal --generate-hashes --no-header --no-annotate -q --python-version 3.11 pyproject.toml --group dev -o requirements-dev.lock
+	@uv pip compile --universal --generate-hashes --no-header --no-annotate -q --python-version 3.11 requirements-peers.in -o requirements-peers.lock
 
 clean: ## remove the environment and caches; recorded runs stay
-	@rm -rf $(VENV) build dist tests/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .venv-peers build dist tests/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -63,6 +63,7 @@ def _descriptor_rungs(view: RunView, descriptors: pd.DataFrame) -> list[Rung]:
         capacity, used = int(row["capacity_count"]), int(row["peak_count"])
         met = used >= capacity - 1
         share = float(row["share"]) if used else 0.0
+        share *= view.descriptors_per_connection(str(row["role"]))
         predicted = round(capacity / share) if share > 0 else None
         line = _share_slope(view, subject.pid)
         knob = "--nofile" if subject.role == "server" else "ulimit -n"

@@ -188,4 +188,4 @@ def full_pids(signs: Signs) -> set[int]:
     """Server processes at their descriptor limit: they leave their queues for that reason."""
     rows = signs.descriptors
     full = rows[(rows["role"] != "client") & (rows["peak_count"] >= rows["capacity_count"] - 1)]
-    return {int(pid) for pid in (*full["pid"], *signs.errors_of("accept4", EMFILE)["pid"])}
+    return {int(pid) for pid in (*full["pid"], *signs.accept_errors(EMFILE)["pid"])}

@@ -30,6 +30,7 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     "full-worker-on-shared-listener": _AT_LIMIT,
     "fd-limit-process": (_SHARED,),
     "worker-crash": (*_AT_LIMIT, "memory-exhausted"),
+    "upgrade-refused": _AT_LIMIT,
     "accept-queue-overflow": _SLOWS_ACCEPT,
     "enobufs": ("memory-exhausted",),
     "receive-buffer-full": ("tcp-memory-pressure", *_SLOWS_ACCEPT),
@@ -88,6 +89,8 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
                         _was_killed(finding, other) if is_memory else _was_at_limit(signs, finding)
                     ):
                         continue
+                if finding.cause == "upgrade-refused" and not _is_server_error(finding):
+                    continue
                 if cause in _SLOWS_ACCEPT and not _is_same(finding, other):
                     continue
                 if _SHARED in (finding.cause, cause):
@@ -103,6 +106,11 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
 def _is_same(finding: Finding, other: Finding) -> bool:
     """Both are about one process, or this one's could not be told."""
     return finding.subject.pid in (0, other.subject.pid)
+
+
+def _is_server_error(refusal: Finding) -> bool:
+    """A status of 500 to 599 (RFC 9110, section 15.6): the server is willing, and cannot."""
+    return any(e.table == "events" and 500 <= e.value <= 599 for e in refusal.evidence)
 
 
 def _was_killed(crash: Finding, memory: Finding) -> bool:

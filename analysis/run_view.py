@@ -20,6 +20,8 @@ from analysis.run_frames import RunFrames
 Floats = npt.NDArray[np.float64]
 
 PHASES = ("setup", "ramp", "hold", "stop", "collect")
+_PROXY_LEAST_COUNT = 20
+"""Below it, files that a server opened meanwhile are a visible part of its descriptors."""
 _FAILED_STAGES = ("socket", "bind", "connect", "handshake")
 
 
@@ -317,6 +319,17 @@ class RunView:
         """The pid of a numbered process, 0 when not known."""
         rows = self.who[(self.who["role"] == role) & (self.who["worker"] == worker)]
         return int(rows["pid"].iloc[0]) if len(rows) else 0
+
+    def descriptors_per_connection(self, role: str) -> int:
+        """Descriptors that all processes of a role together need for one connection of the run.
+
+        1 but for a proxy that is not ours, whose processes have one to each side.
+        """
+        if role != "server" or not self.is_foreign or self.peak_count < _PROXY_LEAST_COUNT:
+            return 1
+        live = self.frames["live_samples"]
+        held = live[live["role"] == role].groupby("at_ns")["open_count"].sum()
+        return max(1, round(int(held.max()) / self.peak_count)) if len(held) else 1
 
     def with_who(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Adds role and worker by pid to a frame that lacks them."""

@@ -15,6 +15,9 @@ from analysis.hot_worker import find_hot_worker
 from analysis.ladder import Rung
 from analysis.run_view import RunView
 
+ACCEPT_CALLS = ("accept4", "accept")
+"""Runtimes differ: Node, CPython and uWebSockets call accept4, the JDK accept."""
+
 EMFILE, ENFILE, EADDRINUSE, EADDRNOTAVAIL, ETIMEDOUT = 24, 23, 98, 99, 110
 
 MOST_MESSAGE_CPU_US = 200.0
@@ -95,9 +98,34 @@ class Signs:
             wanted &= rows["role"] == role
         return rows[wanted]
 
+    def accept_errors(self, errno: int, *, role: str = "") -> pd.DataFrame:
+        """The same for both calls that accept, one row a process."""
+        return self.errors_by_pid(ACCEPT_CALLS, errno, role=role)
+
+    def errors_by_pid(
+        self, syscalls: tuple[str, ...], errno: int, *, role: str = ""
+    ) -> pd.DataFrame:
+        """Rows of ``errors`` of several syscalls, one row a process.
+
+        Returns:
+            pid, role, event_count (sum), first_s, last_s, source, syscall: the names of those
+            that failed, the most frequent first, joined by `` and ``.
+        """
+        parts = [self.errors_of(syscall, errno, role=role) for syscall in syscalls]
+        rows = pd.concat(parts, ignore_index=True)
+        rows = rows.sort_values("event_count", ascending=False, kind="stable")
+        return rows.groupby("pid", as_index=False).agg(
+            role=("role", "first"),
+            event_count=("event_count", "sum"),
+            first_s=("first_s", "min"),
+            last_s=("last_s", "max"),
+            source=("source", "first"),
+            syscall=("syscall", lambda names: " and ".join(dict.fromkeys(map(str, names)))),
+        )
+
     @cached_property
     def emfile_rates(self) -> pd.DataFrame:
-        """accept4 calls that returned EMFILE, per interval: at_s, pid, per_s, interval_s, table.
+        """Calls that accept and returned EMFILE, per interval: at_s, pid, per_s, interval_s, table.
 
         From eBPF; for pids that it did not see, from the workers' own counters, which count one
         for each time the accept loop met the limit.
@@ -105,7 +133,8 @@ class Signs:
         view = self.view
         raw = view.frames["failing_syscalls"]
         at_s = view.seconds_of(raw["at_ns"])
-        rows = raw.assign(at_s=at_s)[(raw["syscall"] == "accept4") & (raw["errno"] == EMFILE)]
+        is_full = raw["syscall"].isin(ACCEPT_CALLS) & (raw["errno"] == EMFILE)
+        rows = raw.assign(at_s=at_s)[is_full]
         lengths = intervals_s(rows["at_s"], at_s)
         kernel = pd.DataFrame(
             {

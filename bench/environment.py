@@ -25,6 +25,19 @@ def describe(host: Host, plan: Plan, foreign: dict[str, str]) -> dict[str, str]:
         plan: Of the runs.
         foreign: Versions of what else was measured.
     """
+    return {
+        **describe_host(host),
+        "py-spy": _distribution_version("py-spy"),
+        "python3-bpfcc": _package_version("python3-bpfcc"),
+        **foreign,
+        "layout": f"{plan.workers} server workers, {plan.clients} clients, "
+        f"{len(plan.source_addresses)} source addresses, backlog {plan.backlog_count:,}",
+        "IRQ_TIME_ACCOUNTING": irq_time_accounting(),
+    }
+
+
+def describe_host(host: Host) -> dict[str, str]:
+    """The machine, and what measures on it."""
     commit = recording.tool_commit()
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -33,13 +46,7 @@ def describe(host: Host, plan: Plan, foreign: dict[str, str]) -> dict[str, str]:
         "processor": f"{host.cpu_model}, {host.cpu_count} cores",
         "memory": f"{host.memory_total_bytes / 2**30:.1f} GiB",
         "Python": platform.python_version(),
-        "py-spy": _distribution_version("py-spy"),
-        "python3-bpfcc": _package_version("python3-bpfcc"),
-        **foreign,
         "RLIMIT_NOFILE": f"{host.nofile_hard_count:,} (hard)",
-        "layout": f"{plan.workers} server workers, {plan.clients} clients, "
-        f"{len(plan.source_addresses)} source addresses, backlog {plan.backlog_count:,}",
-        "IRQ_TIME_ACCOUNTING": irq_time_accounting(),
     }
 
 

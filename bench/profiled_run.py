@@ -46,32 +46,33 @@ def measure(figures: RunFigures, connections: int, hold_s: float) -> None:
         process = processes.start(command, log)
         try:
             guard = Guard("profile-run", process, log, limit_s)
-            live = _live_of(folder / "runs", guard)
+            live = live_of(folder / "runs", guard)
             watch = FleetWatch(live, guard.check)
             watch.wait_for_phase(Phase.RAMP)
             watch.wait_for_ramp_end()
             watch.wait_for_phase(Phase.HOLD)
             _watch_hold(figures, watch, live, process.pid, hold_s, guard)
             watch.fill_ramp(figures)
-            figures.exit_code = _wait(process, guard)
+            figures.exit_code = wait_for_end(process, guard)
             figures.command_s = time.monotonic() - began_s
         finally:
             processes.stop(process, terminate=True)
         if figures.exit_code not in (ExitCode.REACHED, ExitCode.LIMIT_MET):
             raise BenchError(f"profile-run ended with {figures.exit_code}: {guard.last_line()}")
-        _read_report(figures, _run_path(folder / "runs"))
+        _read_report(figures, run_path_in(folder / "runs"))
 
 
-def _run_path(runs: Path) -> Path | None:
+def run_path_in(runs: Path) -> Path | None:
     """The run directory; ``latest`` is a link to it."""
     found = [path for path in runs.glob(f"*/{LIVE}") if not path.parent.is_symlink()]
     return found[0].parent if found else None
 
 
-def _live_of(runs: Path, guard: Guard) -> Live:
+def live_of(runs: Path, guard: Guard) -> Live:
+    """The shared memory of the run in a folder, as soon as it is there."""
     while True:
         guard.check()
-        path = _run_path(runs)
+        path = run_path_in(runs)
         if path is not None:
             fd = os.open(path / LIVE, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -139,7 +140,12 @@ def _watch_hold(
         figures.probe_process_count = tree.most_count
 
 
-def _wait(process: subprocess.Popen[bytes], guard: Guard) -> int:
+def wait_for_end(process: subprocess.Popen[bytes], guard: Guard) -> int:
+    """Its exit code.
+
+    Raises:
+        BenchError: It was not done in time.
+    """
     try:
         return process.wait(max(0.1, guard.end_s - time.monotonic()))
     except subprocess.TimeoutExpired:

@@ -136,9 +136,8 @@ def _become(launch: Launch, libc: ctypes.CDLL, parent_pid: int, write_fd: int) -
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if launch.nofile:
             what = f"set RLIMIT_NOFILE to {launch.nofile}"
-            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            hard = hard if hard == resource.RLIM_INFINITY else max(hard, launch.nofile)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (launch.nofile, hard))
+            # Both, as ``ulimit -n`` does: Node, Java and Go raise the soft one to the hard one.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (launch.nofile, launch.nofile))
         environment = dict(launch.environment)
         if launch.user:
             what = f"become {launch.user}"

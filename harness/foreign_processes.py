@@ -6,6 +6,9 @@ number of open descriptors less those it had before the first one: two microseco
 walking 20,000 sockets would disturb what is measured. Established connections are counted by the
 growth of that number, so they are a lower bound.
 
+A proxy opens a second socket for each connection, to what is behind it: those count with the
+connection, so that its limit is met where it is.
+
 A process whose children hold the connections instead of itself is an acceptor: the primary of a
 node cluster, which accepts for all and passes on, or a parent that only keeps the listener.
 """
@@ -29,6 +32,9 @@ YOUNG_S = 3.0
 _YOUNG_MOST_COUNT = 1_024
 _FEW_COUNT = 256
 _STATUS_WAIT_S = 1.0
+_FEW_CONNECTIONS_COUNT = 20
+_PROXY_LEAST_SHARE = 0.5
+"""A process that opened a connection for at least every second one that it took is a proxy."""
 
 
 @dataclass(slots=True)
@@ -43,6 +49,7 @@ class Held:
     since_s: float
     parent_pid: int
     ended_ns: int = 0
+    outward_count: int = 0  # connections that it had opened itself before the load
 
 
 class ForeignProcesses:
@@ -95,6 +102,7 @@ class ForeignProcesses:
         for each in self.held:
             if not each.ended_ns:
                 self._set_own(each)
+                each.outward_count = self._outward_count(each.pid)
         self._is_loaded = True
 
     def follow(self) -> list[tuple[str, int, str]]:
@@ -145,11 +153,23 @@ class ForeignProcesses:
         count = socket_owners.descriptor_count(each.pid)
         if count < 0:
             return
-        each.own_count = max(0, count - self._connections_of(each.pid, count))
+        connections = self._connections_of(each.pid, count)
+        if self._is_loaded and connections >= _FEW_CONNECTIONS_COUNT:
+            outward = self._outward_count(each.pid) - each.outward_count
+            if outward >= _PROXY_LEAST_SHARE * connections:
+                connections += outward
+        each.own_count = max(0, count - connections)
         each.slot[Counter.OWN_FDS_COUNT] = each.own_count
         limit = process_tree.nofile_soft_count(each.pid)
         each.slot[Counter.NOFILE_SOFT_COUNT] = limit
         each.slot[Counter.TARGET_COUNT] = max(0, limit - each.own_count)
+
+    def _outward_count(self, pid: int) -> int:
+        """Connections among its descriptors that do not come from the server's port."""
+        if socket_owners.descriptor_count(pid) > WALK_MOST_COUNT:
+            return 0
+        mine = set(socket_owners.socket_inodes(pid))
+        return len(mine & socket_owners.connection_inodes(pid, 0, without=self._port))
 
     def _connections_of(self, pid: int, descriptors_count: int) -> int:
         connections = socket_owners.connection_inodes(pid, self._port)

@@ -24,6 +24,10 @@ HEAD_LIMIT_BYTES = 16_384
 BODY_EXCERPT_BYTES = 200
 """How much of a refusal's body ``check_response`` keeps for the person who reads the report."""
 
+_HTML = re.compile(r"\s*<(?:!doctype|html)", re.IGNORECASE)
+_TITLE = re.compile(r"<title>.*?</title>", re.IGNORECASE)
+_TAG = re.compile(r"<[^>]*>?")
+
 SUPPORTED_VERSION = b"13"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _RESPONSE_START = (
@@ -366,4 +370,8 @@ def _refusal(status: int, reason: str, headers: bytes = b"") -> HandshakeError:
 def _excerpt(body: bytes) -> str:
     # isprintable() also stops line separators and marks that turn the direction of writing.
     text = body[:BODY_EXCERPT_BYTES].decode("utf-8", "replace")
-    return "".join(character if character.isprintable() else " " for character in text).strip()
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    if _HTML.match(printable):  # what people read of a page
+        shown = _TAG.sub(" ", _TITLE.sub("", printable)).split()
+        printable = " ".join(shown or _TAG.sub(" ", printable).split())
+    return printable.strip()

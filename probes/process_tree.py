@@ -22,6 +22,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import resource
 import select
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ _PIDFD_INFO_EXIT = 1 << 3
 _EXIT_CODE_AT = 60  # of struct pidfd_info
 
 _INTERPRETERS = ("node", "python", "ruby", "php", "perl", "deno", "bun", "java")
-_INTERPRETER_WORDS_MOST = 8
+_INTERPRETER_WORDS_MOST = 16
+_JAVA_WITH_VALUE = ("-cp", "-classpath", "--class-path", "-p", "--module-path", "--add-modules")
+_NOFILE_LIMIT = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,8 @@ def name_of_command(words: list[str]) -> str:
     name = os.path.basename(words[0])  # noqa: PTH119 - a word, no path of this machine
     if name.startswith(_INTERPRETERS):
         for index, word in enumerate(words[1:_INTERPRETER_WORDS_MOST], start=1):
+            if name.startswith("java") and words[index - 1] in _JAVA_WITH_VALUE:
+                continue
             if word == "-m" and len(words) > index + 1:
                 return f"{name} -m {words[index + 1]}"[:40]
             if word in ("-c", "-e", "-jar"):
@@ -166,11 +171,21 @@ def is_python(pid: int) -> bool:
 
 
 def nofile_soft_count(pid: int) -> int:
-    """RLIMIT_NOFILE of a process (prlimit(2)); 0 when that may not be read, or it is gone."""
+    """Soft RLIMIT_NOFILE of a process; 0 when that may not be read, or it is gone.
+
+    prlimit(2) of another user's process needs CAP_SYS_RESOURCE, which root of a container often
+    lacks; /proc/PID/limits says the same to everybody.
+    """
     try:
         return resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
     except (OSError, ValueError):
+        pass
+    try:
+        text = Path(f"/proc/{pid}/limits").read_text(encoding="ascii")
+    except OSError:
         return 0
+    found = _NOFILE_LIMIT.search(text)
+    return int(found[1]) if found else 0
 
 
 def user_of(pid: int) -> int:

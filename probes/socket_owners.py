@@ -95,9 +95,16 @@ def listeners(namespace_pid: int | str = "self", port: int | None = None) -> lis
     return found
 
 
-def connection_inodes(namespace_pid: int | str, port: int) -> set[int]:
-    """Inodes of the sockets that are the server's end of a connection to that port."""
-    suffix = f":{port:04X}"
+def connection_inodes(namespace_pid: int | str, port: int, *, without: int = 0) -> set[int]:
+    """Inodes of the sockets that are the server's end of a connection to that port.
+
+    Args:
+        namespace_pid: Any process of the network namespace.
+        port: Local port; 0 for every one.
+        without: Local port of those to leave out, 0 for none.
+    """
+    suffix = f":{port:04X}" if port else ""
+    unwanted = f":{without:04X}"
     found: set[int] = set()
     for table in _TABLES:
         try:
@@ -108,7 +115,9 @@ def connection_inodes(namespace_pid: int | str, port: int) -> set[int]:
             next(lines, "")
             for line in lines:
                 words = line.split(None, 10)
-                if words[1].endswith(suffix) and words[3] not in (_LISTEN, _TIME_WAIT):
+                if words[3] in (_LISTEN, _TIME_WAIT) or words[1].endswith(unwanted):
+                    continue
+                if words[1].endswith(suffix):
                     found.add(int(words[9]))
     found.discard(0)  # not accepted yet: no process has it
     return found

@@ -2,25 +2,37 @@
 
 Proof: accept4 returns EMFILE at 10^4 to 10^6 a second, sustained, while that worker completes no
 handshake, and its CPU goes there. On a host with more busy processes than cores the worker gets
-only a part of a core: the rate is then judged per second of its own CPU time.
+only a part of a core: the rate is then judged per second of its own CPU time. A runtime that also
+logs each failure fails less often: then a full core and stacks below the function that accepts are
+the sign. The function comes from the stacks of that span: the one that accepts, or the one that
+most samples are in.
 Told apart from ``hot-worker-code`` and ``keepalive-storm`` by that rate: theirs is zero. From the
 limit itself by what it costs: a worker that leaves its listener is at the limit too, and idle.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, side_of_role, unit_limit_command
-from analysis.hot_worker import runs_of
-from analysis.signs import EMFILE, Signs
+from analysis.hot_worker import dominant_function, function_shares, runs_of
+from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
 
 _SPIN_PER_S = 10_000
 _SPIN_WITH_SHARE_PER_S = 2_000
+_SPIN_AT_FULL_CORE_PCT = 80.0
+_LEAST_SAMPLES_COUNT = 3
+_ACCEPTS_LEAST_PCT, _MOST_LEAST_PCT = 10.0, 50.0
 _LEAST_S = 0.8
+_NAMELESS = r"^\[|_\[k\]$|\+0x"
+"""Frames of the kernel, which are those of any system call, and without a name."""
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -75,7 +87,10 @@ def _judge(signs: Signs, pid: int, rows: pd.DataFrame) -> Finding | None:
     cpu_pct = signs.cpu_pct_of(pid, since_s, until_s)
     per_cpu_second = rate / max(0.2, (cpu_pct or 100.0) / 100)
     if rate < _SPIN_PER_S and (cpu_pct is None or per_cpu_second < _SPIN_PER_S):
-        return None
+        is_hot = cpu_pct is not None and cpu_pct >= _SPIN_AT_FULL_CORE_PCT
+        functions = _functions(signs, pid, (since_s, until_s)) if is_hot else []
+        if not functions or not functions[0].accepts:
+            return None
     failing_count = rate * (until_s - since_s)
     progress = signs.established_between(pid, since_s + 0.5, until_s)
     if progress is not None and progress > 0.01 * failing_count:
@@ -84,7 +99,7 @@ def _judge(signs: Signs, pid: int, rows: pd.DataFrame) -> Finding | None:
 
 
 def _first_emfile_s(signs: Signs, pid: int) -> float:
-    rows = signs.errors_of("accept4", EMFILE)
+    rows = signs.accept_errors(EMFILE)
     first_s = rows[rows["pid"] == pid]["first_s"]
     return float(first_s.min()) if len(first_s) else float("-inf")
 
@@ -103,8 +118,11 @@ def _finding(
     since_s, until_s = span_s
     table = str(rows["table"].iloc[0])
     confidence, missing = signs.trust("failing_syscalls", "process_samples")
+    syscall = _call_of(signs, pid)
     evidence = [
-        Evidence("accept4 calls that returned EMFILE, per second", rate, "per_s", table, since_s),
+        Evidence(
+            f"{syscall} calls that returned EMFILE, per second", rate, "per_s", table, since_s
+        ),
         Evidence("length of the spin", until_s - since_s, "s", table, since_s),
     ]
     busy = ""
@@ -119,6 +137,11 @@ def _finding(
                 "handshakes it completed meanwhile", progress, "count", "live_samples", until_s
             )
         )
+    where = ""
+    for each in _functions(signs, pid, span_s):
+        name = f"samples in {each.name}"
+        evidence.append(Evidence(name, each.share_pct, "pct", each.table, since_s))
+        where = where or f" {each.share_pct:.0f} % of its samples are in {each.name}."
     name = str(subject)
     return Finding(
         cause="accept-spin",
@@ -131,8 +154,8 @@ def _finding(
         explanation=(
             f"{name[:1].upper() + name[1:]} has no descriptor left but keeps its listener in the "
             "event loop. The listener is level-triggered and a connection waits in its queue, so "
-            f"the loop returns at once, accept4 fails with EMFILE {rate:,.0f} times a second, and "
-            f"nothing gets done{busy}. Nothing is logged by that."
+            f"the loop returns at once, {syscall} fails with EMFILE {rate:,.0f} times a second, "
+            f"and nothing gets done{busy}.{where}"
         ),
         fix=(
             Fix(
@@ -151,7 +174,68 @@ def _finding(
         at_connections=view.open_count_at(since_s),
         confidence=confidence,
         missing=missing,
-        sentence=f"{name[:1].upper() + name[1:]} spins in accept4: {rate:,.0f} EMFILE a second"
+        sentence=f"{name[:1].upper() + name[1:]} spins in {syscall}: {rate:,.0f} EMFILE a second"
         f"{busy}, without one connection accepted",
         explained_count=0,
     )
+
+
+def _call_of(signs: Signs, pid: int) -> str:
+    rows = signs.accept_errors(EMFILE)
+    names = rows[rows["pid"] == pid]["syscall"]
+    return str(names.iloc[0]).split(" and ")[0] if len(names) else "accept4"
+
+
+class _Function(NamedTuple):
+    """A function of the spinning process: share of its samples, table, whether it calls accept."""
+
+    name: str
+    share_pct: float
+    table: str
+    accepts: bool
+
+
+def _functions(signs: Signs, pid: int, span_s: tuple[float, float]) -> list[_Function]:
+    """What the loop is made of: the function that accepts, and the deepest of most samples.
+
+    Returns:
+        Of Python's stacks where there are some, else of native ones. Empty without samples.
+    """
+    stacks = df_flame(signs.view, pid=pid, window_s=(span_s[0], span_s[1] + 0.5))
+    for source, table in (("python", "python_stacks"), ("native", "cpu_stacks")):
+        mine = stacks[stacks["source"] == source]
+        if int(mine["sample_count"].sum()) < _LEAST_SAMPLES_COUNT:
+            continue
+        shares = function_shares(mine)
+        shares = shares[~shares["function"].str.contains(_NAMELESS)]
+        found = [_Function(*each, table, True) for each in _accepting(mine, shares)]
+        function, share_pct = dominant_function(shares, _MOST_LEAST_PCT)
+        if function and function not in [each.name for each in found]:
+            found.append(_Function(function, share_pct, table, False))
+        if found:
+            return found
+    return []
+
+
+def _accepting(stacks: pd.DataFrame, shares: pd.DataFrame) -> list[tuple[str, float]]:
+    """The function that calls accept, and its share of the samples; [] when hardly any are in one.
+
+    libc's wrapper says nothing new: who calls it is named in its place.
+    """
+    callers: dict[str, int] = {}
+    for stack, count in zip(stacks["stack"], stacks["sample_count"], strict=True):
+        frames = [frame for frame in str(stack).split(";") if frame]
+        for caller, frame in pairwise(frames):
+            if frame in ACCEPT_CALLS and not re.search(_NAMELESS, caller):
+                callers[caller] = callers.get(caller, 0) + int(count)
+    named = [max(callers, key=lambda name: callers[name])] if callers else []
+    inside = shares[shares["function"].isin(named)]
+    if inside.empty:
+        is_call = shares["function"].isin(ACCEPT_CALLS)
+        inside = shares[shares["function"].str.contains("accept") & ~is_call]
+    if inside.empty:
+        inside = shares[shares["function"].isin(ACCEPT_CALLS)]
+    inside = inside[inside["share_pct"] >= _ACCEPTS_LEAST_PCT].head(1)
+    return [
+        (str(f), float(p)) for f, p in zip(inside["function"], inside["share_pct"], strict=True)
+    ]

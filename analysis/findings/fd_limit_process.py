@@ -1,9 +1,11 @@
 """``fd-limit-process``: a process is at RLIMIT_NOFILE.
 
-Proof: EMFILE from accept4 (server) or socket (client), which Linux returns for nothing else
-(fs/file.c, alloc_fd), and descriptors open = soft limit of that pid. A worker that leaves its
-listener before it meets EMFILE is full by its count alone; that is a limit only when connections
-wanted in.
+Proof: EMFILE from accept4, accept or socket (server; a proxy opens one for each connection) or
+socket (client), which Linux returns for nothing else (fs/file.c, alloc_fd), and descriptors open =
+soft limit of that pid. A worker that leaves its listener before it meets EMFILE is full by its
+count alone; that is a limit only when connections wanted in.
+What its clients see depends on the runtime. Those that were never answered are counted here; resets
+are ``server-resets-when-full``, a status is ``upgrade-refused``.
 Told apart from ``fd-limit-system``: that one is ENFILE, with descriptors below the soft limit.
 """
 
@@ -24,9 +26,9 @@ from analysis.evidence import (
     times,
     unit_limit_command,
 )
-from analysis.signs import EMFILE, Signs
+from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
 
-_SYSCALL = {"server": "accept4", "acceptor": "accept4", "client": "socket"}
+_SERVER_CALLS, _CLIENT_CALLS = (*ACCEPT_CALLS, "socket"), ("socket",)
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -42,7 +44,8 @@ def find(signs: Signs) -> list[Finding]:
 def _at_limit(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
     """Descriptor rows of full processes with emfile_count, first_s, last_s, table; first first."""
     fleet = signs.descriptors[signs.descriptors["role"].isin(roles)]
-    emfile = signs.errors_of(_SYSCALL[roles[0]], EMFILE)
+    calls = _CLIENT_CALLS if roles[0] == "client" else _SERVER_CALLS
+    emfile = signs.errors_by_pid(calls, EMFILE)
     hits = {int(row["pid"]): row for row in emfile.to_dict("records")}
     rows = []
     for row in fleet.to_dict("records"):
@@ -63,6 +66,7 @@ def _at_limit(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
                 **row,
                 "emfile_count": int(hit["event_count"]) if hit is not None else 0,
                 "emfile_table": str(hit["source"]) if hit is not None else "",
+                "emfile_calls": str(hit["syscall"]) if hit is not None else "",
                 "first_s": first_s,
                 "last_s": max(first_s, last_s),
             }
@@ -93,7 +97,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         Evidence("connections of the run then", at_connections, "count", "connections", first_s),
         Evidence("processes of this side at their limit", len(rows), "count", "processes"),
     ]
-    syscall = _SYSCALL[subject.role]
+    syscall = str(row["emfile_calls"])
     if emfile_count:
         table = str(row["emfile_table"])
         name = f"{syscall} calls that returned EMFILE"
@@ -103,12 +107,25 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         confidence = "medium"
         missing += (f"no sample saw more than {held:,} connections in it before EMFILE",)
     others = ""
+    if not is_client and (hanging_count := _hanging_count(signs, first_s)):
+        name = "clients whose handshake was not answered until their timeout"
+        evidence.append(Evidence(name, hanging_count, "count", "connections", first_s))
+        others = (
+            f" {hanging_count:,} clients got no answer until their timeout: they hang instead of "
+            "being reset."
+        )
     if len(rows) > 1:
-        others = f" {len(rows)} processes of this side were full in the end."
+        others += f" {len(rows)} processes of this side were full in the end."
+    each_count = view.descriptors_per_connection(subject.role)
+    taken = f"{soft - own:,} connections"
+    if each_count > 1:
+        name = "descriptors of this side for one connection"
+        evidence.append(Evidence(name, each_count, "count", "live_samples"))
+        taken = f"{soft - own:,} of {(soft - own) // each_count:,} connections"
     doing = "accepts" if subject.role != "client" else "opens"
     explanation = (
         f"{_capital(subject)} {doing} no further connection: its {soft:,} descriptors are all in "
-        f"use, {own:,} by itself and {soft - own:,} by connections."
+        f"use, {own:,} by itself, {taken}."
         + (f" {syscall} returned EMFILE {times(emfile_count)}." if emfile_count else "")
         + others
     )
@@ -126,7 +143,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         confidence=confidence,
         missing=missing,
         sentence=f"{_capital(subject)} was at its descriptor limit of {soft:,} "
-        f"({soft - own:,} connections + {own:,} own) at {at_connections:,} connections",
+        f"({taken} + {own:,} own) at {at_connections:,} connections",
         explained_count=_explained(signs, subject),
     )
 
@@ -145,6 +162,13 @@ def _explained(signs: Signs, subject: Subject) -> int:
         return int(hit.sum()) + max(0, never_tried)
     others = connections["is_failed"] & (connections["errno"].isin([0, 104, 110, 32]))
     return max(1, int(others.sum()) + signs.view.waiting_count)
+
+
+def _hanging_count(signs: Signs, since_s: float) -> int:
+    """Handshakes that ended by the client's own timeout after a process was full."""
+    rows = signs.view.connections
+    hanging = rows["is_failed"] & (rows["stage"] == "handshake") & (rows["close_kind"] == "timeout")
+    return int((hanging & (rows["closed_s"] >= since_s)).sum())
 
 
 def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:

@@ -53,7 +53,7 @@ def _full(signs: Signs) -> _Full | None:
     if not str(view.settings.get("accept") or "").startswith("shared"):
         return None
     workers = signs.descriptors[signs.descriptors["role"] == "server"]
-    emfile = signs.errors_of("accept4", EMFILE, role="server")
+    emfile = signs.accept_errors(EMFILE, role="server")
     if len(workers) < 2 or emfile.empty:
         return None
     first = emfile.sort_values("first_s", kind="stable").iloc[0]

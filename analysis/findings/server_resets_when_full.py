@@ -1,7 +1,7 @@
 """``server-resets-when-full``: a server at its descriptor limit accepts and closes at once.
 
-Proof: accept4 returned EMFILE in a worker that lives on, and from then on clients see their
-opening handshake end by RST (their request was unread) or EOF.
+Proof: accept4 (or accept) returned EMFILE in a worker that lives on, and from then on clients see
+their opening handshake end by RST (their request was unread) or EOF.
 Told apart from ``worker-crash``: there the process is gone.
 """
 
@@ -14,7 +14,7 @@ from analysis.signs import EMFILE, Signs
 def find(signs: Signs) -> list[Finding]:
     """One finding, about the worker that was full first."""
     view = signs.view
-    emfile = signs.errors_of("accept4", EMFILE)
+    emfile = signs.accept_errors(EMFILE)
     emfile = emfile[emfile["role"].isin(["server", "acceptor"])]
     processes = view.frames["processes"]
     gone = processes[processes["exited_ns"] > 0]
@@ -50,7 +50,7 @@ def find(signs: Signs) -> list[Finding]:
                 Evidence("handshakes ended by RST", resets, "count", "connections", first_s),
                 Evidence("handshakes ended by EOF", len(refused) - resets, "count", "connections"),
                 Evidence(
-                    "accept4 calls that returned EMFILE",
+                    f"{first['syscall']} calls that returned EMFILE",
                     emfile_count,
                     "count",
                     str(first["source"]),

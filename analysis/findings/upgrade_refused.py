@@ -4,7 +4,9 @@ Proof: the HTTP status that came instead of 101 (event ``upgrade_refused``, with
 body), or the reason for which TLS or the reply was no handshake; and the handshakes that ended so.
 Where a server only closes, without a word, and no connection was ever established, that is it too.
 Told apart from ``server-resets-when-full``: no process of the server met EMFILE. From
-``worker-crash``: the process lives.
+``worker-crash``: the process lives. A status of 500 to 599 from a process that is at its descriptor
+limit (a proxy that gets no socket to what is behind it) follows from that limit
+(``analysis.ranking``).
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def _closed_without_a_word(signs: Signs, ended: pd.DataFrame) -> pd.DataFrame:
     closed = ended[ended["close_kind"].isin(["eof", "rst"])]
     processes = signs.view.frames["processes"]
     servers = processes[processes["role"].isin(["server", "acceptor"])]
-    is_full = len(signs.errors_of("accept4", EMFILE)) > 0
+    is_full = len(signs.accept_errors(EMFILE)) > 0
     is_gone = bool((servers["exited_ns"] > 0).any())
     never = signs.view.connections["established_s"].isna().all()
     return closed if never and not is_full and not is_gone else closed.iloc[:0]

@@ -92,3 +92,123 @@ def test_a_healthy_foreign_run_names_nothing_and_has_no_loop_lag_of_its_server(f
     summary = summarise(foreign.frames())
     assert [finding.cause for finding in summary.findings] == ["reached"]
     assert "server" not in set(summary.loop_lag["role"])
+
+
+# -- what other runtimes do at their descriptor limit ----------------------------------------------
+
+
+def full(build, call="accept4", rate=50, syscalls=()):
+    """380 of 380 connections, 100 clients hang, and calls fail from second 1 to second 5."""
+    accepted(build, 380)
+    build.connect(380)
+    build.connect(
+        100, from_s=1.0, until_s=1.5, stage="handshake", close_kind="timeout", errno=110,
+        closed_s=4.0,
+    )  # fmt: skip
+    build.manifest["target_connections"] = 600
+    for name in (call, *syscalls):
+        for i in range(8):
+            build.add(
+                "failing_syscalls", at_s=1.5 + 0.5 * i, pid=800, syscall=name, errno=24,
+                errno_name="EMFILE", event_count=rate // 2, first_s=1.0 + 0.5 * i,
+                last_s=1.5 + 0.5 * i,
+            )  # fmt: skip
+
+
+def by_cause(build):
+    return {finding.cause: finding for finding in summarise(build.frames()).findings}
+
+
+def value_of(finding, name):
+    (found,) = [e.value for e in finding.evidence if e.name == name]
+    return found
+
+
+def test_clients_that_hang_at_the_limit_are_counted(foreign):
+    full(foreign)
+    found = by_cause(foreign)
+    assert set(found) == {"fd-limit-process"}
+    limit = found["fd-limit-process"]
+    assert value_of(limit, "clients whose handshake was not answered until their timeout") == 100
+    assert "they hang" in limit.explanation
+
+
+def test_accept_counts_as_accept4_does(foreign):
+    """The JDK calls accept."""
+    full(foreign, call="accept", rate=400_000)
+    foreign.cpu(800, 99, from_s=0.5, until_s=5.0)
+    found = by_cause(foreign)
+    assert value_of(found["fd-limit-process"], "accept calls that returned EMFILE") == 1_600_000
+    assert "spins in accept:" in found["accept-spin"].sentence
+
+
+def stacks(build, table, *rows, from_s=1.1):
+    for stack, count in rows:
+        column = "stack" if table == "python_stacks" else "user_stack"
+        build.add(table, at_s=from_s, pid=800, sample_count=count, **{column: stack})
+
+
+def test_the_caller_of_accept_is_named_from_native_stacks(foreign):
+    full(foreign, rate=900_000)
+    foreign.cpu(800, 99, from_s=0.5, until_s=5.0)
+    stacks(
+        foreign, "cpu_stacks",
+        ("main;uv_run;uv__io_poll;uv__server_io;accept4", 40),
+        ("main;uv_run;uv__io_poll;epoll_pwait", 30), ("[unknown];libc.so.6+0x1f", 30),
+    )  # fmt: skip
+    spin = by_cause(foreign)["accept-spin"]
+    assert value_of(spin, "samples in uv__server_io") == 40
+    assert value_of(spin, "samples in uv__io_poll") == 70
+    assert "40 % of its samples are in uv__server_io" in spin.explanation
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_a_loop_that_logs_each_failure_spins_where_its_stacks_say_so(foreign, accepts):
+    """At a full core it fails less often, as a worker does that is busy with something else."""
+    full(foreign, rate=4_000)
+    foreign.cpu(800, 99, from_s=0.5, until_s=5.0)
+    turn = "_accept_connection (loop.py:9)" if accepts else "render (views.py:9)"
+    stacks(foreign, "python_stacks", (f"run (app.py:1);{turn};emit (log.py:3)", 90))
+    found = by_cause(foreign)
+    assert ("accept-spin" in found) is accepts
+    if accepts:
+        assert value_of(found["accept-spin"], "samples in emit (log.py)") == 100
+        assert value_of(found["accept-spin"], "samples in _accept_connection (loop.py)") == 100
+
+
+@pytest.fixture
+def proxy(foreign):
+    """Two descriptors a connection: 190 connections fill 380; the rest is refused."""
+    accepted(foreign, 380)
+    foreign.connect(190)
+    foreign.add(
+        "failing_syscalls", at_s=1.5, pid=800, syscall="socket", errno=24, errno_name="EMFILE",
+        event_count=50, first_s=1.0, last_s=1.5,
+    )  # fmt: skip
+    foreign.manifest["target_connections"] = 240
+    return foreign
+
+
+def refused(build, status, at_s):
+    build.connect(50, from_s=at_s, until_s=at_s + 0.1, stage="handshake", close_kind="protocol")
+    build.add("events", at_s=at_s, event="upgrade_refused", detail=f"HTTP {status}: sorry")
+
+
+def test_a_full_proxy_refuses_because_it_is_full(proxy):
+    refused(proxy, 500, 1.2)
+    found = by_cause(proxy)
+    limit = found["fd-limit-process"]
+    assert limit.severity == "binding"
+    assert value_of(limit, "socket calls that returned EMFILE") == 50
+    assert value_of(limit, "descriptors of this side for one connection") == 2
+    assert found["upgrade-refused"].follows_from == "fd-limit-process"
+    (rung,) = [
+        rung for rung in summarise(proxy.frames()).ladder
+        if rung.limit == "fds_per_process" and "800" in rung.subject
+    ]  # fmt: skip
+    assert rung.predicted_connections == 190
+
+
+def test_credentials_that_are_missing_are_no_consequence_of_a_limit(proxy):
+    refused(proxy, 403, 1.2)
+    assert by_cause(proxy)["upgrade-refused"].follows_from == ""

@@ -1,0 +1,119 @@
+"""The bench of other people's servers: what is left to measure, what is kept, what is said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import server_document, server_figures
+from bench.peers import catalogue
+from bench.peers.catalogue import BY_NAME
+from bench.server_bench import LARGE, missing_runs
+from bench.server_figures import ServerRun, ServerRuns
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVERS = ["node-none", "nginx"]
+
+
+def run(server="nginx", size=15_000, probes="none", **values) -> ServerRun:
+    blank = {"workers": 2, "ramp_s": 2.0, "established_count": size, "failed_count": 0,
+             "held_count": size, "server_cpu_us": 100.0, "server_pss_bytes": 5_000.0,
+             "base_pss_bytes": 40_000_000, "slab_bytes": 16_400.0, "cause": "reached",
+             "versions": {"nginx": "1.22.1"}, "background_pct": 2.0}  # fmt: skip
+    return ServerRun(server, size, probes, **{**blank, **values})
+
+
+def keys(runs: ServerRuns, sizes=(15_000, LARGE)):
+    wanted = missing_runs(runs, SERVERS, sizes, 2, 1)
+    return [(each.server, each.target_connections, each.probes) for each in wanted]
+
+
+def test_rounds_go_over_all_servers_and_what_is_there_is_left_out():
+    everything = keys(ServerRuns())
+    assert everything[:4] == [
+        ("node-none", 15_000, "none"), ("nginx", 15_000, "none"),
+        ("node-none", 15_000, "none"), ("nginx", 15_000, "none"),
+    ]  # fmt: skip
+    assert len(everything) == 2 * (2 + 1) + 2 * (1 + 1)
+    part = ServerRuns([run(), run(probes="auto"), run(size=LARGE, error="it died")])
+    left = keys(part)
+    assert left.count(("nginx", 15_000, "none")) == 1
+    assert ("nginx", 15_000, "auto") not in left
+    assert ("nginx", LARGE, "none") in left, "a run that failed does not count"
+
+
+def test_pieces_add_up_in_one_file(tmp_path):
+    path = tmp_path / "runs" / "servers.json"
+    assert server_figures.load(path).all == []
+    server_figures.save(ServerRuns([run()], {"kernel": "6"}), path)
+    again = server_figures.load(path)
+    again.all.append(run(ramp_s=4.0))
+    server_figures.save(again, path)
+    found = server_figures.load(path)
+    assert found.about == {"kernel": "6"}
+    spread = found.spread("nginx", 15_000, "ramp_s")
+    assert spread is not None
+    assert (spread.median, spread.low, spread.high, spread.count) == (3.0, 2.0, 4.0, 2)
+    assert found.without(["nginx"]).all == []
+
+
+@pytest.fixture
+def measured() -> ServerRuns:
+    wall = run(
+        size=LARGE, probes="auto", held_count=64_000, cause="ephemeral-ports-exhausted",
+        sentence="Worker 3 (nginx: worker process, pid 812, server) had no port.",
+    )  # fmt: skip
+    other = run("node-none", next_wall="fds_per_process of worker 1 (node x, pid 7, server)",
+                next_wall_connections=19_980, background_pct=40.0)  # fmt: skip
+    return ServerRuns(
+        [run(), run(ramp_s=3.0), run(ramp_s=4.0), other, wall, run(size=LARGE, error="it died")],
+        {"kernel": "Linux 6.18"},
+    )
+
+
+def test_the_document_has_repeats_spread_versions_and_walls(measured):
+    text = server_document.render(measured)
+    assert "3.00 s (2.00 to 4.00)" in text
+    assert "16.4 kB" in text
+    assert "64,000" in text
+    assert "had no port" in text
+    assert "pid" not in text, "numbers of one run only"
+    assert "nginx 1.22.1" in text
+    assert "it died" in text
+    assert "used up to 40 % of a core" in text
+    assert "Linux 6.18" in text
+
+
+def test_the_page_says_the_same_and_runs_no_stranger_s_text(measured):
+    measured.all.append(run(size=LARGE, error="<script>pwned</script>"))
+    page = server_document.page(measured)
+    assert "3.00 s (2.00 to 4.00)" in page
+    assert "64,000" in page
+    assert "<script>pwned" not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "connections", "workers"),
+    [("picows", 15_000, 1), ("picows", 120_000, 7), ("node-none", 120_000, 9), ("nginx", 9_000, 1),
+     ("nginx", 15_000, 2), ("java", 19_936, 1), ("java", 19_937, 2)],
+)  # fmt: skip
+def test_there_are_as_many_workers_as_the_descriptors_ask_for(name, connections, workers):
+    assert BY_NAME[name].workers_for(connections, 20_000) == workers
+
+
+def test_the_port_stays_to_be_filled_in():
+    for peer in catalogue.PEERS:
+        assert "{port}" in peer.command(2)
+
+
+def test_an_unknown_server_is_usage():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.server_bench", "--servers", "iis"],
+        capture_output=True, text=True, cwd=ROOT, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "iis" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,165 @@
+"""Other people's servers at their descriptor limit: what each does there, named by the verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from bench.peers import catalogue
+
+pytestmark = [pytest.mark.privileged, pytest.mark.node]
+
+DEADLINE_S = 60
+NOFILE = 300
+GREEDY = Path(__file__).parents[1] / "harness" / "foreign" / "greedy.cjs"
+COMMANDS = {
+    "greedy": f"node {shlex.quote(str(GREEDY))} {{port}}",
+    "asyncio-1024": f"{catalogue.BY_NAME['websockets'].command(1)} 1024",
+}
+COUNTS = "failing_syscalls,live_samples,process_samples"
+STACKS = f"{COUNTS},cpu_stacks,python_stacks"
+
+
+class Expected(NamedTuple):
+    """What a server does at its limit: ``consequence`` beside fd-limit-process, '' for none."""
+
+    workers: int
+    command: str
+    consequence: str
+    hangs: bool
+    call: str = "accept4"
+    function: str = ""
+    wait_s: float = 1.0
+    descriptors_per_connection: int = 1
+
+
+EXPECTED = {
+    "node-none": Expected(2, "node node_cluster.cjs", "server-resets-when-full", False),
+    # the primary accepts for all and keeps what no worker can take
+    "node-rr": Expected(2, "node node_cluster.cjs", "", True, call=""),
+    "socketify": Expected(1, "python socketify_server.py", "", True),
+    "websockets": Expected(1, "python websockets_server.py", "", True),
+    # its loop tries as often as its backlog is long, and again every second for each of the tries
+    "asyncio-1024": Expected(
+        1, "python websockets_server.py", "accept-spin", True,
+        function="_accept_connection (asyncio/selector_events.py)", wait_s=3.0,
+    ),
+    "picows": Expected(
+        1, "python picows_server.py", "accept-spin", True,
+        function="_accept_connection (aiofastnet/", wait_s=2.0,
+    ),
+    "aiohttp": Expected(1, "python aiohttp_server.py", "", True),
+    "uvicorn": Expected(2, "python", "server-resets-when-full", False),
+    "nginx": Expected(
+        1, "nginx: worker process", "upgrade-refused", True, descriptors_per_connection=2,
+    ),
+    "java": Expected(
+        1, "java EchoServer", "accept-spin", True, call="accept", function="accept", wait_s=2.0
+    ),
+    "greedy": Expected(
+        1, "node greedy.cjs", "accept-spin", True, function="uv__server_io", wait_s=2.0
+    ),
+}  # fmt: skip
+
+
+class Full:
+    """One run into the limit."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        expected = self.expected = EXPECTED[name]
+        peer = catalogue.BY_NAME.get(name)
+        assert peer is None or not peer.missing, f"{peer.missing}: bash .ci/setup peers"
+        ramp = ("--ramp", "600") if name == "greedy" else ()  # some must come when it is full
+        self.done = subprocess.run(
+            [
+                *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
+                *("--connections", str(NOFILE * (expected.workers + 2)), "--hold", "1", *ramp),
+                *("--server-cmd", peer.command(expected.workers) if peer else COMMANDS[name]),
+                *("--nofile", str(NOFILE), "--connect-timeout", str(expected.wait_s)),
+                *("--probes", STACKS if expected.function else COUNTS),
+                *("--output", str(path)),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            env=catalogue.environment(),
+        )
+        assert "Traceback" not in self.done.stderr, self.done.stderr
+        assert self.done.returncode == 3, self.done.stderr
+        self.verdict: dict[str, Any] = json.loads(self.done.stdout)
+
+    def finding(self, cause: str) -> dict[str, Any]:
+        found = [f for f in self.verdict["findings"] if f["cause"] == cause]
+        assert found, f"{cause} is not among {[f['cause'] for f in self.verdict['findings']]}"
+        return found[0]
+
+    def values(self, cause: str) -> dict[str, float]:
+        return {e["name"]: e["value"] for e in self.finding(cause)["evidence"]}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Full]:
+    """Runs a server into its limit the first time it is asked for."""
+    assert os.geteuid() == 0, "these tests need root: sudo make test"
+    runs: dict[str, Full] = {}
+
+    def get(name: str) -> Full:
+        if name not in runs:
+            runs[name] = Full(tmp_path_factory.mktemp(name), name)
+        return runs[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_limit_and_what_follows_from_it_are_named(full, name):
+    run, expected = full(name), EXPECTED[name]
+    said = run.verdict["verdict"]
+    assert (said["cause"], said["side"]) == ("fd-limit-process", "server")
+    limit = run.finding("fd-limit-process")
+    assert limit["subject"]["command"].startswith(expected.command)
+    values = run.values("fd-limit-process")
+    own = values["descriptors of its own"]
+    assert values["soft limit (RLIMIT_NOFILE)"] == NOFILE
+    assert values["descriptors open (own and connections)"] == NOFILE
+    assert any(name.startswith(expected.call) for name in values if "EMFILE" in name) is bool(
+        expected.call
+    )
+    per = expected.descriptors_per_connection
+    assert values.get("descriptors of this side for one connection", 1) == per
+    held = run.verdict["run"]["peak_connections"]
+    assert held == pytest.approx(expected.workers * (NOFILE - own) / per, abs=12)
+    named = {f["cause"] for f in run.verdict["findings"]} - {"fd-limit-process"}
+    greedy_resets = {"server-resets-when-full"} if name == "greedy" else set()  # until it lost it
+    assert named - greedy_resets == {expected.consequence} - {""}
+    hanging = values.get("clients whose handshake was not answered until their timeout", 0)
+    assert (hanging > 0) is expected.hangs
+    if expected.consequence:
+        assert run.finding(expected.consequence)["follows_from"] == "fd-limit-process"
+
+
+@pytest.mark.parametrize("name", [name for name, each in EXPECTED.items() if each.function])
+def test_a_worker_that_spins_is_explained_down_to_the_function(full, name):
+    run, expected = full(name), EXPECTED[name]
+    spin = run.finding("accept-spin")
+    assert spin["subject"]["pid"] == run.finding("fd-limit-process")["subject"]["pid"]
+    values = run.values("accept-spin")
+    in_function = [value for key, value in values.items() if expected.function in key]
+    assert max(in_function) >= 10, values
+    assert f"{expected.call} fails with EMFILE" in spin["explanation"]
+    assert "of its samples are in" in spin["explanation"]
+    assert values["handshakes it completed meanwhile"] == 0
+
+
+def test_a_refusal_of_a_full_proxy_is_told_with_its_status(full):
+    values = full("nginx").values("upgrade-refused")
+    assert values["HTTP status instead of 101"] == 500
+    assert "500 Internal Server Error" in full("nginx").verdict["verdict"]["sentence"]
