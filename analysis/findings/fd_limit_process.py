@@ -50,6 +50,8 @@ def _at_limit(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
         hit = hits.get(pid)
         is_full = int(row["peak_count"]) >= int(row["capacity_count"]) - 1
         is_wanted = role != "client" and signs.unmet_count > 0 and is_full
+        if signs.view.is_attached:  # nobody says how many want in: full is full
+            is_wanted = int(row["peak_count"]) >= int(row["capacity_count"])
         if hit is None and not is_wanted:
             continue
         # EMFILE has its exact moment; a sample only says that it was so by then
@@ -83,6 +85,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
     at_connections = view.begun_count_at(first_s) if is_client else view.open_count_at(first_s)
     # EMFILE itself proves that every descriptor was taken; the samples come twice a second
     used = soft if emfile_count else own + held
+    counted_in = "live_samples" if view.is_attached else "connections"
     evidence = [
         Evidence(
             "descriptors open (own and connections)", used, "count", str(row["table"]), first_s
@@ -90,7 +93,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         Evidence("soft limit (RLIMIT_NOFILE)", soft, "count", "processes"),
         Evidence("descriptors of its own", own, "count", "processes"),
         Evidence("most connections sampled in it", held, "count", str(row["table"])),
-        Evidence("connections of the run then", at_connections, "count", "connections", first_s),
+        Evidence("connections of all then", at_connections, "count", counted_in, first_s),
         Evidence("processes of this side at their limit", len(rows), "count", "processes"),
     ]
     syscall = _SYSCALL[subject.role]
