@@ -271,16 +271,24 @@ def df_states(view: RunView) -> pd.DataFrame:
     return frame[["at_s", "side", "state", "socket_count"]]
 
 
+def _own_listeners(view: RunView) -> pd.DataFrame:
+    """Those of the server; a namespace that is not the run's own has others."""
+    listeners = view.frames["listeners"]
+    if not view.is_attached:
+        return listeners
+    return listeners[listeners["local_port"].isin(view.server_ports)]
+
+
 def df_listeners_over_time(view: RunView) -> pd.DataFrame:
     """Accept queues over time."""
-    listeners = view.frames["listeners"]
+    listeners = _own_listeners(view)
     frame = listeners.assign(at_s=view.seconds_of(listeners["at_ns"]))
     return frame[["at_s", "local_port", "socket_inode", "accept_queue_count", "backlog_count"]]
 
 
 def df_listeners(view: RunView) -> pd.DataFrame:
     """Each listener at the moment its accept queue was longest, fullest first."""
-    listeners = view.frames["listeners"]
+    listeners = _own_listeners(view)
     frame = listeners.assign(at_s=view.seconds_of(listeners["at_ns"]))
     key = ["local_address", "local_port", "socket_inode"]
     longest = frame.sort_values("accept_queue_count", ascending=False, kind="stable")

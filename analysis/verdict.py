@@ -27,9 +27,9 @@ class Verdict:
     """What stopped the run, or that nothing did.
 
     Attributes:
-        cause: Id of the binding finding; ``reached``, ``no-limit-met`` for a run that only watched; ``not-explained`` when the target was
-            missed and nothing measured explains it; ``interrupted`` when somebody stopped the run
-            before anything else did.
+        cause: Id of the binding finding; ``reached``, or ``no-limit-met`` of a run that only
+            watched; ``not-explained`` when the target was missed and nothing measured explains
+            it; ``interrupted`` when somebody stopped the run before anything else did.
         side: server, client or host.
         sentence: One plain sentence that names side, process and number.
         at_connections: Open connections when it was met; the held count for ``reached``.

@@ -150,8 +150,9 @@ def _finding(signs: Signs, spread: Spread, live: pd.DataFrame) -> Finding:
         evidence.append(Evidence("CPU of this worker", cpu_pct, "pct", "process_samples", first_s))
     confidence, missing = signs.trust("live_samples")
     how = _HOW.get(accept, "how they accept was not recorded")
+    how = f"With --accept {accept or '?'} {how}"
     if view.is_foreign:
-        how = "how they accept is their own: a shared listener wakes the same one first"
+        how = "How they accept is their own: a shared listener wakes the same one first"
     other = "handoff" if accept == "reuseport" else "reuseport"
     noise_pct = 100 * 3 * np.sqrt((count - 1) / total)
     effect = (
@@ -171,7 +172,7 @@ def _finding(signs: Signs, spread: Spread, live: pd.DataFrame) -> Finding:
         explanation=(
             f"{name} took {most:,} of {total:,} connections, {spread.ratio:.1f} times the even "
             f"share of {spread.mean_count:,.0f}; chance would give that once in 10^9 at most. "
-            f"{'' if view.is_foreign else f'With --accept {accept or chr(63)} '}{how}. Its core and its descriptor limit are met at "
+            f"{how}. Its core and its descriptor limit are met at "
             f"{100 / spread.ratio:.0f} % of what {count} workers could hold."
         ),
         fix=(Fix(_command(other, is_foreign=view.is_foreign), effect),),

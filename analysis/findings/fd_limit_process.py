@@ -83,6 +83,8 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
     emfile_count, first_s = int(row["emfile_count"]), float(row["first_s"])
     is_client = subject.role == "client"
     at_connections = view.begun_count_at(first_s) if is_client else view.open_count_at(first_s)
+    if view.is_attached:
+        at_connections = _at_that_moment(signs, subject.pid, first_s, soft - own)
     # EMFILE itself proves that every descriptor was taken; the samples come twice a second
     used = soft if emfile_count else own + held
     counted_in = "live_samples" if view.is_attached else "connections"
@@ -132,6 +134,15 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         f"({soft - own:,} connections + {own:,} own) at {at_connections:,} connections",
         explained_count=_explained(signs, subject),
     )
+
+
+def _at_that_moment(signs: Signs, pid: int, at_s: float, capacity: int) -> int:
+    """Connections of all when one was full, where they are only sampled: it held its capacity."""
+    view = signs.view
+    samples = view.watched_samples
+    before = samples[view.seconds_of(samples["at_ns"]) <= at_s]
+    latest = before.drop_duplicates("pid", keep="last")
+    return int(latest["open_count"][latest["pid"] != pid].sum()) + capacity
 
 
 def _capital(subject: Subject) -> str:

@@ -2,8 +2,8 @@
 
 Proof: accept4 returned EMFILE in a worker that lives on, and from then on clients see their
 opening handshake end by RST (their request was unread) or EOF.
-Of a server that is only watched, whose clients are elsewhere: resets that its sockets sent from then
-on, at least one for ten of those EMFILE; a server that only fails to accept sends none.
+Of a server that is only watched, whose clients are elsewhere: resets that its sockets sent from
+then on, at least one for ten of those EMFILE; a server that only fails to accept sends none.
 Told apart from ``worker-crash``: there the process is gone.
 """
 
