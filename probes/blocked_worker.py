@@ -15,7 +15,8 @@ Cost:
 Misses:
     Blocks shorter than 5 ms, however many. Of a server that is watched with its own clients nothing
     says when a turn began: only what lasts over two looks counts (probes/still_process.py). Servers
-    that are not ours under our clients. Without root the kernel stack; with ptrace_scope the system call as well.
+    that are not ours under our clients. Without root the kernel stack; with ptrace_scope the system
+    call as well.
 Checked against:
     Processes that sleep, wait for a lock, are stopped, or calculate (tests/probes/
     test_blocked_worker.py).
