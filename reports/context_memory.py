@@ -26,6 +26,11 @@ def memory_section(view: View) -> dict[str, Any]:
             "socket_memory",
             otherwise="Too few samples while connections were opened to fit a slope.",
         )
+        if is_watched(s) and not s.memory_over_time.empty:
+            per.empty = (
+                "The connections changed too little while they were watched, or the host's other "
+                "work too much, to tell what one of them costs."
+            )
     else:
         known = frame[frame["bytes_per_connection"].notna()]
         whole = float(known["bytes_per_connection"].clip(lower=0).sum())

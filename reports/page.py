@@ -51,6 +51,9 @@ _WATCHED_WORDS = (
     ("in the hold phase", "while it was watched"),
     ("the hold phase", "the time of watching"),
     ("in this run", "while watched"),
+    ("stopped the run", "was met first"),
+    ("What the run shows", "What watching shows"),
+    ("Processes of the fleet", "Processes that were watched, and those that watched"),
 )
 """A run that only watched has no ramp and no hold. Said once for the whole page; styles and
 scripts, which the page's policy names by hash, have none of these words."""

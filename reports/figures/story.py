@@ -119,7 +119,7 @@ def _draw_open(
     axes.yaxis.set_major_formatter(FuncFormatter(style.thousands))
     last = float(y[-1]) if len(y) else 0.0
     labels = [(last, f"{last:,.0f} open", style.BLUE)]
-    if not narrow and abs(target - last) > 0.02 * target:
+    if target and not narrow and abs(target - last) > 0.02 * target:
         labels.append((float(target), f"target {target:,}", style.MUTED))
     if not narrow:
         style.label_ends(axes, labels, narrow=False, panel_pt=panel_pt)
