@@ -31,7 +31,7 @@ _TICK_S = 0.05
 _PROBES_DEADLINE_S = 30.0
 _PROBE_STOP_DEADLINE_S = 4.0
 _LOOK_AGAIN_PERIOD_S = 1.0
-_REPLACEMENT_WAIT_S = 5.0
+_REPLACEMENT_WAIT_S = 3.0
 """A service manager that starts a dead server again does so within this."""
 
 
