@@ -51,7 +51,11 @@ class World:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
 
         child = subprocess.Popen(
-            words, text=True, start_new_session=True, preexec_fn=before, **options
+            words,
+            text=True,
+            start_new_session=True,
+            preexec_fn=before,  # noqa: PLW1509 - one thread
+            **options,
         )
         self._stack.callback(self._end, child)
         return child
