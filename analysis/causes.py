@@ -34,8 +34,12 @@ CAUSES: dict[str, str] = {
     "host-cpu-saturated": "no core is free",
     "client-is-the-limit": "the load generator, not the server, is out",
     "reached": "the target was reached",
+    "no-limit-met": "no limit was met while it was watched",
 }
 """Cause id to one plain line about what happens."""
+
+GOOD_CAUSES = ("reached", "no-limit-met")
+"""Verdicts of a run that nothing stopped: of one that loaded a server, of one that only watched."""
 
 NOT_EXPLAINED = "not-explained"
 """The verdict's cause when the target was missed and no finding explains it. Never a finding."""

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from analysis.causes import CAUSES
+from analysis.causes import CAUSES, GOOD_CAUSES
 
 Side = Literal["server", "client", "host"]
 Severity = Literal["binding", "contributing", "warning", "info"]
@@ -111,7 +111,7 @@ class Finding:
         last_s: Last moment.
         evidence: At least one number.
         explanation: Plain words for people.
-        fix: Commands, best first; may be empty only for ``reached``.
+        fix: Commands, best first; may be empty only for ``GOOD_CAUSES``.
         at_connections: Connections open (all clients) at ``first_s``, None when not known.
         confidence: Lower when a probe that would decide did not run or lost events.
         missing: What was not measured and would have decided, for people.
@@ -149,7 +149,7 @@ class Finding:
             raise ValueError(f"finding {self.cause!r}: side {self.side!r}, {self.severity!r}")
         if not (math.isfinite(self.first_s) and self.first_s <= self.last_s < math.inf):
             raise ValueError(f"finding {self.cause!r} lasts {self.first_s}..{self.last_s} s")
-        if not self.fix and self.cause != "reached":
+        if not self.fix and self.cause not in GOOD_CAUSES:
             raise ValueError(f"finding {self.cause!r} names no fix")
 
     def with_severity(self, severity: Severity, *, follows_from: str = "") -> Finding:

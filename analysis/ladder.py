@@ -97,14 +97,17 @@ def _share_slope(view: RunView, pid: int) -> slopes.Slope | None:
     live = view.frames["live_samples"]
     mine = live[live["pid"] == pid]
     at_s = view.seconds_of(mine["at_ns"])
-    inside = (at_s >= 0) & (at_s <= view.ramp.end_s)
+    inside = (at_s >= 0) & (at_s <= (view.stop_s if view.is_attached else view.ramp.end_s))
     return slopes.fit(view.open_at(at_s[inside]), mine["open_count"][inside])
 
 
 def _port_rung(view: RunView, ports: pd.DataFrame) -> Rung:
     source = "iter/tcp port_groups, ip_local_port_range"
-    if ports.empty:
-        return blind("ephemeral_ports", "port_group", "port", "no connection was recorded", source)
+    if ports.empty or view.is_attached:
+        why = "no connection was recorded"
+        if view.is_attached:
+            why = "the clients are elsewhere: their local ports are not seen here"
+        return blind("ephemeral_ports", "port_group", "port", why, source)
     is_early = view.plan.get("bind") == "early"
     if is_early:
         ports = by_source(ports)

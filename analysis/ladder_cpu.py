@@ -76,6 +76,8 @@ def _cpu_rung(
     predicted, error_pct = None, None
     if used_pct < _IDLE_PCT:
         note = f"{used_pct:.1f} % in the hold phase: too little to say where it ends"
+    elif view.is_attached:
+        note = "what its clients asked for is not seen: CPU is not told by connections alone"
     elif view.settings.get("message_rate_per_s") and work is None:
         note = "messages came at a fixed rate of the whole run: CPU does not grow with connections"
     elif not view.settings.get("keepalive_s"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import Subject
+from analysis.evidence import Evidence, Subject
 from analysis.signs import EMFILE, ETIMEDOUT, Signs
 
 LATE_S = 0.9
@@ -78,6 +78,7 @@ class Stalls:
         begun_s: When the late ones were begun, sorted; the failed ones when none was late. Who
             came through late was dropped for sure, who failed may also have said nothing itself.
         attempt_count: All attempts of the run.
+        is_unseen: The clients were not watched: what was dropped is known, not who waited.
     """
 
     failed_count: int
@@ -85,12 +86,35 @@ class Stalls:
     longest_s: float
     begun_s: tuple[float, ...]
     attempt_count: int
+    is_unseen: bool = False
 
-    @property
-    def is_harm(self) -> bool:
-        """Somebody failed, or more were late than chance makes late."""
+    def is_harm(self, dropped: Moved) -> bool:
+        """Somebody failed, or more were late than chance makes late.
+
+        Args:
+            dropped: What the kernel dropped: each drop delays a client, seen or not.
+        """
+        if self.is_unseen:
+            return dropped.change_count >= LEAST_LATE_COUNT
         least = max(LEAST_LATE_COUNT, LEAST_LATE_SHARE * self.attempt_count)
         return self.failed_count > 0 or self.late_count >= least
+
+    def explained_count(self, dropped: Moved) -> int:
+        """Attempts that the drops kept out: those that failed, or every one where none was seen."""
+        return dropped.change_count if self.is_unseen else self.failed_count
+
+    def evidence(self, what: str) -> list[Evidence]:
+        """Counts of those who waited; none where they were not watched.
+
+        Args:
+            what: ``attempts`` or ``connects``.
+        """
+        if self.is_unseen:
+            return []
+        return [
+            Evidence(f"{what} that timed out", self.failed_count, "count", "connections"),
+            Evidence(f"{what} that came through late", self.late_count, "count", "connections"),
+        ]
 
     def began_s(self, seen: Moved) -> float:
         """When the counter began to move, as exactly as the stalled attempts tell."""
@@ -116,11 +140,20 @@ def stalls(signs: Signs, *, connect_only: bool = False) -> Stalls:
     dropped = late if late.any() else failed
     begun_s = tuple(float(at_s) for at_s in np.sort(connections["start_s"][dropped]))
     longest_s = float(wait_s[late].max()) if late.any() else 0.0
-    return Stalls(int(failed.sum()), int(late.sum()), longest_s, begun_s, len(connections))
+    return Stalls(
+        int(failed.sum()),
+        int(late.sum()),
+        longest_s,
+        begun_s,
+        len(connections),
+        is_unseen=signs.view.is_attached,
+    )
 
 
 def stall_sentence(stalled: Stalls) -> str:
     """What became of them, for people."""
+    if stalled.is_unseen:
+        return "each delayed a client by 1, 3 or 7 s, or for good"
     parts = []
     if stalled.failed_count:
         parts.append(f"{stalled.failed_count:,} attempts waited in vain")
@@ -155,7 +188,9 @@ def df_queues(signs: Signs) -> pd.DataFrame:
                 "backlog_count": int(longest["backlog_count"]),
                 "accept_queue_count": int(longest["accept_queue_count"]),
                 "syn_queue_count": int(mine["syn_queue_count"].max()),
-                "dropped_count": int(mine["dropped_total"].max()),
+                # a listener of a run of ours begins with it; another one has a past
+                "dropped_count": int(mine["dropped_total"].max())
+                - (int(mine["dropped_total"].min()) if view.is_attached else 0),
                 "at_s": float(longest["at_s"]),
                 "pids": tuple(int(pid) for pid in pids),
             }

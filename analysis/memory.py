@@ -80,6 +80,9 @@ def _steady(samples: pd.DataFrame) -> pd.DataFrame:
     return rounds[rounds["process_count"] == most]
 
 
+_WATCHED_MOST_ERROR_PCT = 15.0
+
+
 def df_memory_per_connection(view: RunView, over_time: pd.DataFrame) -> pd.DataFrame:
     """Bytes a connection of each component, by least squares from ramp to the end of the hold.
 
@@ -118,6 +121,9 @@ def df_memory_per_connection(view: RunView, over_time: pd.DataFrame) -> pd.DataF
     columns = ["component", "kind", "side", "bytes_per_connection", "fit_error_pct"]
     columns += ["baseline_bytes", "peak_bytes"]
     frame = pd.DataFrame(rows, columns=columns)
+    if view.is_attached:
+        # The host is not the run's alone: what grew beside the connections is told by its error.
+        frame = frame[frame["fit_error_pct"] <= _WATCHED_MOST_ERROR_PCT]
     return frame.sort_values(
         "bytes_per_connection", ascending=False, kind="stable", ignore_index=True
     )

@@ -48,6 +48,11 @@ def lost_to_full_buffers(view: RunView) -> int:
     return int((connections["is_lost"] & (connections["errno"] == EAGAIN)).sum())
 
 
+def gave_up(view: RunView) -> str:
+    """How many did, in brackets; '' where clients were not watched."""
+    return "" if view.is_attached else f" ({lost_to_full_buffers(view):,} did)"
+
+
 def zero_windows(view: RunView) -> pd.DataFrame:
     """Sockets whose advertised window is zero over time: at_s, socket_count.
 

@@ -32,9 +32,9 @@ def df_processes(view: RunView) -> pd.DataFrame:
     for kind in ("user", "system"):
         total_ns = sampled[f"cpu_{kind}_ns_total"].max()
         frame[f"cpu_{kind}_s"] = frame["pid"].map(total_ns) / 1e9
-    for phase in (view.ramp, view.hold):
+    for name, phase in (("ramp", view.ramp), ("hold", view.hold)):
         mean = cpu_between(view, phase).set_index("pid")["cpu_pct"]
-        frame[f"{phase.name}_cpu_pct"] = frame["pid"].map(mean)
+        frame[f"{name}_cpu_pct"] = frame["pid"].map(mean)
     order = frame["role"].map({"server": 0, "acceptor": 1, "client": 2}).fillna(3)
     frame = frame.assign(order=order).sort_values(
         ["order", "worker", "pid"], kind="stable", ignore_index=True

@@ -51,6 +51,8 @@ def rank(signs: Signs, findings: Sequence[Finding]) -> list[Finding]:
     ranked = []
     origins = {id(f): origin_of(signs, f, findings) for f in findings}
     binding = find_binding(signs, findings)
+    if binding is not None and binding.cause != _NO_LIMIT:
+        findings = [finding for finding in findings if finding.cause != _NO_LIMIT]
     for finding in findings:
         origin = origins[id(finding)]
         if finding is binding:
@@ -65,6 +67,8 @@ def rank(signs: Signs, findings: Sequence[Finding]) -> list[Finding]:
 
 def find_binding(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
     """What stopped the run first; ``reached`` when nothing did; None when nothing explains it."""
+    if signs.view.is_attached:
+        return _first_met(signs, findings)
     reached = [f for f in findings if f.cause == "reached"]
     if reached:
         return reached[0]
@@ -74,6 +78,23 @@ def find_binding(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
         # e.g. a worker that spins while nothing recorded why it is full
         explaining = [f for f in own if f.first_s < signs.view.stop_s]
     return min(explaining, key=lambda f: (f.first_s, -f.explained_count), default=None)
+
+
+_NO_LIMIT = "no-limit-met"
+_HARMLESS = (_NO_LIMIT, "accept-imbalance")
+
+
+def _first_met(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
+    """Of a run that only watched: the first limit that turned clients away, else that did harm.
+
+    There is no target to miss and no client's record. docs/design/0007-watching.md has the reasons.
+    """
+    own = [f for f in findings if origin_of(signs, f, findings) is None]
+    harming = [f for f in own if f.cause not in _HARMLESS]
+    hitting = [f for f in harming if f.explained_count > 0]
+    nothing = [f for f in findings if f.cause == _NO_LIMIT]
+    candidates = hitting or harming or nothing
+    return min(candidates, key=lambda f: (f.first_s, -f.explained_count), default=None)
 
 
 def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Finding | None:
@@ -96,11 +117,24 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
                 if _SHARED in (finding.cause, cause):
                     # One of the two is the root: the spread where the limits had been enough for
                     # the target, the limit where they had not.
-                    had_room = server_capacity_count(signs.descriptors) >= signs.view.target_count
+                    had_room = _had_room(signs)
                     if had_room is not (cause == _SHARED):
                         continue
                 return other
     return None
+
+
+def _had_room(signs: Signs) -> bool:
+    """All workers together could have held what was wanted.
+
+    How much is wanted of a server that is only watched, nobody said: it had room as long as not
+    all of its workers were full.
+    """
+    capacity = server_capacity_count(signs.descriptors)
+    if not signs.view.is_attached:
+        return capacity >= signs.view.target_count
+    workers = signs.descriptors[signs.descriptors["role"] == "server"]
+    return bool((workers["peak_count"] < workers["capacity_count"] - 1).any())
 
 
 def _is_same(finding: Finding, other: Finding) -> bool:

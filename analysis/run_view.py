@@ -19,7 +19,9 @@ from analysis.run_frames import RunFrames
 
 Floats = npt.NDArray[np.float64]
 
-PHASES = ("setup", "ramp", "hold", "stop", "collect")
+PHASES = ("setup", "ramp", "hold", "watch", "stop", "collect")
+"""``watch`` stands alone: a server that was there before is only looked at, nobody loads it."""
+
 _PROXY_LEAST_COUNT = 20
 """Below it, files that a server opened meanwhile are a visible part of its descriptors."""
 _FAILED_STAGES = ("socket", "bind", "connect", "handshake")
@@ -76,9 +78,10 @@ class RunView:
         return int(rows["at_ns"].iloc[0]) if len(rows) else 0
 
     def _origin_ns(self) -> int:
-        ramp = self._stages().get("ramp")
-        if ramp:
-            return ramp[0]
+        stages = self._stages()
+        begun = stages.get("ramp") or stages.get("watch")
+        if begun:
+            return begun[0]
         begun_ns = self._event_ns("phase_ramp")
         if begun_ns:
             return begun_ns
@@ -108,8 +111,8 @@ class RunView:
             begun_ns = self._event_ns(f"phase_{name}")
             if name not in stages and begun_ns:
                 stages[name] = (begun_ns, 0)
-        if "ramp" not in stages and self.origin_ns:
-            stages["ramp"] = (self.origin_ns, 0)
+        if not {"ramp", "watch"} & set(stages) and self.origin_ns:
+            stages["watch" if self.is_attached else "ramp"] = (self.origin_ns, 0)
         starts = sorted((start, end, name) for name, (start, end) in stages.items())
         phases = {}
         for index, (start_ns, end_ns, name) in enumerate(starts):
@@ -132,12 +135,16 @@ class RunView:
 
     @property
     def ramp(self) -> Phase:
-        """The ramp, of no length when nothing was recorded."""
+        """The ramp, of no length when nothing was recorded, or where the run only watched."""
+        if self.is_attached:
+            return Phase("ramp", 0.0, 0.0)
         return self.phases.get("ramp") or Phase("ramp", 0.0, max(0.0, self.last_s))
 
     @property
     def hold(self) -> Phase:
-        """The hold phase, of no length when the run never held."""
+        """The hold phase, of no length when the run never held; the whole of watching."""
+        if self.is_attached and "watch" in self.phases:
+            return self.phases["watch"]
         end_s = self.ramp.end_s
         return self.phases.get("hold") or Phase("hold", end_s, end_s)
 
@@ -181,6 +188,8 @@ class RunView:
 
     @cached_property
     def _open_curve(self) -> tuple[Floats, npt.NDArray[np.int64]]:
+        if self.is_attached:
+            return self._watched_curve()
         connections = self.connections
         opened = connections["established_s"].to_numpy()
         closed = connections["closed_s"].to_numpy()
@@ -190,6 +199,26 @@ class RunView:
         steps = np.concatenate([np.ones(int(opened_known.sum())), -np.ones(len(ends))])
         order = np.argsort(times, kind="stable")
         return times[order], np.cumsum(steps[order]).astype(np.int64)
+
+    def _watched_curve(self) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """Connections that the watched processes held, sampled: the clients are elsewhere."""
+        samples = self.watched_samples
+        held = samples.groupby("at_ns")["open_count"].sum()
+        return self.seconds_of(held.index), held.to_numpy(dtype=np.int64)
+
+    @cached_property
+    def watched_samples(self) -> pd.DataFrame:
+        """Rows of ``live_samples`` of servers; none holds a connection after its end.
+
+        The counters outlive their process, so those rows are still there, with 0.
+        """
+        samples = self.frames["live_samples"]
+        samples = samples[samples["role"].isin(["server", "acceptor"])]
+        processes = self.frames["processes"]
+        ended = processes[processes["exited_ns"] > 0].drop_duplicates("pid").set_index("pid")
+        over_ns = samples["pid"].map(ended["exited_ns"])
+        is_over = samples["at_ns"] >= over_ns.fillna(np.inf)
+        return samples.assign(open_count=samples["open_count"].where(~is_over, 0))
 
     def open_at(self, at_s: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Connections open (as the clients saw it) at each moment."""
@@ -254,6 +283,11 @@ class RunView:
         return int(self.connections["is_waiting"].sum())
 
     @property
+    def is_attached(self) -> bool:
+        """The server was there before and has clients of its own: there are no client records."""
+        return bool((self.manifest.get("server") or {}).get("attached"))
+
+    @property
     def is_reached(self) -> bool:
         """The target was established and held without a failure."""
         enough = self.target_count > 0 and self.held_count >= self.target_count
@@ -296,6 +330,11 @@ class RunView:
     def is_foreign(self) -> bool:
         """The server is not ours: what it is called, and its options, are its own."""
         return bool((self.manifest.get("server") or {}).get("foreign"))
+
+    @property
+    def server_ports(self) -> list[int]:
+        """Ports that the server listens on."""
+        return [int(p) for p in (self.manifest.get("server") or {}).get("ports") or []]
 
     @property
     def server_command(self) -> list[str]:

@@ -29,6 +29,8 @@ def df_phases(view: RunView, host_cpu: pd.DataFrame) -> pd.DataFrame:
         if phase is None:
             continue
         established = int(connections["established_s"].between(phase.start_s, phase.end_s).sum())
+        if view.is_attached:
+            established = _taken_between(view, phase.start_s, phase.end_s)
         failed = connections[connections["is_failed"]]["closed_s"]
         mean = cpu_between(view, phase)
         sides = mean["role"].map(side_of_role)
@@ -85,6 +87,8 @@ def _bins(view: RunView) -> Floats:
 
 def df_connections_over_time(view: RunView) -> pd.DataFrame:
     """Counts at the end of every bin, for each client and for all (client -1)."""
+    if view.is_attached:
+        return _watched_over_time(view)
     connections = view.connections
     edges = _bins(view)
     parts = []
@@ -122,6 +126,42 @@ def df_connections_over_time(view: RunView) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame({c: pd.Series(dtype="float64") for c in columns})
     return pd.concat(parts, ignore_index=True)[columns]
+
+
+def _watched_over_time(view: RunView) -> pd.DataFrame:
+    """The same from the servers' own counts; what failed is not known of clients elsewhere."""
+    edges = _bins(view)
+    totals = view.watched_samples.pivot_table(
+        index="at_ns", columns="pid", values="established_total"
+    )
+    taken = totals.ffill().fillna(0).sum(axis=1)
+    columns = ["at_s", "client", "open_count", "established_total", "failed_total", "lost_total"]
+    columns += ["established_per_s", "failed_per_s"]
+    if taken.empty:
+        return pd.DataFrame({c: pd.Series(dtype="float64") for c in columns})
+    at = np.searchsorted(view.seconds_of(taken.index), edges[1:], side="right") - 1
+    grown = taken.to_numpy(dtype=np.int64)[np.maximum(at, 0)]
+    grown = grown - grown[0]
+    return pd.DataFrame(
+        {
+            "at_s": edges[1:],
+            "client": _ALL_CLIENTS,
+            "open_count": view.open_at(edges[1:]),
+            "established_total": grown,
+            "failed_total": 0,
+            "lost_total": 0,
+            "established_per_s": np.diff(grown, prepend=0) / float(edges[1] - edges[0]),
+            "failed_per_s": 0.0,
+        }
+    )[columns]
+
+
+def _taken_between(view: RunView, since_s: float, until_s: float) -> int:
+    """Connections that watched servers took in a span."""
+    samples = view.watched_samples
+    at_s = view.seconds_of(samples["at_ns"])
+    inside = samples[(at_s >= since_s) & (at_s <= until_s)].groupby("pid")["established_total"]
+    return int((inside.max() - inside.min()).sum())
 
 
 def _cumulated(moments_s: Floats, edges: Floats) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -231,16 +271,24 @@ def df_states(view: RunView) -> pd.DataFrame:
     return frame[["at_s", "side", "state", "socket_count"]]
 
 
+def _own_listeners(view: RunView) -> pd.DataFrame:
+    """Those of the server; a namespace that is not the run's own has others."""
+    listeners = view.frames["listeners"]
+    if not view.is_attached:
+        return listeners
+    return listeners[listeners["local_port"].isin(view.server_ports)]
+
+
 def df_listeners_over_time(view: RunView) -> pd.DataFrame:
     """Accept queues over time."""
-    listeners = view.frames["listeners"]
+    listeners = _own_listeners(view)
     frame = listeners.assign(at_s=view.seconds_of(listeners["at_ns"]))
     return frame[["at_s", "local_port", "socket_inode", "accept_queue_count", "backlog_count"]]
 
 
 def df_listeners(view: RunView) -> pd.DataFrame:
     """Each listener at the moment its accept queue was longest, fullest first."""
-    listeners = view.frames["listeners"]
+    listeners = _own_listeners(view)
     frame = listeners.assign(at_s=view.seconds_of(listeners["at_ns"]))
     key = ["local_address", "local_port", "socket_inode"]
     longest = frame.sort_values("accept_queue_count", ascending=False, kind="stable")

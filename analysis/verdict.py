@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.alternatives import Alternative, alternatives
-from analysis.causes import INTERRUPTED, NOT_EXPLAINED
+from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence import Finding, Side
 from analysis.ladder import Rung, next_wall
 from analysis.run_view import RunView
@@ -27,9 +27,9 @@ class Verdict:
     """What stopped the run, or that nothing did.
 
     Attributes:
-        cause: Id of the binding finding; ``reached``; ``not-explained`` when the target was
-            missed and nothing measured explains it; ``interrupted`` when somebody stopped the run
-            before anything else did.
+        cause: Id of the binding finding; ``reached``, or ``no-limit-met`` of a run that only
+            watched; ``not-explained`` when the target was missed and nothing measured explains
+            it; ``interrupted`` when somebody stopped the run before anything else did.
         side: server, client or host.
         sentence: One plain sentence that names side, process and number.
         at_connections: Open connections when it was met; the held count for ``reached``.
@@ -62,13 +62,14 @@ def conclude(view: RunView, findings: Sequence[Finding], ladder: Sequence[Rung])
     if binding is None:
         return _without_cause(view, wall)
     known = binding.at_connections
-    rivals = alternatives(findings)
+    # What decides between rivals is a run of ours; nobody repeats what real clients did.
+    rivals = () if view.is_attached else alternatives(findings)
     return Verdict(
         cause=binding.cause,
         side=binding.side,
         sentence=_sentence(binding, findings, wall, rivals),
         at_connections=view.peak_count if known is None else known,
-        at_s=view.hold.end_s if binding.cause == "reached" else binding.first_s,
+        at_s=view.hold.end_s if binding.cause in GOOD_CAUSES else binding.first_s,
         confidence=binding.confidence,
         next_rung=wall,
         alternatives=rivals,
@@ -79,7 +80,7 @@ def _sentence(
     binding: Finding, findings: Sequence[Finding], wall: str, rivals: Sequence[Alternative]
 ) -> str:
     text = binding.sentence or binding.explanation.split(". ")[0].rstrip(".")
-    if binding.cause == "reached":
+    if binding.cause in GOOD_CAUSES:
         text += _harm(findings)
         return f"{text}; {wall}." if wall else f"{text}."
     told: set[str] = set()
@@ -183,8 +184,8 @@ def run_facts(view: RunView) -> dict[str, Any]:
 
 
 def exit_code(verdict: Verdict) -> ExitCode:
-    """0 when the target was reached, 3 when it was not."""
-    return ExitCode.REACHED if verdict.cause == "reached" else ExitCode.LIMIT_MET
+    """0 when the target was reached or no limit was met while watching, else 3."""
+    return ExitCode.REACHED if verdict.cause in GOOD_CAUSES else ExitCode.LIMIT_MET
 
 
 def document(summary: Summary) -> dict[str, Any]:

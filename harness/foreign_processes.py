@@ -58,16 +58,16 @@ class ForeignProcesses:
     Args:
         live: Shared memory; slots 0 to ``slots_count`` - 1 are for these processes.
         slots_count: Most processes that can be followed in one run.
-        port: The server's port.
+        ports: The server's ports.
     """
 
-    def __init__(self, live: Live, slots_count: int, port: int) -> None:
+    def __init__(self, live: Live, slots_count: int, *ports: int) -> None:
         self.ends: list[ProcessEnd] = []
         self.held: list[Held] = []
         self.known: dict[int, tuple[int, int]] = {}  # status and signal by pid, from who reaped it
         self._live = live
         self._slots_count = slots_count
-        self._port = port
+        self._ports = ports
         self._roots: list[int] = []
         self._excluded: set[int] = set()
         self._looked_at: dict[int, int] = {}  # pid to descriptors when it held no connection
@@ -104,6 +104,25 @@ class ForeignProcesses:
                 self._set_own(each)
                 each.outward_count = self._outward_count(each.pid)
         self._is_loaded = True
+
+    def begin_watch(self) -> list[tuple[str, int, str]]:
+        """Connections are there already: finds who holds them, and tells them from what is its own.
+
+        Returns:
+            Like ``follow``.
+        """
+        self._is_loaded = True
+        self._tree_due_s = self._count_due_s = 0.0
+        news = self.follow()
+        for each in self.held:
+            each.since_s -= YOUNG_S  # none of them is new
+            # Again, now that all are known: one with many descriptors is told by all together.
+            self._set_own(each)
+            for word in (Counter.OPEN_COUNT, Counter.ESTABLISHED_TOTAL, Counter.ATTEMPTED_TOTAL):
+                each.slot[word] = 0
+            self._count(each)
+        self._find_acceptors()
+        return news
 
     def follow(self) -> list[tuple[str, int, str]]:
         """Looks again where a look is due.
@@ -169,16 +188,19 @@ class ForeignProcesses:
         if socket_owners.descriptor_count(pid) > WALK_MOST_COUNT:
             return 0
         mine = set(socket_owners.socket_inodes(pid))
-        return len(mine & socket_owners.connection_inodes(pid, 0, without=self._port))
+        return len(mine & socket_owners.connection_inodes(pid, without=self._ports))
 
     def _connections_of(self, pid: int, descriptors_count: int) -> int:
-        connections = socket_owners.connection_inodes(pid, self._port)
+        connections = socket_owners.connection_inodes(pid, *self._ports)
         if not connections:
             return 0
         if descriptors_count <= WALK_MOST_COUNT:
             return len(connections.intersection(socket_owners.socket_inodes(pid)))
-        # Too many to look at one by one: an even share of what the port has.
-        return min(descriptors_count, len(connections) // max(1, len(self.pids)))
+        # Too many to look at one by one. Processes of one program have about as many of their own,
+        # so what all together have beside connections is shared evenly.
+        counts = [socket_owners.descriptor_count(each) for each in {pid, *self.pids}]
+        others = max(0, sum(counts) - len(connections)) // len(counts)
+        return max(0, descriptors_count - others)
 
     # -- processes -------------------------------------------------------------------------------
 
@@ -212,12 +234,14 @@ class ForeignProcesses:
         if not mine:
             return False
         try:
-            listening = {each.inode for each in socket_owners.listeners(pid, self._port)}
+            listening = {
+                each.inode for each in socket_owners.listeners(pid) if each.port in self._ports
+            }
         except OSError:
             return False
         if mine & listening:
             return True
-        return self._is_loaded and bool(mine & socket_owners.connection_inodes(pid, self._port))
+        return self._is_loaded and bool(mine & socket_owners.connection_inodes(pid, *self._ports))
 
     def _take(self, pid: int, now_s: float) -> list[tuple[str, int, str]]:
         index = len(self.held)
@@ -262,6 +286,8 @@ class ForeignProcesses:
             each = next(each for each in self.held if each.pid == pid and not each.ended_ns)
             since_s = self._ended_at_s.setdefault(pid, now_s)
             status = self._ends.wait_status(pid)
+            if status is None:
+                status = process_tree.zombie_status(pid)
             if pid in self.known:
                 code, number = self.known[pid]
             elif status is not None:

@@ -14,6 +14,31 @@ _CPU_PERIOD_S = 0.5
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
+class CpuUse:
+    """CPU of processes in per cent of a core, read every half second.
+
+    Attributes:
+        pct: By pid; a process is in it from its second reading on.
+    """
+
+    def __init__(self) -> None:
+        self.pct: dict[int, float] = {}
+        self._at_s = 0.0
+        self._ticks: dict[int, int] = {}
+
+    def read(self, pids: list[int], now_s: float) -> None:
+        """Reads again when it is time."""
+        passed_s = now_s - self._at_s
+        if passed_s < _CPU_PERIOD_S:
+            return
+        for pid in pids:
+            ticks = _cpu_ticks(pid)
+            if pid in self._ticks and ticks >= 0:
+                self.pct[pid] = 100 * (ticks - self._ticks[pid]) / _TICKS_PER_S / passed_s
+            self._ticks[pid] = ticks
+        self._at_s = now_s
+
+
 class LiveStatus:
     """Builds a Status from the fleet's counters."""
 
@@ -22,9 +47,7 @@ class LiveStatus:
         self._plan = plan
         self._rate_from = (time.monotonic(), 0)
         self._rate_per_s = 0.0
-        self._cpu_at_s = 0.0
-        self._cpu_ticks: dict[int, int] = {}
-        self._cpu_pct: dict[int, float] = {}
+        self._cpu = CpuUse()
 
     def read(self, phase: str, *, time_left_s: float | None = None, note: str = "") -> Status:
         """The state of now."""
@@ -44,7 +67,9 @@ class LiveStatus:
             ("client", "reset", fleet.total(Counter.RESET_TOTAL)),
             ("client", "closed by server", fleet.total(Counter.EOF_TOTAL)),
         ]
-        self._read_cpu(now_s)
+        self._cpu.read(
+            [slot[Counter.PID] for slot in fleet.server_slots if slot[Counter.PID]], now_s
+        )
         return Status(
             elapsed_s=(time.monotonic_ns() - ramp_ns) / 1e9 if ramp_ns else 0.0,
             phase=phase,
@@ -58,7 +83,7 @@ class LiveStatus:
                     f"worker {index}",
                     slot[Counter.OPEN_COUNT],
                     slot[Counter.TARGET_COUNT],
-                    self._cpu_pct.get(slot[Counter.PID], -1.0),
+                    self._cpu.pct.get(slot[Counter.PID], -1.0),
                 )
                 for index, slot in enumerate(fleet.server_slots)
                 if is_own or (slot[Counter.PID] and not slot[Counter.STOPPED_NS])
@@ -73,21 +98,6 @@ class LiveStatus:
             return None
         missing = self._plan.target_connections - self._fleet.total(Counter.ATTEMPTED_TOTAL)
         return max(0, missing) / self._rate_per_s + hold_s
-
-    def _read_cpu(self, now_s: float) -> None:
-        passed_s = now_s - self._cpu_at_s
-        if passed_s < _CPU_PERIOD_S:
-            return
-        for slot in self._fleet.server_slots:
-            pid = slot[Counter.PID]
-            if not pid:
-                continue
-            ticks = _cpu_ticks(pid)
-            if pid in self._cpu_ticks and ticks >= 0:
-                used_s = (ticks - self._cpu_ticks[pid]) / _TICKS_PER_S
-                self._cpu_pct[pid] = 100 * used_s / passed_s
-            self._cpu_ticks[pid] = ticks
-        self._cpu_at_s = now_s
 
 
 def waiting(note: str) -> Status:

@@ -21,6 +21,8 @@ class ProbeProcess:
         live_fd: Descriptor of live.bin.
         namespace_fd: Network namespace of the run, -1 for the host's.
         ports: The server's ports.
+        attached: The target is watched with its real clients.
+        allow_pauses: Probes may stop it for a moment.
     """
 
     def __init__(
@@ -30,6 +32,9 @@ class ProbeProcess:
         live_fd: int,
         namespace_fd: int,
         ports: tuple[int, ...],
+        *,
+        attached: bool = False,
+        allow_pauses: bool = False,
     ) -> None:
         self.answer: dict[str, Any] = {}
         self._child: subprocess.Popen[bytes] | None = None
@@ -43,6 +48,8 @@ class ProbeProcess:
             *("--live-fd", str(live_fd), "--ready-fd", str(write_fd)),
             *("--server-ports", ",".join(map(str, ports))),
         ]
+        arguments += ["--attached"] if attached else []
+        arguments += ["--allow-pauses"] if allow_pauses else []
         inherited = [live_fd, write_fd]
         if namespace_fd >= 0:
             arguments += ["--netns-fd", str(namespace_fd)]

@@ -13,8 +13,10 @@ Cost:
     0.3 us a process and look while nothing is blocked: 14 processes at 10 Hz cost nothing that can
     be measured. 40 us a blocked sample; 13 ms of CPU for each Python stack.
 Misses:
-    Blocks shorter than 5 ms, however many. Servers that are not ours: nothing says when their turn
-    began. Without root the kernel stack; with ptrace_scope the system call as well.
+    Blocks shorter than 5 ms, however many. Of a server that is watched with its own clients nothing
+    says when a turn began: only what lasts over two looks counts (probes/still_process.py). Servers
+    that are not ours under our clients. Without root the kernel stack; with ptrace_scope the system
+    call as well.
 Checked against:
     Processes that sleep, wait for a lock, are stopped, or calculate (tests/probes/
     test_blocked_worker.py).
@@ -25,6 +27,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +35,16 @@ from probes.clock import NS_PER_MS, NS_PER_S
 from probes.errors import ProbeUnavailableError
 from probes.live import Counter, Live
 from probes.probe import Target
+from probes.process_tree import is_python
 from probes.pyspy import find_py_spy
 from probes.pyspy_trace import frame_text
 from probes.rundir import TableWriter
+from probes.still_process import OFF_CPU, StillWatch
 from probes.syscall_names import syscall_name
 
 LEAST_LAG_NS = 5 * NS_PER_MS
 _PYTHON_LAG_NS = 100 * NS_PER_MS
 _PYTHON_EVERY_NS = NS_PER_S
-_OFF_CPU = ("S", "D", "T", "t")  # sleeping, uninterruptible, stopped, traced
 
 
 def state_of(stat: str) -> str:
@@ -103,7 +107,7 @@ class _Dump:
     """A py-spy that runs, and the row that waits for its stack."""
 
     sample: _Sample
-    slot: memoryview[int]
+    is_same: Callable[[], bool]
     child: subprocess.Popen[bytes]
     output_fd: int
 
@@ -124,6 +128,8 @@ class BlockedSamplesProbe:
         self._py_spy: Path | None = None
         self._dump: _Dump | None = None
         self._dumped_ns: dict[int, int] = {}
+        self._still: StillWatch | None = None
+        self._is_python: dict[int, bool] = {}
 
     def check(self) -> None:
         """Always possible where a fleet of ours runs."""
@@ -140,6 +146,7 @@ class BlockedSamplesProbe:
                 fix="none needed: process_samples shows state and wait channel of foreign servers",
             )
         self._live = target.live
+        self._still = StillWatch() if target.attached else None
         self._py_spy = find_py_spy()
         self.writers = [target.run.writer("blocked_samples", self.name)]
         self._slots = [target.live.slot(index) for index in range(target.live.slot_count)]
@@ -148,6 +155,9 @@ class BlockedSamplesProbe:
         """Looks at every process in a turn; writes the row that waited for its Python stack."""
         self._take_dump()
         for slot in self._slots:
+            if self._still is not None:
+                self._look_from_outside(at_ns, slot, self._still)
+                continue
             turn_ns = slot[Counter.LOOP_ENTERED_NS]
             if turn_ns and at_ns - turn_ns >= LEAST_LAG_NS:
                 self._look(at_ns, slot, turn_ns)
@@ -156,7 +166,7 @@ class BlockedSamplesProbe:
         pid = slot[Counter.PID]
         folder = f"/proc/{pid}"
         stat = _read(f"{folder}/stat")
-        if not stat or state_of(stat) not in _OFF_CPU:
+        if not stat or state_of(stat) not in OFF_CPU:
             return
         channel = _read(f"{folder}/wchan")
         sample = _Sample(
@@ -171,11 +181,39 @@ class BlockedSamplesProbe:
         if slot[Counter.LOOP_ENTERED_NS] != turn_ns:
             return  # the turn ended meanwhile: it may have been asleep in epoll_wait
         is_due = at_ns - self._dumped_ns.get(pid, 0) >= _PYTHON_EVERY_NS
-        if at_ns - turn_ns >= _PYTHON_LAG_NS and is_due and self._begin_dump(sample, slot):
+        if (
+            at_ns - turn_ns >= _PYTHON_LAG_NS
+            and is_due
+            and self._begin_dump(sample, lambda: slot[Counter.LOOP_ENTERED_NS] == turn_ns)
+        ):
             return
         self._append(sample, "")
 
-    def _begin_dump(self, sample: _Sample, slot: memoryview[int]) -> bool:
+    def _look_from_outside(self, at_ns: int, slot: memoryview[int], still: StillWatch) -> None:
+        """The same for a process that says nothing of its turns."""
+        pid = slot[Counter.PID]
+        if not pid or slot[Counter.STOPPED_NS]:
+            return
+        folder = f"/proc/{pid}"
+        stat, channel = _read(f"{folder}/stat"), _read(f"{folder}/wchan")
+        if not stat:
+            return
+        channel = "" if channel == "0" else channel
+        since_ns = still.since_ns(at_ns, pid, state_of(stat), channel)
+        if not since_ns:
+            return
+        call = syscall_of(_read(f"{folder}/syscall"))
+        stack = kernel_stack_of(_read(f"{folder}/stack"))
+        sample = _Sample(at_ns, pid, since_ns, state_of(stat), channel, call, stack)
+        if pid not in self._is_python:
+            self._is_python[pid] = is_python(pid)
+        is_due = at_ns - self._dumped_ns.get(pid, 0) >= _PYTHON_EVERY_NS
+        wants_stack = self._is_python[pid] and is_due
+        if wants_stack and self._begin_dump(sample, lambda: still.is_same(pid, since_ns)):
+            return
+        self._append(sample, "")
+
+    def _begin_dump(self, sample: _Sample, is_same: Callable[[], bool]) -> bool:
         if self._py_spy is None or self._dump is not None:
             return False
         output_fd = os.memfd_create("py-spy-dump")
@@ -192,7 +230,7 @@ class BlockedSamplesProbe:
             self._py_spy = None
             return False
         self._dumped_ns[sample.pid] = sample.at_ns
-        self._dump = _Dump(sample, slot, child, output_fd)
+        self._dump = _Dump(sample, is_same, child, output_fd)
         return True
 
     def _take_dump(self) -> None:
@@ -210,7 +248,7 @@ class BlockedSamplesProbe:
         text = os.pread(dump.output_fd, size_bytes, 0).decode("utf-8", "replace")
         os.close(dump.output_fd)
         stack = ""
-        if dump.slot[Counter.LOOP_ENTERED_NS] == dump.sample.turn_ns:
+        if dump.is_same():
             try:
                 stack = python_stack_of(text, dump.sample.pid)
             except (ValueError, KeyError, TypeError):

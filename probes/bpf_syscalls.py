@@ -12,7 +12,8 @@ Cost
 Misses
     EAGAIN, EINPROGRESS and EINTR, which are answers and not failures, and ERESTART*, which the
     caller never sees. An error that arrives otherwise than as a return value: SO_ERROR after a
-    non-blocking connect, epoll's EPOLLERR. 32-bit callers are named by the 64-bit table.
+    non-blocking connect, epoll's EPOLLERR. Of a 32-bit program the calls of sockets are named by
+    its own table (x86), others by the 64-bit one.
 Checked against
     A process that counts its own failures: 23 refused connects, accept4 at RLIMIT_NOFILE.
 """
@@ -27,7 +28,9 @@ from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
+from probes.live import Counter
 from probes.probe import Target
+from probes.process_tree import is_32_bit
 from probes.symbols import frames_of, kernel_symbols, user_symbols
 from probes.syscall_names import syscall_name
 
@@ -51,11 +54,14 @@ class FailingSyscallsProbe(BpfProbe):
         self._counts: dict[Key, int] = {}
         self._recorded: set[tuple[Key, int]] = set()
         self._lost_stacks_count = 0
+        self._target: Target | None = None
+        self._is_32_bit: dict[int, bool] = {}
 
     def _source(self) -> SourceBuilder:
         return bpf_sources.failing_syscalls
 
     def _attach(self, loaded: BpfObject, target: Target) -> None:
+        self._target = target if target.attached else None
         self._kernel.load()  # now, not in the ramp
         for pid in target.processes:
             self._user.add_process(pid)
@@ -82,13 +88,22 @@ class FailingSyscallsProbe(BpfProbe):
             self._counts[key] = total
             pid, number, code = key
             label = errno.errorcode.get(code, str(code))
-            counts.append(
-                at_ns, pid, syscall_name(number), code, label, total - before, first, last
-            )
+            if code == errno.EMFILE and self._target is not None:
+                self._count_emfile(pid, total - before)
+            name = self._call_name(pid, number)
+            counts.append(at_ns, pid, name, code, label, total - before, first, last)
         if news:
             self._write_stacks(loaded)
         lost = bpf_shared.lost(loaded, "failures", "failure_stacks")
         self.lost_count = lost + self._lost_stacks_count
+
+    def _count_emfile(self, pid: int, count: int) -> None:
+        """Into the slot of a watched process, which does not count for itself: the live view."""
+        live = self._target.live if self._target is not None else None
+        for index in range(live.slot_count if live is not None else 0):
+            slot = live.slot(index)  # type: ignore[union-attr]  # without it the range is empty
+            if slot[Counter.PID] == pid:
+                slot[Counter.ACCEPT_EMFILE_TOTAL] += count
 
     def _write_stacks(self, loaded: BpfObject) -> None:
         keys, values = loaded.maps["failure_records"].items()
@@ -102,7 +117,12 @@ class FailingSyscallsProbe(BpfProbe):
             pid, number, code = key
             kernel = self._kernel.stack(self._frames(loaded, kernel_id))
             user = self._user.stack(pid, self._frames(loaded, user_id))
-            stacks.append(at_ns, pid, tid, syscall_name(number), code, kernel, user)
+            stacks.append(at_ns, pid, tid, self._call_name(pid, number), code, kernel, user)
+
+    def _call_name(self, pid: int, number: int) -> str:
+        if pid not in self._is_32_bit:
+            self._is_32_bit[pid] = is_32_bit(pid)
+        return syscall_name(number, is_32_bit=self._is_32_bit[pid])
 
     def _frames(self, loaded: BpfObject, stack_id: int) -> list[int]:
         if stack_id < 0:

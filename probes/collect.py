@@ -96,6 +96,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--netns-fd", type=int)
     parser.add_argument("--server-ports", default="")
     parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--attached", action="store_true")
+    parser.add_argument("--allow-pauses", action="store_true")
     return parser.parse_args(argv)
 
 
@@ -115,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             Live(arguments.live_fd),
             parse_ports(arguments.server_ports),
             stdin_fd=0,
+            attached=arguments.attached,
+            allow_pauses=arguments.allow_pauses,
         )
         collector.prepare()
         if collector.wait_for_fleet():

@@ -120,6 +120,8 @@ class Collector:
         live: The fleet's shared memory.
         server_ports: Ports of the server.
         stdin_fd: End of file or ``stop`` on it ends the run.
+        attached: See ``Target``.
+        allow_pauses: Likewise.
     """
 
     run: RunDir
@@ -127,6 +129,8 @@ class Collector:
     live: Live
     server_ports: frozenset[int]
     stdin_fd: int
+    attached: bool = False
+    allow_pauses: bool = False
     driven: list[Driven] = field(default_factory=list)
     _health: Any = None
     _events: Any = None
@@ -170,7 +174,14 @@ class Collector:
             for pid, ref in processes.items():
                 if ref.role == "server":
                     processes[pid] = replace(ref, is_python=is_python(pid))
-        target = self._target = Target(self.run, processes, self.server_ports, self.live)
+        target = self._target = Target(
+            self.run,
+            processes,
+            self.server_ports,
+            self.live,
+            attached=self.attached,
+            allow_pauses=self.allow_pauses,
+        )
         for entry in self.driven:
             if entry.running and entry.probe is not None:
                 entry.running = False

@@ -47,6 +47,9 @@ class Target:
         server_ports: Ports the server listens on; a socket with such a local port is server side,
             with such a remote port client side.
         live: The fleet's shared memory, None where no fleet of ours runs.
+        attached: The target is watched with its real clients and knows nothing of it: its slots of
+            the shared memory are filled by those who watch.
+        allow_pauses: The user allows probes to stop the target for a moment.
     """
 
     run: RunDir
@@ -54,6 +57,8 @@ class Target:
     server_ports: frozenset[int]
     live: Live | None
     notes: list[str] = field(default_factory=list)
+    attached: bool = False
+    allow_pauses: bool = False
 
 
 class Probe(Protocol):

@@ -170,6 +170,29 @@ def is_python(pid: int) -> bool:
         return False
 
 
+def is_32_bit(pid: int) -> bool:
+    """Its program is a 32-bit one (EI_CLASS of its ELF header, elf(5)); False when not known."""
+    try:
+        with open(f"/proc/{pid}/exe", "rb") as program:  # noqa: PTH123 - a link of procfs
+            head = program.read(5)
+    except OSError:
+        return False
+    return head == b"\x7fELF\x01"
+
+
+def zombie_status(pid: int) -> int | None:
+    """Wait status (wait(2)) of a process that has exited and whose parent has not looked yet.
+
+    The last field of ``/proc/PID/stat`` (fs/proc/array.c, do_task_stat), shown to who may trace it.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        fields = text.rpartition(")")[2].split()
+        return int(fields[-1]) if fields[0] == "Z" else None
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def nofile_soft_count(pid: int) -> int:
     """Soft RLIMIT_NOFILE of a process; 0 when that may not be read, or it is gone.
 

@@ -171,6 +171,7 @@ class PythonStacksProbe:
         self._low_pids: set[int] = set()
         self._hot_pid = 0
         self._stop_by_ns = 0
+        self._pauses: tuple[str, ...] = ("--nonblocking",)
 
     def check(self) -> None:
         """Finds py-spy and lets it read this process once.
@@ -203,6 +204,8 @@ class PythonStacksProbe:
         if self._py_spy is None:
             self.check()
         self._launcher = launcher(os.getpid())
+        if target.allow_pauses:  # exact stacks, paid for with a pause of the target for each
+            self._pauses = ()
         self.writers = [target.run.writer("python_stacks", self.name)]
         processes = target.processes.values()
         self._python_pids = {ref.pid for ref in processes if ref.is_python}
@@ -252,7 +255,7 @@ class PythonStacksProbe:
         error_fd = os.memfd_create("py-spy-messages")
         command = [
             *(*self._launcher, str(self._py_spy), "record", "--pid", str(pid)),
-            *("--nonblocking", "--threads", "--format", "chrometrace"),
+            *(*self._pauses, "--threads", "--format", "chrometrace"),
             *("--rate", str(rate_per_s), "--output", f"/proc/self/fd/{output_fd}"),
             # It ends by itself when nobody asks it to: a stray one does not live long.
             *("--duration", str(int(window_s) * 2 + 1)),

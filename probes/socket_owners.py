@@ -26,11 +26,14 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 WALK_MOST_COUNT = 4_096
 """Descriptors of a process up to which they are looked at one by one."""
+
+EARLY_COUNT = 256
+"""Lowest descriptors that are looked at in a process with more than ``WALK_MOST_COUNT``."""
 
 _TABLES = ("tcp", "tcp6")
 _LISTEN, _TIME_WAIT = "0A", "06"
@@ -95,16 +98,18 @@ def listeners(namespace_pid: int | str = "self", port: int | None = None) -> lis
     return found
 
 
-def connection_inodes(namespace_pid: int | str, port: int, *, without: int = 0) -> set[int]:
-    """Inodes of the sockets that are the server's end of a connection to that port.
+def connection_inodes(
+    namespace_pid: int | str, *ports: int, without: Sequence[int] = ()
+) -> set[int]:
+    """Inodes of the sockets that are this end of a connection.
 
     Args:
         namespace_pid: Any process of the network namespace.
-        port: Local port; 0 for every one.
-        without: Local port of those to leave out, 0 for none.
+        ports: Local ports; none for every one.
+        without: Local ports of those to leave out.
     """
-    suffix = f":{port:04X}" if port else ""
-    unwanted = f":{without:04X}"
+    suffixes = tuple(f":{port:04X}" for port in ports) or ("",)
+    unwanted = tuple(f":{port:04X}" for port in without)
     found: set[int] = set()
     for table in _TABLES:
         try:
@@ -117,7 +122,7 @@ def connection_inodes(namespace_pid: int | str, port: int, *, without: int = 0) 
                 words = line.split(None, 10)
                 if words[3] in (_LISTEN, _TIME_WAIT) or words[1].endswith(unwanted):
                     continue
-                if words[1].endswith(suffix):
+                if words[1].endswith(suffixes):
                     found.add(int(words[9]))
     found.discard(0)  # not accepted yet: no process has it
     return found
@@ -125,11 +130,15 @@ def connection_inodes(namespace_pid: int | str, port: int, *, without: int = 0) 
 
 def socket_inodes(pid: int) -> list[int]:
     """Inodes of all sockets among a process's descriptors, by a walk; empty when not allowed."""
-    found: list[int] = []
     try:
         numbers = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - names only
     except OSError:
-        return found
+        return []
+    return _sockets_among(pid, numbers)
+
+
+def _sockets_among(pid: int, numbers: Iterable[int | str]) -> list[int]:
+    found: list[int] = []
     for number in numbers:
         try:
             link = os.readlink(f"/proc/{pid}/fd/{number}")  # noqa: PTH115 - thousands of them
@@ -139,6 +148,17 @@ def socket_inodes(pid: int) -> list[int]:
         if match:
             found.append(int(match[1]))
     return found
+
+
+def early_socket_inodes(pid: int) -> list[int]:
+    """Likewise; of a process with more than ``WALK_MOST_COUNT`` only of its lowest descriptors.
+
+    A server opens its listener before it has connections, so that is among them. Each is looked at
+    by its number: a listing would make the kernel keep an entry for every connection.
+    """
+    if descriptor_count(pid) <= WALK_MOST_COUNT:
+        return socket_inodes(pid)
+    return _sockets_among(pid, range(EARLY_COUNT))
 
 
 def descriptor_count(pid: int) -> int:

@@ -94,6 +94,15 @@ lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal setxattrat getxattrat
 removexattrat open_tree_attr
 """
 
+_I386 = {
+    **{3: "read", 4: "write", 5: "open", 6: "close", 102: "socketcall", 145: "readv"},
+    **{146: "writev", 255: "epoll_ctl", 256: "epoll_wait", 295: "openat", 345: "sendmmsg"},
+    **{359: "socket", 361: "bind", 362: "connect", 363: "listen", 364: "accept4"},
+    **{365: "getsockopt", 366: "setsockopt", 367: "getsockname", 369: "sendto"},
+    **{370: "sendmsg", 371: "recvfrom", 372: "recvmsg", 373: "shutdown"},
+}
+"""Source: arch/x86/entry/syscalls/syscall_32.tbl."""
+
 
 def _numbered(text: str, first: int = 0) -> dict[int, str]:
     names, number = {}, first
@@ -117,6 +126,16 @@ def syscall_names(machine: str | None = None) -> dict[int, str]:
     return _numbered(own) | _numbered(_UNIFIED, _UNIFIED_FROM)
 
 
-def syscall_name(number: int) -> str:
-    """The name of one call of this host, ``syscall_<number>`` when it is not known."""
+def syscall_name(number: int, *, is_32_bit: bool = False) -> str:
+    """The name of one call of this host, ``syscall_<number>`` when it is not known.
+
+    Args:
+        number: As the kernel has it.
+        is_32_bit: It was called by a 32-bit program of x86, which has numbers of its own; only
+            those of sockets and files are known here.
+    """
+    if is_32_bit and platform.machine() == "x86_64":
+        return _I386.get(number) or _numbered(_UNIFIED, _UNIFIED_FROM).get(
+            number, f"syscall_{number}"
+        )
     return syscall_names().get(number, f"syscall_{number}")

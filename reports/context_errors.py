@@ -17,7 +17,7 @@ from reports.tables import (
     table_of,
     text_column,
 )
-from reports.view import View
+from reports.view import CLIENTS_ELSEWHERE, View, is_watched
 
 # What an errno says by itself; the cause is the verdict's business. man-pages: accept(2),
 # connect(2), socket(2), tcp(7), errno(3).
@@ -61,6 +61,8 @@ def errors_section(view: View) -> dict[str, Any]:
     failures = Part("failures", "How did connections fail?")
     if s.connection_failures.empty:
         failures.empty = "Every attempted connection was established and none was lost."
+        if is_watched(s):
+            failures.empty = CLIENTS_ELSEWHERE
     else:
         failures.tables.append(_failures_table(s.connection_failures))
     parts = [main, failures]

@@ -20,7 +20,7 @@ from reports.tables import (
     table_of,
     text_column,
 )
-from reports.view import View
+from reports.view import View, is_watched
 
 MAX_FUNCTIONS = 15
 
@@ -230,6 +230,14 @@ def _processes_part(view: View) -> Part:
         tone = "bad" if share is not None and share >= 1 else ""
         return Cell(f"{formatting.count(peak)} of {formatting.count(limit)}", peak, share, tone)
 
+    watched = is_watched(s)
+    of_clients = [
+        number_column("Failed", "failed_total", "attempts"),
+        number_column("Lost", "lost_total", "connections"),
+    ]
+    of_ramp = [
+        number_column("CPU in the ramp", "ramp_cpu_pct", "% of a core, mean", formatting.percent)
+    ]
     part.tables.append(
         table_of(
             "processes-table",
@@ -238,13 +246,10 @@ def _processes_part(view: View) -> Part:
             [
                 process_column(),
                 number_column("Connections", "peak_open_count", "open at its peak"),
-                number_column("Failed", "failed_total", "attempts"),
-                number_column("Lost", "lost_total", "connections"),
+                *([] if watched else of_clients),
                 (Heading("Descriptors", "open at its peak", is_number=True), descriptors),
                 number_column("Memory", "peak_rss_bytes", "RSS at its peak", formatting.size),
-                number_column(
-                    "CPU in the ramp", "ramp_cpu_pct", "% of a core, mean", formatting.percent
-                ),
+                *([] if watched else of_ramp),
                 number_column(
                     "CPU in the hold", "hold_cpu_pct", "% of a core, mean", formatting.percent
                 ),

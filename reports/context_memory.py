@@ -9,7 +9,7 @@ import pandas as pd
 from reports import formatting, style
 from reports.figures.lines import plot_lines
 from reports.tables import Cell, Heading, Part, Table, number_column, table_of, text_column
-from reports.view import View
+from reports.view import CLIENTS_ELSEWHERE, View, is_watched
 
 _KIND_NAMES = {"slab": "kernel slab", "buffers": "socket buffers", "user": "user memory"}
 
@@ -26,6 +26,11 @@ def memory_section(view: View) -> dict[str, Any]:
             "socket_memory",
             otherwise="Too few samples while connections were opened to fit a slope.",
         )
+        if is_watched(s) and not s.memory_over_time.empty:
+            per.empty = (
+                "The connections changed too little while they were watched, or the host's other "
+                "work too much, to tell what one of them costs."
+            )
     else:
         known = frame[frame["bytes_per_connection"].notna()]
         whole = float(known["bytes_per_connection"].clip(lower=0).sum())
@@ -44,6 +49,11 @@ def memory_section(view: View) -> dict[str, Any]:
             f"About {formatting.size(whole)} per connection, both ends and the kernel together, "
             "since server and clients share this machine."
         )
+        if is_watched(s):
+            per.lead = (
+                f"About {formatting.size(whole)} per connection of the server's end, and of the "
+                "client's where that is on this host as well."
+            )
         per.tables.append(_memory_table(frame, whole))
     return {"parts": [per, _tcp_mem_part(view)], "totals": totals}
 
@@ -126,6 +136,8 @@ def ports_section(view: View) -> dict[str, Any]:
     part = Part("ports-all", "How full are the pools of local ports?")
     if s.ports.empty:
         part.empty = view.why_empty("port_groups", otherwise="No client connected.")
+        if is_watched(s):
+            part.empty = CLIENTS_ELSEWHERE
         return {"parts": [part]}
     fullest = s.ports.iloc[0]
     part.lead = (

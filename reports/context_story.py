@@ -20,7 +20,7 @@ from reports.tables import (
     table_of,
     text_column,
 )
-from reports.view import View
+from reports.view import CLIENTS_ELSEWHERE, View, is_watched
 
 MAX_MARKS = 8
 _QUIET_EVENTS = (
@@ -28,6 +28,7 @@ _QUIET_EVENTS = (
     "phase_setup",
     "phase_ramp",
     "phase_hold",
+    "phase_watch",
     "phase_stop",
     "phase_collect",
 )
@@ -80,7 +81,7 @@ def story_section(view: View) -> dict[str, Any]:
             overview.lead = "Nothing happened but the phases of the run: no event is marked."
         else:
             overview.tables.append(_events_table(loud))
-        overview.tables.append(_phases_table(s.phases.sort_values("start_s")))
+        overview.tables.append(_phases_table(view, s.phases.sort_values("start_s")))
     return {"parts": [overview, _workers_part(view), _clients_part(view), _latency_part(view)]}
 
 
@@ -91,6 +92,13 @@ def _window(summary: Any) -> bool:
 def _story_label(view: View) -> str:
     run = view.summary.run
     failed = formatting.count(run.get("failed_connections") or 0)
+    if is_watched(view.summary):
+        return (
+            f"Time series over {formatting.seconds(view.end_s)}: up to "
+            f"{formatting.count(run.get('peak_connections'))} connections open in the watched "
+            "processes. Below: new connections per second, errors per second, CPU per worker, "
+            "memory. The table of phases has the numbers."
+        )
     return (
         f"Time series over {formatting.seconds(view.end_s)}: open connections rise to "
         f"{formatting.count(run.get('peak_connections'))} of "
@@ -122,7 +130,13 @@ def process_column_or_host() -> tuple[Heading, Any]:
     return heading, lambda row: make(row) if int(row["pid"]) > 0 else Cell("the run")
 
 
-def _phases_table(phases: pd.DataFrame) -> Table:
+def _phases_table(view: View, phases: pd.DataFrame) -> Table:
+    of_clients = [
+        number_column("Failed", "failed_count", "in the phase"),
+        number_column("Client CPU", "client_cpu_pct", "% of a core, sum", formatting.percent),
+    ]
+    if is_watched(view.summary):
+        of_clients = []
     return table_of(
         "phases-table",
         "Phases",
@@ -133,10 +147,10 @@ def _phases_table(phases: pd.DataFrame) -> Table:
             number_column("Lasted", "duration_s", "", formatting.seconds),
             number_column("Established", "established_count", "in the phase"),
             number_column("Rate", "established_per_s", "per s, mean"),
-            number_column("Failed", "failed_count", "in the phase"),
+            *of_clients[:1],
             number_column("Open", "open_count", "at its end"),
             number_column("Server CPU", "server_cpu_pct", "% of a core, sum", formatting.percent),
-            number_column("Client CPU", "client_cpu_pct", "% of a core, sum", formatting.percent),
+            *of_clients[1:],
             number_column("Probe CPU", "probe_cpu_pct", "% of a core", formatting.percent),
             number_column("Host CPU", "host_cpu_pct", "% of all cores", formatting.percent),
         ],
@@ -189,6 +203,8 @@ def _clients_part(view: View) -> Part:
     clients = frame[frame["client"] >= 0]
     if clients.empty:
         part.empty = "No connection was attempted before the run ended."
+        if is_watched(s):
+            part.empty = CLIENTS_ELSEWHERE
         return part
     peaks = clients.groupby("client")["open_count"].max()
     part.lead = (
@@ -228,6 +244,8 @@ def _latency_part(view: View) -> Part:
     part = Part("latency", "Did connecting get slower as it filled?")
     if s.latency.empty:
         part.empty = "No connection was established, so there is no time to show."
+        if is_watched(s):
+            part.empty = CLIENTS_ELSEWHERE
         return part
     questions = {
         "connect": ("How long did TCP connect take?", "From connect(2) to TCP established"),

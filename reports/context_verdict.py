@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.causes import CAUSES
+from analysis.causes import CAUSES, GOOD_CAUSES
 from analysis.evidence import Finding
 from analysis.ladder import Rung
 from reports import formatting
 from reports.tables import Cell, Heading, Table, table_of, text_column
-from reports.view import SECTION_OF_TABLE, View
+from reports.view import SECTION_OF_TABLE, View, is_watched
 
 LIMIT_NAMES = {
     "fds_per_process": "Open files of one process",
@@ -38,8 +38,10 @@ def verdict_section(view: View) -> dict[str, Any]:
     summary, verdict, run = view.summary, view.summary.verdict, view.summary.run
     named = next((f for f in summary.findings if f.cause == verdict.cause), None)
     status = str(run.get("status", ""))
-    reached = verdict.cause == "reached"
+    reached = verdict.cause in GOOD_CAUSES
     badge = "Target reached" if reached else "A limit was met"
+    if verdict.cause == "no-limit-met":
+        badge = "No limit was met while watching"
     if verdict.cause not in CAUSES:
         badge = "Target missed, cause not explained"
     # The first clause is what must be read in ten seconds; the whole sentence is there.
@@ -91,6 +93,8 @@ def _status_warning(status: str) -> str:
 
 def _key_figures(view: View) -> list[dict[str, str]]:
     run, phases = view.summary.run, view.summary.phases
+    if is_watched(view.summary):
+        return _watched_figures(view)
     ramp = phases[phases["phase"] == "ramp"]
     figures = [
         _figure(
@@ -129,6 +133,34 @@ def _key_figures(view: View) -> list[dict[str, str]]:
                     "of all cores, mean over the ramp",
                 )
             )
+    return figures
+
+
+def _watched_figures(view: View) -> list[dict[str, str]]:
+    """Of a run that only watched: nothing was asked for, and who failed is not known."""
+    run, phases = view.summary.run, view.summary.phases
+    figures = [
+        _figure("Peak", formatting.count(run.get("peak_connections")), "connections open at once"),
+        _figure(
+            "Open at the end",
+            formatting.count(run.get("held_connections")),
+            "when the watching ended",
+        ),
+        _figure("Failed or lost", "not known", "the clients are elsewhere"),
+    ]
+    watch = phases[phases["phase"] == "watch"]
+    if not watch.empty:
+        row = watch.iloc[0]
+        figures.append(
+            _figure(
+                "Watched",
+                formatting.seconds(float(row["duration_s"])),
+                f"{formatting.count(float(row['established_count']))} connections taken meanwhile",
+            )
+        )
+        if formatting.is_known(float(row["server_cpu_pct"])):
+            cpu = formatting.percent(float(row["server_cpu_pct"]))
+            figures.append(_figure("CPU of the server", cpu, "of a core, mean, all its processes"))
     return figures
 
 
@@ -171,9 +203,9 @@ def _finding(finding: Finding, number: int) -> dict[str, Any]:
         "cause": finding.cause,
         "meaning": _sentence_case(CAUSES.get(finding.cause, "")),
         "severity": finding.severity,
-        "tone": "good" if finding.cause == "reached" else finding.severity,
-        "severity_words": "the target was reached"
-        if finding.cause == "reached"
+        "tone": "good" if finding.cause in GOOD_CAUSES else finding.severity,
+        "severity_words": CAUSES[finding.cause]
+        if finding.cause in GOOD_CAUSES
         else _SEVERITY_WORDS.get(finding.severity, finding.severity),
         "side": finding.side,
         "subject": str(finding.subject),

@@ -80,11 +80,18 @@ def printable(text: str) -> str:
 
 
 def plain_line(status: Status, target_connections: int) -> str:
-    """One line of progress for logs, without colour or control characters."""
+    """One line of progress for logs, without colour or control characters.
+
+    Without a target (0) somebody else's clients are watched, so nothing is counted against one.
+    """
     parts = [
         f"{status.elapsed_s:6.1f} s",
         f"{status.phase:<7}",
-        f"{status.established:,}/{target_connections:,} established",
+        *(
+            [f"{status.established:,}/{target_connections:,} established"]
+            if target_connections
+            else []
+        ),
         f"{status.open_count:,} open",
         f"{status.rate_per_s:,.0f}/s",
         f"{status.failed:,} failed",
@@ -191,7 +198,9 @@ def picture(status: Status, target_connections: int, width: int, height: int) ->
     left = "" if status.time_left_s is None else f"   about {status.time_left_s:.0f} s left"
     add((status.phase, "bold cyan"), (f"   {status.elapsed_s:.1f} s{left}", ""))
     figures = f" {status.established:,} of {target_connections:,}"
-    add((bar(share, max(10, min(60, width - len(figures) - 6))), "cyan"), (figures, "bold"))
+    if target_connections:
+        drawn = bar(share, max(10, min(60, width - len(figures) - 6)))
+        add((drawn, "cyan"), (figures, "bold"))
     add(
         (f"{status.open_count:,} open   {status.rate_per_s:,.0f} per s   ", ""),
         (f"{status.failed:,} failed", "bold red" if status.failed else "dim"),
@@ -296,6 +305,8 @@ class LiveView:
             self._live = None
             if last is not None:  # the picture is gone; what it last said stays, on one line
                 established = f"{last.established:,} of {self._target_connections:,} established"
+                if not self._target_connections:
+                    established = f"{last.open_count:,} open"
                 text = f"{established}, {last.failed:,} failed, {last.elapsed_s:.1f} s"
                 _write(self._stream, text + "\n")
         elif self._enabled and last is not None and last is not self._printed:

@@ -81,6 +81,17 @@ SECTION_OF_TABLE = {
 Draw = Callable[[float], Figure]
 
 
+CLIENTS_ELSEWHERE = (
+    "The clients are elsewhere: only the server's side was watched, so what they saw is not known."
+)
+"""Why a section about clients is empty in a run that only watched."""
+
+
+def is_watched(summary: Summary) -> bool:
+    """The run watched a server that was there before, with clients of its own."""
+    return bool((summary.manifest.get("server") or {}).get("attached"))
+
+
 @dataclass(slots=True)
 class View:
     """One page in the making.
@@ -105,7 +116,7 @@ class View:
             for row in summary.phases.to_dict("records")
         ]
         last_s = [summary.duration_s]
-        last_s += [end for name, _, end in phases if name in ("ramp", "hold")]
+        last_s += [end for name, _, end in phases if name in ("ramp", "hold", "watch")]
         return cls(summary, end_s=max(last_s), phases=phases)
 
     def chart(self, chart_id: str, question: str, window: str, label: str, draw: Draw) -> Chart:

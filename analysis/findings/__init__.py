@@ -27,6 +27,7 @@ from analysis.findings import (
     hot_worker_code,
     keepalive_storm,
     memory_exhausted,
+    no_limit_met,
     port_search_cost,
     reached,
     receive_buffer_full,
@@ -45,6 +46,7 @@ Finder = Callable[[Signs], list[Finding]]
 
 FINDERS: tuple[Finder, ...] = (
     reached.find,
+    no_limit_met.find,
     fd_limit_process.find,
     ephemeral_ports_exhausted.find,
     accept_spin.find,

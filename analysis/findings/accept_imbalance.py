@@ -90,7 +90,9 @@ def find(signs: Signs) -> list[Finding]:
     workers = view.who[view.who["role"] == "server"]["pid"]
     at_s = view.seconds_of(live["at_ns"])
     live = live.assign(at_s=at_s)[at_s <= view.stop_s + 0.3]
-    totals = live.groupby("pid")["established_total"].max()
+    # Of a server that was there before: what a worker holds, however it came to it.
+    column = "open_count" if view.is_attached else "established_total"
+    totals = live.groupby("pid")[column].max()
     spread = spread_of({int(pid): int(totals.get(pid, 0)) for pid in workers})
     if spread is None or not is_uneven(spread) or _is_explained(signs, spread):
         return []
@@ -148,6 +150,9 @@ def _finding(signs: Signs, spread: Spread, live: pd.DataFrame) -> Finding:
         evidence.append(Evidence("CPU of this worker", cpu_pct, "pct", "process_samples", first_s))
     confidence, missing = signs.trust("live_samples")
     how = _HOW.get(accept, "how they accept was not recorded")
+    how = f"With --accept {accept or '?'} {how}"
+    if view.is_foreign:
+        how = "How they accept is their own: a shared listener wakes the same one first"
     other = "handoff" if accept == "reuseport" else "reuseport"
     noise_pct = 100 * 3 * np.sqrt((count - 1) / total)
     effect = (
@@ -167,16 +172,22 @@ def _finding(signs: Signs, spread: Spread, live: pd.DataFrame) -> Finding:
         explanation=(
             f"{name} took {most:,} of {total:,} connections, {spread.ratio:.1f} times the even "
             f"share of {spread.mean_count:,.0f}; chance would give that once in 10^9 at most. "
-            f"With --accept {accept or '?'} {how}. Its core and its descriptor limit are met at "
+            f"{how}. Its core and its descriptor limit are met at "
             f"{100 / spread.ratio:.0f} % of what {count} workers could hold."
         ),
-        fix=(Fix(f"profile-run --accept {other}", effect),),
+        fix=(Fix(_command(other, is_foreign=view.is_foreign), effect),),
         at_connections=view.open_count_at(first_s),
         confidence=confidence,
         missing=missing,
         sentence=f"{name} has {most:,} of {total:,} connections, {spread.ratio:.1f} times its "
         f"share of {spread.mean_count:,.0f}",
     )
+
+
+def _command(accept: str, *, is_foreign: bool) -> str:
+    if not is_foreign:
+        return f"profile-run --accept {accept}"
+    return "give each worker a listener of its own (SO_REUSEPORT; in node: reusePort: true)"
 
 
 def _first_uneven_s(live: pd.DataFrame, spread: Spread) -> float:

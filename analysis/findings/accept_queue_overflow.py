@@ -44,9 +44,15 @@ def find(signs: Signs) -> list[Finding]:
     if not overflows.change_count or half_open.change_count > _OTHER_QUEUE * overflows.change_count:
         return []
     stalled = stalls(signs)
-    if not stalled.is_harm:
+    if not stalled.is_harm(overflows):
         return []
     queues = df_queues(signs)
+    if signs.view.is_attached:
+        # The counter is of all listeners of the namespace, those of other servers among them.
+        own = queues["local_port"].isin(signs.view.server_ports)
+        queues = queues[own & (queues["dropped_count"] > 0)]
+        if queues.empty and len(signs.view.frames["listeners"]):
+            return []
     full = full_pids(signs)
     if full:
         # what is not known to belong to another worker overflowed because of the limit
@@ -69,8 +75,7 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
             "net_counters",
             overflows.first_s,
         ),
-        Evidence("attempts that timed out", stalled.failed_count, "count", "connections"),
-        Evidence("attempts that came through late", stalled.late_count, "count", "connections"),
+        *stalled.evidence("attempts"),
     ]
     if stalled.late_count:
         evidence.append(Evidence("longest of them", stalled.longest_s, "s", "connections"))
@@ -107,13 +112,13 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
             f"and told nobody: clients send again after 1, 3 and 7 s. {stall_sentence(stalled)}."
             f"{why}"
         ),
-        fix=_fixes(signs, backlog, stalled, rate_per_s),
+        fix=_fixes(signs, backlog, stalled, overflows.change_count, rate_per_s),
         at_connections=view.open_count_at(first_s),
         confidence=confidence,
         missing=missing,
         sentence=f"The accept queue {its} was full: {overflows.change_count:,} handshakes were "
         f"dropped, {stall_sentence(stalled)}",
-        explained_count=stalled.failed_count,
+        explained_count=stalled.explained_count(overflows),
     )
 
 
@@ -148,8 +153,12 @@ def _why_slow(
     return (f"{text}." if text else ""), rate_per_s
 
 
-def _fixes(signs: Signs, backlog: int, stalled: Stalls, rate_per_s: float) -> tuple[Fix, ...]:
+def _fixes(
+    signs: Signs, backlog: int, stalled: Stalls, dropped_count: int, rate_per_s: float
+) -> tuple[Fix, ...]:
     waited = stalled.failed_count + stalled.late_count
+    if stalled.is_unseen:
+        waited = dropped_count
     wanted = 1 << max(backlog + waited - 1, 1).bit_length()
     drain = f", the last of them after {waited / rate_per_s:,.0f} s" if rate_per_s > 0 else ""
     holds = f"the queue holds all {waited:,} that were dropped instead of {backlog:,}{drain}"

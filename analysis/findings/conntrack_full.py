@@ -30,7 +30,7 @@ def find(signs: Signs) -> list[Finding]:
     full = table[table["conntrack_count"] >= _FULL_SHARE * table["conntrack_max_count"]]
     dropped = moved(signs, "ConntrackDrop")
     stalled = stalls(signs, connect_only=True)
-    if full.empty or not dropped.change_count or not stalled.is_harm:
+    if full.empty or not dropped.change_count or not stalled.is_harm(dropped):
         return []
     top = full.sort_values("conntrack_count", kind="stable").iloc[-1]
     return [
@@ -60,9 +60,14 @@ def _finding(
             "net_counters",
             dropped.first_s,
         ),
-        Evidence("connects that timed out", stalled.failed_count, "count", "connections"),
-        Evidence("connects that came through late", stalled.late_count, "count", "connections"),
-        Evidence("connections of the run then", at_connections, "count", "connections", first_s),
+        *stalled.evidence("connects"),
+        Evidence(
+            "connections of the server then",
+            at_connections,
+            "count",
+            "live_samples" if view.is_attached else "connections",
+            first_s,
+        ),
     ]
     early = moved(signs, "ConntrackEarlyDrop")
     if early.change_count:
@@ -114,5 +119,5 @@ def _finding(
         missing=missing,
         sentence=f"The connection tracking table was full ({count:,} of {most:,} entries) at "
         f"{at_connections:,} connections: {stall_sentence(stalled)}",
-        explained_count=stalled.failed_count,
+        explained_count=stalled.explained_count(dropped),
     )

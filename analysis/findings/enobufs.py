@@ -95,7 +95,7 @@ def _finding(signs: Signs, syscall: str, rows: pd.DataFrame) -> Finding:
         confidence=confidence,
         missing=missing,
         sentence=f"{name} got ENOBUFS from {syscall} {times(count)}",
-        explained_count=_explained(view.connections, syscall, count),
+        explained_count=count if view.is_attached else _explained(view.connections, syscall, count),
     )
 
 

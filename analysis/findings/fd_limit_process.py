@@ -53,6 +53,8 @@ def _at_limit(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
         hit = hits.get(pid)
         is_full = int(row["peak_count"]) >= int(row["capacity_count"]) - 1
         is_wanted = role != "client" and signs.unmet_count > 0 and is_full
+        if signs.view.is_attached:  # nobody says how many want in: full is full
+            is_wanted = int(row["peak_count"]) >= int(row["capacity_count"])
         if hit is None and not is_wanted:
             continue
         # EMFILE has its exact moment; a sample only says that it was so by then
@@ -85,8 +87,11 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
     emfile_count, first_s = int(row["emfile_count"]), float(row["first_s"])
     is_client = subject.role == "client"
     at_connections = view.begun_count_at(first_s) if is_client else view.open_count_at(first_s)
+    if view.is_attached:
+        at_connections = _at_that_moment(signs, subject.pid, first_s, soft - own)
     # EMFILE itself proves that every descriptor was taken; the samples come twice a second
     used = soft if emfile_count else own + held
+    counted_in = "live_samples" if view.is_attached else "connections"
     evidence = [
         Evidence(
             "descriptors open (own and connections)", used, "count", str(row["table"]), first_s
@@ -94,7 +99,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         Evidence("soft limit (RLIMIT_NOFILE)", soft, "count", "processes"),
         Evidence("descriptors of its own", own, "count", "processes"),
         Evidence("most connections sampled in it", held, "count", str(row["table"])),
-        Evidence("connections of the run then", at_connections, "count", "connections", first_s),
+        Evidence("connections of all then", at_connections, "count", counted_in, first_s),
         Evidence("processes of this side at their limit", len(rows), "count", "processes"),
     ]
     syscall = str(row["emfile_calls"])
@@ -146,6 +151,15 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         f"({taken} + {own:,} own) at {at_connections:,} connections",
         explained_count=_explained(signs, subject),
     )
+
+
+def _at_that_moment(signs: Signs, pid: int, at_s: float, capacity: int) -> int:
+    """Connections of all when one was full, where they are only sampled: it held its capacity."""
+    view = signs.view
+    samples = view.watched_samples
+    before = samples[view.seconds_of(samples["at_ns"]) <= at_s]
+    latest = before.drop_duplicates("pid", keep="last")
+    return int(latest["open_count"][latest["pid"] != pid].sum()) + capacity
 
 
 def _capital(subject: Subject) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis import watched_full_worker
 from analysis.evidence import Evidence, Finding, Fix, unit_limit_command
 from analysis.signs import EMFILE, Signs
 
@@ -44,6 +45,8 @@ class _Full(NamedTuple):
 
 def find(signs: Signs) -> list[Finding]:
     """One finding about the worker that was full first, or none."""
+    if signs.view.is_attached:
+        return watched_full_worker.find(signs)
     full = _full(signs)
     return [_finding(signs, full)] if full is not None else []
 

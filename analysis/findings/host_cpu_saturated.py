@@ -19,6 +19,7 @@ import pandas as pd
 from analysis.cpu import cpu_between, df_host_pressure
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.findings import accept_spin, fd_limit_process, hot_worker_code, keepalive_storm
+from analysis.hot_worker import runs_of
 from analysis.keepalive import ping_work
 from analysis.run_view import Phase
 from analysis.signs import ETIMEDOUT, Signs
@@ -32,6 +33,8 @@ _STALLED_LOOP_S = 0.5
 _LEAST_PRESSURE_PCT = 30.0
 """Cores that are just full, with nobody waiting, show next to no pressure."""
 _OTHERS_SHARE = 0.25
+_WATCHED_PRESSURE_PCT = 60.0
+_WATCHED_LEAST_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,11 @@ class _Shares:
 
 def find(signs: Signs) -> list[Finding]:
     """One finding about the host, or none."""
-    for harm in (_behind(signs), _stalled_loops(signs), _stalled_attempts(signs)):
+    if signs.view.is_attached:
+        harms = [_waiting_tasks(signs)]
+    else:
+        harms = [_behind(signs), _stalled_loops(signs), _stalled_attempts(signs)]
+    for harm in harms:
         if harm is None or not _is_full(signs, harm):
             continue
         shares = _shares(signs, harm)
@@ -244,6 +251,30 @@ def _stalled_attempts(signs: Signs) -> _Harm | None:
     )
 
 
+def _waiting_tasks(signs: Signs) -> _Harm | None:
+    """The longest time in which tasks waited for a core all along, of a run that only watched.
+
+    What clients or event loops missed by it is not seen from outside: it takes longer to be told.
+    """
+    rows = df_host_pressure(signs.view)
+    rows = rows[(rows["resource"] == "cpu") & (rows["at_s"] <= signs.view.stop_s)]
+    at_s = rows["at_s"].to_numpy()
+    best: tuple[float, float] | None = None
+    for start, stop in runs_of(rows["some_pct"].to_numpy() >= _WATCHED_PRESSURE_PCT):
+        since_s = float(at_s[start - 1]) if start else 0.0
+        until_s = float(at_s[stop - 1])
+        if until_s - since_s >= _WATCHED_LEAST_S and (
+            best is None or until_s - since_s > best[1] - best[0]
+        ):
+            best = since_s, until_s
+    if best is None:
+        return None
+    mean = float(rows["some_pct"][(at_s > best[0]) & (at_s <= best[1])].mean())
+    evidence = Evidence("time that tasks waited for a core", mean, "pct", "host_pressure", best[0])
+    words = f"tasks waited for a core {mean:.0f} % of {best[1] - best[0]:.1f} s"
+    return _Harm(*best, words, (evidence,))
+
+
 # -- what is said -----------------------------------------------------------------------------
 
 
@@ -297,7 +328,8 @@ def _finding(signs: Signs, harm: _Harm, shares: _Shares, *, foreign: bool) -> Fi
     if pressure is None and waits is None:
         confidence = "medium"
         missing += ("nobody measured who waits for a core (host_pressure, --probes full)",)
-    most = "processes beside the run" if foreign else "servers and clients together"
+    together = "the servers" if view.is_attached else "servers and clients together"
+    most = "processes beside the run" if foreign else together
     most_pct = others_pct if foreign else 100 * shares.fleet / shares.capacity
     return Finding(
         cause="host-cpu-saturated",

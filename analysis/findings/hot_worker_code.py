@@ -42,7 +42,9 @@ def find(signs: Signs) -> list[Finding]:
     is_in_hold = float(hot["since_s"]) >= signs.view.hold.start_s or (
         float(hot["until_s"]) >= signs.view.hold.start_s + 1.0
     )
-    if not function and (not is_in_hold or kind):
+    # Of a server that is only watched nobody knows what it had to do: a full core is its limit,
+    # also where no function stands out.
+    if not function and (not is_in_hold or (kind and not signs.view.is_attached)):
         return []
     return [_finding(signs, hot, kind, function, share_pct, sibling_pct)]
 
@@ -79,6 +81,12 @@ def _own_function(signs: Signs, hot: dict[str, Any]) -> tuple[str, str, float, f
     return "", "", 0.0, 0.0
 
 
+def _beside(signs: Signs) -> str:
+    if signs.view.is_attached:
+        return "; how many messages it served meanwhile is not seen from outside"
+    return " while neither accepts nor messages explain it"
+
+
 _LOOP_WORDS = ("epoll", "poll (", "select", "do_syscall_64", "entry_SYSCALL", "Worker.run", "run (")
 
 
@@ -110,6 +118,9 @@ def _finding(
         where = f"in {function}"
         evidence.append(Evidence(f"samples in {function}", share_pct, "pct", table, since_s))
         evidence.append(Evidence("the same in its siblings, at most", sibling, "pct", table))
+    elif kind:
+        confidence = "medium"
+        missing += ("a function that stands out: its samples are spread over many",)
     else:
         confidence = "low"
         missing += (
@@ -133,7 +144,7 @@ def _finding(
             f"{until_s - since_s:.1f} s, {share_pct:.0f} % of its samples {where}"
             if function
             else f"{name[:1].upper() + name[1:]} used {cpu_pct:.0f} % of a core for "
-            f"{until_s - since_s:.1f} s while neither accepts nor messages explain it"
+            f"{until_s - since_s:.1f} s{_beside(signs)}"
         )
         + ". While it runs, none of its connections is served.",
         fix=(

@@ -127,6 +127,8 @@ def _finding(
     confidence, missing = signs.trust("host_memory", "failing_syscalls")
     connections = view.connections
     explained = int((connections["is_failed"] | connections["is_lost"]).sum())
+    if view.is_attached:  # each kill and each refused call took a connection, at least one
+        explained = kills + int(refused["event_count"].sum())
     return Finding(
         cause="memory-exhausted",
         severity="warning",

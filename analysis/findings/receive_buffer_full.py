@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, Side, Subject
 from analysis.memory_signs import (
+    gave_up,
     lost_to_full_buffers,
     unread_worker,
     until_stop,
@@ -37,6 +38,8 @@ def find(signs: Signs) -> list[Finding]:
     if fullest is None:
         return []
     side, at_s, used, limit = fullest
+    if side == "client" and view.is_attached:
+        return []  # its clients are not watched; some may happen to be on this host
     subject = Subject("server" if side == "server" else "client")
     if side == "server" and (pid := unread_worker(view, first_s)):
         subject = view.subject(pid)
@@ -72,7 +75,7 @@ def find(signs: Signs) -> list[Finding]:
                 f"{name} does not read what is sent to it: {count:,} sockets told their peers to "
                 f"stop (window 0) for {last_s - first_s:.1f} s, the fullest with {used:,} of "
                 f"{limit:,} bytes. Nothing is dropped; the data wait in the senders, which give up "
-                f"when their own buffers are full ({lost:,} did)."
+                f"when their own buffers are full{gave_up(view)}."
             ),
             fix=(
                 Fix(

@@ -2,10 +2,14 @@
 
 Proof: accept4 (or accept) returned EMFILE in a worker that lives on, and from then on clients see
 their opening handshake end by RST (their request was unread) or EOF.
+Of a server that is only watched, whose clients are elsewhere: resets that its sockets sent from
+then on, at least one for ten of those EMFILE; a server that only fails to accept sends none.
 Told apart from ``worker-crash``: there the process is gone.
 """
 
 from __future__ import annotations
+
+import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, side_of_role, unit_limit_command
 from analysis.signs import EMFILE, Signs
@@ -23,6 +27,8 @@ def find(signs: Signs) -> list[Finding]:
         return []
     first = emfile.sort_values("first_s", kind="stable").iloc[0]
     full_s = float(first["first_s"])
+    if view.is_attached:
+        return _seen_from_the_server(signs, emfile, full_s)
     connections = view.connections
     refused = connections[
         connections["is_failed"]
@@ -82,5 +88,67 @@ def find(signs: Signs) -> list[Finding]:
             sentence=f"{name[:1].upper() + name[1:]} accepted and closed {len(refused):,} "
             f"connection{'s' if len(refused) != 1 else ''} at its descriptor limit",
             explained_count=len(refused),
+        )
+    ]
+
+
+_LEAST_RESETS_SHARE = 0.1
+
+
+def _seen_from_the_server(signs: Signs, emfile: pd.DataFrame, full_s: float) -> list[Finding]:
+    """By the resets that the server sent, without the records of its clients."""
+    view = signs.view
+    resets = view.frames["tcp_resets"]
+    at_s = view.seconds_of(resets["at_ns"])
+    is_sent = (resets["direction"] == "tx") & resets["side"].isin(["server", "other"])
+    sent = resets.assign(at_s=at_s)[is_sent & (at_s >= full_s) & (at_s <= view.stop_s + 1.0)]
+    count, emfile_count = int(sent["event_count"].sum()), int(emfile["event_count"].sum())
+    if not count or count < _LEAST_RESETS_SHARE * emfile_count:
+        return []
+    first = emfile.sort_values("first_s", kind="stable").iloc[0]
+    subject = view.subject(int(first["pid"]))
+    name = str(subject)[:1].upper() + str(subject)[1:]
+    first_s = max(full_s, float(view.seconds(int(sent["first_ns"].min()))))
+    confidence, missing = signs.trust("failing_syscalls", "tcp_resets")
+    return [
+        Finding(
+            cause="server-resets-when-full",
+            severity="warning",
+            side=side_of_role(subject.role),
+            subject=subject,
+            first_s=first_s,
+            last_s=max(first_s, float(sent["at_s"].max())),
+            evidence=(
+                Evidence("resets that the server sent", count, "count", "tcp_resets", first_s),
+                Evidence(
+                    "accept4 calls that returned EMFILE",
+                    emfile_count,
+                    "count",
+                    str(first["source"]),
+                    full_s,
+                ),
+            ),
+            explanation=(
+                f"{name} is at its descriptor limit and alive. It gives up a reserve descriptor, "
+                f"accepts and closes at once: {count:,} resets went out since it was full, which "
+                "clients see as ECONNRESET. The application is never told."
+            ),
+            fix=(
+                Fix(
+                    unit_limit_command(65_535),
+                    f"the {count:,} resets go away until 65,535 descriptors are in use",
+                ),
+                Fix(
+                    "stop listening below the limit (in node: server.maxConnections does not do "
+                    "it, server.close() does), listen again when a connection ends",
+                    f"{count:,} clients wait in the accept queue instead of being reset",
+                ),
+            ),
+            at_connections=view.open_count_at(first_s),
+            confidence=confidence,
+            missing=missing,
+            sentence=f"{name} reset {count:,} connection{'s' if count != 1 else ''} at its "
+            "descriptor limit",
+            explained_count=count,
         )
     ]

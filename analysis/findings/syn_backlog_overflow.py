@@ -43,11 +43,13 @@ def find(signs: Signs) -> list[Finding]:
     """One finding, about the listener that dropped most."""
     overflows = moved(signs, "TcpExtListenOverflows")
     queues = df_queues(signs)
+    if signs.view.is_attached:
+        queues = queues[queues["local_port"].isin(signs.view.server_ports)]
     dropped, room = _dropped(signs, overflows, queues)
     if dropped.change_count <= _OTHER_QUEUE * overflows.change_count:
         return []
     stalled = stalls(signs, connect_only=True)
-    return [_finding(signs, dropped, room, stalled, queues)] if stalled.is_harm else []
+    return [_finding(signs, dropped, room, stalled, queues)] if stalled.is_harm(dropped) else []
 
 
 def _dropped(signs: Signs, overflows: Moved, queues: pd.DataFrame) -> tuple[Moved, int]:
@@ -81,8 +83,7 @@ def _finding(
             "net_counters",
             dropped.first_s,
         ),
-        Evidence("connects that timed out", stalled.failed_count, "count", "connections"),
-        Evidence("connects that came through late", stalled.late_count, "count", "connections"),
+        *stalled.evidence("connects"),
     ]
     half_open = 0
     if len(queues):
@@ -134,5 +135,5 @@ def _finding(
         missing=missing,
         sentence=f"The queue of half-open connections of {name} was full{full}: "
         f"{dropped.change_count:,} SYNs were dropped, {stall_sentence(stalled)}",
-        explained_count=stalled.failed_count,
+        explained_count=stalled.explained_count(dropped),
     )

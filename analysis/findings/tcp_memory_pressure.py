@@ -12,7 +12,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, Subject
-from analysis.memory_signs import counter, lost_to_full_buffers, rise, until_stop
+from analysis.memory_signs import counter, gave_up, lost_to_full_buffers, rise, until_stop
 from analysis.signs import Signs
 
 _COUNTERS = {
@@ -63,6 +63,7 @@ def find(signs: Signs) -> list[Finding]:
     whose = "the cgroup" if usage[0].table == "cgroup_memory" else "the host"
     events_count = int(events["event_count"].sum())
     lost = lost_to_full_buffers(view)
+    refused = events_count if view.is_attached else lost
     return [
         Finding(
             cause="tcp-memory-pressure",
@@ -76,7 +77,7 @@ def find(signs: Signs) -> list[Finding]:
                 f"TCP's buffers of {whose} together held {used:,.0f} of {most:,.0f} bytes, so TCP "
                 f"refused sockets more memory {events_count:,} times although their own buffers "
                 "had room: what arrives is dropped and sent again, and send buffers shrink, so "
-                f"senders wait or give up ({lost:,} did). Somebody does not read what is sent."
+                f"senders wait or give up{gave_up(view)}. Somebody does not read what is sent."
             ),
             fix=_fixes(whose, int(most), int(used)),
             at_connections=view.open_count_at(first_s),
@@ -84,7 +85,7 @@ def find(signs: Signs) -> list[Finding]:
             missing=missing,
             sentence=f"TCP of {whose} was out of buffer memory: {used:,.0f} of {most:,.0f} bytes, "
             f"refused {events_count:,} times",
-            explained_count=lost,
+            explained_count=refused,
         )
     ]
 

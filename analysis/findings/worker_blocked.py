@@ -247,6 +247,8 @@ def _finding(signs: Signs, block: _Block) -> Finding:
 def _lag_of_siblings_ms(signs: Signs, block: _Block) -> float | None:
     """Median over the other workers of their longest turn meanwhile, None without any."""
     view = signs.view
+    if view.is_foreign:
+        return None  # they do not say how long their turns are
     live = view.frames["live_samples"]
     at_s = view.seconds_of(live["at_ns"])
     role = view.subject(block.pid).role

@@ -23,7 +23,12 @@ def find(signs: Signs) -> list[Finding]:
     processes = view.frames["processes"]
     dead = processes[
         (processes["exited_ns"] > 0)
-        & ((processes["exit_status"] > 0) | (processes["exit_signal"] > 0))
+        & (
+            (processes["exit_status"] > 0)
+            | (processes["exit_signal"] > 0)
+            # of a server that was there before: how it ended is not always to be seen
+            | ((processes["exit_status"] < 0) & view.is_attached)
+        )
         & processes["role"].isin(["server", "acceptor", "client"])
     ]
     rows = dead.sort_values("exited_ns", kind="stable").to_dict("records")
@@ -45,11 +50,22 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
     near = connections["closed_s"].between(died_s - 0.3, died_s + _AT_ONCE_S)
     lost = int((near & connections["is_lost"]).sum())
     failed = int((near & connections["is_failed"]).sum())
-    how = f"signal {_signal_name(number)}" if number else f"exit status {status}"
+    how = "a status that nobody could see" if status < 0 and not number else ""
+    how = how or f"signal {_signal_name(number)}" if number else f"exit status {status}"
     evidence = [
-        Evidence("signal" if number else "exit status", number or status, "", "processes", died_s),
-        Evidence("connections lost within a second", lost, "count", "connections", died_s),
-        Evidence("attempts that failed within a second", failed, "count", "connections", died_s),
+        Evidence("signal" if number else "exit status", number or status, "", "processes", died_s)
+    ]
+    seen = f"clients lost {lost:,} within a second, with those of other workers that died then"
+    if view.is_attached:
+        seen, lost = "their clients lost them then", held
+    else:
+        evidence += [
+            Evidence("connections lost within a second", lost, "count", "connections", died_s),
+            Evidence(
+                "attempts that failed within a second", failed, "count", "connections", died_s
+            ),
+        ]
+    evidence += [
         Evidence("connections it held", held, "count", "live_samples", died_s),
     ]
     name = str(subject)
@@ -63,20 +79,26 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
         evidence=tuple(evidence),
         explanation=(
             f"{name[:1].upper() + name[1:]} ended with {how} while the run went on; the kernel "
-            f"closed the {held:,} connections that it held, all at once; clients lost {lost:,} "
-            "within a second, with those of other workers that died then."
+            f"closed the {held:,} connections that it held, all at once; {seen}."
         ),
         fix=(
             Fix(
-                f"tail -n 40 logs/*{subject.role}*.log in the run directory",
+                _where_it_says_why(signs, subject.role, pid),
                 f"shows why it ended; {held or lost:,} connections stay when it does not",
             ),
         ),
         at_connections=view.open_count_at(died_s - 0.01),
+        confidence="medium" if status < 0 and not number else "high",
         sentence=f"{name[:1].upper() + name[1:]} ended with {how} and took "
         f"{held or lost:,} connections with it",
         explained_count=lost + failed,
     )
+
+
+def _where_it_says_why(signs: Signs, role: str, pid: int) -> str:
+    if signs.view.is_attached:
+        return f"journalctl _PID={pid} -n 40; dmesg | tail; or where its log goes"
+    return f"tail -n 40 logs/*{role}*.log in the run directory"
 
 
 def _signal_name(number: int) -> str:

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from analysis.causes import CAUSES, GOOD_CAUSES
 from analysis.evidence import Finding
 from analysis.ladder import Rung
 from analysis.summary import Summary
@@ -42,17 +43,22 @@ def to_markdown(summary: Summary) -> str:
 
 def _lines(summary: Summary) -> Iterator[str]:
     run, verdict = summary.run, summary.verdict
-    reached = verdict.cause == "reached"
-    yield f"### connscope: {'target reached' if reached else escaped(verdict.cause)}"
+    reached = verdict.cause in GOOD_CAUSES
+    title = CAUSES[verdict.cause] if reached else escaped(verdict.cause)
+    yield f"### connscope: {title.removeprefix('the ')}"
     yield ""
     yield f"**{escaped(verdict.sentence)}**"
     yield ""
-    yield (
-        f"Peak {formatting.count(run.get('peak_connections'))} of "
-        f"{formatting.count(run.get('target_connections'))} connections · "
-        f"held {formatting.count(run.get('held_connections'))} · "
+    watched = bool((summary.manifest.get("server") or {}).get("attached"))
+    asked = f" of {formatting.count(run.get('target_connections'))}"
+    clients = (
         f"failed {formatting.count(run.get('failed_connections') or 0)} · "
         f"lost {formatting.count(run.get('lost_connections') or 0)} · "
+    )
+    yield (
+        f"Peak {formatting.count(run.get('peak_connections'))}{'' if watched else asked} "
+        f"connections · held {formatting.count(run.get('held_connections'))} · "
+        f"{'clients elsewhere, not watched · ' if watched else clients}"
         f"confidence {escaped(verdict.confidence)}"
     )
     fixes = _fixes(summary.findings, verdict.cause)
@@ -116,8 +122,8 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
         return
     for finding in findings[:MAX_FINDINGS]:
         severity = _SEVERITY_WORDS.get(finding.severity, finding.severity)
-        if finding.cause == "reached":
-            severity = "the target was reached"
+        if finding.cause in GOOD_CAUSES:
+            severity = CAUSES[finding.cause]
         yield (
             f"- **{escaped(finding.cause)}** ({severity}): {escaped(str(finding.subject))}, "
             f"{formatting.moment(finding.first_s)} to {formatting.moment(finding.last_s)} after "

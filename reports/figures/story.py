@@ -114,11 +114,12 @@ def _draw_open(
     axes.fill_between(x, y, color=style.BLUE, alpha=0.14, linewidth=0)
     axes.plot(x, y, color=style.BLUE)
     axes.set_ylim(0, max(float(target), float(y.max(initial=0.0)), 1.0) * 1.12)
-    axes.axhline(target, color=style.MUTED, linewidth=1, dashes=(2, 3))
+    if target:
+        axes.axhline(target, color=style.MUTED, linewidth=1, dashes=(2, 3))
     axes.yaxis.set_major_formatter(FuncFormatter(style.thousands))
     last = float(y[-1]) if len(y) else 0.0
     labels = [(last, f"{last:,.0f} open", style.BLUE)]
-    if not narrow and abs(target - last) > 0.02 * target:
+    if target and not narrow and abs(target - last) > 0.02 * target:
         labels.append((float(target), f"target {target:,}", style.MUTED))
     if not narrow:
         style.label_ends(axes, labels, narrow=False, panel_pt=panel_pt)

@@ -34,7 +34,7 @@ def draw_phases(panels: Sequence[Axes], phases: Sequence[Phase], *, named: bool 
     """
     low, high = panels[0].get_xlim()
     for name, start_s, end_s in phases:
-        if name not in ("ramp", "hold", "stop") or end_s <= low or start_s >= high:
+        if name not in ("ramp", "hold", "watch", "stop") or end_s <= low or start_s >= high:
             continue
         for axes in panels:
             axes.axvline(start_s, color=style.GRID, linewidth=1, zorder=0)

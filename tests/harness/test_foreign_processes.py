@@ -56,7 +56,7 @@ def test_a_listener_in_the_place_of_a_closed_file_is_seen(live, server, deadline
     server.stdin.write("\n")
     server.stdin.flush()
     port = int(server.stdout.readline())
-    before._port = port
+    before._ports = (port,)
 
     def is_followed():
         before.follow()

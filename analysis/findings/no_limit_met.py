@@ -1,0 +1,68 @@
+"""``no-limit-met``: a server was watched with its real clients, and no limit was met meanwhile.
+
+Proof: the connections and the time that were watched, calls that failed for want of a resource (0)
+and handshakes that full queues dropped (0). It says nothing about load that did not come: that is
+the ladder. Every other finding that stands for itself goes before it (analysis/ranking.py).
+"""
+
+from __future__ import annotations
+
+from analysis.evidence import Evidence, Finding, Subject
+from analysis.listen_queues import moved
+from analysis.signs import EMFILE, ENFILE, Signs
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding for a run that only watched, none for any other."""
+    view = signs.view
+    if not view.is_attached:
+        return []
+    watched_s = view.hold.duration_s
+    processes = len(view.who[view.who["role"].isin(["server", "acceptor"])])
+    refused = signs.errors[signs.errors["errno"].isin([EMFILE, ENFILE])]
+    dropped = moved(signs, "TcpExtListenOverflows").change_count
+    confidence, missing = signs.trust("failing_syscalls", "net_counters", "process_samples")
+    taken = taken_count(signs)
+    evidence = (
+        Evidence("most connections open at once", view.peak_count, "count", "live_samples"),
+        Evidence("connections taken while it was watched", taken, "count", "live_samples"),
+        Evidence("time watched", watched_s, "s", "manifest"),
+        Evidence("processes watched", processes, "count", "processes"),
+        Evidence(
+            "calls that failed for want of a descriptor",
+            int(refused["event_count"].sum()),
+            "count",
+            "failing_syscalls",
+        ),
+        Evidence("handshakes dropped by full accept queues", dropped, "count", "net_counters"),
+    )
+    plural = "es" if processes != 1 else ""
+    sentence = (
+        f"No limit was met in {watched_s:.0f} s of watching: up to {view.peak_count:,} "
+        f"connections in {processes} process{plural}"
+    )
+    return [
+        Finding(
+            cause="no-limit-met",
+            severity="info",
+            side="server",
+            subject=Subject("server"),
+            first_s=view.hold.start_s,
+            last_s=max(view.hold.start_s, view.hold.end_s),
+            evidence=evidence,
+            explanation=(
+                f"{sentence}. {taken:,} connections were taken meanwhile. What clients saw is not "
+                "known here: they are elsewhere, and only the server's side was watched."
+            ),
+            at_connections=view.held_count,
+            confidence=confidence,
+            missing=missing,
+            sentence=sentence,
+        )
+    ]
+
+
+def taken_count(signs: Signs) -> int:
+    """Connections that came while it was watched: growth of the totals of all processes."""
+    totals = signs.view.watched_samples.groupby("pid")["established_total"]
+    return int((totals.max() - totals.min()).sum())

@@ -1,0 +1,111 @@
+"""What the terminal shows while a running server is watched, from shared memory and /proc."""
+
+from __future__ import annotations
+
+import time
+
+from harness.live_status import CpuUse
+from probes import process_tree
+from probes.live import Counter, Live
+from reports.terminal import Status
+
+_COUNTERS_PERIOD_S = 1.0
+_RATE_PERIOD_S = 1.0
+_OVERFLOWS = ("ListenOverflows", "TCPReqQFullDrop")
+
+
+class AttachStatus:
+    """Builds a Status from the slots of the watched processes.
+
+    Args:
+        live: Shared memory, filled by who follows the processes.
+        pid: A process in the target's network namespace.
+    """
+
+    def __init__(self, live: Live, pid: int) -> None:
+        self._slots = [live.slot(index) for index in range(live.slot_count)]
+        self._pid = pid
+        self._cpu = CpuUse()
+        self._since_s = time.monotonic()
+        self._rate_from: tuple[float, int] | None = None
+        self._rate_per_s = 0.0
+        self._labels: dict[int, str] = {}
+        self._overflows_from = -1
+        self._overflows_count = 0
+        self._overflows_due_s = 0.0
+
+    def begin(self) -> None:
+        """Time counts from now."""
+        self._since_s = time.monotonic()
+
+    def read(self, phase: str, *, time_left_s: float | None = None, note: str = "") -> Status:
+        """The state of now."""
+        now_s = time.monotonic()
+        held = [slot for slot in self._slots if slot[Counter.PID]]
+        alive = [slot for slot in held if not slot[Counter.STOPPED_NS]]
+        self._cpu.read([slot[Counter.PID] for slot in alive], now_s)
+        taken = sum(slot[Counter.ESTABLISHED_TOTAL] for slot in held)
+        if self._rate_from is None:
+            self._rate_from = now_s, taken
+        since_s, before = self._rate_from
+        if now_s - since_s >= _RATE_PERIOD_S:
+            self._rate_per_s = (taken - before) / (now_s - since_s)
+            self._rate_from = now_s, taken
+        self._read_overflows(now_s)
+        emfile = sum(slot[Counter.ACCEPT_EMFILE_TOTAL] for slot in held)
+        errors = [
+            ("server", "EMFILE", emfile),
+            ("host", "handshakes dropped", self._overflows_count),
+            ("server", "processes ended", len(held) - len(alive)),
+        ]
+        return Status(
+            elapsed_s=now_s - self._since_s,
+            phase=phase,
+            established=taken,
+            open_count=sum(slot[Counter.OPEN_COUNT] for slot in alive),
+            rate_per_s=self._rate_per_s,
+            failed=emfile + self._overflows_count,
+            errors=[error for error in errors if error[2]],
+            workers=[
+                (
+                    self._label(slot),
+                    slot[Counter.OPEN_COUNT],
+                    slot[Counter.TARGET_COUNT],
+                    self._cpu.pct.get(slot[Counter.PID], -1.0),
+                )
+                for slot in alive
+            ],
+            time_left_s=time_left_s,
+            note=note,
+        )
+
+    def _label(self, slot: memoryview[int]) -> str:
+        pid = slot[Counter.PID]
+        if pid not in self._labels:
+            self._labels[pid] = f"{process_tree.command_name(pid)[:20]} {pid}"
+        return self._labels[pid]
+
+    def _read_overflows(self, now_s: float) -> None:
+        if now_s < self._overflows_due_s:
+            return
+        self._overflows_due_s = now_s + _COUNTERS_PERIOD_S
+        total = dropped_handshakes(self._pid)
+        if total < 0:
+            return
+        if self._overflows_from < 0:
+            self._overflows_from = total
+        self._overflows_count = total - self._overflows_from
+
+
+def dropped_handshakes(pid: int) -> int:
+    """Handshakes that full queues dropped in the network namespace of a process; -1 unknown.
+
+    Source: ``/proc/PID/net/netstat`` (net/ipv4/proc.c), lines of names and values in turn.
+    """
+    try:
+        with open(f"/proc/{pid}/net/netstat", encoding="ascii") as stream:  # noqa: PTH123 - once a second
+            names, values = stream.readline().split(), stream.readline().split()
+    except OSError:
+        return -1
+    found = dict(zip(names, values, strict=False))
+    return sum(int(found.get(name, 0)) for name in _OVERFLOWS)

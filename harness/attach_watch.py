@@ -1,0 +1,269 @@
+"""Watches a server that runs already, with its real clients, and records what it sees.
+
+Nothing is started in the target and nothing of it is changed: its processes are read through
+/proc, its sockets through the kernel's iterator, its calls through tracepoints. What watches is
+this process and the probe process; both are outside of the target's control group. When this
+process dies, however it dies, the probe process gets SIGKILL from the kernel, and the kernel takes
+the eBPF programs and perf events away with the descriptors that held them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+
+from harness import recording
+from harness.attach_status import AttachStatus
+from harness.attach_target import AttachTarget
+from harness.foreign_processes import ForeignProcesses
+from harness.foreign_server import SLOTS_COUNT
+from harness.probe_process import ProbeProcess
+from harness.supervisor import Interrupt
+from probes import live as live_memory
+from probes import process_tree
+from probes.errors import HostError, ToolkitError
+from probes.live import Header, Live, Phase
+from probes.rundir import LIVE, RunDir
+from reports.terminal import LiveView
+
+_TICK_S = 0.05
+_PROBES_DEADLINE_S = 30.0
+_PROBE_STOP_DEADLINE_S = 4.0
+_LOOK_AGAIN_PERIOD_S = 1.0
+_REPLACEMENT_WAIT_S = 3.0
+"""A service manager that starts a dead server again does so within this."""
+
+
+@dataclass(slots=True)
+class WatchResult:
+    """How the recording went; the verdict is the analysis's."""
+
+    status: str = "finished"
+    notes: list[str] = field(default_factory=list)
+
+
+class Watch:
+    """Watches one target and records it.
+
+    Args:
+        run: An empty run directory.
+        target: What to watch.
+        probes: Names of the probes.
+        manifest: Already written with status "running".
+        duration_s: How long, None for ever.
+        interrupt: Set by signals: the usual end.
+        view: Where progress is shown.
+        allow_pauses: Probes may stop the target for a moment.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: RunDir,
+        target: AttachTarget,
+        probes: list[str],
+        manifest: recording.Manifest,
+        duration_s: float | None,
+        interrupt: Interrupt,
+        view: LiveView,
+        allow_pauses: bool = False,
+    ) -> None:
+        self._run = run
+        self._target = target
+        self._probe_names = probes
+        self._manifest = manifest
+        self._duration_s = duration_s
+        self._interrupt = interrupt
+        self._view = view
+        self._allow_pauses = allow_pauses
+        self._events: list[tuple[int, str, int, str]] = []
+        self._stop_ns = 0
+        self._roots = list(target.roots)
+        self._look_due_s = 0.0
+        self._gone_since_s = 0.0
+
+    def execute(self) -> WatchResult:
+        """Watches until the end.
+
+        Raises:
+            ToolkitError: It could not begin, or the recording could not be written; what was
+                recorded until then stays.
+        """
+        result = WatchResult(notes=list(self._target.notes))
+        self._manifest.begin_stage("setup")
+        namespace_fd = -1
+        probes: ProbeProcess | None = None
+        live_fd = -1
+        processes: ForeignProcesses | None = None
+        try:
+            live_fd = live_memory.create(self._run.path / LIVE, SLOTS_COUNT, 1)
+            live = Live(live_fd)
+            namespace_fd = self._target.open_namespace()
+            processes = ForeignProcesses(live, SLOTS_COUNT, *self._target.ports)
+            self._find_processes(processes)
+            probes = ProbeProcess(
+                self._run.path,
+                self._probe_names,
+                live_fd,
+                namespace_fd,
+                self._target.ports,
+                attached=True,
+                allow_pauses=self._allow_pauses,
+            )
+            self._watch(live, processes, probes, result)
+        except BaseException:
+            result.status = "failed"
+            raise
+        finally:
+            if probes is not None:
+                probes.stop(0.2)
+            if namespace_fd >= 0:
+                os.close(namespace_fd)
+            self._record(live_fd, processes, result)
+            if processes is not None:
+                processes.close()
+            if live_fd >= 0:
+                os.close(live_fd)
+        return result
+
+    def _find_processes(self, processes: ForeignProcesses) -> None:
+        processes.watch_tree(self._roots)
+        self._take(processes, processes.begin_watch())
+        if processes.pids:
+            return
+        if not any(process_tree.tree_of(root) for root in self._roots):
+            raise ToolkitError(
+                f"{self._target.selector}: the server ended before it could be watched",
+                fix="start it again",
+            )
+        raise HostError(
+            f"{self._target.selector}: none of its processes could be seen to hold its listener",
+            fix="run as root" if os.geteuid() != 0 else "--pid PID of the process that does",
+        )
+
+    def _watch(
+        self,
+        live: Live,
+        processes: ForeignProcesses,
+        probes: ProbeProcess,
+        result: WatchResult,
+    ) -> None:
+        status = AttachStatus(live, self._target.pid)
+        deadline_s = time.monotonic() + _PROBES_DEADLINE_S
+        while not probes.is_ready and not self._is_over(processes):
+            self._follow(processes)
+            self._view.update(status.read("setup", note="starting probes"))
+            if time.monotonic() > deadline_s:
+                result.notes.append("the probe process was not ready in time: no probes")
+                self._event("probes_late", detail=result.notes[-1])
+                break
+            time.sleep(_TICK_S)
+        else:
+            self._note_probes(probes, result)
+        at_ns = time.monotonic_ns()
+        live.header[Header.PHASE_HOLD_NS] = at_ns
+        live.header[Header.PHASE] = Phase.HOLD
+        self._manifest.begin_stage("watch", at_ns)
+        self._event("phase_watch", at_ns=at_ns)
+        status.begin()
+        end_s = time.monotonic() + self._duration_s if self._duration_s else None
+        while not self._is_over(processes):
+            self._follow(processes)
+            left_s = end_s - time.monotonic() if end_s is not None else None
+            if left_s is not None and left_s <= 0:
+                break
+            self._view.update(status.read("watch", time_left_s=left_s))
+            time.sleep(_TICK_S if left_s is None else min(_TICK_S, max(0.0, left_s)))
+        self._stop(live, processes, probes, status, result)
+
+    def _is_over(self, processes: ForeignProcesses) -> bool:
+        """Somebody wants it to end, or nothing of the target is left."""
+        if self._interrupt.signal_name:
+            return True
+        # The watched are told by their ends, which come with how they ended.
+        if processes.pids:
+            self._gone_since_s = 0.0
+            return False
+        if not self._target.look_again:  # a pid: its parent may start workers again
+            return not any(process_tree.tree_of(root) for root in self._roots)
+        now_s = time.monotonic()
+        self._gone_since_s = self._gone_since_s or now_s
+        return now_s - self._gone_since_s >= _REPLACEMENT_WAIT_S
+
+    def _follow(self, processes: ForeignProcesses) -> None:
+        now_s = time.monotonic()
+        if self._target.look_again and now_s >= self._look_due_s and not processes.pids:
+            self._look_due_s = now_s + _LOOK_AGAIN_PERIOD_S
+            self._take_roots(processes)
+        self._take(processes, processes.follow())
+
+    def _take_roots(self, processes: ForeignProcesses) -> None:
+        assert self._target.look_again is not None
+        found = self._target.look_again()
+        if found and found != self._roots:
+            self._roots = found
+            processes.watch_tree(found)
+
+    def _take(self, processes: ForeignProcesses, news: list[tuple[str, int, str]]) -> None:
+        for event, pid, detail in news:
+            self._event(event, pid=pid, detail=detail)
+        known = processes.describe()
+        if known != self._manifest.contents["server"]["processes"]:
+            self._manifest.contents["server"]["processes"] = known
+            self._manifest.write()
+
+    def _note_probes(self, probes: ProbeProcess, result: WatchResult) -> None:
+        self._manifest.contents["probes_answer"] = probes.answer
+        if error := probes.answer.get("error"):
+            result.notes.append(f"{error}; see {self._run.path / 'logs' / 'probes.log'}")
+        result.notes += [
+            f"{each['name']} does not run: {each['reason']}; {each['fix']}"
+            for each in probes.answer.get("unavailable", [])
+        ]
+        self._event("probes_ready", detail=",".join(probes.answer.get("ready", [])))
+
+    def _stop(
+        self,
+        live: Live,
+        processes: ForeignProcesses,
+        probes: ProbeProcess,
+        status: AttachStatus,
+        result: WatchResult,
+    ) -> None:
+        if self._interrupt.signal_name:
+            self._event("stop_asked", detail=self._interrupt.signal_name)
+        elif not processes.pids:
+            self._event("target_ended", pid=self._target.pid, detail="nothing of it is left")
+            result.notes.append("the server ended while it was watched; what was seen is kept")
+        self._manifest.begin_stage("collect")
+        self._view.update(status.read("collect"))
+        if not probes.stop(_PROBE_STOP_DEADLINE_S):
+            result.notes.append("the probe process did not end by itself; its last rows may miss")
+            self._event("probes_killed", detail=result.notes[-1])
+        self._follow(processes)
+        self._stop_ns = time.monotonic_ns()
+        live.header[Header.PHASE_STOP_NS] = self._stop_ns
+        live.header[Header.PHASE] = Phase.STOP
+        self._manifest.begin_stage("stop", self._stop_ns)
+        self._event("phase_stop", at_ns=self._stop_ns)
+        self._view.update(status.read("stop"))
+
+    def _event(self, event: str, *, pid: int = 0, at_ns: int = 0, detail: str = "") -> None:
+        self._events.append((at_ns or time.monotonic_ns(), event, pid, detail))
+
+    def _record(
+        self, live_fd: int, processes: ForeignProcesses | None, result: WatchResult
+    ) -> None:
+        """Turns shared memory into tables; never hides the error that ended the watch."""
+        self._manifest.contents["notes"] = result.notes
+        try:
+            if live_fd >= 0:
+                live = Live(live_fd)
+                ends = processes.ends if processes is not None else []
+                recording.write_processes(self._run, live, ends, self._stop_ns)
+                recording.write_events(self._run, self._events)
+            self._manifest.finish(result.status)
+        except ToolkitError:
+            if result.status != "failed":
+                raise
