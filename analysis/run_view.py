@@ -20,6 +20,8 @@ from analysis.run_frames import RunFrames
 Floats = npt.NDArray[np.float64]
 
 PHASES = ("setup", "ramp", "hold", "stop", "collect")
+FAILURE_LEAD_S = 0.5
+"""How long before the first failure its window begins."""
 _FAILED_STAGES = ("socket", "bind", "connect", "handshake")
 
 
@@ -270,7 +272,7 @@ class RunView:
         if not candidates:
             return None
         first_s = min(candidates)
-        return first_s - 0.5, first_s + 2.0
+        return first_s - FAILURE_LEAD_S, first_s + 2.0
 
     # -- processes ----------------------------------------------------------------------------
 
