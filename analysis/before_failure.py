@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -110,18 +110,29 @@ def _functions(
     """Share of that worker's samples by the function on top of the stack, most moved first."""
     if not pid:
         return []
+    sampled = {
+        span.name: df_flame(view, pid=pid, window_s=(span.start_s, span.end_s)) for span in spans
+    }
     shares = {}
-    for span in spans:
-        stacks = df_flame(view, pid=pid, window_s=(span.start_s, span.end_s))
-        python = stacks[stacks["source"] == "python"]
-        stacks = python if len(python) else stacks
-        leaf = stacks["stack"].str.rpartition(";")[2].map(function_name) if len(stacks) else None
-        total = int(stacks["sample_count"].sum())
-        if leaf is not None and total >= _LEAST_SAMPLES:
-            shares[span.name] = 100 * stacks.groupby(leaf)["sample_count"].sum() / total
-    frame = pd.DataFrame(shares).fillna(0.0).reindex(columns=[span.name for span in spans])
+    # py-spy begins to look at a worker when it is hot: its samples serve only when all spans that
+    # were sampled at all have some, else two kinds of samples would stand side by side.
+    kind = "python" if _is_in_all(sampled.values(), "python") else "native"
+    for name, stacks in sampled.items():
+        of_kind = stacks[stacks["source"] == kind]
+        total = int(of_kind["sample_count"].sum())
+        if total >= _LEAST_SAMPLES:
+            leaf = of_kind["stack"].str.rpartition(";")[2].map(function_name)
+            shares[name] = 100 * of_kind.groupby(leaf)["sample_count"].sum() / total
+    if len(shares) < 2:
+        return []
+    frame = pd.DataFrame(shares).fillna(0.0).reindex(columns=list(sampled))
     moved = (frame.max(axis=1) - frame.min(axis=1)).sort_values(ascending=False, kind="stable")
     return [
         (f"in {function}", str(view.subject(pid)), "% of its samples", *frame.loc[function])
         for function in moved.index[:_MAX_FUNCTIONS]
     ]
+
+
+def _is_in_all(parts: Iterable[pd.DataFrame], kind: str) -> bool:
+    filled = [part for part in parts if len(part)]
+    return bool(filled) and all((part["source"] == kind).any() for part in filled)

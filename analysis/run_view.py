@@ -43,6 +43,18 @@ class Phase:
         return self.start_s <= at_s < self.end_s
 
 
+def run_directory(manifest: Mapping[str, Any]) -> str:
+    """Where the run was written to, as its command line named it: for commands to copy."""
+    argv = [str(word) for word in manifest.get("argv") or []]
+    parent = "runs"
+    for position, word in enumerate(argv):
+        if word == "--output" and position + 1 < len(argv):
+            parent = argv[position + 1]
+        elif word.startswith("--output="):
+            parent = word.partition("=")[2]
+    return f"{parent.rstrip('/')}/{manifest.get('run_id') or 'latest'}"
+
+
 class RunView:
     """A run, with times in seconds since the ramp began and processes by pid.
 

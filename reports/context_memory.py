@@ -22,6 +22,8 @@ from reports.view import View
 
 _KIND_NAMES = {"slab": "kernel slab", "buffers": "socket buffers", "user": "user memory"}
 
+CHART_FROM_SHARE = 0.01
+
 
 def memory_section(view: View) -> dict[str, Any]:
     """Bytes per connection by component, and TCP's memory against tcp_mem."""
@@ -135,8 +137,8 @@ def _tcp_mem_part(view: View) -> Part:
         )
     else:
         part.lead += "; its limit could not be read."
-    if len(frame) < 3:
-        return part
+    if limit > 0 and used < CHART_FROM_SHARE * limit:
+        return part  # a flat line far below its limit: the gauge has said it
     series = {"TCP buffers": (frame["at_s"], frame["tcp_mem_pages"] * formatting.PAGE_BYTES)}
     part.charts.append(
         view.chart(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.run_view import run_directory
 from probes.clock import Anchor
 from reports import formatting
 from reports.tables import Cell, Heading, Part, Table, number_column, table_of, text_column
@@ -34,7 +35,7 @@ def method_section(view: View) -> dict[str, Any]:
     host = _mapping(manifest.get("host"))
     return {
         "command": shlex.join(argv),
-        "rebuild": shlex.join(["profile-report", f"{_output(argv)}/{s.run.get('id', 'latest')}"]),
+        "rebuild": shlex.join(["profile-report", run_directory(manifest)]),
         "started": started_text(manifest),
         "parts": [
             _health_part(view),
@@ -50,16 +51,6 @@ def method_section(view: View) -> dict[str, Any]:
             ),
         ],
     }
-
-
-def _output(argv: list[str]) -> str:
-    """The folder that ``--output`` named, else the default."""
-    for position, word in enumerate(argv):
-        if word == "--output" and position + 1 < len(argv):
-            return argv[position + 1].rstrip("/")
-        if word.startswith("--output="):
-            return word.partition("=")[2].rstrip("/")
-    return "runs"
 
 
 def started_text(manifest: Mapping[str, Any]) -> str:

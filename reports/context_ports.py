@@ -80,9 +80,13 @@ def _use_part(view: View) -> Part:
     part.lead = (
         f"The median connect took {formatting.seconds(low_ms / 1e3)} in pools under "
         f"{first['used_pct'] + 2.5:.0f} % full and {formatting.seconds(high_ms / 1e3)} in those "
-        f"over {last['used_pct'] - 2.5:.0f} % full: {ratio} times as much. The kernel tries ports "
-        "of one parity first, so the search begins to cost at half full."
+        f"over {last['used_pct'] - 2.5:.0f} % full: {ratio} times as much."
     )
+    if float(last["used_pct"]) > 50:
+        part.lead += (
+            " The kernel tries the ports of one parity first, so its search begins to cost at "
+            "half full."
+        )
     part.charts.append(
         view.chart(
             "use-chart",

@@ -208,8 +208,9 @@ def _who_filled(servers: pd.DataFrame, peaks: pd.Series[int]) -> str:
     fullest, emptiest = int(peaks.max()), int(peaks.min())
     if len(peaks) == 1:
         return f"There was one worker; it held {fullest:,} connections at its peak."
-    held = f"{emptiest:,} to {fullest:,}" if emptiest < fullest else f"{fullest:,} each"
-    text = f"At their own peaks the {len(peaks)} workers held {held} connections."
+    alike = emptiest == fullest
+    held = f"{fullest:,} connections each" if alike else f"{emptiest:,} to {fullest:,} connections"
+    text = f"At their own peaks the {len(peaks)} workers held {held}."
     at_peak = servers["open_count"] >= 0.99 * servers["worker"].map(peaks)
     reached = servers[at_peak & (servers["open_count"] > 0)].groupby("worker")["at_s"].min()
     if len(reached) < 2:
@@ -234,11 +235,11 @@ def _clients_part(view: View) -> Part:
         return part
     peaks = clients.groupby("client")["open_count"].max()
     low, high = int(peaks.min()), int(peaks.max())
-    held = f"{low:,} to {high:,}" if low < high else f"{high:,} each"
+    held = f"{low:,} to {high:,} connections" if low < high else f"{high:,} connections each"
     part.lead = (
         f"There was one client; it had {high:,} connections open at its peak."
         if len(peaks) == 1
-        else f"At their own peaks the {len(peaks)} clients had {held} connections open."
+        else f"At their own peaks the {len(peaks)} clients had {held} open."
     )
     failed = clients.groupby("client")["failed_total"].max()
     worst = int(str(failed.idxmax())) if float(failed.max()) > 0 else int(str(peaks.idxmin()))

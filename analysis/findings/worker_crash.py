@@ -11,7 +11,8 @@ import signal
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.evidence import Evidence, Finding, Fix, connections_text, side_of_role
+from analysis.run_view import run_directory
 from analysis.signs import Signs
 
 _AT_ONCE_S = 1.0
@@ -63,18 +64,18 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
         evidence=tuple(evidence),
         explanation=(
             f"{name[:1].upper() + name[1:]} ended with {how} while the run went on; the kernel "
-            f"closed the {held:,} connections that it held, all at once; clients lost {lost:,} "
+            f"closed what it held, {connections_text(held)}, all at once; clients lost {lost:,} "
             "within a second, with those of other workers that died then."
         ),
         fix=(
             Fix(
-                f"tail -n 40 logs/*{subject.role}*.log in the run directory",
-                f"shows why it ended; {held or lost:,} connections stay when it does not",
+                f"tail -n 40 {run_directory(view.manifest)}/logs/*{subject.role}*.log",
+                f"shows why it ended; {connections_text(held or lost)} more when it does not",
             ),
         ),
         at_connections=view.open_count_at(died_s - 0.01),
         sentence=f"{name[:1].upper() + name[1:]} ended with {how} and took "
-        f"{held or lost:,} connections with it",
+        f"{connections_text(held or lost)} with it",
         explained_count=lost + failed,
     )
 
