@@ -27,6 +27,11 @@ def side_of_role(role: str) -> Side:
     return "client" if role == "client" else "host"
 
 
+def connections_text(count: int) -> str:
+    """1 connection, 2,000 connections."""
+    return f"{count:,} connection" + ("" if count == 1 else "s")
+
+
 def times(count: int) -> str:
     """A count of occurrences in words: once, 827,481 times."""
     return "once" if count == 1 else f"{count:,} times"

@@ -115,8 +115,11 @@ def _port_rung(view: RunView, ports: pd.DataFrame) -> Rung:
     used, capacity = int(top["ports_used_count"]), int(top["range_count"])
     share = used / max(1, int(ports["ports_used_count"].sum()))
     predicted = round(capacity / share) if share > 0 else None
-    others = f"; {len(ports) - 1} more groups, the least with {ports['ports_used_count'].min():,}"
-    group = f"{top['source_address']} -> {top['destination_address']}:{top['destination_port']}"
+    least = f"the least with {ports['ports_used_count'].min():,}"
+    others = f"; {len(ports) - 1} more groups, {least}" if len(ports) > 2 else f"; 1 more, {least}"
+    group = f"{top['source_address']} to {top['destination_address']}:{top['destination_port']}"
+    if not top["destination_address"]:  # the connection records do not say it
+        group = f"{top['source_address']} to port {top['destination_port']}"
     if is_early:
         group = f"{top['source_address']}, taken at bind for all destinations"
     return Rung(

@@ -24,6 +24,8 @@ PHASES = ("setup", "ramp", "hold", "watch", "stop", "collect")
 
 _PROXY_LEAST_COUNT = 20
 """Below it, files that a server opened meanwhile are a visible part of its descriptors."""
+FAILURE_LEAD_S = 0.5
+"""How long before the first failure its window begins."""
 _FAILED_STAGES = ("socket", "bind", "connect", "handshake")
 
 
@@ -43,6 +45,18 @@ class Phase:
     def holds(self, at_s: float) -> bool:
         """The moment lies in it."""
         return self.start_s <= at_s < self.end_s
+
+
+def run_directory(manifest: Mapping[str, Any]) -> str:
+    """Where the run was written to, as its command line named it: for commands to copy."""
+    argv = [str(word) for word in manifest.get("argv") or []]
+    parent = "runs"
+    for position, word in enumerate(argv):
+        if word == "--output" and position + 1 < len(argv):
+            parent = argv[position + 1]
+        elif word.startswith("--output="):
+            parent = word.partition("=")[2]
+    return f"{parent.rstrip('/')}/{manifest.get('run_id') or 'latest'}"
 
 
 class RunView:
@@ -306,7 +320,7 @@ class RunView:
         if not candidates:
             return None
         first_s = min(candidates)
-        return first_s - 0.5, first_s + 2.0
+        return first_s - FAILURE_LEAD_S, first_s + 2.0
 
     # -- processes ----------------------------------------------------------------------------
 

@@ -13,12 +13,14 @@ from typing import Any
 import pandas as pd
 
 from analysis import cpu, failures, memory, processes, timeline
+from analysis.before_failure import df_before_failure
 from analysis.descriptors import df_descriptors
 from analysis.evidence import Finding
 from analysis.findings import find_all
 from analysis.hot_worker import describe_hot_worker
 from analysis.ladder import Rung, build_ladder
-from analysis.ports import df_ports
+from analysis.moments import df_moments
+from analysis.ports import df_connect_by_use, df_ports
 from analysis.processes import what_is_missing
 from analysis.ranking import rank
 from analysis.run_frames import RunFrames
@@ -118,6 +120,12 @@ class Summary:
             that did not finish.
         latency_totals: kind (connect, handshake, open), connection_count, p50_ms, p90_ms, p99_ms,
             max_ms. Over the whole run; open is connect and handshake together.
+        moments: at_s, moment, pid, role, worker, detail. Events, first failures and full port
+            pools, earliest first; without phases.
+        connect_by_use: used_pct, connection_count, p50_ms, p90_ms, p99_ms. Time of connect by how
+            full its pool of local ports was.
+        before_failure: measure, subject, unit, before, at_failure, after. What changed at the
+            first failure: before it, in failure_window_s, after; NaN where nothing was sampled.
     """
 
     manifest: dict[str, Any]
@@ -164,6 +172,9 @@ class Summary:
     events: pd.DataFrame
     missing: list[str]
     latency_totals: pd.DataFrame = field(default_factory=pd.DataFrame)
+    moments: pd.DataFrame = field(default_factory=pd.DataFrame)
+    connect_by_use: pd.DataFrame = field(default_factory=pd.DataFrame)
+    before_failure: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def summarise(frames: RunFrames) -> Summary:
@@ -236,4 +247,15 @@ def summarise(frames: RunFrames) -> Summary:
         events=timeline.df_events(view),
         missing=what_is_missing(view),
         latency_totals=timeline.df_latency_totals(view),
+        moments=df_moments(view, errors),
+        connect_by_use=df_connect_by_use(view),
+        before_failure=df_before_failure(view, host_cpu, _pid_apart(hot, findings)),
     )
+
+
+def _pid_apart(hot: dict[str, Any] | None, findings: list[Finding]) -> int:
+    """The worker to compare with its siblings: the hot one, else the one that stopped the run."""
+    if hot is not None:
+        return int(hot["pid"])
+    first = findings[0] if findings else None
+    return int(first.subject.pid or 0) if first is not None and first.side == "server" else 0

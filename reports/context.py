@@ -8,8 +8,9 @@ from analysis.summary import Summary
 from reports.context_errors import errors_section
 from reports.context_hot import hot_section
 from reports.context_kernel import kernel_section
-from reports.context_memory import memory_section, ports_section
+from reports.context_memory import memory_section
 from reports.context_method import method_section, started_text
+from reports.context_ports import ports_section
 from reports.context_story import story_section
 from reports.context_verdict import ladder_section, verdict_section
 from reports.view import View

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from reports import formatting
+from reports.context_before import before_part
 from reports.figures.processes import plot_per_process
 from reports.flamegraph import build_tree, flame_data, self_counts
 from reports.tables import (
@@ -23,6 +24,7 @@ from reports.tables import (
 from reports.view import View, is_watched
 
 MAX_FUNCTIONS = 15
+ALIKE_SHARE = 0.8  # siblings with that part of the hot worker's CPU are as hot
 
 
 def hot_section(view: View) -> dict[str, Any]:
@@ -33,8 +35,10 @@ def hot_section(view: View) -> dict[str, Any]:
     lead = "No worker was hot: none stood out from its siblings or kept a core busy."
     if hot is not None:
         name = process_name(str(hot["role"]), int(hot["worker"]), int(hot["pid"]))
+        alike = float(hot["others_cpu_pct"]) > ALIKE_SHARE * float(hot["cpu_pct"])
         lead = (
-            f"Yes: {name} used {formatting.percent(float(hot['cpu_pct']))} of a core from "
+            f"{'No, all were alike' if alike else 'Yes'}: {name} used "
+            f"{formatting.percent(float(hot['cpu_pct']))} of a core from "
             f"{formatting.moment(float(hot['since_s']))} to "
             f"{formatting.moment(float(hot['until_s']))} "
             f"({formatting.percent(float(hot['system_pct']))} in the kernel), its siblings "
@@ -76,7 +80,12 @@ def hot_section(view: View) -> dict[str, Any]:
     return {
         "parts": [cpu],
         "flame": _flame(view),
-        "more": [_syscalls_part(view), _loop_part(view), _processes_part(view)],
+        "more": [
+            before_part(view),
+            _syscalls_part(view),
+            _loop_part(view),
+            _processes_part(view),
+        ],
     }
 
 
@@ -228,6 +237,8 @@ def _processes_part(view: View) -> Part:
         peak, limit = float(row["peak_fd_count"]), float(row["nofile_soft_count"])
         share = peak / limit if limit > 0 and peak >= 0 else None
         tone = "bad" if share is not None and share >= 1 else ""
+        if limit <= 0:  # of supervisor and probes no limit is recorded
+            return Cell(formatting.count(peak), peak)
         return Cell(f"{formatting.count(peak)} of {formatting.count(limit)}", peak, share, tone)
 
     watched = is_watched(s)

@@ -10,6 +10,7 @@ from reports import formatting, style
 from reports.figures.lines import plot_lines
 from reports.tables import (
     Cell,
+    Chart,
     Heading,
     MakeCell,
     Part,
@@ -21,14 +22,15 @@ from reports.tables import (
 from reports.view import View
 
 _MAX_LINES = 5
+CHART_FROM_PCT = 10.0  # queues that stayed nearly empty need no chart
 
 
 def kernel_section(view: View) -> dict[str, Any]:
     """States, accept queues, drops, resets, retransmits, counters."""
     s = view.summary
     first_last = [
-        number_column("First", "first_s", "s after the ramp began", formatting.moment),
-        number_column("Last", "last_s", "s after the ramp began", formatting.moment),
+        number_column("First", "first_s", "after the ramp began", formatting.moment),
+        number_column("Last", "last_s", "after the ramp began", formatting.moment),
     ]
     count = number_column("Count", "event_count", "whole run")
     side, state = text_column("Side", "side"), text_column("State", "state")
@@ -189,6 +191,9 @@ def _listeners_part(view: View) -> Part:
         f"({formatting.percent(float(top['used_pct']))})."
     )
 
+    if float(top["used_pct"]) >= CHART_FROM_PCT:
+        part.charts.append(_queues_chart(view, part, worst))
+
     def use(row: dict[str, Any]) -> Cell:
         value = float(row["used_pct"])
         return Cell(
@@ -209,11 +214,35 @@ def _listeners_part(view: View) -> Part:
                 (Heading("Used", "% of the backlog, peak", is_number=True), use),
                 number_column("Queue", "accept_queue_max_count", "connections, peak"),
                 number_column("Backlog", "backlog_count", "connections"),
-                number_column("When", "at_s", "s after the ramp began", formatting.moment),
+                number_column("When", "at_s", "after the ramp began", formatting.moment),
             ],
         )
     )
     return part
+
+
+def _queues_chart(view: View, part: Part, worst: pd.DataFrame) -> Chart:
+    s = view.summary
+    series = {}
+    for row in worst.head(_MAX_LINES).to_dict("records"):
+        rows = s.listeners_over_time[s.listeners_over_time["socket_inode"] == row["socket_inode"]]
+        name = f":{row['local_port']} inode {int(row['socket_inode'])}"
+        series[name] = (rows["at_s"], rows["accept_queue_count"])
+    return view.chart(
+        "queues-chart",
+        part.title,
+        "Connections in the accept queue of each listening socket, from snapshots.",
+        part.lead,
+        lambda width_pt: plot_lines(
+            series,
+            format_tick=style.thousands,
+            phases=view.phases,
+            window_s=s.failure_window_s,
+            end_s=view.end_s,
+            width_pt=width_pt,
+            limit=("backlog", float(worst.iloc[0]["backlog_count"])),
+        ),
+    )
 
 
 def _full_set_parts(view: View) -> list[Part]:

@@ -1,4 +1,4 @@
-"""Socket memory per connection, TCP's memory against its limit, and the pools of local ports."""
+"""Socket memory per connection, and TCP's memory against its limit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ import pandas as pd
 
 from reports import formatting, style
 from reports.figures.lines import plot_lines
-from reports.tables import Cell, Heading, Part, Table, number_column, table_of, text_column
-from reports.view import CLIENTS_ELSEWHERE, View, is_watched
+from reports.tables import (
+    Cell,
+    Gauge,
+    Heading,
+    Part,
+    Table,
+    number_column,
+    table_of,
+    text_column,
+)
+from reports.view import View, is_watched
 
 _KIND_NAMES = {"slab": "kernel slab", "buffers": "socket buffers", "user": "user memory"}
+
+CHART_FROM_SHARE = 0.01
 
 
 def memory_section(view: View) -> dict[str, Any]:
@@ -84,6 +95,30 @@ def _memory_table(frame: pd.DataFrame, whole: float) -> Table:
     )
 
 
+def _tcp_limits(view: View, peak: pd.Series[float]) -> tuple[float, float]:
+    """Pressure threshold and hard limit in pages, 0 where unknown.
+
+    A network namespace of its own does not show tcp_mem; the host's facts and the ladder have it.
+    """
+    pressure, limit = float(peak["tcp_mem_pressure_pages"]), float(peak["tcp_mem_max_pages"])
+    host = view.summary.manifest.get("host") or {}
+    words = str((host.get("sysctls") or {}).get("net.ipv4.tcp_mem", "")).split()
+    if limit <= 0 and len(words) == 3 and all(word.isdigit() for word in words):
+        pressure, limit = float(words[1]), float(words[2])
+    if limit <= 0:
+        capacities = [r.capacity for r in view.summary.ladder if r.limit == "tcp_mem"]
+        limit = float(capacities[0] or 0.0) if capacities else 0.0
+    return max(0.0, pressure), max(0.0, limit)
+
+
+def _gauge_marks(pressure: float, limit: float) -> list[tuple[float, str]]:
+    marks = [(1.0, f"hard limit {formatting.size(limit * formatting.PAGE_BYTES)}")]
+    if 0 < pressure < limit:
+        text = f"pressure from {formatting.size(pressure * formatting.PAGE_BYTES)}"
+        marks.insert(0, (pressure / limit, text))
+    return marks
+
+
 def _tcp_mem_part(view: View) -> Part:
     s = view.summary
     part = Part("tcp-mem", "How close was TCP to its memory limit (tcp_mem)?")
@@ -92,12 +127,7 @@ def _tcp_mem_part(view: View) -> Part:
         part.empty = view.why_empty("sockstat", otherwise="The counters were never read.")
         return part
     peak = frame.iloc[int(frame["tcp_mem_pages"].to_numpy().argmax())]
-    used, limit = float(peak["tcp_mem_pages"]), float(peak["tcp_mem_max_pages"])
-    if (
-        limit <= 0
-    ):  # a network namespace of its own does not show tcp_mem; the ladder has the host's
-        capacities = [r.capacity for r in s.ladder if r.limit == "tcp_mem" and r.capacity]
-        limit = float(capacities[0]) if capacities else 0.0
+    used, (pressure, limit) = float(peak["tcp_mem_pages"]), _tcp_limits(view, peak)
     part.lead = (
         f"At its peak, {formatting.moment(float(peak['at_s']))} after the ramp began, TCP held "
         f"{formatting.quantity(used, 'pages')} of buffers on the whole host"
@@ -107,8 +137,18 @@ def _tcp_mem_part(view: View) -> Part:
             f": {formatting.percent(used / limit * 100)} of its hard limit of "
             f"{formatting.quantity(limit, 'pages')}."
         )
+        part.gauges.append(
+            Gauge(
+                "TCP buffers at their peak, of the whole host",
+                share=min(1.0, used / limit),
+                value=formatting.size(used * formatting.PAGE_BYTES),
+                marks=_gauge_marks(pressure, limit),
+            )
+        )
     else:
         part.lead += "; its limit could not be read."
+    if limit > 0 and used < CHART_FROM_SHARE * limit:
+        return part  # a flat line far below its limit: the gauge has said it
     series = {"TCP buffers": (frame["at_s"], frame["tcp_mem_pages"] * formatting.PAGE_BYTES)}
     part.charts.append(
         view.chart(
@@ -128,52 +168,3 @@ def _tcp_mem_part(view: View) -> Part:
         )
     )
     return part
-
-
-def ports_section(view: View) -> dict[str, Any]:
-    """Local ports in use by source, destination and port."""
-    s = view.summary
-    part = Part("ports-all", "How full are the pools of local ports?")
-    if s.ports.empty:
-        part.empty = view.why_empty("port_groups", otherwise="No client connected.")
-        if is_watched(s):
-            part.empty = CLIENTS_ELSEWHERE
-        return {"parts": [part]}
-    fullest = s.ports.iloc[0]
-    part.lead = (
-        f"{len(s.ports)} pool{'s' if len(s.ports) != 1 else ''}, one for each source address, "
-        f"destination address and destination port. The fullest, "
-        f"{fullest['source_address']} to {fullest['destination_address']}:"
-        f"{fullest['destination_port']}, used "
-        f"{formatting.count(float(fullest['ports_used_count']))} of "
-        f"{formatting.count(float(fullest['range_count']))} ports "
-        f"({formatting.percent(float(fullest['used_pct']))})."
-    )
-
-    def use(row: dict[str, Any]) -> Cell:
-        value = float(row["used_pct"])
-        tone = "bad" if value >= 99.5 else "warn" if value >= 80 else ""
-        return Cell(formatting.percent(value), value, min(1.0, value / 100), tone)
-
-    part.tables.append(
-        table_of(
-            "ports-table",
-            "Pools of local ports, fullest first",
-            s.ports,
-            [
-                text_column("From", "source_address", is_code=True),
-                (
-                    Heading("To"),
-                    lambda r: Cell(
-                        f"{r['destination_address']}:{r['destination_port']}", is_code=True
-                    ),
-                ),
-                (Heading("Used", "% of the range, peak", is_number=True), use),
-                number_column("Ports", "ports_used_count", "in use at the peak"),
-                number_column("Range", "range_count", "ports"),
-                number_column("Refused", "refused_count", "EADDRNOTAVAIL, whole run"),
-                text_column("From table", "source", is_code=True),
-            ],
-        )
-    )
-    return {"parts": [part]}

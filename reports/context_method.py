@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.run_view import run_directory
 from probes.clock import Anchor
 from reports import formatting
 from reports.tables import Cell, Heading, Part, Table, number_column, table_of, text_column
@@ -20,6 +21,11 @@ _STATE_WORDS = {
     "not_asked": "not asked for",
 }
 
+_BPF_COST_NOTE = (
+    "The kernel counts the time of eBPF programs only while kernel.bpf_stats_enabled is 1, which "
+    "costs time itself; no run changes it."
+)
+
 
 def method_section(view: View) -> dict[str, Any]:
     """Everything a doubter asks for."""
@@ -29,7 +35,7 @@ def method_section(view: View) -> dict[str, Any]:
     host = _mapping(manifest.get("host"))
     return {
         "command": shlex.join(argv),
-        "rebuild": f"profile-report runs/{s.run.get('id', 'latest')}",
+        "rebuild": shlex.join(["profile-report", run_directory(manifest)]),
         "started": started_text(manifest),
         "parts": [
             _health_part(view),
@@ -88,24 +94,25 @@ def _health_part(view: View) -> Part:
         value = float(row["lost_count"])
         return Cell(formatting.count(value), value, tone="warn" if value > 0 else "")
 
-    part.tables.append(
-        table_of(
-            "health-table",
-            "Health of the probes",
-            s.probe_health,
-            [
-                text_column("Probe", "probe", is_code=True),
-                (Heading("State"), state),
-                text_column("Why not", "reason"),
-                text_column("What makes it run", "fix", is_code=True),
-                number_column("Rows", "row_count", "written"),
-                (Heading("Lost", "events", is_number=True), lost_cell),
-                number_column("Late", "late_count", "samples"),
-                number_column("CPU", "cpu_s", "user side, whole run", formatting.seconds),
-                number_column("CPU in eBPF", "bpf_run_s", "whole run", formatting.seconds),
-            ],
-        )
-    )
+    columns = [text_column("Probe", "probe", is_code=True), (Heading("State"), state)]
+    # A column that has nothing to say in this run is left out.
+    if (s.probe_health["reason"].astype(str) != "").any():
+        columns += [
+            text_column("Why not", "reason"),
+            text_column("What makes it run", "fix", is_code=True),
+        ]
+    columns += [
+        number_column("Rows", "row_count", "written"),
+        (Heading("Lost", "events", is_number=True), lost_cell),
+        number_column("Late", "late_count", "samples"),
+        number_column("CPU", "cpu_s", "in user space, whole run", formatting.seconds),
+    ]
+    note = _BPF_COST_NOTE
+    if s.probe_health["bpf_run_s"].notna().any():
+        columns.append(number_column("CPU in eBPF", "bpf_run_s", "whole run", formatting.seconds))
+        note = ""
+    caption = "Health of the probes"
+    part.tables.append(table_of("health-table", caption, s.probe_health, columns, note))
     return part
 
 
@@ -117,23 +124,20 @@ def _overhead_part(view: View) -> Part:
             "process_samples", otherwise="The probe process was not sampled."
         )
         return part
-    part.tables.append(
-        table_of(
-            "overhead-table",
-            "Cost of the probes",
-            s.probe_overhead,
-            [
-                text_column("Phase", "phase"),
-                number_column(
-                    "Probe process", "probe_cpu_pct", "% of a core, mean", formatting.percent
-                ),
-                number_column(
-                    "eBPF programs", "bpf_cpu_pct", "% of a core, whole run", formatting.percent
-                ),
-                number_column("Memory", "probe_rss_bytes", "RSS", formatting.size),
-            ],
+    columns = [
+        text_column("Phase", "phase"),
+        number_column(
+            "Probe processes", "probe_cpu_pct", "% of a core, mean of the phase", formatting.percent
+        ),
+        number_column("Memory", "probe_rss_bytes", "RSS at its peak", formatting.size),
+    ]
+    if s.probe_overhead["bpf_cpu_pct"].notna().any():
+        columns.append(
+            number_column(
+                "eBPF programs", "bpf_cpu_pct", "% of a core, mean of the run", formatting.percent
+            )
         )
-    )
+    part.tables.append(table_of("overhead-table", "Cost of the probes", s.probe_overhead, columns))
     return part
 
 

@@ -17,27 +17,31 @@ from reports.tables import (
     Table,
     number_column,
     process_column,
+    process_name,
     table_of,
     text_column,
 )
 from reports.view import CLIENTS_ELSEWHERE, View, is_watched
 
-MAX_MARKS = 8
-_QUIET_EVENTS = (
-    "probes_ready",
-    "phase_setup",
-    "phase_ramp",
-    "phase_hold",
-    "phase_watch",
-    "phase_stop",
-    "phase_collect",
-)
+MAX_MARKS = 12
+MIN_BINS = 4  # fewer points than that are read more easily from the table
+# What people call an event of the run (harness/supervisor.py, probes/collector.py).
+_MOMENT_WORDS = {
+    "first_failure": "first failure",
+    "port_pool_full": "port pool full",
+    "process_exited": "process ended",
+    "hot_worker": "process became hot",
+    "hot_worker_cooled": "no process hot any more",
+    "stalled": "no progress",
+    "interrupted": "interrupted",
+    "upgrade_refused": "upgrade refused",
+}
 
 
 def story_section(view: View) -> dict[str, Any]:
     """Connections, errors, CPU, memory and events on one time axis, by client and by worker."""
     s = view.summary
-    loud = s.events[~s.events["event"].isin(_QUIET_EVENTS)].sort_values("at_s")
+    loud = s.moments
     marks = [
         (float(at_s), str(number))
         for number, at_s in enumerate(loud["at_s"].head(MAX_MARKS), start=1)
@@ -78,8 +82,12 @@ def story_section(view: View) -> dict[str, Any]:
             )
         )
         if loud.empty:
-            overview.lead = "Nothing happened but the phases of the run: no event is marked."
+            overview.lead = (
+                "Nothing but the phases of the run: no failure, no full pool, no process that "
+                "ended or ran hot."
+            )
         else:
+            overview.lead = _first_sentence(loud)
             overview.tables.append(_events_table(loud))
         overview.tables.append(_phases_table(view, s.phases.sort_values("start_s")))
     return {"parts": [overview, _workers_part(view), _clients_part(view), _latency_part(view)]}
@@ -108,16 +116,32 @@ def _story_label(view: View) -> str:
     )
 
 
+def _first_sentence(loud: pd.DataFrame) -> str:
+    first = loud.iloc[0]
+    who = ""
+    if int(first["pid"]) > 0:
+        name = process_name(str(first["role"]), int(first["worker"]), int(first["pid"]))
+        who = f" in {name}"
+    return (
+        f"First, {formatting.moment(float(first['at_s']))} after the ramp began: "
+        f"{_moment_words(str(first['moment']))}{who} ({first['detail']})."
+    )
+
+
+def _moment_words(moment: str) -> str:
+    return _MOMENT_WORDS.get(moment, moment.replace("_", " "))
+
+
 def _events_table(loud: pd.DataFrame) -> Table:
     numbered = loud.assign(number=range(1, len(loud) + 1))
     return table_of(
         "events-table",
-        "Events",
+        "Events, earliest first",
         numbered,
         [
-            number_column("No.", "number", ""),
-            number_column("When", "at_s", "s after the ramp began", formatting.moment),
-            text_column("Event", "event"),
+            number_column("No.", "number", "in the chart"),
+            number_column("When", "at_s", "after the ramp began", formatting.moment),
+            (Heading("Event"), lambda r: Cell(_moment_words(str(r["moment"])))),
             process_column_or_host(),
             text_column("Detail", "detail"),
         ],
@@ -143,7 +167,7 @@ def _phases_table(view: View, phases: pd.DataFrame) -> Table:
         phases,
         [
             text_column("Phase", "phase"),
-            number_column("Began", "start_s", "s after the ramp began", formatting.moment),
+            number_column("Began", "start_s", "after the ramp began", formatting.moment),
             number_column("Lasted", "duration_s", "", formatting.seconds),
             number_column("Established", "established_count", "in the phase"),
             number_column("Rate", "established_per_s", "per s, mean"),
@@ -166,12 +190,8 @@ def _workers_part(view: View) -> Part:
         return part
     servers = frame[frame["role"] == "server"]
     peaks = servers.groupby("worker")["open_count"].max()
-    fullest, emptiest = int(peaks.max()), int(peaks.min())
     hot = int(s.hot_worker["worker"]) if s.hot_worker else None
-    part.lead = (
-        f"{len(peaks)} worker{'s' if len(peaks) != 1 else ''} held between {emptiest:,} and "
-        f"{fullest:,} connections at their own peaks."
-    )
+    part.lead = _who_filled(servers, peaks)
     part.charts.append(
         view.chart(
             "workers-chart",
@@ -196,6 +216,28 @@ def _workers_part(view: View) -> Part:
     return part
 
 
+def _who_filled(servers: pd.DataFrame, peaks: pd.Series[int]) -> str:
+    """Who was full when: the answer in words, by the samples (four a second)."""
+    fullest, emptiest = int(peaks.max()), int(peaks.min())
+    if len(peaks) == 1:
+        return f"There was one worker; it held {fullest:,} connections at its peak."
+    alike = emptiest == fullest
+    held = f"{fullest:,} connections each" if alike else f"{emptiest:,} to {fullest:,} connections"
+    text = f"At their own peaks the {len(peaks)} workers held {held}."
+    at_peak = servers["open_count"] >= 0.99 * servers["worker"].map(peaks)
+    reached = servers[at_peak & (servers["open_count"] > 0)].groupby("worker")["at_s"].min()
+    if len(reached) < 2:
+        return text
+    first_s, last_s = float(reached.min()), float(reached.max())
+    if last_s - first_s < 0.2:
+        return f"{text} They filled together: no sample shows one before another."
+    return (
+        f"{text} First to be at its peak was worker {reached.idxmin()}, "
+        f"{formatting.moment(first_s)} after the ramp began; last was worker {reached.idxmax()}, "
+        f"after {formatting.moment(last_s)}."
+    )
+
+
 def _clients_part(view: View) -> Part:
     s = view.summary
     part = Part("clients", "Did every client get its share?")
@@ -207,9 +249,12 @@ def _clients_part(view: View) -> Part:
             part.empty = CLIENTS_ELSEWHERE
         return part
     peaks = clients.groupby("client")["open_count"].max()
+    low, high = int(peaks.min()), int(peaks.max())
+    held = f"{low:,} to {high:,} connections" if low < high else f"{high:,} connections each"
     part.lead = (
-        f"{len(peaks)} client{'s' if len(peaks) != 1 else ''} had between {int(peaks.min()):,} "
-        f"and {int(peaks.max()):,} connections open at their own peaks."
+        f"There was one client; it had {high:,} connections open at its peak."
+        if len(peaks) == 1
+        else f"At their own peaks the {len(peaks)} clients had {held} open."
     )
     failed = clients.groupby("client")["failed_total"].max()
     worst = int(str(failed.idxmax())) if float(failed.max()) > 0 else int(str(peaks.idxmin()))
@@ -256,7 +301,7 @@ def _latency_part(view: View) -> Part:
     }
     for kind, (question, window) in questions.items():
         frame = s.latency[s.latency["kind"] == kind]
-        if frame.empty:
+        if len(frame) < MIN_BINS:  # no chart where a number serves
             continue
         slowest = float(frame["p99_ms"].max())
         label = (
@@ -278,4 +323,29 @@ def _latency_part(view: View) -> Part:
                 ),
             )
         )
+    if len(s.latency_totals):
+        part.tables.append(_latency_table(s.latency_totals))
     return part
+
+
+def _latency_table(totals: pd.DataFrame) -> Table:
+    words = {"connect": "TCP connect", "handshake": "WebSocket handshake", "open": "both together"}
+
+    def milliseconds(column: str, label: str) -> tuple[Heading, Any]:
+        return number_column(
+            label, column, "whole run", lambda value: formatting.seconds(value / 1e3)
+        )
+
+    return table_of(
+        "latency-table",
+        "Time to connect, whole run",
+        totals,
+        [
+            (Heading("Step"), lambda r: Cell(words.get(str(r["kind"]), str(r["kind"])))),
+            number_column("Connections", "connection_count", "measured"),
+            milliseconds("p50_ms", "Median"),
+            milliseconds("p90_ms", "90th percentile"),
+            milliseconds("p99_ms", "99th percentile"),
+            milliseconds("max_ms", "Longest"),
+        ],
+    )

@@ -11,7 +11,7 @@ from analysis.evidence import Finding
 from analysis.ladder import Rung
 from reports import formatting
 from reports.tables import Cell, Heading, Table, table_of, text_column
-from reports.view import SECTION_OF_TABLE, View, is_watched
+from reports.view import PART_OF_TABLE, View, is_watched
 
 LIMIT_NAMES = {
     "fds_per_process": "Open files of one process",
@@ -23,6 +23,14 @@ LIMIT_NAMES = {
     "cpu_host": "CPU of the host",
     "accept_queue": "Accept queue",
     "conntrack": "Connection tracking table",
+}
+# What a limit counts; the others carry their unit (bytes, pages, per cent).
+_COUNTED = {
+    "fds_per_process": "descriptors",
+    "file_max": "open files",
+    "ephemeral_ports": "ports",
+    "accept_queue": "connections",
+    "conntrack": "entries",
 }
 _SEVERITY_WORDS = {
     "binding": "stopped the run",
@@ -45,7 +53,8 @@ def verdict_section(view: View) -> dict[str, Any]:
     if verdict.cause not in CAUSES:
         badge = "Target missed, cause not explained"
     # The first clause is what must be read in ten seconds; the whole sentence is there.
-    headline, _, rest = verdict.sentence.partition("; ")
+    fixes = [{"command": f.command, "effect": f.effect} for f in named.fix] if named else []
+    headline, _, rest = _without_fix(verdict.sentence, fixes).partition("; ")
     facts: list[tuple[str, str]] = []
     if not reached:
         facts.append(("Cause", verdict.cause))
@@ -67,7 +76,7 @@ def verdict_section(view: View) -> dict[str, Any]:
         if verdict.next_rung not in verdict.sentence
         else "",
         "facts": facts,
-        "fixes": [{"command": f.command, "effect": f.effect} for f in named.fix] if named else [],
+        "fixes": fixes,
         "alternatives": [
             {"cause": a.cause, "side": a.side, "why": _sentence_case(a.why), "decide": a.decide}
             for a in verdict.alternatives
@@ -77,6 +86,13 @@ def verdict_section(view: View) -> dict[str, Any]:
         "figures": _key_figures(view),
         "findings": [_finding(finding, number) for number, finding in enumerate(summary.findings)],
     }
+
+
+def _without_fix(sentence: str, fixes: list[dict[str, str]]) -> str:
+    """The sentence without its clause about the fix: right below it the page has it to copy."""
+    for opening in ("raise it with", "what helps:") if fixes else ():
+        sentence = sentence.replace(f"; {opening} {fixes[0]['command']}", "")
+    return sentence
 
 
 def _sentence_case(text: str) -> str:
@@ -188,12 +204,15 @@ def _finding(finding: Finding, number: int) -> dict[str, Any]:
                     formatting.quantity(float(r["value"]), str(r["unit"])), float(r["value"])
                 ),
             ),
-            (Heading("When", "after the ramp began", is_number=True), _when_cell),
+            (
+                Heading("When", "after the ramp began; a count is from then on", is_number=True),
+                _when_cell,
+            ),
             (
                 Heading("From table"),
                 lambda r: Cell(
                     str(r["table"]),
-                    href=f"#{SECTION_OF_TABLE.get(str(r['table']), 'method')}",
+                    href=f"#{PART_OF_TABLE.get(str(r['table']), 'method')}",
                     is_code=True,
                 ),
             ),
@@ -271,10 +290,12 @@ def _step(rung: Rung, peak: float) -> dict[str, Any]:
 def _use_text(rung: Rung) -> str:
     if rung.capacity is None:
         return "capacity not known"
-    capacity = formatting.quantity(rung.capacity, rung.unit)
+    what = _COUNTED.get(rung.limit, "")
+    unit = "count" if what else rung.unit
+    capacity = f"{formatting.quantity(rung.capacity, unit)} {what}".rstrip()
     if rung.used_at_peak is None:
         return f"use not measured, capacity {capacity}"
-    return f"{formatting.quantity(rung.used_at_peak, rung.unit)} of {capacity} at the peak"
+    return f"{formatting.quantity(rung.used_at_peak, unit)} of {capacity} at the peak"
 
 
 def _ladder_table(rungs: list[Rung]) -> Table:

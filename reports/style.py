@@ -209,16 +209,18 @@ def label_ends(
             )
             x_pt += 6.2 * len(text) + 10
         return
-    low, high = axes.get_ylim()
-    unit = (high - low) / panel_pt
-    placed = spread([value for value, _, _ in labels], 14.5 * unit, low, high - 6 * unit)
+    # In the panel's own height, so that a logarithmic axis spreads its names as evenly.
+    to_pixels = axes.transData.transform
+    floor, top = (float(to_pixels((0, limit))[1]) for limit in axes.get_ylim())
+    heights = [(float(to_pixels((0, value))[1]) - floor) / (top - floor) for value, _, _ in labels]
+    placed = spread(heights, 14.5 / panel_pt, 0.0, 1.0 - 6 / panel_pt)
     for (_, text, colour), position in zip(labels, placed, strict=True):
         axes.annotate(
             text,
             (1, position),
             xytext=(7, 0),
             textcoords="offset points",
-            xycoords=("axes fraction", "data"),
+            xycoords="axes fraction",
             color=colour,
             va="center",
             annotation_clip=False,
@@ -241,7 +243,7 @@ def thousands(value: float, _position: int | None = None) -> str:
     magnitude = abs(value)
     if magnitude >= 1e6:
         return f"{value / 1e6:g} M"
-    if magnitude >= 1e4:
+    if magnitude >= 1e3:
         return f"{value / 1e3:g} k"
     return f"{value:,g}"
 

@@ -77,14 +77,32 @@ class Chart:
     narrow: Markup
 
 
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """How much of a limit was used: one bar with its thresholds marked.
+
+    Attributes:
+        label: What is measured, and when.
+        share: Used part of the whole bar, 0 to 1.
+        value: The use as text with its unit.
+        marks: (share, text) of each threshold, ascending.
+    """
+
+    label: str
+    share: float
+    value: str
+    marks: list[tuple[float, str]]
+
+
 @dataclass(slots=True)
 class Part:
-    """One part of a section: why it is empty, or its charts and tables."""
+    """One part of a section: why it is empty, or its gauges, charts and tables."""
 
     id: str
     title: str
     lead: str = ""
     empty: str = ""
+    gauges: list[Gauge] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
 

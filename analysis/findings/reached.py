@@ -26,7 +26,7 @@ def find(signs: Signs) -> list[Finding]:
     evidence.append(Evidence("time to the last connection", took_s, "s", "connections", took_s))
     wall = next_wall(signs.ladder)
     explanation = (
-        f"All {held:,} connections were established in {took_s:.1f} s and held for "
+        f"All {held:,} connections were established in {took_s:.3g} s and held for "
         f"{view.hold.duration_s:.0f} s; none failed and none was lost."
     )
     if wall is not None and wall.predicted_connections is not None:

@@ -11,7 +11,8 @@ import signal
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.evidence import Evidence, Finding, Fix, connections_text, side_of_role
+from analysis.run_view import run_directory
 from analysis.signs import Signs
 
 _AT_ONCE_S = 1.0
@@ -50,8 +51,10 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
     near = connections["closed_s"].between(died_s - 0.3, died_s + _AT_ONCE_S)
     lost = int((near & connections["is_lost"]).sum())
     failed = int((near & connections["is_failed"]).sum())
-    how = "a status that nobody could see" if status < 0 and not number else ""
-    how = how or f"signal {_signal_name(number)}" if number else f"exit status {status}"
+    if number:
+        how = f"signal {_signal_name(number)}"
+    else:
+        how = f"exit status {status}" if status >= 0 else "a status that nobody could see"
     evidence = [
         Evidence("signal" if number else "exit status", number or status, "", "processes", died_s)
     ]
@@ -79,18 +82,18 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
         evidence=tuple(evidence),
         explanation=(
             f"{name[:1].upper() + name[1:]} ended with {how} while the run went on; the kernel "
-            f"closed the {held:,} connections that it held, all at once; {seen}."
+            f"closed what it held, {connections_text(held)}, all at once; {seen}."
         ),
         fix=(
             Fix(
                 _where_it_says_why(signs, subject.role, pid),
-                f"shows why it ended; {held or lost:,} connections stay when it does not",
+                f"shows why it ended; {connections_text(held or lost)} more when it does not",
             ),
         ),
         at_connections=view.open_count_at(died_s - 0.01),
         confidence="medium" if status < 0 and not number else "high",
         sentence=f"{name[:1].upper() + name[1:]} ended with {how} and took "
-        f"{held or lost:,} connections with it",
+        f"{connections_text(held or lost)} with it",
         explained_count=lost + failed,
     )
 
@@ -98,7 +101,7 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
 def _where_it_says_why(signs: Signs, role: str, pid: int) -> str:
     if signs.view.is_attached:
         return f"journalctl _PID={pid} -n 40; dmesg | tail; or where its log goes"
-    return f"tail -n 40 logs/*{role}*.log in the run directory"
+    return f"tail -n 40 {run_directory(signs.view.manifest)}/logs/*{role}*.log"
 
 
 def _signal_name(number: int) -> str:

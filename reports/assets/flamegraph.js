@@ -20,7 +20,7 @@
     var nodes = [], path = [];
     for (var i = 0; i < lists.depth.length; i++) {
       var depth = lists.depth[i];
-      var node = { name: data.names[lists.name[i]], depth: depth, total: lists.total[i], window: lists.window[i], children: [], parent: null };
+      var node = { name: data.names[lists.name[i]], depth: depth, total: lists.total[i], window: lists.window[i], rest: lists.total[i] - lists.window[i], children: [], parent: null };
       if (depth > 0) { node.parent = path[depth - 1]; node.parent.children.push(node); }
       path[depth] = node;
       nodes.push(node);

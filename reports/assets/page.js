@@ -20,12 +20,17 @@
   }
   document.querySelectorAll("button.copy").forEach(function (button) {
     button.addEventListener("click", function () {
-      var text = button.parentElement.querySelector("code").textContent;
+      var code = button.parentElement.querySelector("code");
+      var text = code.textContent;
+      function say(word) { // the name that is spoken begins with the word that is seen
+        button.textContent = word;
+        button.setAttribute("aria-label", button.getAttribute("aria-label").replace(/^[^:]*/, word));
+      }
       copyText(text).then(
-        function () { button.textContent = "Copied"; announce("Copied: " + text); },
-        function () { button.textContent = "Select it"; window.getSelection().selectAllChildren(button.parentElement.querySelector("code")); }
+        function () { say("Copied"); announce("Copied: " + text); },
+        function () { say("Select it"); window.getSelection().selectAllChildren(code); }
       );
-      setTimeout(function () { button.textContent = "Copy"; }, 2000);
+      setTimeout(function () { say("Copy"); }, 2000);
     });
   });
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 from reports import style
 from reports.figures.time_axis import Phase, draw_phases, draw_window, set_time_axis
 
-_LINES = (
+LINES = (
     ("p50_ms", "median", style.BLUE, 1.8),
     ("p90_ms", "90th percentile", style.GREEN, 1.2),
     ("p99_ms", "99th percentile", style.ORANGE, 1.2),
@@ -43,7 +43,7 @@ def plot_latency(
     last_s = float(latency["at_s"].max()) if len(latency) else end_s
     set_time_axis(panels, 0.0, min(end_s, last_s), narrow=narrow)
     ends: list[tuple[float, str, str]] = []
-    for column, name, colour, width in _LINES:
+    for column, name, colour, width in LINES:
         x, y = style.thin(latency["at_s"], latency[column])
         axes.plot(x, y, color=colour, linewidth=width, marker="o", markersize=2.5)
         ends.append((float(y[-1]) if len(y) else 0.0, name, colour))

@@ -207,7 +207,9 @@ def _draw_cpu(
             )
             x, y = style.thin(band["at_s"], band["median"])
             axes.plot(x, y, color=style.BLUE, linewidth=1.2)
-            labels.append((float(y[-1]), f"{others['pid'].nunique()} other workers", style.BLUE))
+            count = others["pid"].nunique()
+            name = "the other worker" if count == 1 else f"{count} other workers"
+            labels.append((float(y[-1]), name, style.BLUE))
         x, y = style.thin(hot["at_s"], hot["cpu_pct"])
         axes.plot(x, y, color=style.ORANGE, linewidth=2.2)
         worker = int(hot["worker"].iloc[0])

@@ -95,11 +95,19 @@ async function tables(page) {
   await head.click();
   const down = await names();
   const folded = () => page.locator("#processes-table tbody tr").evaluateAll((rows) => rows.filter((r) => r.checkVisibility()).length);
+  // The same by keyboard: the button of the next column takes the focus and the key.
+  const next = page.locator("#processes-table thead th button.sort").nth(1);
+  await next.focus();
+  await page.keyboard.press("Enter");
+  const byKey = await page.locator("#processes-table thead th").nth(1).getAttribute("aria-sort");
+  const numbers = await page.locator("#processes-table tbody tr td:nth-child(2)").evaluateAll((c) => c.map((x) => Number(x.dataset.sort)));
+  await head.click();
+  await head.click();
   const before = await folded();
   const more = page.locator("#processes .more");
   if (await more.count()) { await more.click(); }
   return {
-    up, down, before, after: await folded(),
+    up, down, byKey, numbers, before, after: await folded(),
     ariaSort: await page.locator("#processes-table thead th").first().getAttribute("aria-sort"),
   };
 }
@@ -117,7 +125,7 @@ async function copy(page, context) {
 async function axe(page) {
   await page.evaluate(axeSource);
   await page.evaluate(() => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
-  const report = await page.evaluate(() => window.axe.run(document, { runOnly: ["wcag2a", "wcag2aa", "wcag21aa"] }));
+  const report = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
   return report.violations.map((v) => `${v.id} (${v.impact}): ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(" | ")}`);
 }
 
@@ -151,6 +159,9 @@ async function axe(page) {
           text: getComputedStyle(document.querySelector("h1")).color,
           hero: (getComputedStyle(document.querySelector(".hero") || document.body).backgroundColor.match(/\d+/g) || []).map(Number),
         }));
+        const pdf = await page.pdf({ format: "A4", margin: { top: "12mm", bottom: "12mm", left: "10mm", right: "10mm" } });
+        result.print.pages = (pdf.toString("latin1").match(/\/Type\s*\/Page\b(?!s)/g) || []).length;
+        result.print.bytes = pdf.length;
       }
       if (!thorough || width === 360) {
         // The other pages are not loaded anew, only turned narrow and dark.
@@ -158,6 +169,7 @@ async function axe(page) {
         await page.emulateMedia({ colorScheme: "dark" });
         result.overflow["360-dark"] = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
         result.narrowFigures = (await page.evaluate(look)).figuresShown;
+        if (!thorough && !huge) { result.axe["360-dark"] = await axe(page); }
       }
       await context.close();
     }

@@ -66,6 +66,10 @@ COLUMNS: dict[str, str] = {
     "runq_latency": "pid role worker bucket_low_us event_count",
     "skb_allocs": "cache location event_count allocated_bytes",
     "events": "at_s event pid role worker detail",
+    "latency_totals": "kind connection_count p50_ms p90_ms p99_ms max_ms",
+    "moments": "at_s moment pid role worker detail",
+    "connect_by_use": "used_pct connection_count p50_ms p90_ms p99_ms",
+    "before_failure": "measure subject unit before at_failure after",
 }
 BPF_FRAMES = (
     "states", "state_transitions", "drops", "resets", "retransmits", "socket_pressure",
@@ -218,6 +222,14 @@ def build_summary(
         f["ports"].append(
             (f"127.0.0.{c + 2}", "127.0.0.1", 9000, used, 28_232, used / 282.32, 0, "port_groups")
         )
+    most_used_pct = int(max(row[5] for row in f["ports"]))
+    for used_pct in np.arange(2.5, max(5.0, most_used_pct), 5.0):
+        slow = 1.0 if used_pct < 50 else 8.0
+        f["connect_by_use"].append((used_pct, 900, 0.02 * slow, 0.05 * slow, 0.4 * slow))
+    f["latency_totals"] += [
+        ("connect", reached, 0.4, 0.9, 2.1, 9.0), ("handshake", reached, 3.0, 6.0, 15.0, 27.0),
+        ("open", reached, 3.4, 6.7, 16.0, 30.0),
+    ]  # fmt: skip
     hot_worker: dict[str, Any] | None = None
     findings: list[Finding] = []
     name = hostile or "worker.py"
@@ -258,6 +270,14 @@ def build_summary(
         f["events"].append(
             (limit_s, "first_emfile", pid, "server", hot, hostile or "accept4 EMFILE")
         )
+        f["moments"].append(
+            (limit_s, "first_failure", pid, "server", hot, hostile or "accept4 EMFILE: first of 9")
+        )
+        f["before_failure"] += [
+            ("new connections", "", "per s", 26_000.0, 900.0, 0.0),
+            ("CPU", f"worker {hot} (pid {pid}, server)", "% of a core", 22.0, 99.0, math.nan),
+            (f"in accept_all ({name}:140)", f"worker {hot}", "% of its samples", 8.0, 92.0, 93.0),
+        ]  # fmt: skip
         hot_worker = {
             "pid": pid, "role": "server", "worker": hot, "since_s": limit_s, "until_s": 15.1,
             "cpu_pct": 99.6, "user_pct": 20.0, "system_pct": 79.6, "others_cpu_pct": 3.1,

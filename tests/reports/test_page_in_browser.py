@@ -119,6 +119,8 @@ def test_paper_is_light_and_wide_enough_whatever_the_screen(seen):
     assert paper["background"] == "rgb(255, 255, 255)"
     assert paper["text"] == "rgb(0, 0, 0)"
     assert min(paper["hero"][:3]) > 200
+    assert 6 <= paper["pages"] <= 40
+    assert paper["bytes"] < 5_000_000
 
 
 def test_flame_graph_zooms_searches_and_takes_keys(seen):
@@ -144,6 +146,8 @@ def test_tables_sort_and_unfold(seen):
     assert tables["up"][0].startswith("client 0")
     assert tables["down"][0].startswith("worker 6")
     assert tables["ariaSort"] == "descending"
+    assert tables["byKey"] == "descending"
+    assert tables["numbers"] == sorted(tables["numbers"], reverse=True)
     assert (tables["before"], tables["after"]) == (12, 14)
     assert seen["many_workers"]["tables"]["up"][1].startswith("client 1 "), "2 sorts before 10"
 
