@@ -147,9 +147,14 @@ def _check(options: argparse.Namespace, run_words: list[str]) -> None:
             "--vary needs the options that all its rows share",
             fix=f"profile-matrix --vary {options.vary[0]} -- --connections 5000 --hold 2",
         )
-    for path in [options.markdown] if options.markdown else []:
-        if path.is_dir() or not path.parent.is_dir():
-            raise UsageError(f"--markdown {path} is no file that can be written", fix="a path")
+    path: Path | None = options.markdown
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UsageError(
+            f"--markdown {path} is no file that can be written",
+            fix=f"--markdown {path / 'diagnosis.md'}"
+            if path.is_dir()
+            else f"mkdir -p {path.parent}",
+        )
 
 
 def _planned(

@@ -119,7 +119,9 @@ def _check_together(arguments: argparse.Namespace) -> None:
             fix=f"--format speedscope {given[0]} ..., or --format folded",
         )
     if arguments.worker is not None and arguments.pid is not None:
-        raise UsageError("--worker and --pid both choose a process", fix="give one of them")
+        raise UsageError(
+            "--worker and --pid both choose a process", fix=f"--worker {arguments.worker}"
+        )
     if None not in (arguments.from_s, arguments.until_s) and arguments.from_s >= arguments.until_s:
         raise UsageError(
             f"--from {arguments.from_s:g} is not before --until {arguments.until_s:g}",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ SHELLS = ("bash", "zsh", "fish")
 HELP_COLUMNS = 80
 HELP_LINES = 24
 _HELP_AT = 25
+_HELP_IN_FIX = 70
 _ABOUT_AT = 50
 
 
@@ -73,10 +75,18 @@ class Parser(argparse.ArgumentParser):
         self.exit_codes = dict(exit_codes or {})
         self.common = tuple(common)
         self.remarks = remarks
+        self._given: list[str] = []
         if common:
             self.add_argument(
                 "--help-all", action=_HelpAll, nargs=0, help="show every option and exit"
             )
+
+    def parse_known_args(  # type: ignore[override]  # argparse has it as two overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's; keeps the words, so that a complaint can say them corrected."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
         """The help of one screen."""
@@ -115,7 +125,7 @@ class Parser(argparse.ArgumentParser):
         return groups
 
     def _named(self, name: str) -> Iterable[argparse.Action]:
-        return (a for a in self._actions if name in (*a.option_strings, a.dest))
+        return (a for a in self._actions if name in (*a.option_strings, a.dest, a.metavar))
 
     def _help(
         self,
@@ -162,33 +172,54 @@ class Parser(argparse.ArgumentParser):
 
     def _fix_of(self, message: str) -> str:
         """The command that makes a complaint of argparse go away."""
-        whole = f"{self.prog} {'--help-all' if self.common else '--help'}"
         if match := re.match(r"unrecognized arguments: (-[^\s=]+)", message):
-            known = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.6)
-            return f"{self.prog} {self._usage_of(near[0])}" if near else whole
-        if match := re.match(r"the following arguments are required: ([^,\s]+)", message):
-            return f"{self.prog} {self._usage_of(match[1])}"
+            return self._with_near_option(match[1])
+        if message.startswith("the following arguments are required: "):
+            known = set(self._option_string_actions)
+            given = [word.partition("=")[0] for word in self._given if word.startswith("--")]
+            if unknown := [word for word in given if word not in known]:
+                return self._with_near_option(unknown[0])
+            name = message.removeprefix("the following arguments are required: ").split(",")[0]
+            return f"{self.prog} {self._usage_of(name)}"
         if match := re.match(r"argument ([^\s:]+): ", message):
             name = match[1].split("/")[-1]
             for action in self._named(name):
                 if action.choices is not None and "invalid choice" in message:
-                    return self._nearest_choice(action, name, message)
-            return f"{self.prog} {self._usage_of(name)}"
-        return whole
+                    return self._with_near_choice(action, name, message)
+            return f"{self.prog} {self._gap()}{self._usage_of(name)}"
+        return f"{self.prog} {'--help-all' if self.common else '--help'}"
 
-    def _nearest_choice(self, action: argparse.Action, name: str, message: str) -> str:
+    def _with_near_option(self, given: str) -> str:
+        """The command line again with the option that was meant, or where all of them stand."""
+        near = difflib.get_close_matches(given, self._option_string_actions, n=1, cutoff=0.6)
+        if not near:
+            return f"{self.prog} {'--help-all' if self.common else '--help'}"
+        words = [re.sub(rf"^{re.escape(given)}(?==|$)", near[0], word) for word in self._given]
+        return shlex.join([self.prog, *words])
+
+    def _with_near_choice(self, action: argparse.Action, name: str, message: str) -> str:
+        """The command line again with the nearest value that the option takes."""
         choices = [str(choice) for choice in action.choices or ()]
-        value = re.search(r"invalid choice: '([^']*)'", message)
-        near = difflib.get_close_matches(value[1] if value else "", choices, n=1, cutoff=0.5)
-        return f"{self.prog} {name} {(near or choices)[0]}"
+        found = re.search(r"invalid choice: '([^']*)'", message)
+        value = found[1] if found else ""
+        near = (difflib.get_close_matches(value, choices, n=1, cutoff=0.5) or choices)[0]
+        words = [near if word == value else word for word in self._given]
+        words = [f"{name}={near}" if word == f"{name}={value}" else word for word in words]
+        return shlex.join([self.prog, *words])
+
+    def _gap(self) -> str:
+        """Three dots where the command needs more than the one option to be complete."""
+        needs = any(action.required for action in self._actions if action.option_strings)
+        return "... " if needs else ""
 
     def _usage_of(self, name: str) -> str:
-        """An option with its metavar and what it is, e.g. ``--nofile N (RLIMIT_NOFILE ...)``."""
+        """An option with its metavar and, when it is short, what it is."""
         for action in self._named(name):
-            metavar = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
-            help_text = f" ({action.help})" if action.help else ""
-            return f"{name if action.option_strings else ''}{metavar}{help_text}".strip()
+            metavar = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
+            option = name if action.option_strings else ""
+            usage = f"{option} {metavar}".strip()
+            is_short = action.help and len(action.help) <= _HELP_IN_FIX
+            return f"{usage}  # {action.help}" if is_short else usage
         return name
 
 

@@ -41,6 +41,8 @@ def _tell_values(parser: Parser) -> None:
     }
     for _, _, actions in parser.groups():
         for action in actions:
+            if isinstance(action.metavar, str):  # shtab writes it into zsh's colon-separated form
+                action.metavar = action.metavar.replace(":", " ")
             name = action.option_strings[-1] if action.option_strings else action.dest
             if name in words:
                 action.complete = _words(words[name])  # type: ignore[attr-defined] # shtab's

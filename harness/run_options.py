@@ -53,11 +53,11 @@ _COMMON = (
 
 
 def count(text: str) -> int:
-    """A whole number; ``120_000`` and ``120k`` are taken too."""
-    match = re.fullmatch(r"(\d[\d_]*)(k|m)?", text.strip().lower())
+    """A whole number; ``120_000``, ``120,000`` and ``120k`` are taken too."""
+    match = re.fullmatch(r"(\d[\d_,]*)(k|m)?", text.strip().lower())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(match[1].replace("_", "")) * {"k": 1_000, "m": 1_000_000}.get(match[2], 1)
+    return int(re.sub("[_,]", "", match[1])) * {"k": 1_000, "m": 1_000_000}.get(match[2], 1)
 
 
 def _bytes(text: str) -> int:
@@ -169,6 +169,7 @@ def parser() -> Parser:
         "--bind",
         choices=("late", "early"),
         default="late",
+        metavar="WHEN",
         help="early: local port at bind, for all destinations (default: late, at connect)",
     )
     plan("--port-range", type=_port_range, metavar="LO-HI", help="local ports of the clients")
@@ -288,7 +289,7 @@ def check_faults(options: argparse.Namespace, plan: Plan) -> None:
         if fault.number >= count:
             raise UsageError(
                 f"--inject {text}: there is no {role} {fault.number}",
-                fix=f"{role}s are 0 to {count - 1}; choose one, or more with --{role}s"
+                fix=f"--inject {fault.name}:{count - 1}, or --{role}s {fault.number + 1}"
                 if count
                 else "an acceptor is there with --accept handoff alone",
             )
