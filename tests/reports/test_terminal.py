@@ -157,7 +157,7 @@ def _in_terminal(environ):
 
 def test_on_a_terminal_it_redraws_in_place_and_stays_lean():
     written = _in_terminal({})
-    assert written.count("\x1b[H") == 3, "each picture begins at the top instead of scrolling"
+    assert written.count("\x1b[?2026h\x1b[H") == 3, "each picture begins at the top instead of scrolling"
     assert written.index("\x1b[?1049h") < written.index("phase0") < written.index("\x1b[?1049l")
     assert "\x1b[2K" not in written, "a line is overwritten, not erased first: that flickers"
     assert "\x1b[2J" not in written, "never clears the screen: that flickers"
