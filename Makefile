@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help install install-dev install-peers run test bench bench-servers diagnose lint format clean lock
+.PHONY: help install install-dev install-peers run test bench bench-servers diagnose lint format clean lock man reference
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -46,6 +46,12 @@ bench-servers: install-peers ## other people's servers: docs/benchmarks-servers.
 
 diagnose: install ## provoke every cause three times: docs/diagnosis.md, provoked against named
 	@$(BIN)/profile-matrix every-cause --repeats 3 --markdown docs/diagnosis.md $(ARGS)
+
+man: install-dev ## docs/man/*.1 anew from the parsers of the commands
+	@$(BIN)/python -m documentation man
+
+reference: install-dev ## docs/reference/*.md and docs/explanation/probes.md anew from the code
+	@$(BIN)/python -m documentation reference
 
 lock: ## requirements*.lock anew from pyproject.toml (needs uv)
 	@uv pip compile --universal --generate-hashes --no-header --no-annotate -q --python-version 3.11 pyproject.toml --group build -o requirements.lock

@@ -15,24 +15,28 @@ from harness import cgroup_members, netns, recording
 from harness.attach_target import AttachTarget, find_target
 from harness.attach_watch import Watch, WatchResult
 from harness.command_line import run_command
+from harness.command_parser import Example, Parser
 from harness.host import Host, read_host
-from harness.run_options import Parser
 from harness.supervisor import Interrupt
 from probes import registry
 from probes.errors import ExitCode, HostError, ToolkitError, UsageError
 from probes.rundir import REPORT, RunDir, create_run_dir
 from reports.terminal import LiveView, print_end
 
-_EXAMPLES = """examples:
-  profile-attach --port 9001                        until Ctrl-C
-  profile-attach --pid 4711 --duration 60           a process and its children, for a minute
-  profile-attach --unit chat.service                a systemd unit
-  profile-attach --container 3f2a9c                 a container, seen from the host
-  profile-attach --container 3f2a9c --port 9001     one port of it
-
-exit codes: 0 no limit was met while watching, 2 usage, 3 a limit was met (report written),
-4 this host cannot, 5 something failed. Ctrl-C is the usual end, and has the verdict's code.
-"""
+_EXAMPLES = (
+    Example("profile-attach --port 9001", "whoever listens there, until Ctrl-C"),
+    Example("profile-attach --pid 4711 --duration 60", "a process and its children, for a minute"),
+    Example("profile-attach --unit chat.service", "a systemd unit"),
+    Example("profile-attach --container 3f2a9c", "a container, seen from the host"),
+    Example("profile-attach --container 3f2a9c --port 9001", "one port of it"),
+)
+_EXIT_CODES = {
+    0: "no limit was met while watching",
+    2: "usage",
+    3: "a limit was met (the report is written)",
+    4: "this host cannot",
+    5: "something failed",
+}
 
 _NEEDED_BYTES = 256 << 20
 """This process and the probe process with what they map; the target must not lack it."""
@@ -82,9 +86,12 @@ def parser() -> Parser:
     """The parser of this command."""
     top = Parser(
         prog="profile-attach",
+        usage="profile-attach --port N | --pid PID | --unit NAME | --container ID [options]",
         description="Watch a WebSocket server that runs already, with its real clients.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
+        exit_codes=_EXIT_CODES,
+        common=("--port", "--pid", "--unit", "--container", "--duration", "--allow-pauses"),
+        remarks="Ctrl-C is the usual end: the exit code is then the verdict's.",
     )
     what = top.add_argument_group("what to watch (one of them; --port also narrows another)")
     what.add_argument("--pid", type=_pid, metavar="PID", help="a process, with its children")

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from harness.cli_report import find_run
 from harness.command_line import run_command
+from harness.command_parser import Example, Parser
 from probes.errors import ExitCode, UsageError
 from probes.rundir import MANIFEST, RunDir
 
 if TYPE_CHECKING:
     from analysis.comparison import Comparison, RunDigest
 
-_EPILOG = """\
-Runs with the same settings, plan and host are repeats of one variant. The first run named is of
-the base that the other variants are held against. Three repeats of each variant tell the noise.
-
-examples:
-  profile-compare runs/*-before-* runs/*-after-*
-  profile-compare runs/A runs/B --output comparison.html
-  profile-compare runs/A runs/B --json | jq '.figures[] | {name, against_base}'
-  profile-compare runs/old-kernel runs/new-kernel --across-hosts
-
-exit codes: 0 compared, 2 these runs cannot be compared (usage), 4 they are of different hosts,
-            5 a recording cannot be read or the page not written
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, fix=f"{self.prog} --help")
+_REMARKS = (
+    "Runs with the same settings, plan and host are repeats of one variant. The first run named is "
+    "of the base that the other variants are held against. Three repeats of each tell the noise."
+)
+_EXAMPLES = (
+    Example("profile-compare runs/*-before-* runs/*-after-*", "what changed and moved"),
+    Example("profile-compare runs/A runs/B --output comparison.html", "one page"),
+    Example(
+        "profile-compare runs/A runs/B --json | jq '.figures[] | {name, against_base}'",
+        "for a script",
+    ),
+    Example("profile-compare runs/A runs/C --across-hosts", "another kernel or machine"),
+)
+_EXIT_CODES = {
+    0: "compared",
+    2: "these runs cannot be compared, or usage",
+    4: "they are of different hosts",
+    5: "a recording cannot be read or the page not written",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,33 +44,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_compare, argv)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The options of ``profile-compare``."""
-    parser = _Parser(
+def parser() -> Parser:
+    """The parser of ``profile-compare``."""
+    top = Parser(
         prog="profile-compare",
+        usage="profile-compare RUN [RUN ...] [options]",
         description="What changed between runs, what moved, and what of it is more than noise.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=_EXAMPLES,
+        exit_codes=_EXIT_CODES,
+        remarks=_REMARKS,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write a page (HTML) there")
-    parser.add_argument("--json", action="store_true", help="the comparison as JSON on stdout")
-    parser.add_argument(
-        "--across-hosts",
-        action="store_true",
-        help="compare runs of other kernels, machines or numbers of CPUs",
-    )
-    parser.add_argument(
-        "--across-probes",
-        action="store_true",
-        help="compare runs that were watched by other probes",
-    )
-    return parser
+    add = top.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    add("--output", type=Path, metavar="FILE", help="write a page (HTML) there")
+    add("--json", action="store_true", help="the comparison as JSON on stdout")
+    add("--across-hosts", action="store_true",
+        help="compare runs of other kernels, machines or numbers of CPUs")  # fmt: skip
+    add("--across-probes", action="store_true",
+        help="compare runs that were watched by other probes")  # fmt: skip
+    return top
 
 
 def _compare(argv: Sequence[str]) -> int:
-    arguments = build_parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     output: Path | None = arguments.output
     if output is not None:
         _check_output(output)

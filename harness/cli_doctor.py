@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import Any
 
 from harness.command_line import run_command
+from harness.command_parser import SHELLS, Example, Parser
 from harness.host import Host, read_host
 from harness.limits import HostLimit, host_limits
 from harness.plan import MAX_CONNECTIONS, Plan, PlanRequest, make_plan
 from harness.plan_checks import DELAYING_LIMITS
 from harness.plan_text import amount_text, bytes_text, count_text, plan_text, wrapped
-from probes.errors import ExitCode, HostError, UsageError
+from harness.run_options import count
+from probes.errors import ExitCode, HostError
 from probes.registry import ProbeCheck, check_all
 
 _INDENT = "    "
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, fix=f"{self.prog} --help")
+_EXAMPLES = (
+    Example("profile-doctor", "limits, probes, and what to fix"),
+    Example("profile-doctor --connections 120000", "and the plan of such a run"),
+    Example(
+        'eval "$(profile-doctor --print-completion bash)"',
+        "completion of all commands, for ~/.bashrc; zsh likewise",
+    ),
+    Example("profile-doctor --print-completion fish | source", "for config.fish"),
+)
+_EXIT_CODES = {0: "a run is possible here", 2: "usage", 4: "it is not"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,18 +38,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_doctor, argv)
 
 
-def _doctor(argv: Sequence[str]) -> int:
-    parser = _Parser(
+def parser() -> Parser:
+    """The parser of ``profile-doctor``."""
+    top = Parser(
         prog="profile-doctor",
-        description="What this host can hold, and which probes can run here.",
-        epilog="Exit code 0: a run is possible here; 4: it is not; 2: usage.",
-        allow_abbrev=False,
+        usage="profile-doctor [options]",
+        description="What this host can hold, which probes can run here, and how to fix what not.",
+        examples=_EXAMPLES,
+        exit_codes=_EXIT_CODES,
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.add_argument(
-        "--connections", type=_count, metavar="N", help="also plan a run of N connections"
-    )
-    arguments = parser.parse_args(argv)
+    add = top.add_argument
+    add("--connections", type=count, metavar="N", help="also plan a run of N connections")
+    add("--json", action="store_true", help="one JSON document on stdout")
+    add("--print-completion", choices=SHELLS, metavar="SHELL",
+        help="completion of all commands for bash, zsh or fish")  # fmt: skip
+    return top
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    arguments = parser().parse_args(argv)
+    if arguments.print_completion is not None:
+        from harness.completion import completion_script  # needs the parsers of all commands
+
+        print(completion_script(arguments.print_completion), end="")
+        return int(ExitCode.REACHED)
     host = read_host()
     examination = Examination(host, arguments.connections, check_all())
     if arguments.json:
@@ -49,13 +69,6 @@ def _doctor(argv: Sequence[str]) -> int:
     else:
         print("\n".join(examination.lines()))
     return int(ExitCode.REACHED if examination.refusal is None else ExitCode.HOST_CANNOT)
-
-
-def _count(text: str) -> int:
-    try:
-        return int(text.replace(",", ""))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
 
 
 def most_connections(host: Host) -> tuple[int, str]:

@@ -15,28 +15,38 @@ from typing import Any
 from analysis.confusion import confusion
 from harness import matrix_loop, matrix_store, recording, scenario
 from harness.command_line import run_command
+from harness.command_parser import Example, Parser
 from harness.host import Host, read_host
 from harness.matrix_rows import MatrixRow, Scale, rows_of_file, rows_of_vary, scale_of
 from harness.matrix_store import Matrix
-from harness.run_options import Parser, count
+from harness.run_options import count
 from harness.supervisor import Interrupt
 from probes.errors import ExitCode, UsageError
 from probes.rundir import write_atomically
 from reports.matrix_terminal import MatrixView, confusion_lines, result_lines
 
 MOST_REPEATS = 100
-_EXAMPLES = """\
-examples:
-  profile-matrix the-2016-log                  the log of 2016, row by row, scaled to this host
-  profile-matrix the-2016-log --only 'r14*'    some of its rows
-  profile-matrix every-cause --repeats 3       every cause provoked: the confusion table
-  profile-matrix --vary accept=reuseport,shared,handoff --vary keepalive=off,25,5 \\
-      --repeats 3 -- --connections 5000 --hold 2
-                                               your own: any options of profile-run after --
-  profile-matrix --resume runs/20261124T101500Z-matrix-the-2016-log-1a2b
-exit codes: 0 every row was as expected, 3 some were not or did not run, 2 usage,
-  5 failed, 130 interrupted (--resume goes on)
-"""
+_EXAMPLES = (
+    Example("profile-matrix the-2016-log", "the log of 2016, scaled"),
+    Example("profile-matrix the-2016-log --only 'r14*'", "some of its rows"),
+    Example(
+        "profile-matrix --vary accept=reuseport,handoff -- --connections 5000 --hold 2",
+        "your own: options of profile-run after --",
+    ),
+    Example("profile-matrix every-cause --repeats 3", "provokes and names them all"),
+    Example(
+        "profile-matrix --resume runs/20261124T101500Z-matrix-the-2016-log-1a2b",
+        "go on after Ctrl-C",
+    ),
+)
+_EXIT_CODES = {
+    0: "every row was as expected",
+    2: "usage",
+    3: "some were not or did not run",
+    5: "failed",
+    130: "interrupted (--resume goes on)",
+}
+_COMMON = ("scenario", "--vary", "--resume", "--repeats", "--only", "--list")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,18 +58,18 @@ def parser() -> Parser:
     """The parser of ``profile-matrix``."""
     top = Parser(
         prog="profile-matrix",
-        usage="profile-matrix [SCENARIO | --vary NAME=V,V ... | --resume DIR] [options] "
-        "[-- options of profile-run]",
+        usage="profile-matrix SCENARIO | --vary NAME=V,V ... | --resume DIR [options]\n"
+        "       [-- options of profile-run]",
         description="Run many rows, one after the other, and compare them on one page.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=_EXAMPLES,
+        exit_codes=_EXIT_CODES,
+        common=_COMMON,
     )
     known = ", ".join(sorted(path.stem for path in scenario.FOLDER.glob("*.toml")))
     add = top.add_argument
     add("scenario", nargs="?", metavar="SCENARIO", help=f"{known}, or a path that ends in .toml")
     add("--vary", action="append", default=[], metavar="NAME=V,V",
-        help="an option of profile-run and its values; several: each with each")  # fmt: skip
+        help="an option of profile-run and its values; repeatable")  # fmt: skip
     add("--resume", type=Path, metavar="DIR", help="go on with what is not done in DIR")
     add("--repeats", type=_repeats, metavar="N", help="runs of each row, default 1")
     add("--seed", type=count, metavar="N", help="shuffles the order, default 2016")
@@ -137,9 +147,14 @@ def _check(options: argparse.Namespace, run_words: list[str]) -> None:
             "--vary needs the options that all its rows share",
             fix=f"profile-matrix --vary {options.vary[0]} -- --connections 5000 --hold 2",
         )
-    for path in [options.markdown] if options.markdown else []:
-        if path.is_dir() or not path.parent.is_dir():
-            raise UsageError(f"--markdown {path} is no file that can be written", fix="a path")
+    path: Path | None = options.markdown
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UsageError(
+            f"--markdown {path} is no file that can be written",
+            fix=f"--markdown {path / 'diagnosis.md'}"
+            if path.is_dir()
+            else f"mkdir -p {path.parent}",
+        )
 
 
 def _planned(

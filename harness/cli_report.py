@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from harness.command_line import run_command
+from harness.command_parser import Example, Parser
 from probes.errors import ExitCode, UsageError
 from probes.rundir import MANIFEST, REPORT, RunDir, open_run_dir, write_atomically
 from reports.terminal import print_end
@@ -23,18 +23,15 @@ FILE_FORMATS = ("json", "md", "speedscope", "folded", "perfetto", "openmetrics")
 FOLDER_FORMATS = ("csv", "parquet")
 _STACK_FORMATS = ("speedscope", "folded")
 
-_EPILOG = """\
-examples:
-  profile-report                                         the newest run
-  profile-report runs/latest --format md                 for an issue or a pull request
-  profile-report runs/latest --format speedscope --worker 1 --from 2 --until 8 -o w1.json
-exit codes: 0 it was written, 2 usage, 5 the recording cannot be read or the result not written
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, fix=f"{self.prog} --help")
+_EXAMPLES = (
+    Example("profile-report", "the newest run's verdict and page anew"),
+    Example("profile-report runs/latest --format md", "for an issue or a pull request"),
+    Example(
+        "profile-report --format speedscope --worker 1 --from 2 --until 8 -o w1.json",
+        "a flame graph of one worker",
+    ),
+)
+_EXIT_CODES = {0: "written", 2: "usage", 5: "cannot be read or written"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(argv: Sequence[str]) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     _check_together(arguments)
     run = find_run(arguments.run)
     output: Path | None = arguments.output
@@ -68,16 +65,16 @@ def _report(argv: Sequence[str]) -> int:
     return int(ExitCode.REACHED)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def parser() -> Parser:
+    """The parser of ``profile-report``."""
+    top = Parser(
         prog="profile-report",
-        usage="%(prog)s [RUN] [--format FORMAT] [-o PATH] [options]",
+        usage="profile-report [RUN] [--format FORMAT] [-o PATH] [options]",
         description="Rebuilds verdict.json and report.html of a run, or exports it.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=_EXAMPLES,
+        exit_codes=_EXIT_CODES,
     )
-    add = parser.add_argument
+    add = top.add_argument
     add("run", nargs="?", type=Path, default=LATEST, metavar="RUN", help=f"default: {LATEST}")
     add("--format", choices=("html", *FILE_FORMATS, *FOLDER_FORMATS), default="html",
         metavar="FORMAT", help="html (default), json, md, speedscope, folded, perfetto, "
@@ -90,7 +87,7 @@ def _parser() -> _Parser:
     add("--from", dest="from_s", type=_seconds, metavar="S",
         help="speedscope, folded: S after the ramp began")  # fmt: skip
     add("--until", dest="until_s", type=_seconds, metavar="S", help="and until then")
-    return parser
+    return top
 
 
 def _number(text: str) -> int:
@@ -122,7 +119,9 @@ def _check_together(arguments: argparse.Namespace) -> None:
             fix=f"--format speedscope {given[0]} ..., or --format folded",
         )
     if arguments.worker is not None and arguments.pid is not None:
-        raise UsageError("--worker and --pid both choose a process", fix="give one of them")
+        raise UsageError(
+            "--worker and --pid both choose a process", fix=f"--worker {arguments.worker}"
+        )
     if None not in (arguments.from_s, arguments.until_s) and arguments.from_s >= arguments.until_s:
         raise UsageError(
             f"--from {arguments.from_s:g} is not before --until {arguments.until_s:g}",

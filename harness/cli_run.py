@@ -85,11 +85,10 @@ def _record(
             "probes_asked": probes,
         },
     )
-    for rung in plan.rungs:
-        _say(options, f"plan: {rung_text(rung)}")
+    remarks = [f"plan: {rung_text(rung)}" for rung in plan.rungs]
     with (
-        _metrics(options, run, plan),
-        LiveView(plan.target_connections, enabled=not options.quiet) as view,
+        _metrics(options, run, plan, remarks),
+        LiveView(plan.target_connections, not options.quiet, remarks=remarks) as view,
     ):
         return Supervisor(
             run=run,
@@ -105,14 +104,16 @@ def _record(
 
 
 @contextmanager
-def _metrics(options: argparse.Namespace, run: RunDir, plan: Plan) -> Iterator[None]:
+def _metrics(
+    options: argparse.Namespace, run: RunDir, plan: Plan, remarks: list[str]
+) -> Iterator[None]:
     if options.metrics is None:
         yield
         return
     from harness.metrics_endpoint import serving  # http.server only when it is asked for
 
     with serving(options.metrics, run.path, plan.target_connections) as url:
-        _say(options, f"metrics: {url}")
+        remarks.append(f"metrics: {url}")
         yield
 
 

@@ -12,6 +12,8 @@ from harness import handshake
 from probes.errors import UsageError
 
 _ANY_SOURCE = "0.0.0.0"  # noqa: S104 - as a source: the kernel chooses
+_WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 section 5.6.2
+_SUBPROTOCOL = re.compile(_WORD)
 _TEMPLATE_FIELD = re.compile(r"\{([^{}]*)\}")
 MESSAGE_FIELDS = ("n", "connection", "client")
 
@@ -128,8 +130,19 @@ def request_headers(
     """All headers that a request has beside those of the handshake itself.
 
     Raises:
-        UsageError: A cookie or subprotocol would break out of its line.
+        UsageError: A cookie is no pair, a subprotocol no token (RFC 6455 section 4.1), or one
+            would break out of its line.
     """
+    for cookie in cookies:
+        if not cookie.partition("=")[1] or cookie.startswith("="):
+            raise UsageError(f"--cookie {cookie!r} is not NAME=VALUE", fix="--cookie name=value")
+    for name in subprotocols:
+        if _SUBPROTOCOL.fullmatch(name) is None:
+            raise UsageError(
+                f"--subprotocol {name!r} is not one word of the protocol's characters",
+                fix=" ".join(f"--subprotocol {word}" for word in re.findall(_WORD, name))
+                or "--subprotocol chat",
+            )
     found = list(headers)
     if cookies:
         found.append(("Cookie", "; ".join(cookies)))

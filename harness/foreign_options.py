@@ -69,7 +69,7 @@ def add_options(top: argparse.ArgumentParser) -> None:
     server("--server-cmd", metavar="CMD",
            help="start it so; {port} and $PORT are its port (no shell)")  # fmt: skip
     server("--target", metavar="URL",
-           help="where it is: ws://127.0.0.1:9001/path or wss://localhost:{port}/")  # fmt: skip
+           help="where it is: ws://127.0.0.1:9001/path; also wss://")  # fmt: skip
     server("--server-pid", type=_pid, metavar="PID", help="it runs already, in this process")
     server("--server-user", metavar="NAME", help="start it as this user (default: who called)")
     server("--server-timeout", type=_timeout, metavar="S",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -271,7 +272,7 @@ class ForeignServer:
         if self._failure:
             raise ToolkitError(
                 f"the server command: {self._failure}",
-                fix=f"check --server-cmd {' '.join(self.request.command)!r}",
+                fix=f"command -v {shlex.quote(self.request.command[0])}  # is it on this PATH?",
             )
         if self._end is not None and not self._is_there():
             raise ToolkitError(

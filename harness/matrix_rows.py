@@ -297,7 +297,7 @@ def _ready(
     try:
         options = run_options.parse(list(words))
     except UsageError as error:
-        raise UsageError(f"row {spec.id}: {error.message}", fix="profile-run --help") from error
+        raise UsageError(f"row {spec.id}: {error.message}", fix=error.fix) from error
     ramp_per_s = min(options.ramp or _SLOWEST_RAMP_PER_S, _SLOWEST_RAMP_PER_S)
     usual_s = DEADLINE_S + options.hold + options.connections / ramp_per_s
     return MatrixRow(

@@ -134,7 +134,7 @@ def _within(option: str, value: int | None, low: int, high: int) -> None:
     if value is not None and not low <= value <= high:
         raise UsageError(
             f"{option} {value:,} is not between {low:,} and {high:,}",
-            fix=f"choose a value from {low} to {high}",
+            fix=f"{option} {low if value < low else high}",
         )
 
 

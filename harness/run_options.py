@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from harness import faults, foreign_options
+from harness.command_parser import Example, Parser
 from harness.fleet_config import FleetConfig, GroupShare
 from harness.plan import ACCEPT_MODES, Plan, PlanRequest
 from probes.errors import UsageError
@@ -21,39 +22,42 @@ if TYPE_CHECKING:
 AT_FD_LIMIT = ("pause", "spin", "reset", "crash")
 LEAST_CGROUP_BYTES = 65_536
 MESSAGE_LIMIT_BYTES = 1_048_576
-_EXAMPLES = """\
-examples:
-  profile-run --connections 120000             the main job: all defaults
-  profile-run --connections 120000 --plan      how it would be laid out, and what would bind
-  profile-run --connections 5000 --workers 2 --nofile 2000 --at-fd-limit spin
-                                               a naive server at its descriptor limit
-  profile-run --connections 40000 --source-addresses 1 --port-range 32768-60999
-                                               one address: the ports run out at 28,232
-  profile-run --connections 5000 --server-cmd 'node server.js --port {port}'
-                                               your own server
-exit codes: 0 reached, 2 usage, 3 a limit was met (report written), 4 this host cannot,
-  5 failed, 130 interrupted (report written)
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are ToolkitErrors: two lines, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the usage and leaving.
-
-        Raises:
-            UsageError: Always.
-        """
-        raise UsageError(message, fix=f"{self.prog} --help")
+_EXAMPLES = (
+    Example("profile-run --connections 120000", "the main job"),
+    Example("profile-run --connections 120000 --plan", "the layout; what would bind"),
+    Example(
+        "profile-run --connections 5000 --server-cmd 'node server.js --port {port}'",
+        "your own server",
+    ),
+    Example(
+        "profile-run --connections 5000 --workers 2 --nofile 2000 --at-fd-limit spin",
+        "a naive server at its descriptor limit",
+    ),
+    Example(
+        "profile-run --connections 40000 --source-addresses 1 --port-range 32768-60999",
+        "one address: the ports run out at 28,232",
+    ),
+)
+_EXIT_CODES = {
+    0: "reached",
+    2: "usage",
+    3: "a limit was met (report written)",
+    4: "this host cannot",
+    5: "failed",
+    130: "interrupted (report written)",
+}
+_COMMON = (
+    "--connections", "--workers", "--nofile", "--hold", "--server-cmd", "--target", "--probes",
+    "--plan",
+)  # fmt: skip
 
 
 def count(text: str) -> int:
-    """A whole number; ``120_000`` and ``120k`` are taken too."""
-    match = re.fullmatch(r"(\d[\d_]*)(k|m)?", text.strip().lower())
+    """A whole number; ``120_000``, ``120,000`` and ``120k`` are taken too."""
+    match = re.fullmatch(r"(\d[\d_,]*)(k|m)?", text.strip().lower())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(match[1].replace("_", "")) * {"k": 1_000, "m": 1_000_000}.get(match[2], 1)
+    return int(re.sub("[_,]", "", match[1])) * {"k": 1_000, "m": 1_000_000}.get(match[2], 1)
 
 
 def _bytes(text: str) -> int:
@@ -147,10 +151,11 @@ def parser() -> Parser:
     """The parser of ``profile-run``."""
     top = Parser(
         prog="profile-run",
+        usage="profile-run --connections N [options]",
         description="Put a WebSocket server under connections, watch it, and say what limited it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=_EXAMPLES,
+        exit_codes=_EXIT_CODES,
+        common=_COMMON,
     )
     add = top.add_argument
     add("--connections", type=count, required=True, metavar="N", help="target, e.g. 120000 or 120k")
@@ -164,6 +169,7 @@ def parser() -> Parser:
         "--bind",
         choices=("late", "early"),
         default="late",
+        metavar="WHEN",
         help="early: local port at bind, for all destinations (default: late, at connect)",
     )
     plan("--port-range", type=_port_range, metavar="LO-HI", help="local ports of the clients")
@@ -177,17 +183,24 @@ def parser() -> Parser:
     plan("--tcp-memory-max", type=_bytes, default=0, metavar="BYTES",
          help="limit of that cgroup for TCP's buffers alone (cgroup version 1)")  # fmt: skip
     server = top.add_argument_group("server").add_argument
-    server("--accept", choices=ACCEPT_MODES, default="reuseport", help="default: reuseport")
-    server("--at-fd-limit", choices=AT_FD_LIMIT, default="pause", help="default: pause")
-    server("--server-mode", choices=("echo", "silent"), default="echo", help="default: echo")
-    server("--keepalive", type=_keepalive, default=0.0, metavar="S|off", help="ping all every S")
+    server("--accept", choices=ACCEPT_MODES, default="reuseport",
+           help="how workers get connections (default: reuseport)")  # fmt: skip
+    server("--at-fd-limit", choices=AT_FD_LIMIT, default="pause",
+           help="what a full worker does (default: pause)")  # fmt: skip
+    server("--server-mode", choices=("echo", "silent"), default="echo",
+           help="echo: answer each message (default); silent: only read")  # fmt: skip
+    server("--keepalive", type=_keepalive, default=0.0, metavar="S|off",
+           help="every S the server pings every connection (default: off)")  # fmt: skip
     server("--gc", choices=("on", "off"), default="on", help="Python's collector in the workers")
     server("--inject", type=_inject, action="append", default=[], metavar="NAME:NUMBER[:VALUE]",
            help="a fault on purpose: " + ", ".join(faults.KINDS))  # fmt: skip
     load = top.add_argument_group("load").add_argument
-    load("--ramp", type=_rate, default=0.0, metavar="RATE|max", help="connects per second")
-    load("--hold", type=_seconds, default=10.0, metavar="S", help="default: 10")
-    load("--connect-timeout", type=_seconds, default=10.0, metavar="S", help="default: 10")
+    load("--ramp", type=_rate, default=0.0, metavar="RATE|max",
+         help="connects per second of all clients (default: max)")  # fmt: skip
+    load("--hold", type=_seconds, default=10.0, metavar="S",
+         help="keep the connections so long (default: 10)")  # fmt: skip
+    load("--connect-timeout", type=_seconds, default=10.0, metavar="S",
+         help="an attempt fails after so long (default: 10)")  # fmt: skip
     load("--payload", type=_payload, default=64, metavar="BYTES", help="message size, default 64")
     load("--message-rate", type=_message_rate, default=0.0, metavar="RATE",
          help="messages per second of the whole fleet, default 0")  # fmt: skip
@@ -276,7 +289,7 @@ def check_faults(options: argparse.Namespace, plan: Plan) -> None:
         if fault.number >= count:
             raise UsageError(
                 f"--inject {text}: there is no {role} {fault.number}",
-                fix=f"{role}s are 0 to {count - 1}; choose one, or more with --{role}s"
+                fix=f"--inject {fault.name}:{count - 1}, or --{role}s {fault.number + 1}"
                 if count
                 else "an acceptor is there with --accept handoff alone",
             )

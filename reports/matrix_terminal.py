@@ -11,14 +11,12 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import Self, TextIO
 
 from analysis.confusion import Confusion, ConfusionRow
 from analysis.matrix import Outcome, RowResult
+from reports.redrawn import Redrawn
 from reports.terminal import REDRAW_PERIOD_S, bar, has_colour, is_interactive, printable
-
-if TYPE_CHECKING:
-    from rich.live import Live
 
 _SHOWN_COUNT = 8
 
@@ -40,24 +38,13 @@ class MatrixView:
         self._done_count = done_count
         self._enabled = enabled
         self._stream = stream if stream is not None else sys.stderr
-        self._live: Live | None = None
+        self._picture: Redrawn | None = None
         self._finished: list[str] = []
         self._row, self._left_s, self._started_s, self._next_s = "", 0.0, 0.0, 0.0
 
     def __enter__(self) -> Self:
         if self._enabled and is_interactive(self._stream):
-            from rich.console import Console
-            from rich.live import Live
-
-            console = Console(
-                file=self._stream, no_color=not has_colour(self._stream), highlight=False
-            )
-            # Drawn by tick() only: a thread that redraws would take time from the fleet.
-            self._live = Live(
-                console=console, auto_refresh=False, transient=True, redirect_stdout=False,
-                redirect_stderr=self._stream is sys.stderr, vertical_overflow="crop",
-            )  # fmt: skip
-            self._live.start()
+            self._picture = Redrawn(self._stream, colour=has_colour(self._stream))
         return self
 
     def begin(self, row: str, shows: str, left_s: float) -> None:
@@ -69,7 +56,7 @@ class MatrixView:
             left_s: Estimated seconds until all is done.
         """
         self._row, self._left_s, self._started_s = row, left_s, time.monotonic()
-        if self._enabled and self._live is None:
+        if self._enabled and self._picture is None:
             number = f"{self._done_count + 1}/{self._total_count}"
             self._say(f"{number} {row}: {shows} (about {_minutes(left_s)} left)")
 
@@ -80,13 +67,13 @@ class MatrixView:
             last_line: What the run said last.
         """
         now_s = time.monotonic()
-        if self._live is None or now_s < self._next_s:
+        if self._picture is None or now_s < self._next_s:
             return
         from rich.text import Text
 
         took_s = now_s - self._started_s
         share = self._done_count / self._total_count if self._total_count else 1.0
-        width = self._live.console.size.width
+        width, _ = self._picture.size()
         head = f" run {self._done_count + 1} of {self._total_count}"
         left = f"   about {_minutes(max(0.0, self._left_s - took_s))} left"
         lines = [
@@ -95,9 +82,7 @@ class MatrixView:
             Text(f"{printable(self._row)}   {took_s:.0f} s", style="bold cyan"),
             Text(printable(last_line), style="dim"),
         ]
-        for line in lines:
-            line.no_wrap, line.overflow = True, "ellipsis"
-        self._live.update(Text("\n").join(lines), refresh=True)
+        self._picture.draw(lines)
         self._next_s = now_s + REDRAW_PERIOD_S
 
     def end(self, outcome: Outcome) -> None:
@@ -105,7 +90,7 @@ class MatrixView:
         self._done_count += 1
         line = printable(outcome_line(outcome))
         self._finished.append(line)
-        if self._enabled and self._live is None:
+        if self._enabled and self._picture is None:
             self._say(f"    {line}")
 
     def _say(self, text: str) -> None:
@@ -118,9 +103,9 @@ class MatrixView:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._picture is not None:
+            self._picture.close()
+            self._picture = None
 
 
 def outcome_line(outcome: Outcome) -> str:

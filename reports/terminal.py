@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from reports.redrawn import Redrawn, write_text
+
 if TYPE_CHECKING:
-    from rich.live import Live
     from rich.text import Text
 
 PLAIN_PERIOD_S = 5.0
@@ -224,6 +225,18 @@ def picture(status: Status, target_connections: int, width: int, height: int) ->
     return lines[: max(1, height - 1)]
 
 
+def remark_lines(remarks: Sequence[str], width: int, height: int) -> list[Text]:
+    """Remarks below a picture, a free line before them; none where they do not fit ``height``."""
+    import textwrap
+
+    from rich.text import Text
+
+    lines = [line for remark in remarks for line in textwrap.wrap(remark, max(20, width))]
+    if not lines or len(lines) + 1 > height:
+        return []
+    return [Text(""), *(Text(line, style="dim") for line in lines)]
+
+
 class LiveView:
     """Shows the run on stderr while it goes on.
 
@@ -232,41 +245,38 @@ class LiveView:
         with LiveView(target_connections=120_000, enabled=not quiet) as view:
             view.update(Status(...))      # as often as the supervisor likes
 
+    It is drawn by ``update`` only: a thread that redraws would take time from the fleet.
+
     Args:
         target_connections: What the run is to reach.
         enabled: False shows nothing.
         stream: Where to; sys.stderr when None.
+        remarks: Lines that stay true all the time: what the plan expects, where metrics are. They
+            are printed once, and stand below the picture where that leaves room.
     """
 
     def __init__(
-        self, target_connections: int, enabled: bool, stream: TextIO | None = None
+        self,
+        target_connections: int,
+        enabled: bool,
+        stream: TextIO | None = None,
+        remarks: Sequence[str] = (),
     ) -> None:
         self._target_connections = target_connections
         self._enabled = enabled
+        self._remarks = [printable(remark) for remark in remarks]
         self._stream = stream if stream is not None else sys.stderr
-        self._live: Live | None = None
+        self._picture: Redrawn | None = None
         self._last: Status | None = None
         self._printed: Status | None = None
         self._next_s = 0.0
 
     def __enter__(self) -> Self:
+        if self._enabled:
+            for remark in self._remarks:
+                write_text(self._stream, remark + "\n")
         if self._enabled and is_interactive(self._stream):
-            from rich.console import Console
-            from rich.live import Live
-
-            console = Console(
-                file=self._stream, no_color=not has_colour(self._stream), highlight=False
-            )
-            # Drawn by update() only: a thread that redraws would take time from the fleet.
-            self._live = Live(
-                console=console,
-                auto_refresh=False,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=self._stream is sys.stderr,
-                vertical_overflow="crop",
-            )
-            self._live.start()
+            self._picture = Redrawn(self._stream, colour=has_colour(self._stream))
         return self
 
     def update(self, status: Status) -> None:
@@ -278,20 +288,18 @@ class LiveView:
         self._last = status
         if now_s < self._next_s and not phase_changed:
             return
-        if self._live is None:
+        if self._picture is None:
             self._print_plain(status)
             self._next_s = now_s + PLAIN_PERIOD_S
             return
-        from rich.console import Group
-
-        size = self._live.console.size
-        lines = picture(status, self._target_connections, size.width, size.height)
-        self._live.update(Group(*lines), refresh=True)
+        width, height = self._picture.size()
+        lines = picture(status, self._target_connections, width, height)
+        self._picture.draw(lines + remark_lines(self._remarks, width, height - 2 - len(lines)))
         self._next_s = now_s + REDRAW_PERIOD_S
 
     def _print_plain(self, status: Status) -> None:
         self._printed = status
-        _write(self._stream, plain_line(status, self._target_connections) + "\n")
+        write_text(self._stream, plain_line(status, self._target_connections) + "\n")
 
     def __exit__(
         self,
@@ -300,15 +308,15 @@ class LiveView:
         traceback: TracebackType | None,
     ) -> None:
         last = self._last
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._picture is not None:
+            self._picture.close()
+            self._picture = None
             if last is not None:  # the picture is gone; what it last said stays, on one line
                 established = f"{last.established:,} of {self._target_connections:,} established"
                 if not self._target_connections:
                     established = f"{last.open_count:,} open"
                 text = f"{established}, {last.failed:,} failed, {last.elapsed_s:.1f} s"
-                _write(self._stream, text + "\n")
+                write_text(self._stream, text + "\n")
         elif self._enabled and last is not None and last is not self._printed:
             self._print_plain(last)
 
@@ -326,7 +334,7 @@ def print_end(
     stream = stream if stream is not None else sys.stdout
     width = max(40, shutil.get_terminal_size((100, 24)).columns)
     for line in end_lines(verdict, report_path, width, colour=has_colour(stream)):
-        _write(stream, line + "\n")
+        write_text(stream, line + "\n")
 
 
 def end_lines(
@@ -412,13 +420,3 @@ def _wrapped(text: str, width: int) -> list[str]:
         placeholder=" …",
         break_on_hyphens=False,  # an option is copied whole
     )
-
-
-def _write(stream: TextIO, text: str) -> None:
-    try:
-        stream.write(text)
-        stream.flush()
-    except UnicodeEncodeError:  # LANG=C: the bar characters are not in the locale's encoding
-        encoding = stream.encoding or "ascii"
-        stream.write(text.encode(encoding, "replace").decode(encoding))
-        stream.flush()

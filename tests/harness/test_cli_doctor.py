@@ -89,7 +89,7 @@ def test_json_is_one_document_with_the_same_facts():
     ("arguments", "said"),
     [
         (["--connections", "0"], "not between"),
-        (["--connections", "many"], "no whole number"),
+        (["--connections", "many"], "not a whole number"),
         (["--connections"], "expected one argument"),
         (["--conn", "5"], "unrecognized"),
         (["surprise"], "surprise"),

@@ -157,16 +157,68 @@ def _in_terminal(environ):
 
 def test_on_a_terminal_it_redraws_in_place_and_stays_lean():
     written = _in_terminal({})
-    assert "\x1b[1A" in written, "moves up instead of scrolling"
+    assert written.count("\x1b[?2026h\x1b[H") == 3, "each picture begins at the top, none scrolls"
+    assert written.index("\x1b[?1049h") < written.index("phase0") < written.index("\x1b[?1049l")
+    assert "\x1b[2K" not in written, "a line is overwritten, not erased first: that flickers"
     assert "\x1b[2J" not in written, "never clears the screen: that flickers"
     assert "\x1b[?25h" in written, "the cursor is shown again"
     assert re.search(r"\x1b\[[0-9;]*36m", written), "cyan"
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written)
     last = plain[plain.rindex("phase2   ") :].splitlines()
+    after = written.partition("\x1b[?1049l")[2]
+    assert after.splitlines() == ["200 of 1,000 established, 0 failed, 2.0 s"]
     assert last[0].startswith("phase2   2.0 s")
     assert last[1].endswith("200 of 1,000"), "each thing on its own line"
     assert last[2].startswith("200 open")
     assert last[4].startswith("w0 ")
+
+
+_RUN = """
+import time
+from reports.terminal import LiveView, Status
+workers = tuple((f"worker {n}", 200 + n, 252, float(n)) for n in range(4))
+with LiveView(1000, enabled=True, remarks=["plan: a remark"]) as view:
+    for n in range(600):
+        view.update(Status(n / 10, "ramp", n, n, 5.0, 0, (), workers))
+        time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def tmux(tmp_path):
+    """``tmux(...)`` on a server of the test's own."""
+
+    def run(*words):
+        done = subprocess.run(
+            ["tmux", "-S", str(tmp_path / "socket"), "-f", "/dev/null", *words],
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    yield run
+    subprocess.run(["tmux", "-S", str(tmp_path / "socket"), "kill-server"], capture_output=True)
+
+
+def test_a_resize_leaves_nothing_of_the_old_picture(tmux, tmp_path, deadline):
+    (tmp_path / "draw.py").write_text(_RUN)
+    tmux(
+        "new-session", "-d", "-s", "view", "-x", "120", "-y", "40",
+        f"env -u CI {sys.executable} {tmp_path / 'draw.py'}",
+    )  # fmt: skip
+
+    def settled(width, height):
+        lines = tmux("capture-pane", "-p", "-t", "view").splitlines()
+        drawn = [line for line in lines if line.startswith("worker 3 ")]
+        bars = [line for line in lines if "of 1,000" in line]
+        is_right = len(bars) == 1 and len(drawn) == 1
+        return lines if is_right and 20 < len(bars[0]) <= width and len(lines) <= height else None
+
+    for width, height in ((120, 40), (60, 15), (100, 30), (50, 12)):
+        tmux("resize-window", "-t", "view", "-x", str(width), "-y", str(height))
+        lines = deadline(f"one picture at {width}x{height}", lambda: settled(width, height))  # noqa: B023
+        assert sum(line.startswith("ramp ") for line in lines) == 1, lines
+        assert [line for line in lines if "remark" in line] == ["plan: a remark"]
 
 
 def test_no_color_is_respected():

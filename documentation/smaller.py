@@ -1,0 +1,120 @@
+"""Runs a command of the documentation at the size of a test; started under the command's name.
+
+``smaller.py COMMAND ARGUMENT...`` with CONNSCOPE_BIN (the commands), CONNSCOPE_KEPT (a folder for
+results) and CONNSCOPE_AS_IT_IS (1: change nothing). What is changed, and why:
+
+| of                      | becomes                                | because                       |
+|-------------------------|----------------------------------------|-------------------------------|
+| --connections N         | at most 1,000                          | 120,000 need 5 s and 1 GB     |
+| --hold S, or the 10 s   | 0                                      | the hold is only waiting      |
+| probes, if none is named | --probes none                         | compiling takes a second      |
+| --metrics PORT          | --metrics 0                            | the port may be taken         |
+| --repeats N             | 1                                      | one run shows that it works   |
+| --vary NAME=V,V         | its first value                        | likewise                      |
+| a scenario              | one row at the smallest scale          | 22 rows take four minutes     |
+| --resume DIR            | the matrix that the page made before   | its name is another each time |
+
+A command in KEPT_WHOLE is run as it stands: what follows on its page reads its stacks. A run that
+was made before with the same arguments is copied, not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+KEPT_WHOLE = (
+    "--connections 300 --workers 2 --message-rate 60000 --hold 4",
+    "--connections 1000 --workers 3 --inject hot-code:0 --hold 4",
+)
+MOST_CONNECTIONS = 1_000
+ONE_ROW = {"the-2016-log": "r05-eaddrnotavail", "every-cause": "fd-limit-client"}
+SCALES = {"the-2016-log": ["--scale", "1000"]}
+
+
+def smaller(command: str, words: list[str]) -> list[str]:
+    """The arguments as the test runs them."""
+    if command == "profile-matrix":
+        return _smaller_matrix(words)
+    if command != "profile-run":
+        return words
+    words = _with(words, "--metrics", lambda _: "0")
+    if " ".join(words).startswith(KEPT_WHOLE) or "--plan" in words:
+        return words
+    return _smaller_run(words)
+
+
+def _smaller_run(words: list[str]) -> list[str]:
+    words = _with(words, "--connections", lambda n: str(min(int(n), MOST_CONNECTIONS)))
+    words = _with(words, "--hold", lambda _: "0")
+    words += [] if "--hold" in words else ["--hold", "0"]
+    return words + ([] if "--probes" in words else ["--probes", "none"])
+
+
+def _smaller_matrix(words: list[str]) -> list[str]:
+    at = words.index("--") if "--" in words else len(words)
+    ours, of_run = words[:at], words[at + 1 :]
+    ours = _with(ours, "--repeats", lambda _: "1")
+    ours = _with(ours, "--vary", lambda text: text.partition(",")[0])
+    ours = _with(ours, "--resume", lambda _: str(max(Path("runs").glob("*-matrix-*"))))
+    if ours and ours[0] in ONE_ROW and "--list" not in ours:
+        ours = _without(_without(ours, "--only"), "--scale")
+        ours += ["--only", ONE_ROW[ours[0]], *SCALES.get(ours[0], [])]
+    return ours + (["--", *_smaller_run(of_run)] if of_run else [])
+
+
+def _with(words: list[str], option: str, change: object) -> list[str]:
+    assert callable(change)
+    pairs = zip(["", *words], words, strict=False)
+    return [change(word) if before == option else word for before, word in pairs]
+
+
+def _without(words: list[str], option: str) -> list[str]:
+    if option not in words:
+        return words
+    at = words.index(option)
+    return words[:at] + words[at + 2 :]
+
+
+def run(command: str, words: list[str]) -> int:
+    """Runs it, or copies what the same arguments made before; 3 (a limit was met) is success."""
+    program = [os.environ["CONNSCOPE_BIN"] + "/" + command, *words]
+    if command != "profile-run" or "--plan" in words or "--server-pid" in words:
+        return subprocess.run(program, check=False).returncode
+    kept = Path(os.environ["CONNSCOPE_KEPT"], hashlib.sha256(repr(words).encode()).hexdigest()[:16])
+    latest = Path("runs/latest")
+    if not (kept / "done").exists():
+        done = subprocess.run(program, check=False, stdout=subprocess.PIPE, text=True)
+        sys.stdout.write(done.stdout)
+        if done.returncode in (0, 3):
+            partial = kept.with_name(f"{kept.name}-{os.getpid()}")
+            shutil.copytree(latest.resolve(), partial / "run" / latest.resolve().name)
+            (partial / "stdout").write_text(done.stdout)
+            (partial / "done").write_text(str(done.returncode))
+            try:
+                partial.rename(kept)
+            except OSError:  # another page was quicker
+                shutil.rmtree(partial)
+        return done.returncode
+    (made,) = (kept / "run").iterdir()
+    shutil.copytree(made, Path("runs") / made.name, dirs_exist_ok=True)
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(made.name)
+    sys.stdout.write((kept / "stdout").read_text())
+    return int((kept / "done").read_text())
+
+
+def main() -> int:
+    """Entry point."""
+    command, *words = sys.argv[1:]
+    words = words if os.environ.get("CONNSCOPE_AS_IT_IS") else smaller(command, words)
+    code = run(command, words)
+    return 0 if code == 3 and command in ("profile-run", "profile-matrix") else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""``docs/reference/verdict.md``: the format of verdict.json, from the classes it is made of."""
+
+from __future__ import annotations
+
+from analysis import verdict
+from analysis.alternatives import Alternative
+from analysis.causes import CAUSES
+from analysis.evidence import SEVERITIES, SIDES, Evidence, Finding, Fix, Subject
+from analysis.rung import Rung
+from analysis.verdict import Verdict
+from documentation.markdown import attributes, table
+from documentation.reference import MADE
+
+RUN = {
+    "id": "name of the run directory",
+    "argv": "the exact command, as a list of words",
+    "target_connections": "what was asked for",
+    "peak_connections": "most connections open at once",
+    "held_connections": "connections open when the run began to stop",
+    "status": "finished, interrupted, failed, or running (it was killed)",
+    "failed_connections": "attempts that failed",
+    "lost_connections": "established connections that ended before the stop",
+}
+PROBE = {
+    "name": "as in `--probes`",
+    "state": "ran, unavailable, failed or not_asked",
+    "reason": "why not, with what it needs",
+    "lost": "events that it lost",
+    "cpu_s": "CPU time that it took, seconds",
+}
+FIX = {"command": "copy and run it", "effect": "what to expect from it, in numbers"}
+
+OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
+    "verdict": ("what stopped the run, or that nothing did", attributes(Verdict)),
+    "verdict.alternatives[]": ("other explanations", attributes(Alternative)),
+    "run": ("the run in numbers", RUN),
+    "findings[]": ("every cause that was found, binding first", attributes(Finding)),
+    "findings[].subject": ("the process", attributes(Subject)),
+    "findings[].evidence[]": ("one number of this run", attributes(Evidence)),
+    "findings[].fix[]": ("commands, best first", FIX),
+    "ladder[]": ("every limit, next wall first", attributes(Rung)),
+    "probes[]": ("what was watched, and what not", PROBE),
+}
+"""Path of each object to what it is, and what each of its keys may be described by."""
+
+
+def example_document() -> dict[str, object]:
+    """Objects as verdict.json has them, for their keys."""
+    finding = Finding(
+        "reached", "info", "host", Subject(command="x"), 0.0, 1.0,
+        (Evidence("connections", 1.0, "count", "connections"),), "", (Fix("", ""),),
+    )  # fmt: skip
+    rung = Rung("", "", "", None, None, "", None, None, None, "")
+    found = verdict._finding(finding)
+    return {
+        "findings[]": found,
+        "findings[].subject": found["subject"],
+        "findings[].evidence[]": found["evidence"][0],
+        "ladder[]": verdict._rung(rung),
+    }
+
+
+def verdict_page() -> str:
+    """The page."""
+    keys = example_document()
+    parts = [
+        MADE,
+        "# verdict.json\n",
+        f"`schema_version` {verdict.SCHEMA_VERSION}. `profile-report RUN --format json` prints\n"
+        "it, `profile-run --json` as well. Times are seconds since the ramp began; a number that\n"
+        "is not finite is `null`.\n",
+        f"`side` is one of {', '.join(SIDES)}; `severity` one of {', '.join(SEVERITIES)};\n"
+        f"`cause` one of the {len(CAUSES)} in [Causes](causes.md), `not-explained` or "
+        "`interrupted`.\n",
+    ]
+    for path, (what, meanings) in OBJECTS.items():
+        shown = keys.get(path, meanings)
+        assert isinstance(shown, dict)
+        rows = [(f"`{key}`", meanings.get(key, _ELSEWHERE.get(key, ""))) for key in shown]
+        parts += [f"## {path}\n", f"{what[:1].upper()}{what[1:]}.\n", table(("key", "is"), rows)]
+    return "\n".join(parts)
+
+
+_ELSEWHERE = {"subject": "the process, see below"}

@@ -1,0 +1,149 @@
+"""Every command of README and docs is run, for real, at the size that smaller.py says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from documentation.page_commands import (
+    NOT_RUN,
+    ROOT,
+    Block,
+    blocks_of,
+    pages,
+    reason_not_to_run,
+)
+from documentation.verdict_file import OBJECTS
+from harness.commands import COMMANDS
+
+pytestmark = [pytest.mark.privileged, pytest.mark.timeout(400)]
+
+NAMES = [str(page.relative_to(ROOT)) for page in pages()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_of_a_page_works(name, results):
+    for block, code, stdout, stderr in results[name].result().blocks:
+        where = f"{name}:{block.line}: {block.commands}"
+        assert code == 0, f"{where}\n{stdout[-2000:]}\n{stderr[-2000:]}"
+        assert "Traceback" not in stderr, where
+        if block.shown.startswith("verdict"):
+            assert _alike(stdout) == _alike(block.shown), f"{where}\n{stdout}"
+
+
+def _alike(text):
+    """The beginning of a verdict without its numbers: who was at which limit."""
+    sentence = " ".join(line.strip() for line in text.splitlines()[:2])
+    return re.sub(r"[\d,]+", "N", sentence)[:45]
+
+
+def test_what_is_not_run_is_listed_with_a_reason_and_exists():
+    skipped = {
+        command.strip()
+        for page in pages()
+        for block in blocks_of(page)
+        for command in block.commands
+        if reason_not_to_run(command)
+    }
+    for start, _ in NOT_RUN[:4]:
+        assert any(re.match(start, command) for command in skipped), f"{start} is not needed"
+    for command in skipped:
+        if command.startswith("make "):
+            words = command.partition("#")[0].split()
+            target = next(word for word in words[1:] if "=" not in word)
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
+def test_every_example_of_a_help_works(command, runner, recorded, results):
+    name = f"help of {command.name}"
+    runs = runner.folder_of(name) / "runs"
+    runs.mkdir()
+    for run, short in _named_runs(recorded, results):
+        shutil.copytree(run, runs / short)
+    (runs / "latest").symlink_to("A")
+    examples = [Block(0, [example.command]) for example in command.make_parser().examples]
+    for block, code, stdout, stderr in runner.run(name, examples).blocks:
+        assert code == 0, f"{block.commands}\n{stdout[-1500:]}\n{stderr[-1500:]}"
+
+
+def _named_runs(recorded, results):
+    """Runs of three kinds under the names that the examples use."""
+    ci = results["docs/how-to/ci.md"].result().folder / "runs"
+    base, change = sorted(ci.glob("*-base-*"))[0], sorted(ci.glob("*-change-*"))[0]
+    matrix = results["docs/how-to/matrix.md"].result().folder / "runs"
+    return [
+        ((recorded / "latest").resolve(), "A"),
+        (base, "B"),
+        (base, "x-before-1"),
+        (change, "x-after-1"),
+        (sorted(matrix.glob("*-matrix-*"))[-1], "x-matrix-x"),
+    ]
+
+
+def test_options_that_are_named_exist():
+    known = {"--print-completion", "--help"}
+    for command in COMMANDS:
+        for _, _, actions in command.make_parser().groups():
+            known |= {name for action in actions for name in action.option_strings}
+    others = {  # of other programs
+        "--cap-add", "--ulimit", "--volume", "--privileged", "--pid", "--rm", "--workdir",
+        "--format", "--port", "--subprocesses", "--nonblocking",
+    }  # fmt: skip
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text()))
+        assert named <= known | others, f"{page}: {sorted(named - known - others)}"
+
+
+def test_the_page_about_verdict_json_has_every_key_of_a_real_one(recorded):
+    verdict = json.loads((recorded / "latest" / "verdict.json").read_text())
+
+    def keys(path):
+        part = verdict
+        for word in path.replace("[]", ".0").split("."):
+            part = part[int(word)] if word == "0" else part[word]
+        return set(part)
+
+    page = (ROOT / "docs/reference/verdict.md").read_text()
+    for path in OBJECTS:
+        if path == "verdict.alternatives[]" or path.endswith("fix[]"):
+            continue  # this run has none
+        text = page.partition(f"## {path}\n")[2].partition("\n## ")[0]
+        written = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+        assert keys(path) <= written, path
+        assert written <= keys(path) | {"command"}, path
+    tops = {path.removesuffix("[]") for path in OBJECTS if "." not in path}
+    assert set(verdict) == {"schema_version", *tops}
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if "://" in target:
+                continue
+            name, _, anchor = target.partition("#")
+            file = (page.parent / name).resolve() if name else page
+            assert file.exists(), f"{page.name}: {target}"
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}
+                assert anchor in slugs, f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/README.md").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = str(page.relative_to(ROOT / "docs"))
+        assert name == "README.md" or name.startswith("design/") or f"({name}" in index, name
+
+
+def test_no_page_speaks_of_a_command_that_is_not_there():
+    done = subprocess.run(
+        ["grep", "-rhoE", r"\bprofile-[a-z]+", "README.md", "docs", "--include=*.md"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert set(done.stdout.split()) <= {command.name for command in COMMANDS}
