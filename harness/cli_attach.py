@@ -86,7 +86,7 @@ def parser() -> Parser:
     """The parser of this command."""
     top = Parser(
         prog="profile-attach",
-        usage="profile-attach --port N | --pid PID | --unit NAME | --container ID [options]",
+        usage="profile-attach --port N|--pid PID|--unit NAME|--container ID [options]",
         description="Watch a WebSocket server that runs already, with its real clients.",
         examples=_EXAMPLES,
         exit_codes=_EXIT_CODES,
