@@ -11,7 +11,7 @@ results) and CONNSCOPE_AS_IT_IS (1: change nothing). What is changed, and why:
 | --metrics PORT          | --metrics 0                            | the port may be taken         |
 | --repeats N             | 1                                      | one run shows that it works   |
 | --vary NAME=V,V         | its first value                        | likewise                      |
-| a scenario              | one row at the smallest scale          | 22 rows take four minutes     |
+| a scenario              | one row, smallest scale, no probes     | 22 rows take four minutes     |
 | --resume DIR            | the matrix that the page made before   | its name is another each time |
 
 A command in KEPT_WHOLE is run as it stands: what follows on its page reads its stacks. A run that
@@ -20,6 +20,7 @@ was made before with the same arguments is copied, not made again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -29,7 +30,7 @@ from pathlib import Path
 
 KEPT_WHOLE = (
     "--connections 300 --workers 2 --message-rate 60000 --hold 4",
-    "--connections 1000 --workers 3 --inject hot-code:0 --hold 4",
+    "--connections 1000 --workers 3",
 )
 MOST_CONNECTIONS = 1_000
 ONE_ROW = {"the-2016-log": "r05-eaddrnotavail", "every-cause": "fd-limit-client"}
@@ -64,6 +65,7 @@ def _smaller_matrix(words: list[str]) -> list[str]:
     if ours and ours[0] in ONE_ROW and "--list" not in ours:
         ours = _without(_without(ours, "--only"), "--scale")
         ours += ["--only", ONE_ROW[ours[0]], *SCALES.get(ours[0], [])]
+        of_run = of_run or ["--hold", "0", "--probes", "none"]
     return ours + (["--", *_smaller_run(of_run)] if of_run else [])
 
 
@@ -81,31 +83,42 @@ def _without(words: list[str], option: str) -> list[str]:
 
 
 def run(command: str, words: list[str]) -> int:
-    """Runs it, or copies what the same arguments made before; 3 (a limit was met) is success."""
+    """Runs it, or copies what the same arguments made before."""
     program = [os.environ["CONNSCOPE_BIN"] + "/" + command, *words]
-    if command != "profile-run" or "--plan" in words or "--server-pid" in words:
+    records = command in ("profile-run", "profile-matrix")
+    if not records or {"--plan", "--list", "--server-pid", "--resume"} & set(words):
         return subprocess.run(program, check=False).returncode
-    kept = Path(os.environ["CONNSCOPE_KEPT"], hashlib.sha256(repr(words).encode()).hexdigest()[:16])
-    latest = Path("runs/latest")
-    if not (kept / "done").exists():
-        done = subprocess.run(program, check=False, stdout=subprocess.PIPE, text=True)
-        sys.stdout.write(done.stdout)
-        if done.returncode in (0, 3):
-            partial = kept.with_name(f"{kept.name}-{os.getpid()}")
-            shutil.copytree(latest.resolve(), partial / "run" / latest.resolve().name)
-            (partial / "stdout").write_text(done.stdout)
-            (partial / "done").write_text(str(done.returncode))
-            try:
-                partial.rename(kept)
-            except OSError:  # another page was quicker
-                shutil.rmtree(partial)
-        return done.returncode
-    (made,) = (kept / "run").iterdir()
-    shutil.copytree(made, Path("runs") / made.name, dirs_exist_ok=True)
-    latest.unlink(missing_ok=True)
-    latest.symlink_to(made.name)
+    key = hashlib.sha256(repr(program).encode()).hexdigest()[:16]
+    kept = Path(os.environ["CONNSCOPE_KEPT"], key)
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another page may be making the same
+        if not kept.exists():
+            return _run_and_keep(program, kept)
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    for made in (kept / "runs").iterdir():
+        shutil.copytree(made, runs / made.name, dirs_exist_ok=True)
+    if latest := (kept / "latest").read_text():
+        (runs / "latest").unlink(missing_ok=True)
+        (runs / "latest").symlink_to(latest)
     sys.stdout.write((kept / "stdout").read_text())
-    return int((kept / "done").read_text())
+    return int((kept / "code").read_text())
+
+
+def _run_and_keep(program: list[str], kept: Path) -> int:
+    before = {path.name for path in Path("runs").glob("*")}
+    done = subprocess.run(program, check=False, stdout=subprocess.PIPE, text=True)
+    sys.stdout.write(done.stdout)
+    if done.returncode in (0, 3):
+        for path in Path("runs").glob("*"):
+            if path.name not in before and not path.is_symlink():
+                shutil.copytree(path, kept / "runs" / path.name)
+        latest = Path("runs/latest")
+        is_run = program[0].endswith("profile-run")
+        (kept / "latest").write_text(latest.resolve().name if is_run else "")
+        (kept / "stdout").write_text(done.stdout)
+        (kept / "code").write_text(str(done.returncode))
+    return done.returncode
 
 
 def main() -> int:

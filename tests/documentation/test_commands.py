@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -12,7 +11,6 @@ import pytest
 from documentation.page_commands import (
     NOT_RUN,
     ROOT,
-    Block,
     blocks_of,
     pages,
     reason_not_to_run,
@@ -25,8 +23,8 @@ pytestmark = [pytest.mark.privileged, pytest.mark.timeout(400)]
 NAMES = [str(page.relative_to(ROOT)) for page in pages()]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_command_of_a_page_works(name, results):
+@pytest.mark.parametrize("name", [*NAMES, *(command.name for command in COMMANDS)])
+def test_every_command_of_a_page_and_of_a_help_works(name, results):
     for block, code, stdout, stderr in results[name].result().blocks:
         where = f"{name}:{block.line}: {block.commands}"
         assert code == 0, f"{where}\n{stdout[-2000:]}\n{stderr[-2000:]}"
@@ -56,33 +54,6 @@ def test_what_is_not_run_is_listed_with_a_reason_and_exists():
             words = command.partition("#")[0].split()
             target = next(word for word in words[1:] if "=" not in word)
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
-def test_every_example_of_a_help_works(command, runner, recorded, results):
-    name = f"help of {command.name}"
-    runs = runner.folder_of(name) / "runs"
-    runs.mkdir()
-    for run, short in _named_runs(recorded, results):
-        shutil.copytree(run, runs / short)
-    (runs / "latest").symlink_to("A")
-    examples = [Block(0, [example.command]) for example in command.make_parser().examples]
-    for block, code, stdout, stderr in runner.run(name, examples).blocks:
-        assert code == 0, f"{block.commands}\n{stdout[-1500:]}\n{stderr[-1500:]}"
-
-
-def _named_runs(recorded, results):
-    """Runs of three kinds under the names that the examples use."""
-    ci = results["docs/how-to/ci.md"].result().folder / "runs"
-    base, change = sorted(ci.glob("*-base-*"))[0], sorted(ci.glob("*-change-*"))[0]
-    matrix = results["docs/how-to/matrix.md"].result().folder / "runs"
-    return [
-        ((recorded / "latest").resolve(), "A"),
-        (base, "B"),
-        (base, "x-before-1"),
-        (change, "x-after-1"),
-        (sorted(matrix.glob("*-matrix-*"))[-1], "x-matrix-x"),
-    ]
 
 
 def test_options_that_are_named_exist():
