@@ -1,5 +1,6 @@
 // Opens pages in Debian's headless Chromium and prints what a test needs to know, as JSON.
-// usage: node check_page.cjs PAGE.html...   the first page is looked at in all ways, the others in two
+// usage: node check_page.cjs PAGE.html...   the first page is looked at in all ways (none: ""), the
+// others in two
 "use strict";
 const fs = require("fs");
 const { chromium } = require("playwright-core");
@@ -81,9 +82,34 @@ async function flame(page) {
   found.processes = await page.locator("#flame-process option").allTextContents();
   if (found.processes.length > 1) {
     await page.selectOption("#flame-process", { index: 1 });
-    found.otherRoot = await page.locator("#flame-python .frame[aria-level='1']").textContent();
+    const root = page.locator(".flame-pane:not([hidden]) .frame[aria-level='1']").first();
+    found.otherRoot = (await root.count()) ? await root.textContent() : "";
   }
   return found;
+}
+
+// Of any flame graph: a frame inside it zooms to the full width and back, and is found by its name.
+async function zoom(page) {
+  for (const pane of ["native", "python"]) {
+    const inner = await page.locator(`#flame-${pane} .frame`).evaluateAll((frames) => {
+      const area = frames.length ? frames[0].parentElement.getBoundingClientRect().width : 0;
+      return frames.findIndex((f) => f.textContent && f.getBoundingClientRect().width < 0.9 * area);
+    });
+    if (inner < 0) { continue; }
+    const frame = page.locator(`#flame-${pane} .frame`).nth(inner);
+    const name = await frame.textContent();
+    const count = await page.locator(`#flame-${pane} .frame`).count();
+    await frame.click();
+    const share = await page.locator(`#flame-${pane} .frame:focus`).evaluate((f) => f.getBoundingClientRect().width / f.parentElement.getBoundingClientRect().width);
+    await page.keyboard.press("Escape");
+    const back = await page.locator(`#flame-${pane} .frame`).count();
+    await page.fill("#flame-search", name);
+    const hits = await page.locator(`#flame-${pane} .frame.hit`).count();
+    const foundText = await page.locator("#flame-found").textContent();
+    await page.fill("#flame-search", "");
+    return { pane, name, share, count, back, hits, foundText };
+  }
+  return null;
 }
 
 async function tables(page) {
@@ -113,13 +139,13 @@ async function tables(page) {
 }
 
 async function copy(page, context) {
-  const button = page.locator("#verdict button.copy").first();
+  const button = page.locator("#verdict .fix button.copy").first();
   if (!(await button.count())) { return null; }
   await context.grantPermissions(["clipboard-read", "clipboard-write"]);
   await button.click();
-  await page.waitForFunction(() => document.querySelector("#verdict button.copy").textContent !== "Copy");
+  await page.waitForFunction(() => document.querySelector("#verdict .fix button.copy").textContent !== "Copy");
   return { label: await button.textContent(), clipboard: await page.evaluate(() => navigator.clipboard.readText()),
-    command: await page.locator("#verdict .command code").first().textContent() };
+    command: await page.locator("#verdict .fix .command code").first().textContent() };
 }
 
 async function axe(page) {
@@ -133,6 +159,7 @@ async function axe(page) {
   const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: FLAGS });
   const results = {};
   for (const file of process.argv.slice(2)) {
+    if (!file) { continue; }
     const result = { requests: [], console: [], dialogs: [], overflow: {}, axe: {} };
     const thorough = file === process.argv[2];
     const ways = thorough ? [[1400, "light"], [1400, "dark"], [360, "light"], [360, "dark"]] : [[1400, "light"]];
@@ -142,11 +169,12 @@ async function axe(page) {
       result.overflow[name] = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
       if (name === "1400-light") {
         result.look = await page.evaluate(look);
+        result.zoom = await zoom(page);
         result.flame = await flame(page);
         result.tables = await tables(page);
         result.copy = await copy(page, context);
       }
-      const huge = (await page.locator("#processes-table tbody tr").count()) > 64;
+      const huge = (await page.locator("#processes-table tbody tr").count()) > 150;
       if (thorough || !huge) { result.axe[name] = await axe(page); }
       result.background = result.background || {};
       result.background[name] = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);

@@ -1,0 +1,282 @@
+"""The pages of real runs of a dozen kinds, as headless Chromium shows them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probes import schema
+from probes.rundir import create_run_dir
+
+TESTS = Path(__file__).parents[1]
+CHECK = TESTS / "reports/check_page.cjs"
+CLUSTER = TESTS / "harness/foreign/cluster.cjs"
+DEADLINE_S = 60
+S = 1_000_000_000
+MAX_BYTES = 5_000_000
+SECTIONS = ["verdict", "ladder", "story", "hot", "memory", "ports", "errors", "kernel", "method"]
+
+# Rows that other tests of this folder run anyway.
+PROVOKED = {
+    "healthy": "healthy",
+    "fd_limit": "fd-limit-server",
+    "ports": "ephemeral-ports",
+    "spin": "accept-spin",
+    "hot_code": "hot-worker-code",
+    "crash": "worker-crash",
+}
+RUNS = {
+    "ten_one_worker": ("--connections", "10", "--workers", "1", "--hold", "1"),
+    "no_ebpf": ("--connections", "200", "--probes", "none", "--hold", "1"),
+    "no_pyspy_64_workers": (
+        *("--connections", "640", "--workers", "64", "--probes", "light", "--hold", "1"),
+    ),
+    "foreign": (
+        *("--connections", "200", "--hold", "1", "--server-cmd"),
+        f"node {CLUSTER} {{port}} 2 none",
+    ),
+}
+KINDS = [*PROVOKED, *RUNS, "interrupted", "cut_short", "million"]
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.browser,
+    pytest.mark.node,
+    pytest.mark.skipif(
+        not (shutil.which("node") and Path("/usr/bin/chromium").exists()),
+        reason="needs Debian's chromium and node",
+    ),
+]
+
+
+def profile_run(folder: Path, *arguments: str) -> Path:
+    command = [sys.executable, "-P", "-m", "harness.cli_run", *arguments]
+    done = subprocess.run(
+        [*command, "--quiet", "--output", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode in (0, 3), done.stderr
+    return (folder / "latest").resolve()
+
+
+def report(run: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "harness.cli_report", str(run)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode in (0, 3), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def interrupted(folder: Path) -> Path:
+    child = subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "harness.cli_run", "--connections", "300"),
+            *("--hold", "60", "--quiet", "--output", str(folder)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CI": "true"},
+    )
+    try:
+        end_s = time.monotonic() + DEADLINE_S
+        while not _holds(folder / "latest/manifest.json"):
+            assert time.monotonic() < end_s, "the run did not come to its hold phase"
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        _, stderr = child.communicate(timeout=DEADLINE_S)
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == 130, stderr
+    return (folder / "latest").resolve()
+
+
+def _holds(manifest: Path) -> bool:
+    try:
+        stages = json.loads(manifest.read_text())["stages"]
+    except OSError:
+        return False
+    return any(stage["stage"] == "hold" for stage in stages)
+
+
+def cut_short(whole: Path, folder: Path) -> Path:
+    """The recording as a power cut leaves it: each file a third shorter, nobody wrote the end."""
+    run = folder / "cut"
+    shutil.copytree(whole, run, symlinks=True)
+    for name in ("report.html", "verdict.json"):
+        (run / name).unlink()
+    shutil.rmtree(run / "derived", ignore_errors=True)
+    for path in (run / "raw").rglob("*.arrows"):
+        os.truncate(path, path.stat().st_size * 2 // 3)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["status"] = "running"
+    manifest["stages"] = [stage for stage in manifest["stages"] if stage["stage"] != "stop"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    report(run)
+    return run
+
+
+def million(folder: Path) -> Path:
+    """1,000,000 connections in 53 workers, written by the writer of real runs."""
+    run = create_run_dir(folder, "million")
+    count, workers, origin_ns = 1_000_000, 53, 50 * S
+    number = np.arange(count)
+    start_ns = origin_ns + number * 40_000
+    connections = {
+        "connection": number.tolist(),
+        "client": (number % workers).tolist(),
+        "start_ns": start_ns.tolist(),
+        "connected_ns": (start_ns + 100_000).tolist(),
+        "established_ns": (start_ns + 500_000).tolist(),
+        "source_address": [f"127.0.0.{i % workers + 1}" for i in range(count)],
+        "destination_port": [9000] * count,
+        "stage": ["open"] * count,
+        "close_kind": ["none"] * count,
+    }
+    _write(run, "connections", connections, count)
+    pids = [800 + i for i in range(2 * workers)]
+    roles = ["server"] * workers + ["client"] * workers
+    numbers = [i % workers for i in range(2 * workers)]
+    processes = {
+        "pid": pids, "role": roles, "worker": numbers, "slot": list(range(2 * workers)),
+        "start_ns": [origin_ns - S] * 2 * workers, "exit_status": [-1] * 2 * workers,
+        "nofile_soft_count": [20_000] * 2 * workers, "own_fds_count": [16] * 2 * workers,
+    }  # fmt: skip
+    _write(run, "processes", processes, 2 * workers)
+    moments = [(q, pid) for q in range(200) for pid in range(2 * workers)]
+    open_counts = [min(18_868, q * 118) for q, _ in moments]
+    live = {
+        "at_ns": [origin_ns + q * S // 4 for q, _ in moments],
+        "pid": [pids[i] for _, i in moments], "role": [roles[i] for _, i in moments],
+        "worker": [numbers[i] for _, i in moments],
+        "open_count": open_counts, "established_total": open_counts,
+    }  # fmt: skip
+    _write(run, "live_samples", live, len(moments))
+    stages = [("setup", -1, 0), ("ramp", 0, 40), ("hold", 40, 50), ("stop", 50, 51)]
+    run.write_manifest(
+        {
+            "schema_version": schema.SCHEMA_VERSION, "tool_version": "0.1.0",
+            "run_id": run.run_id, "name": "million", "argv": ["profile-run"],
+            "status": "finished", "target_connections": count,
+            "settings": {"accept": "reuseport", "at_fd_limit": "pause", "keepalive_s": None},
+            "plan": {}, "host": {"cpu_count": 2, "memory_total_bytes": 24 << 30, "sysctls": {}},
+            "stages": [
+                {"stage": name, "start_ns": origin_ns + a * S, "end_ns": origin_ns + b * S}
+                for name, a, b in stages
+            ],
+        }
+    )  # fmt: skip
+    report(run.path)
+    return run.path
+
+
+def _write(run, table, columns, count):
+    blank = {schema.I64: 0, schema.F64: 0.0, schema.TEXT: "", schema.BOOL: False}
+    writer = run.writer(table, "built")
+    writer.write_columns(
+        {c.name: columns.get(c.name, [blank[c.type]] * count) for c in schema.TABLES[table].columns}
+    )
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def pages(provoked, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    runs = {kind: provoked(row).run for kind, row in PROVOKED.items()}
+    for kind, arguments in RUNS.items():
+        runs[kind] = profile_run(folder / kind, *arguments)
+    runs["interrupted"] = interrupted(folder / "interrupted")
+    runs["cut_short"] = cut_short(runs["spin"], folder)
+    runs["million"] = million(folder)
+    return {kind: runs[kind] / "report.html" for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def seen(pages):
+    done = subprocess.run(
+        ["node", str(CHECK), "", *map(str, pages.values())],
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    return {kind: results[str(path)] for kind, path in pages.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_is_whole_and_quiet(seen, pages, kind):
+    page = seen[kind]
+    assert (page["console"], page["requests"], page["dialogs"]) == ([], [], [])
+    assert page["look"]["sections"] == SECTIONS
+    assert (page["look"]["brokenLinks"], page["look"]["duplicateIds"]) == ([], [])
+    assert page["look"]["emptyBare"] == 0, "an empty part says why it is empty"
+    assert all(table["caption"] for table in page["look"]["tables"])
+    assert page["overflow"] == {"1400-light": 0, "360-dark": 0}
+    assert pages[kind].stat().st_size < MAX_BYTES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_axe_finds_no_fault(seen, kind):
+    assert set(seen[kind]["axe"]) == {"1400-light", "360-dark"}
+    assert not any(seen[kind]["axe"].values()), seen[kind]["axe"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "million"])
+def test_tables_sort_by_mouse_and_by_key(seen, kind):
+    tables = seen[kind]["tables"]
+    assert tables["up"] == tables["down"][::-1]
+    assert tables["byKey"] == "descending"
+    assert tables["numbers"] == sorted(tables["numbers"], reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["spin", "hot_code", "cut_short"])
+def test_the_flame_graph_zooms_and_searches(seen, kind):
+    zoom = seen[kind]["zoom"]
+    assert zoom["share"] > 0.99, "a click gives a frame the full width"
+    assert zoom["back"] == zoom["count"], "Escape gives all of it back"
+    assert zoom["hits"] >= 1
+    assert "%" in zoom["foundText"]
+
+
+@pytest.mark.parametrize("kind", ["fd_limit", "ports", "spin"])
+def test_the_fix_can_be_copied(seen, kind):
+    copy = seen[kind]["copy"]
+    assert copy["label"] == "Copied"
+    assert copy["clipboard"] == copy["command"]
+
+
+def test_what_came_first_is_said(seen):
+    def events(kind):
+        return seen[kind]["look"]["text"].partition("Events, earliest first")[2]
+
+    assert "accept4 EMFILE: first of" in events("fd_limit")
+    assert "all 1,000 ports from 127.0.0.2 to port" in events("ports")
+    assert "process ended" in events("crash")
+    assert "process became hot" in events("hot_code")
+    assert "Nothing but the phases of the run" in seen["healthy"]["look"]["text"]
+
+
+def test_what_is_not_there_says_why(seen):
+    assert "was not part of this run" in seen["no_ebpf"]["look"]["text"]
+    light = seen["no_pyspy_64_workers"]["look"]["text"]
+    assert "The probe python_stacks was not asked for" in light
+    assert "64 workers held" in light
+    assert "The run was interrupted." in seen["interrupted"]["look"]["text"]
+    assert "nobody wrote its end" in seen["cut_short"]["look"]["text"]
+    assert seen["million"]["look"]["headline"].startswith("All 1,000,000 connections")
