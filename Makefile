@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help install install-dev install-peers run test bench bench-servers diagnose lint format clean lock man reference
+.PHONY: help install install-dev install-peers run test bench bench-servers bench-attach diagnose lint format clean lock man reference
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -43,6 +43,9 @@ bench: install-dev ## the figures of docs/benchmarks.md, measured here
 
 bench-servers: install-peers ## other people's servers: docs/benchmarks-servers.md and its page
 	@$(BIN)/python -m bench.server_bench $(ARGS)
+
+bench-attach: install-dev ## what profile-attach costs a server: docs/benchmarks-attach.md
+	@$(BIN)/python -m bench.attach $(ARGS)
 
 diagnose: install ## provoke every cause three times: docs/diagnosis.md, provoked against named
 	@$(BIN)/profile-matrix every-cause --repeats 3 --markdown docs/diagnosis.md $(ARGS)

@@ -1,0 +1,333 @@
+"""What is said of a server that was only watched, on built tables: its clients are elsewhere."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from analysis import verdict as verdict_module
+from analysis.summary import summarise
+from probes.errors import ExitCode
+
+PORT = 9001
+S = 10**9
+PROBES = ("failing_syscalls", "tcp_events", "tcp_snapshot", "host_counters", "live_samples")
+
+
+@pytest.fixture
+def watched(build):
+    """Two idle workers for 6 s, with 100 connections each from the first look on."""
+    build.manifest["argv"] = ["profile-attach", "--port", str(PORT)]
+    build.manifest["server"] = {"foreign": True, "attached": True, "ports": [PORT], "processes": []}
+    build.manifest["settings"] = {"accept": "foreign"}
+    moments = [("setup", -1.0, 0.0), ("watch", 0.0, 6.0), ("collect", 6.0, 6.2)]
+    build.manifest["stages"] = [
+        {"stage": name, "start_ns": build.ns(a), "end_ns": build.ns(b)} for name, a, b in moments
+    ]
+    for worker in range(2):
+        build.process("server", worker)
+    build.health(*PROBES, "process_samples")
+    return build
+
+
+def hold(build, worker, *counts, fds=True, cpu_pct=3.0):
+    """Live samples of a worker four times a second, counts spread over 6 s."""
+    pid = 800 + worker
+    for quarter in range(25):
+        count = counts[min(len(counts) - 1, quarter * len(counts) // 25)]
+        build.live(pid, quarter / 4, open_count=count, established_total=max(counts[0], count))
+    build.cpu(pid, cpu_pct, from_s=-0.5, until_s=6.0, fd_count=16 + max(counts) if fds else -1)
+
+
+def idle(build):
+    hold(build, 0, 100)
+    hold(build, 1, 100)
+
+
+def emfile(build, pid, count, *, first_s=2.0, at_s=3.0, last_s=2.9):
+    build.add(
+        "failing_syscalls",
+        at_s=at_s,
+        pid=pid,
+        syscall="accept4",
+        errno=24,
+        errno_name="EMFILE",
+        event_count=count,
+        first_s=first_s,
+        last_s=last_s,
+    )
+
+
+def counter(build, name, before, after, at_s=2.0):
+    build.add("net_counters", at_s=-0.5, counter=name, value_total=before)
+    build.add("net_counters", at_s=at_s, counter=name, value_total=after)
+
+
+def listener(build, worker, *, queue=0, dropped=(0, 0), backlog=128, port=PORT, inode=None):
+    inode = inode or 70 + worker
+    build.add("listener_owners", at_s=-0.2, pid=800 + worker, socket_inode=inode)
+    for at_s, total in ((-0.2, dropped[0]), (2.5, dropped[1])):
+        build.add(
+            "listeners",
+            at_s=at_s,
+            local_address="127.0.0.1",
+            local_port=port,
+            socket_inode=inode,
+            backlog_count=backlog,
+            accept_queue_count=queue if at_s > 0 else 0,
+            dropped_total=total,
+        )
+
+
+def causes(summary):
+    return {finding.cause for finding in summary.findings}
+
+
+def named(summary, cause):
+    (finding,) = [f for f in summary.findings if f.cause == cause]
+    return finding
+
+
+def value(finding, name):
+    return next(e.value for e in finding.evidence if name in e.name)
+
+
+def test_nothing_wrong_is_a_verdict_of_its_own_with_exit_code_0(watched):
+    idle(watched)
+    summary = summarise(watched.frames())
+    assert causes(summary) == {"no-limit-met"}
+    assert summary.verdict.cause == "no-limit-met"
+    assert summary.verdict.sentence.startswith(
+        "No limit was met in 6 s of watching: up to 200 connections in 2 processes"
+    )
+    assert verdict_module.exit_code(summary.verdict) == ExitCode.REACHED
+    assert summary.run["target_connections"] == 0
+    assert summary.run["peak_connections"] == 200
+    assert list(summary.phases["phase"]) == ["setup", "watch", "collect"]
+    open_count = summary.connections_over_time["open_count"]
+    assert (open_count.max(), set(summary.connections_over_time["client"])) == (200, {-1})
+    assert summary.latency.empty
+    rungs = {rung.limit: rung for rung in summary.ladder}
+    assert rungs["fds_per_process"].predicted_connections == 2 * (1009 - 16)
+    assert rungs["ephemeral_ports"].predicted_connections is None
+
+
+def test_without_probes_it_is_believed_less(watched):
+    idle(watched)
+    watched.rows["probe_health"] = []
+    watched.health("failing_syscalls", state="unavailable", reason="not root")
+    verdict = summarise(watched.frames()).verdict
+    assert (verdict.cause, verdict.confidence) == ("no-limit-met", "medium")
+
+
+def test_a_full_worker_that_nobody_refuses_is_at_its_limit_all_the_same(watched):
+    hold(watched, 0, 993)
+    hold(watched, 1, 100)
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == "fd-limit-process"
+    assert named(summary, "fd-limit-process").subject.pid == 800
+
+
+def test_emfile_names_the_limit_and_the_connections_of_that_moment(watched):
+    hold(watched, 0, 500, 500, 993)
+    hold(watched, 1, 100)
+    emfile(watched, 800, 40)
+    summary = summarise(watched.frames())
+    limit = named(summary, "fd-limit-process")
+    assert summary.verdict.cause == "fd-limit-process"
+    assert verdict_module.exit_code(summary.verdict) == ExitCode.LIMIT_MET
+    # the samples are behind, the full one is known to be full: 993 of it and 100 of its sibling
+    assert summary.verdict.at_connections == 1_093
+    assert value(limit, "connections of all then") == 1_093
+    assert "server-resets-when-full" not in causes(summary)
+
+
+def test_resets_at_the_limit_are_told_by_what_the_server_sent(watched):
+    hold(watched, 0, 993)
+    hold(watched, 1, 100)
+    emfile(watched, 800, 40)
+    watched.add(
+        "tcp_resets",
+        at_s=3.0,
+        direction="tx",
+        side="server",
+        state="ESTABLISHED",
+        event_count=38,
+        first_s=2.1,
+    )
+    summary = summarise(watched.frames())
+    resets = named(summary, "server-resets-when-full")
+    assert value(resets, "resets that the server sent") == 38
+    assert (resets.severity, resets.follows_from) == ("contributing", "fd-limit-process")
+
+
+def test_a_full_worker_beside_one_with_room_on_the_same_listener(watched):
+    hold(watched, 0, 993)
+    hold(watched, 1, 100)
+    emfile(watched, 800, 40)
+    for worker in range(2):
+        listener(watched, worker, inode=70)
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == "full-worker-on-shared-listener"
+    shared = named(summary, "full-worker-on-shared-listener")
+    assert (shared.subject.pid, value(shared, "had left then")) == (800, 1009 - 116)
+    assert named(summary, "fd-limit-process").follows_from == "full-worker-on-shared-listener"
+
+
+def test_two_full_workers_on_one_listener_are_at_their_limit(watched):
+    for worker in range(2):
+        hold(watched, worker, 993)
+        emfile(watched, 800 + worker, 40)
+        listener(watched, worker, inode=70)
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == "fd-limit-process"
+    assert "full-worker-on-shared-listener" not in causes(summary)
+
+
+def test_handshakes_that_a_full_accept_queue_dropped(watched):
+    idle(watched)
+    counter(watched, "TcpExtListenOverflows", 5_000, 5_300)
+    listener(watched, 0, queue=129, dropped=(5_000, 5_300))
+    listener(watched, 1)
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == "accept-queue-overflow"
+    queue = named(summary, "accept-queue-overflow")
+    assert queue.subject.pid == 800
+    assert value(queue, "ListenOverflows") == 300
+    assert value(queue, "packets it dropped") == 300  # not those of before
+    assert "delayed a client" in queue.explanation
+    assert queue.explained_count == 300
+
+
+def test_another_servers_accept_queue_is_not_this_ones(watched):
+    idle(watched)
+    counter(watched, "TcpExtListenOverflows", 0, 300)
+    listener(watched, 0)
+    listener(watched, 1, queue=129, dropped=(0, 300), port=22, inode=99)
+    assert causes(summarise(watched.frames())) == {"no-limit-met"}
+
+
+def test_half_open_connections_that_fill_their_queue(watched):
+    idle(watched)
+    counter(watched, "TcpExtTCPReqQFullDrop", 0, 200)
+    listener(watched, 0, dropped=(0, 200))
+    assert summarise(watched.frames()).verdict.cause == "syn-backlog-overflow"
+
+
+def test_a_full_connection_tracking_table(watched):
+    idle(watched)
+    counter(watched, "ConntrackDrop", 7, 77)
+    for half in range(12):
+        watched.add("sockstat", at_s=half / 2, conntrack_count=1_000, conntrack_max_count=1_000)
+    summary = summarise(watched.frames())
+    assert (summary.verdict.cause, summary.verdict.side) == ("conntrack-full", "host")
+
+
+def test_enobufs_of_a_server(watched):
+    idle(watched)
+    watched.add("failing_syscalls", at_s=3.0, pid=800, syscall="sendmsg", errno=105,
+                errno_name="ENOBUFS", event_count=23, first_s=2.0, last_s=2.9)  # fmt: skip
+    summary = summarise(watched.frames())
+    assert (summary.verdict.cause, summary.verdict.side) == ("enobufs", "server")
+
+
+def test_memory_that_ran_out(watched):
+    idle(watched)
+    for half, kills in enumerate([0, 0, 0, 0, 1, 1]):
+        watched.add("cgroup_memory", at_s=half * 1.0, used_bytes=1 << 29, peak_bytes=1 << 29,
+                    max_bytes=1 << 29, limit_hits_total=half, oom_kills_total=kills)  # fmt: skip
+        watched.add("host_memory", at_s=half * 1.0, total_bytes=8 << 30, available_bytes=4 << 30,
+                    slab_bytes=1 << 28, cgroup_max_bytes=1 << 29)  # fmt: skip
+    row = watched.rows["processes"][0]
+    row |= {"exited_ns": watched.ns(3.9), "exit_signal": 9}
+    summary = summarise(watched.frames())
+    assert (summary.verdict.cause, summary.verdict.side) == ("memory-exhausted", "host")
+    assert named(summary, "worker-crash").follows_from == "memory-exhausted"
+    # what the killed one held is gone with it
+    assert summary.run["held_connections"] == 100
+
+
+def test_tcp_that_is_out_of_memory(watched):
+    idle(watched)
+    watched.add("socket_pressure", at_s=3.0, kind="exceed_buf_limit_rx", side="server",
+                event_count=50, allocated_max_pages=1_000, first_s=2.0)  # fmt: skip
+    for half in range(12):
+        watched.add("sockstat", at_s=half / 2, tcp_mem_pages=999, tcp_mem_pressure_pages=1_000,
+                    tcp_mem_max_pages=1_500)  # fmt: skip
+    summary = summarise(watched.frames())
+    assert (summary.verdict.cause, summary.verdict.side) == ("tcp-memory-pressure", "host")
+    assert "did)" not in named(summary, "tcp-memory-pressure").explanation
+
+
+@pytest.mark.parametrize(("side", "cause"), [("server", "receive-buffer-full"), ("client", "")])
+def test_receive_buffers_that_nobody_reads_are_those_of_the_server(watched, side, cause):
+    idle(watched)
+    counter(watched, "TcpExtTCPToZeroWindowAdv", 0, 40)
+    for half in range(12):
+        watched.add("socket_memory", at_s=half / 2, side=side, state="ESTABLISHED", socket_count=10,
+                    rcvbuf_bytes=1_310_720, rmem_alloc_bytes=1_200_000,
+                    rmem_alloc_max_bytes=125_000)  # fmt: skip
+    assert causes(summarise(watched.frames())) == {cause or "no-limit-met"}
+
+
+def test_a_worker_that_ended_takes_what_it_held_also_when_nobody_saw_how(watched):
+    idle(watched)
+    watched.rows["processes"][0]["exited_ns"] = watched.ns(3.1)
+    summary = summarise(watched.frames())
+    crash = named(summary, "worker-crash")
+    assert summary.verdict.cause == "worker-crash"
+    assert (crash.confidence, value(crash, "connections it held")) == ("medium", 100)
+    assert summary.verdict.at_connections == 200
+    assert summary.run["held_connections"] == 100
+
+
+def test_a_worker_that_ended_well_is_no_crash(watched):
+    idle(watched)
+    watched.rows["processes"][0] |= {"exited_ns": watched.ns(3.1), "exit_status": 0}
+    assert causes(summarise(watched.frames())) == {"no-limit-met"}
+
+
+def test_uneven_workers_are_a_warning_beside_no_limit(watched):
+    hold(watched, 0, 900)
+    hold(watched, 1, 50)
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == "no-limit-met"
+    uneven = named(summary, "accept-imbalance")
+    assert uneven.severity == "warning"
+    assert "profile-run" not in uneven.fix[0].command
+
+
+def test_a_full_core_is_a_limit_also_when_no_function_stands_out(watched):
+    hold(watched, 0, 100, cpu_pct=98.0)
+    hold(watched, 1, 100)
+    for half in range(12):
+        for name in range(10):
+            watched.add("cpu_stacks", at_s=half / 2, pid=800, tid=800,
+                        user_stack=f"start{name};work{name}", sample_count=5)  # fmt: skip
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == "hot-worker-code"
+    hot = named(summary, "hot-worker-code")
+    assert "not seen from outside" in hot.explanation
+    assert hot.confidence == "medium"
+
+
+@pytest.mark.parametrize(
+    ("pressure_pct", "cause"), [(90, "host-cpu-saturated"), (20, "no-limit-met")]
+)
+def test_a_host_without_a_free_core(watched, pressure_pct, cause):
+    idle(watched)
+    watched.host_cpu(99, from_s=-0.5, until_s=6.0)
+    for half in range(-1, 13):
+        watched.add("host_pressure", at_s=half / 2, resource="cpu",
+                    some_ns_total=int((half + 1) * S / 2 * pressure_pct / 100))  # fmt: skip
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == cause
+
+
+def test_a_watch_that_was_cut_short_still_has_a_verdict(watched):
+    watched.manifest["status"] = "running"
+    watched.manifest["stages"] = watched.manifest["stages"][:1]
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == "no-limit-met"
+    assert math.isfinite(summary.verdict.at_s or 0.0)
