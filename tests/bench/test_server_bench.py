@@ -37,11 +37,12 @@ def test_rounds_go_over_all_servers_and_what_is_there_is_left_out():
         ("node-none", 15_000, "none"), ("nginx", 15_000, "none"),
         ("node-none", 15_000, "none"), ("nginx", 15_000, "none"),
     ]  # fmt: skip
-    assert len(everything) == 2 * (2 + 1) + 2 * (1 + 1)
-    part = ServerRuns([run(), run(probes="auto"), run(size=LARGE, error="it died")])
+    assert len(everything) == 2 * 2 + 2 * (1 + 1)
+    assert keys(ServerRuns(), sizes=(15_000,))[-1] == ("nginx", 15_000, "auto")
+    part = ServerRuns([run(), run(size=LARGE, probes="auto"), run(size=LARGE, error="it died")])
     left = keys(part)
     assert left.count(("nginx", 15_000, "none")) == 1
-    assert ("nginx", 15_000, "auto") not in left
+    assert ("nginx", LARGE, "auto") not in left
     assert ("nginx", LARGE, "none") in left, "a run that failed does not count"
 
 
