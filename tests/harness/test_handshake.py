@@ -427,7 +427,8 @@ def test_4_1_item_6_an_offered_subprotocol_may_be_chosen():
     [
         (
             b"<html>\r\n<head><title>500 No room</title></head>\r\n<body>\r\n<center><h1>"
-            b"500 No room</h1></center>\r\n<hr><center>nginx/1.22.1</center>\r\n</body>\r\n</html>\r\n",
+            b"500 No room</h1></center>\r\n<hr><center>nginx/1.22.1</center>\r\n</body>\r\n"
+            b"</html>\r\n",
             "500 No room nginx/1.22.1",
         ),
         (b"<!DOCTYPE html><html><head><title>Blocked</title><meta na", "Blocked"),
