@@ -54,8 +54,8 @@ METHOD = (
     "the hold, per connection held. Runtimes with a garbage collector grow in steps.",
     "Kernel memory is the growth of Slab in /proc/meminfo: both ends of each connection, and both "
     "of the one behind a proxy. Idle sockets hold no buffers.",
-    "Processes are those that serve, as many as the descriptor limit asks for, with a tenth to spare; four tenths "
-    "where all accept from one listener, which fills them unevenly.",
+    "Processes are those that serve, as many as the descriptor limit asks for, with a tenth to "
+    "spare; four tenths where all accept from one listener, which fills them unevenly.",
 )
 
 
