@@ -150,8 +150,8 @@ def _first_wall(run: ServerRun) -> str:
         return f"{run.cause}: {_PID.sub('', run.sentence)}"
     if not run.next_wall_connections:
         return "held all; this run cannot tell what is next"
-    wall = _PID.sub("", run.next_wall).replace("_", " ")
-    return f"held all; next: {wall}, at about {run.next_wall_connections:,}"
+    limit, _, who = _PID.sub("", run.next_wall).partition(" of ")
+    return f"held all; next: {limit.replace('_', ' ')} of {who}, at about {run.next_wall_connections:,}"
 
 
 def versions(runs: ServerRuns) -> list[tuple[str, str]]:
