@@ -151,7 +151,8 @@ def _first_wall(run: ServerRun) -> str:
     if not run.next_wall_connections:
         return "held all; this run cannot tell what is next"
     limit, _, who = _PID.sub("", run.next_wall).partition(" of ")
-    return f"held all; next: {limit.replace('_', ' ')} of {who}, at about {run.next_wall_connections:,}"
+    at = f"at about {run.next_wall_connections:,}"
+    return f"held all; next: {limit.replace('_', ' ')} of {who}, {at}"
 
 
 def versions(runs: ServerRuns) -> list[tuple[str, str]]:
