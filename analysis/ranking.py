@@ -30,7 +30,7 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     "full-worker-on-shared-listener": _AT_LIMIT,
     "fd-limit-process": (_SHARED,),
     "worker-crash": (*_AT_LIMIT, "memory-exhausted"),
-    "upgrade-refused": _AT_LIMIT,
+    "upgrade-refused": (*_AT_LIMIT, "ephemeral-ports-exhausted"),
     "accept-queue-overflow": _SLOWS_ACCEPT,
     "enobufs": ("memory-exhausted",),
     "receive-buffer-full": ("tcp-memory-pressure", *_SLOWS_ACCEPT),

@@ -69,8 +69,8 @@ def missing_runs(
 ) -> Iterator[ServerRun]:
     """What is still to be measured, in rounds over all servers, the smallest size first.
 
-    Of each size one run with probes, for the verdict, and ``repeats`` without, for the figures
-    (``at_most`` from ``LARGE`` connections on).
+    Of each size ``repeats`` runs without probes, for the figures (``at_most`` from ``LARGE``
+    connections on); of the largest one more with probes, for the verdict.
     """
     for size in sorted(sizes):
         wanted = at_most if size >= LARGE else repeats
@@ -79,7 +79,7 @@ def missing_runs(
                 if len(runs.of(server, size, "none")) < number:
                     yield ServerRun(server, size, "none")
         for server in servers:
-            if not runs.of(server, size, "auto"):
+            if size == max(sizes) and not runs.of(server, size, "auto"):
                 yield ServerRun(server, size, "auto")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 from bench import document
@@ -20,21 +21,21 @@ _WIDTH = 100
 
 _COST_HEAD = (
     Heading("Server"),
-    Heading("Processes", "that serve", is_number=True),
-    Heading("Runs", "", is_number=True),
-    Heading("Time", "to the last connection", is_number=True),
     Heading("Server CPU", "a connection", is_number=True),
     Heading("Server memory", "a connection", is_number=True),
-    Heading("Kernel memory", "a connection, all ends", is_number=True),
-    Heading("Before the first", "memory of all processes", is_number=True),
+    Heading("Kernel memory", "a connection", is_number=True),
+    Heading("Time", "to the last one", is_number=True),
+    Heading("Processes", "", is_number=True),
+    Heading("Runs", "", is_number=True),
+    Heading("Memory", "before the first", is_number=True),
 )
 _WAY_HEAD = (
     Heading("Server"),
-    Heading("Processes", "that serve", is_number=True),
-    Heading("Runs", "", is_number=True),
     Heading("Held", "connections", is_number=True),
-    Heading("Time", "to the last connection", is_number=True),
+    Heading("Time", "to the last one", is_number=True),
     Heading("Server CPU", "a connection", is_number=True),
+    Heading("Processes", "", is_number=True),
+    Heading("Runs", "", is_number=True),
     Heading("What was met first, or comes next"),
 )
 
@@ -53,8 +54,8 @@ METHOD = (
     "the hold, per connection held. Runtimes with a garbage collector grow in steps.",
     "Kernel memory is the growth of Slab in /proc/meminfo: both ends of each connection, and both "
     "of the one behind a proxy. Idle sockets hold no buffers.",
-    "Processes are as many as the descriptor limit asks for, with a tenth to spare; four tenths "
-    "where all accept from one listener, which fills them unevenly.",
+    "Processes are those that serve, as many as the descriptor limit asks for, with a tenth to "
+    "spare; four tenths where all accept from one listener, which fills them unevenly.",
 )
 
 
@@ -93,13 +94,13 @@ def cost_table(runs: ServerRuns, size: int) -> Table:
         rows.append(
             [
                 Cell(peer.title),
-                Cell(str(done[-1].workers if done else "-")),
-                Cell(str(len(done))),
-                cell("ramp_s", "s"),
                 cell("server_cpu_us", "us"),
                 cell("server_pss_bytes", "kB"),
                 cell("slab_bytes", "kB"),
-                cell("base_pss_bytes", "bytes"),
+                cell("ramp_s", "s"),
+                Cell(str(done[-1].workers if done else "-")),
+                Cell(str(len(done))),
+                _cell(runs.spread(peer.name, size, "base_pss_bytes"), "bytes"),
             ]
         )
     return Table(f"cost-{size}", _cost_title(size), _COST_HEAD, rows)
@@ -120,12 +121,12 @@ def way_table(runs: ServerRuns, size: int) -> Table:
         rows.append(
             [
                 Cell(peer.title),
-                Cell(str(done[-1].workers)),
-                Cell(str(len(runs.of(peer.name, size, "none")))),
                 Cell(_held_text(held), max(held, default=0), max(held, default=0) / size,
                      tone="" if is_reached else "bad"),
                 _cell(runs.spread(peer.name, size, "ramp_s"), "s"),
                 _cell(runs.spread(peer.name, size, "server_cpu_us"), "us"),
+                Cell(str(done[-1].workers)),
+                Cell(str(len(runs.of(peer.name, size, "none")))),
                 Cell(_first_wall(verdict) if verdict else "-"),
             ]
         )  # fmt: skip
@@ -149,8 +150,9 @@ def _first_wall(run: ServerRun) -> str:
         return f"{run.cause}: {_PID.sub('', run.sentence)}"
     if not run.next_wall_connections:
         return "held all; this run cannot tell what is next"
-    wall = _PID.sub("", run.next_wall).replace("_", " ")
-    return f"held all; next: {wall}, at about {run.next_wall_connections:,}"
+    limit, _, who = _PID.sub("", run.next_wall).partition(" of ")
+    at = f"at about {run.next_wall_connections:,}"
+    return f"held all; next: {limit.replace('_', ' ')} of {who}, {at}"
 
 
 def versions(runs: ServerRuns) -> list[tuple[str, str]]:
@@ -187,6 +189,16 @@ def _sizes(runs: ServerRuns) -> tuple[list[int], list[int]]:
     return sizes[:1], sizes[-1:]
 
 
+def _bullets(sentences: Sequence[str]) -> str:
+    return "\n".join(
+        textwrap.fill(
+            f"- {sentence}", _WIDTH, subsequent_indent="  ", break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for sentence in sentences
+    )  # fmt: skip
+
+
 def _plain(table: Table) -> str:
     head = [
         heading.label + (f" {heading.unit}" if heading.unit else "") for heading in table.headings
@@ -206,15 +218,15 @@ def render(runs: ServerRuns) -> str:
         parts += [f"## {_cost_title(size)}", _plain(cost_table(runs, size))]
     for size in large:
         table = way_table(runs, size)
-        walls = [f"- {row[0].text}: {row[-1].text}" for row in table.rows]
+        walls = [f"{row[0].text}: {row[-1].text}" for row in table.rows]
         short = Table(table.id, table.caption, table.headings[:-1], [r[:-1] for r in table.rows])
         parts += [f"## {_way_title(size)}", _plain(short)]
-        parts += ["What was met first, or comes next:", "\n".join(walls)]
-    parts += ["## Versions", "\n".join(f"- {name}: {text}" for name, text in versions(runs))]
+        parts += ["What was met first, or comes next:", _bullets(walls)]
+    parts += ["## Versions", _bullets([f"{name}: {text}" for name, text in versions(runs)])]
     if said := remarks(runs):
-        parts += ["## Remarks", "\n".join(f"- {remark}" for remark in said)]
-    parts += ["## Where", "\n".join(f"- {name}: {value}" for name, value in runs.about.items())]
-    parts += ["## How it is measured", "\n".join(f"- {sentence}" for sentence in METHOD)]
+        parts += ["## Remarks", _bullets(said)]
+    parts += ["## Where", _bullets([f"{name}: {value}" for name, value in runs.about.items()])]
+    parts += ["## How it is measured", _bullets(METHOD)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -101,7 +101,8 @@ def _load(run: ServerRun, folder: Path, pids: list[int]) -> None:
     limit_s = 60 + run.target_connections / 400
     base = proc_figures.memory(pids)
     run.base_pss_bytes = base.pss_bytes
-    with output.open("wb") as stdout:
+    log = folder / "profile-run.log"
+    with output.open("wb") as stdout, log.open("wb") as stderr:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "harness.cli_run", "--quiet", "--json"),
@@ -111,12 +112,12 @@ def _load(run: ServerRun, folder: Path, pids: list[int]) -> None:
             ],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
-            stderr=(folder / "profile-run.log").open("wb"),
+            stderr=stderr,
             start_new_session=True,
         )
     slab = [_slab_bytes()]
     try:
-        guard = Guard("profile-run", process, folder / "profile-run.log", limit_s)
+        guard = Guard("profile-run", process, log, limit_s)
         live = live_of(folder / "runs", guard)
         figures = _watch(live, guard, pids, slab)
         code = wait_for_end(process, guard)

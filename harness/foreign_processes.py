@@ -49,6 +49,7 @@ class Held:
     since_s: float
     parent_pid: int
     ended_ns: int = 0
+    owns_listener: bool = False
     outward_count: int = 0  # connections that it had opened itself before the load
 
 
@@ -71,6 +72,7 @@ class ForeignProcesses:
         self._roots: list[int] = []
         self._excluded: set[int] = set()
         self._looked_at: dict[int, int] = {}  # pid to descriptors when it held no connection
+        self._listening: set[int] = set()
         self._ends = process_tree.EndWatch()
         self._ended_at_s: dict[int, float] = {}
         self._tree_due_s = 0.0
@@ -143,10 +145,15 @@ class ForeignProcesses:
                 self._count(each)
         return news
 
-    def describe(self) -> list[dict[str, int | str]]:
-        """The processes for the manifest."""
+    def describe(self) -> list[dict[str, int | str | bool]]:
+        """The processes for the manifest; who owned the listener when it was first seen."""
         return [
-            {"pid": each.pid, "worker": each.slot_index, "command": each.command}
+            {
+                "pid": each.pid,
+                "worker": each.slot_index,
+                "command": each.command,
+                "owns_listener": each.owns_listener,
+            }
             for each in self.held
         ]
 
@@ -240,6 +247,7 @@ class ForeignProcesses:
         except OSError:
             return False
         if mine & listening:
+            self._listening.add(pid)
             return True
         return self._is_loaded and bool(mine & socket_owners.connection_inodes(pid, *self._ports))
 
@@ -256,6 +264,7 @@ class ForeignProcesses:
         stat = process_tree.read_stat(pid)
         parent_pid = stat.ppid if stat else 0
         each = Held(pid, index, slot, process_tree.command_name(pid), 0, now_s, parent_pid)
+        each.owns_listener = pid in self._listening
         at_ns = time.monotonic_ns()
         slot[Counter.WORKER] = index
         slot[Counter.STARTED_NS] = at_ns

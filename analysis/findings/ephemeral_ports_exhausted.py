@@ -2,6 +2,8 @@
 
 Proof: EADDRNOTAVAIL from connect (net/ipv4/inet_hashtables.c, __inet_hash_connect), and ports in
 use for that (source, destination, port) = size of the range.
+A proxy is a client of what is behind it: there the same errno comes from a process of the server,
+and each connection of the run costs it one port.
 Told apart: ``source-address-missing`` is EADDRNOTAVAIL from bind, ``bind-ports-exhausted`` is
 EADDRINUSE from bind. Windows reports this wall as WSAENOBUFS (10055).
 """
@@ -11,15 +13,21 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, Subject, times
+from analysis.ports import port_range
 from analysis.signs import EADDRNOTAVAIL, Signs
 
 _FULL_SHARE = 0.98
 
 
 def find(signs: Signs) -> list[Finding]:
-    """One finding about the fullest group; the others are counted."""
+    """One finding a side: of the clients about the fullest group; the others are counted."""
     refused = signs.errors_of("connect", EADDRNOTAVAIL)
-    refused = refused[refused["role"].isin(["client", ""])]
+    is_server = refused["role"].isin(["server", "acceptor"])
+    found = _of_clients(signs, refused[refused["role"].isin(["client", ""])])
+    return found + _of_a_proxy(signs, refused[is_server])
+
+
+def _of_clients(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
     if refused.empty or signs.ports.empty:
         return []
     view = signs.view
@@ -78,6 +86,73 @@ def find(signs: Signs) -> list[Finding]:
             sentence=f"{who[:1].upper() + who[1:]} had no local port left: {used:,} of {size:,} "
             f"were in use from {source} to port {port}, at {at_connections:,} connections",
             explained_count=_explained(view.connections),
+        )
+    ]
+
+
+def _of_a_proxy(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
+    if refused.empty:
+        return []
+    view = signs.view
+    first = refused.sort_values("first_s", kind="stable").iloc[0]
+    first_s, last_s = float(first["first_s"]), float(refused["last_s"].max())
+    count = int(refused["event_count"].sum())
+    low, high = port_range(view)
+    size = high - low + 1
+    at_connections = view.open_count_at(first_s)
+    subject = view.subject(int(first["pid"]))
+    confidence, missing = signs.trust("failing_syscalls")
+    who = str(subject)
+    failed = view.connections["is_failed"] & (view.connections["stage"] == "handshake")
+    after = failed & (view.connections["closed_s"] >= first_s)
+    widest = 65_535 - 1_024 + 1
+    fixes = [
+        Fix(
+            "let it connect from several addresses, or to several (nginx: proxy_bind, more than "
+            "one server in its upstream)",
+            f"{size:,} ports for each pair of addresses: this rung moves from {size:,} to "
+            f"{2 * size:,} connections with two",
+        ),
+        Fix(
+            'sysctl -w net.ipv4.ip_local_port_range="1024 65535"',
+            f"this rung moves from {size:,} to {widest:,} connections",
+        ),
+    ]
+    return [
+        Finding(
+            cause="ephemeral-ports-exhausted",
+            severity="warning",
+            side="server",
+            subject=subject,
+            first_s=first_s,
+            last_s=max(first_s, last_s),
+            evidence=(
+                Evidence(
+                    "connect calls that returned EADDRNOTAVAIL",
+                    count,
+                    "count",
+                    str(first["source"]),
+                    first_s,
+                ),
+                Evidence("size of ip_local_port_range", size, "ports", "manifest"),
+                Evidence(
+                    "connections of the run then", at_connections, "count", "connections", first_s
+                ),
+                Evidence("processes that met it", len(refused), "count", str(first["source"])),
+            ),
+            explanation=(
+                f"{who[:1].upper() + who[1:]} opens a connection of its own for each one that it "
+                f"takes, and had no local port left for that: connect failed with EADDRNOTAVAIL "
+                f"{times(count)}, at {at_connections:,} connections of {size:,} ports in the "
+                "range. What is behind it is not involved."
+            ),
+            fix=tuple(fixes if size < widest else fixes[:1]),
+            at_connections=at_connections,
+            confidence=confidence,
+            missing=missing,
+            sentence=f"{who[:1].upper() + who[1:]} had no local port left for the connections that "
+            f"it opens itself, at {at_connections:,} connections of {size:,} ports",
+            explained_count=max(1, int(after.sum()) + view.waiting_count),
         )
     ]
 

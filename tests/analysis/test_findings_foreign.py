@@ -209,6 +209,24 @@ def test_a_full_proxy_refuses_because_it_is_full(proxy):
     assert rung.predicted_connections == 190
 
 
+def test_a_proxy_without_ports_is_the_server_s_side(proxy):
+    proxy.rows["failing_syscalls"].clear()
+    proxy.manifest["plan"]["port_range"] = [40_000, 40_189]
+    proxy.add(
+        "failing_syscalls", at_s=1.5, pid=800, syscall="connect", errno=99,
+        errno_name="EADDRNOTAVAIL", event_count=50, first_s=1.1, last_s=1.5,
+    )  # fmt: skip
+    refused(proxy, 502, 1.2)
+    proxy.rows["processes"][0]["nofile_soft_count"] = 20_000
+    found = by_cause(proxy)
+    ports = found["ephemeral-ports-exhausted"]
+    assert (ports.severity, ports.side, ports.subject.pid) == ("binding", "server", 800)
+    assert value_of(ports, "connect calls that returned EADDRNOTAVAIL") == 50
+    assert value_of(ports, "size of ip_local_port_range") == 190
+    assert found["upgrade-refused"].follows_from == "ephemeral-ports-exhausted"
+    assert "--source-addresses" not in str(ports.fix)
+
+
 def test_credentials_that_are_missing_are_no_consequence_of_a_limit(proxy):
     refused(proxy, 403, 1.2)
     assert by_cause(proxy)["upgrade-refused"].follows_from == ""

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import server_document, server_figures
+from bench import server_document, server_figures, server_run
 from bench.peers import catalogue
 from bench.peers.catalogue import BY_NAME
 from bench.server_bench import LARGE, missing_runs
 from bench.server_figures import ServerRun, ServerRuns
+from harness.host import read_host
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS = ["node-none", "nginx"]
@@ -37,11 +38,12 @@ def test_rounds_go_over_all_servers_and_what_is_there_is_left_out():
         ("node-none", 15_000, "none"), ("nginx", 15_000, "none"),
         ("node-none", 15_000, "none"), ("nginx", 15_000, "none"),
     ]  # fmt: skip
-    assert len(everything) == 2 * (2 + 1) + 2 * (1 + 1)
-    part = ServerRuns([run(), run(probes="auto"), run(size=LARGE, error="it died")])
+    assert len(everything) == 2 * 2 + 2 * (1 + 1)
+    assert keys(ServerRuns(), sizes=(15_000,))[-1] == ("nginx", 15_000, "auto")
+    part = ServerRuns([run(), run(size=LARGE, probes="auto"), run(size=LARGE, error="it died")])
     left = keys(part)
     assert left.count(("nginx", 15_000, "none")) == 1
-    assert ("nginx", 15_000, "auto") not in left
+    assert ("nginx", LARGE, "auto") not in left
     assert ("nginx", LARGE, "none") in left, "a run that failed does not count"
 
 
@@ -58,6 +60,22 @@ def test_pieces_add_up_in_one_file(tmp_path):
     assert spread is not None
     assert (spread.median, spread.low, spread.high, spread.count) == (3.0, 2.0, 4.0, 2)
     assert found.without(["nginx"]).all == []
+
+
+@pytest.mark.privileged
+def test_a_real_run_has_its_figures(monkeypatch):
+    monkeypatch.setattr(server_run, "_HOLD_S", 1.5)
+    peer = BY_NAME["socketify"]
+    assert not peer.missing, f"{peer.missing}: bash .ci/setup peers"
+    run = ServerRun(peer.name, 509, "none")
+    server_run.measure(run, peer, read_host())
+    assert (run.established_count, run.held_count, run.failed_count) == (509, 509, 0)
+    assert (run.workers, run.cause, run.is_reached) == (1, "reached", True)
+    assert run.ramp_s > 0
+    assert run.server_cpu_us > 0
+    assert run.base_pss_bytes > 1_000_000
+    assert "python socketify_server.py" in run.next_wall
+    assert run.next_wall_connections > 509
 
 
 @pytest.fixture

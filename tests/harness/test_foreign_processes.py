@@ -82,3 +82,52 @@ def test_a_listener_in_the_place_of_a_closed_file_is_seen(live, server, deadline
     (end,) = before.ends
     assert (end.pid, end.slot) == (server.pid, 0)
     before.close()
+
+
+# Takes connections, and opens one of its own for each, to a listener that never accepts.
+PROXY = """
+import socket
+behind = socket.create_server(('127.0.0.1', 0), backlog=128)
+front = socket.create_server(('127.0.0.1', 0), backlog=128)
+print(front.getsockname()[1], flush=True)
+front.settimeout(60)
+kept = []
+while True:
+    kept.append(front.accept())
+    kept.append(socket.create_connection(behind.getsockname()))
+"""
+
+
+def test_the_second_socket_of_a_proxy_counts_with_the_connection(live, deadline):
+    with subprocess.Popen(
+        [sys.executable, "-c", PROXY], stdout=subprocess.PIPE, text=True
+    ) as process:
+        port = int(process.stdout.readline())
+        processes = ForeignProcesses(live, 4, port)
+        processes.watch_tree([process.pid])
+        slot = live.slot(0)
+
+        def follow():
+            processes._tree_due_s = processes._count_due_s = 0.0  # now, not in half a second
+            processes.follow()
+
+        def is_followed():
+            follow()
+            return processes.pids == [process.pid]
+
+        deadline("the listener is seen", is_followed)
+        processes.begin_load()
+        own = slot[Counter.OWN_FDS_COUNT]
+        ours = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+
+        def has_both():
+            follow()  # it is young: what is its own is looked at again each time
+            return slot[Counter.OPEN_COUNT] >= 60
+
+        deadline("two descriptors for each of 30 connections", has_both)
+        assert slot[Counter.OPEN_COUNT] == 60
+        assert slot[Counter.OWN_FDS_COUNT] == own
+        for sock in ours:
+            sock.close()
+        processes.close()
+        process.kill()

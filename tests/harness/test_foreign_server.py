@@ -25,6 +25,7 @@ DEADLINE_S = 120
 FOREIGN = Path(__file__).parent / "foreign"
 NODE_MODULES = FOREIGN.parents[1] / "node_modules"
 CLUSTER = shlex.quote(str(FOREIGN / "cluster.cjs"))
+KINDS = f"{shlex.quote(sys.executable)} {shlex.quote(str(FOREIGN / 'kinds_server.py'))}"
 STRICT = f"{shlex.quote(sys.executable)} {shlex.quote(str(FOREIGN / 'strict_server.py'))}"
 
 needs_node = pytest.mark.skipif(
@@ -46,6 +47,11 @@ class Run:
     def verdict(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.done.stdout)
         return found
+
+    @property
+    def notes(self) -> str:
+        manifest = json.loads((self.path / "manifest.json").read_text())
+        return " | ".join(manifest["notes"])
 
     @property
     def frames(self) -> RunFrames:
@@ -214,7 +220,7 @@ def test_path_headers_cookies_subprotocol_tls_and_text(profile_run, certificate)
         probes="live_samples,process_samples",
     )
     assert run.done.returncode == 0, run.done.stderr
-    assert "came back" not in run.done.stderr
+    assert "came back" not in run.notes
     samples = run.frames["live_samples"]
     clients = samples[samples["role"] == "client"]
     assert clients["rx_messages_total"].max() >= 100
@@ -222,6 +228,37 @@ def test_path_headers_cookies_subprotocol_tls_and_text(profile_run, certificate)
     # values of headers and cookies are secrets: the manifest has their names
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert manifest["settings"]["headers"] == ["X-Token", "Cookie", "Sec-WebSocket-Protocol"]
+
+
+def test_insecure_takes_any_certificate_and_binary_messages_come_from_the_template(
+    profile_run, certificate
+):
+    cert, key = certificate
+    run = profile_run(
+        *("--connections", "20", "--hold", "2", "--message-rate", "40", "--insecure", "--binary"),
+        *("--message", "{connection} of {client}", "--target", "wss://localhost:{port}/"),
+        *("--server-cmd", f"{KINDS} {{port}} echo {cert} {key}"),
+        probes="live_samples",
+    )
+    assert run.done.returncode == 0, run.done.stderr
+    assert "came back" not in run.notes
+    lines = set((run.path / "logs" / "server.log").read_text().split("\n"))
+    assert len(lines & {repr(f"{n} of 0".encode()) for n in range(20)}) > 10
+    samples = run.frames["live_samples"]
+    assert samples[samples["role"] == "client"]["rx_messages_total"].max() >= 40
+
+
+@pytest.mark.parametrize("is_expected", [True, False])
+def test_an_echo_that_does_not_come_is_told_where_it_is_expected(profile_run, is_expected):
+    run = profile_run(
+        *("--connections", "20", "--hold", "1", "--message", "hello {n}", "--message-rate", "40"),
+        *("--server-cmd", f"{KINDS} {{port}} silent"),
+        *(() if is_expected else ("--server-mode", "silent")),
+        probes="live_samples",
+    )
+    assert run.done.returncode == 0, run.done.stderr
+    assert ("0 messages came back" in run.notes) is is_expected
+    assert "'hello " in (run.path / "logs" / "server.log").read_text()
 
 
 def test_a_refused_upgrade_is_told_with_status_and_body(profile_run):
@@ -251,6 +288,17 @@ def test_a_certificate_that_nobody_vouches_for_is_told(profile_run, certificate)
     assert run.done.returncode == 3, run.done.stderr
     assert "certificate was refused" in run.verdict["verdict"]["sentence"]
     assert "--insecure" in run.finding("upgrade-refused")["fix"][0]["command"]
+
+
+def test_nofile_is_a_limit_that_the_server_cannot_raise_by_itself(profile_run):
+    """Node, Java and Go set the soft limit to the hard one when they start."""
+    code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    run = profile_run(
+        *("--connections", "10", "--nofile", "300", "--server-timeout", "5"),
+        *("--server-cmd", f"{sys.executable} -c {shlex.quote(code)}"),
+        probes="none",
+    )
+    assert "(300, 300)" in (run.path / "logs" / "server.log").read_text()
 
 
 MUTE = "import socket, time; s = socket.create_server(('127.0.0.1', {port})); k = []\n"

@@ -422,6 +422,26 @@ def test_4_1_item_6_an_offered_subprotocol_may_be_chosen():
     assert check_response(data, KEY, subprotocols=[b"chat"]) == len(data)
 
 
+@pytest.mark.parametrize(
+    ("body", "excerpt"),
+    [
+        (
+            b"<html>\r\n<head><title>500 No room</title></head>\r\n<body>\r\n<center><h1>"
+            b"500 No room</h1></center>\r\n<hr><center>nginx/1.22.1</center>\r\n</body>\r\n"
+            b"</html>\r\n",
+            "500 No room nginx/1.22.1",
+        ),
+        (b"<!DOCTYPE html><html><head><title>Blocked</title><meta na", "Blocked"),
+        (b"a < b, and so <html> it goes", "a < b, and so <html> it goes"),
+    ],
+)
+def test_of_a_page_people_read_the_text(body, excerpt):
+    response = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 9\r\n\r\n" + body
+    with pytest.raises(HandshakeError) as caught:
+        check_response(response, KEY)
+    assert caught.value.body_excerpt == excerpt
+
+
 def test_4_1_item_1_a_refusal_tells_status_and_body():
     data = (
         b"HTTP/1.1 503 Busy\r\nContent-Length: 30\r\n\r\nno room\x1b[31m\r\n\xe2\x80\xae"

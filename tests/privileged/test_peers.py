@@ -70,22 +70,14 @@ EXPECTED = {
 }  # fmt: skip
 
 
-class Full:
-    """One run into the limit."""
+class Run:
+    """One run of profile-run that meets a limit of the server."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        expected = self.expected = EXPECTED[name]
-        peer = catalogue.BY_NAME.get(name)
-        assert peer is None or not peer.missing, f"{peer.missing}: bash .ci/setup peers"
-        ramp = ("--ramp", "600") if name == "greedy" else ()  # some must come when it is full
+    def __init__(self, path: Path, command: str, *arguments: str) -> None:
         self.done = subprocess.run(
             [
                 *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
-                *("--connections", str(NOFILE * (expected.workers + 2)), "--hold", "1", *ramp),
-                *("--server-cmd", peer.command(expected.workers) if peer else COMMANDS[name]),
-                *("--nofile", str(NOFILE), "--connect-timeout", str(expected.wait_s)),
-                *("--probes", STACKS if expected.function else COUNTS),
-                *("--output", str(path)),
+                *("--server-cmd", command, "--hold", "1", "--output", str(path), *arguments),
             ],
             capture_output=True,
             text=True,
@@ -105,15 +97,33 @@ class Full:
         return {e["name"]: e["value"] for e in self.finding(cause)["evidence"]}
 
 
+def run_into_limit(path: Path, name: str) -> Run:
+    expected = EXPECTED[name]
+    ramp = ("--ramp", "600") if name == "greedy" else ()  # some must come when it is full
+    return Run(
+        path,
+        COMMANDS.get(name) or installed(name).command(expected.workers),
+        *("--connections", str(NOFILE * (expected.workers + 2)), "--nofile", str(NOFILE), *ramp),
+        *("--connect-timeout", str(expected.wait_s)),
+        *("--probes", STACKS if expected.function else COUNTS),
+    )
+
+
+def installed(name: str) -> catalogue.Peer:
+    peer = catalogue.BY_NAME[name]
+    assert not peer.missing, f"{peer.missing}: bash .ci/setup peers"
+    return peer
+
+
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Full]:
+def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
     """Runs a server into its limit the first time it is asked for."""
     assert os.geteuid() == 0, "these tests need root: sudo make test"
-    runs: dict[str, Full] = {}
+    runs: dict[str, Run] = {}
 
-    def get(name: str) -> Full:
+    def get(name: str) -> Run:
         if name not in runs:
-            runs[name] = Full(tmp_path_factory.mktemp(name), name)
+            runs[name] = run_into_limit(tmp_path_factory.mktemp(name), name)
         return runs[name]
 
     return get
@@ -163,3 +173,22 @@ def test_a_refusal_of_a_full_proxy_is_told_with_its_status(full):
     values = full("nginx").values("upgrade-refused")
     assert values["HTTP status instead of 101"] == 500
     assert "500 Internal Server Error" in full("nginx").verdict["verdict"]["sentence"]
+
+
+def test_a_proxy_that_runs_out_of_ports_is_named_with_its_pid(tmp_path):
+    run = Run(
+        tmp_path,
+        installed("nginx").command(1),
+        *("--connections", "400", "--port-range", "40000-40249", "--source-addresses", "2"),
+        *("--probes", COUNTS),
+    )
+    said = run.verdict["verdict"]
+    assert (said["cause"], said["side"]) == ("ephemeral-ports-exhausted", "server")
+    ports = run.finding("ephemeral-ports-exhausted")
+    assert ports["subject"]["command"] == "nginx: worker process"
+    values = run.values("ephemeral-ports-exhausted")
+    assert values["connect calls that returned EADDRNOTAVAIL"] == 150
+    assert values["size of ip_local_port_range"] == 250
+    refusal = run.finding("upgrade-refused")
+    assert refusal["follows_from"] == "ephemeral-ports-exhausted"
+    assert run.values("upgrade-refused")["HTTP status instead of 101"] == 502

@@ -19,10 +19,30 @@ from probes import process_tree
         (["/opt/go-server", "-x"], "go-server"),
         (["nginx: worker process"], "nginx: worker process"),
         ([], ""),
+        (
+            ["java", "-Xmx1g", "-cp", "/srv/a.jar:/srv/b", "org.acme.Server", "9001"],
+            "java org.acme.Server",
+        ),
+        (["java", "-jar", "server.jar"], "java -jar"),
     ],
 )
 def test_a_command_has_the_name_that_people_use(words, name):
     assert process_tree.name_of_command(words) == name
+
+
+def test_the_limit_of_a_process_is_read_where_prlimit_is_refused(monkeypatch, deadline):
+    """As for another user's process when root lacks CAP_SYS_RESOURCE, in many containers."""
+    with subprocess.Popen(["sh", "-c", "ulimit -n 321; exec sleep 97"]) as child:
+        try:
+
+            def refuse(_pid, _limit):
+                raise PermissionError
+
+            deadline("exec", lambda: process_tree.read_stat(child.pid).comm == "sleep")
+            monkeypatch.setattr(process_tree.resource, "prlimit", refuse)
+            assert process_tree.nofile_soft_count(child.pid) == 321
+        finally:
+            child.kill()
 
 
 def test_stat_of_a_hostile_name():

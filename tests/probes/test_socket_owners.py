@@ -39,6 +39,9 @@ def test_listener_owner_and_23_connections(family):
         theirs = [server.accept()[0] for _ in range(23)]
         inodes = socket_owners.connection_inodes("self", port)
         assert inodes == {os.fstat(sock.fileno()).st_ino for sock in theirs}
+        outward = socket_owners.connection_inodes("self", without=[port])
+        assert {os.fstat(sock.fileno()).st_ino for sock in ours} <= outward
+        assert not outward & inodes
         assert inodes <= set(socket_owners.socket_inodes(os.getpid()))
         if before >= 0:
             assert socket_owners.descriptor_count(os.getpid()) - before == 46
