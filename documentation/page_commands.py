@@ -25,6 +25,7 @@ NOT_RUN = (
     (r"apt-get ", "installs packages on the machine"),
     (r"docker ", "there is no container engine where the tests run"),
     (r"sysctl -w ", "changes a setting of the machine"),
+    (r"profile-attach --(unit|container) ", "no systemd and no containers where the tests run"),
 )
 """Beginning of a line, and why it is not run."""
 
@@ -128,7 +129,7 @@ class Runner:
     def _run_block(self, block: Block, commands: list[str], folder: Path) -> tuple[int, str, str]:
         script = "\n".join(self._adapted(command) for command in commands)
         server = None
-        if "--server-pid" in script:
+        if "4711" in script or "profile-attach" in script:
             server = subprocess.Popen(
                 ["node", "server.js", "--port", "0"], cwd=folder, env=self._environment,
                 stdout=subprocess.PIPE, text=True,

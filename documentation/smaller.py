@@ -3,16 +3,17 @@
 ``smaller.py COMMAND ARGUMENT...`` with CONNSCOPE_BIN (the commands), CONNSCOPE_KEPT (a folder for
 results) and CONNSCOPE_AS_IT_IS (1: change nothing). What is changed, and why:
 
-| of                      | becomes                                | because                       |
-|-------------------------|----------------------------------------|-------------------------------|
-| --connections N         | at most 1,000                          | 120,000 need 5 s and 1 GB     |
-| --hold S, or the 10 s   | 0                                      | the hold is only waiting      |
-| probes, if none is named | --probes none                         | compiling takes a second      |
-| --metrics PORT          | --metrics 0                            | the port may be taken         |
-| --repeats N             | 1                                      | one run shows that it works   |
-| --vary NAME=V,V         | its first value                        | likewise                      |
-| a scenario              | one row, smallest scale, no probes     | 22 rows take four minutes     |
-| --resume DIR            | the matrix that the page made before   | its name is another each time |
+| of                       | becomes                              | because                       |
+|--------------------------|--------------------------------------|-------------------------------|
+| --connections N          | at most 1,000                        | 120,000 need 5 s and 1 GB     |
+| --hold S, or the 10 s    | 0                                    | the hold is only waiting      |
+| probes, if none is named | --probes none                        | compiling takes a second      |
+| --duration S, or none    | 2                                    | it ends with Ctrl-C otherwise |
+| --metrics PORT           | --metrics 0                          | the port may be taken         |
+| --repeats N              | left away: 1                         | one run shows that it works   |
+| --vary NAME=V,V ...      | the first value of the first         | likewise                      |
+| a scenario               | one row, smallest scale, no probes   | 22 rows take four minutes     |
+| --resume DIR             | the matrix that the page made before | its name is another each time |
 
 A command in KEPT_WHOLE is run as it stands: what follows on its page reads its stacks. A run that
 was made before with the same arguments is copied, not made again.
@@ -32,7 +33,10 @@ KEPT_WHOLE = (
     "--connections 300 --workers 2 --message-rate 60000 --hold 4",
     "--connections 1000 --workers 3",
 )
+RECORDERS = ("profile-run", "profile-matrix", "profile-attach")
+"""Of these, 3 says that they did their work and that a limit was met."""
 MOST_CONNECTIONS = 1_000
+ATTACH_S = 2
 ONE_ROW = {"the-2016-log": "r05-eaddrnotavail", "every-cause": "fd-limit-client"}
 SCALES = {"the-2016-log": ["--scale", "1000"]}
 
@@ -41,6 +45,8 @@ def smaller(command: str, words: list[str]) -> list[str]:
     """The arguments as the test runs them."""
     if command == "profile-matrix":
         return _smaller_matrix(words)
+    if command == "profile-attach":
+        return [*_without(words, "--duration"), "--duration", str(ATTACH_S)]
     if command != "profile-run":
         return words
     words = _with(words, "--metrics", lambda _: "0")
@@ -59,8 +65,12 @@ def _smaller_run(words: list[str]) -> list[str]:
 def _smaller_matrix(words: list[str]) -> list[str]:
     at = words.index("--") if "--" in words else len(words)
     ours, of_run = words[:at], words[at + 1 :]
-    ours = _with(ours, "--repeats", lambda _: "1")
-    ours = _with(ours, "--vary", lambda text: text.partition(",")[0])
+    ours = _without(ours, "--repeats")
+    if "--vary" in ours:
+        first = ours[ours.index("--vary") + 1].partition(",")[0]
+        while "--vary" in ours:
+            ours = _without(ours, "--vary")
+        ours += ["--vary", first]
     ours = _with(ours, "--resume", lambda _: str(max(Path("runs").glob("*-matrix-*"))))
     if ours and ours[0] in ONE_ROW and "--list" not in ours:
         ours = _without(_without(ours, "--only"), "--scale")
@@ -126,7 +136,7 @@ def main() -> int:
     command, *words = sys.argv[1:]
     words = words if os.environ.get("CONNSCOPE_AS_IT_IS") else smaller(command, words)
     code = run(command, words)
-    return 0 if code == 3 and command in ("profile-run", "profile-matrix") else code
+    return 0 if code == 3 and command in RECORDERS else code
 
 
 if __name__ == "__main__":

@@ -18,7 +18,11 @@ from documentation.page_commands import (
 from documentation.verdict_file import OBJECTS
 from harness.commands import COMMANDS
 
-pytestmark = [pytest.mark.privileged, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.timeout(400),
+    pytest.mark.xdist_group("documentation"),  # the pages are run once, by one worker
+]
 
 NAMES = [str(page.relative_to(ROOT)) for page in pages()]
 
