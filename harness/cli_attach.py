@@ -140,7 +140,8 @@ def _target(options: argparse.Namespace) -> AttachTarget:
     given = [name for name in ("pid", "unit", "container") if getattr(options, name)]
     if len(given) > 1:
         names = " and ".join(f"--{name}" for name in given)
-        raise UsageError(f"{names} name two targets", fix="use one of them")
+        one = f"profile-attach --{given[0]} {getattr(options, given[0])}"
+        raise UsageError(f"{names} name two targets", fix=one)
     if not given and not options.port:
         raise UsageError(
             "nothing to watch was named",

@@ -132,7 +132,7 @@ def foreign_request(
     if options.server_cmd is not None and options.server_pid is not None:
         raise UsageError(
             "--server-cmd starts a server, --server-pid names one that runs",
-            fix="use one of them",
+            fix=f"--server-cmd {shlex.quote(options.server_cmd)}",
         )
     port = _free_port(() if own_namespace else taken)
     target = options.target or f"ws://127.0.0.1:{{port}}{options.path or '/'}"

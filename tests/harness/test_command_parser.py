@@ -126,6 +126,11 @@ WRONG = {
         "the-2016-log --only nope", "the-2016-log --repeats 0", "the-2016-log --scale 3",
         "the-2016-log --markdown /nosuch/x.md", "the-2016-log --lits",
     ],
+    "profile-attach": [
+        "", "9001", "--port", "--port abc", "--port 70000", "--prot 9", "--pid 0",
+        "--pid 1 --unit x", "--unit nosuch.service", "--container zz",
+        "--container 0123456789ab", "--pid 1 --duration 0", "--pid 1 --probes foo",
+    ],
     "profile-compare": [
         "", "nosuch", ". .", "--outpt x", "--output . nosuch", "--output /nosuch/x nosuch",
         "--json", "--across-host x",
@@ -138,7 +143,7 @@ def test_wrong_input_is_two_lines_and_exit_code_2(command, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     module = {"profile-run": "harness.cli_run"}.get(command.name, command.parser.split(":")[0])
     main = __import__(module, fromlist=["main"]).main
-    for line in WRONG.get(command.name, ["--no-such-option"]):
+    for line in WRONG[command.name]:
         code = main(line.split())
         out, err = capsys.readouterr()
         assert code == 2, (line, err)
