@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help install install-dev install-peers run test bench bench-servers bench-attach diagnose lint format clean lock man reference
+.PHONY: help install install-dev install-peers run test bench bench-servers bench-attach diagnose lint format clean lock man reference screenshots
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -49,6 +49,9 @@ bench-attach: install-dev ## what profile-attach costs a server: docs/benchmarks
 
 diagnose: install ## provoke every cause three times: docs/diagnosis.md, provoked against named
 	@$(BIN)/profile-matrix every-cause --repeats 3 --markdown docs/diagnosis.md $(ARGS)
+
+screenshots: install-dev ## pictures of a fresh run's pages in screenshots/, and docs/report.png
+	@$(BIN)/python -m documentation.screenshots $(ARGS)
 
 man: install-dev ## docs/man/*.1 anew from the parsers of the commands
 	@$(BIN)/python -m documentation man

@@ -65,7 +65,9 @@ def seconds(value_s: float | None) -> str:
         return f"{'-' if value_s < 0 else ''}{minutes} min {rest_s:02d} s"
     if magnitude_s >= 10:
         return f"{value_s:.1f} s"
-    if magnitude_s >= 1 or value_s == 0:
+    if value_s == 0:
+        return "0 s"
+    if magnitude_s >= 1:
         return f"{value_s:.2f} s"
     if magnitude_s >= 1e-3:
         return f"{significant(value_s * 1e3)} ms"

@@ -268,7 +268,7 @@ def _worker_table(index: int, outcome: Outcome | None) -> Table | None:
         Heading("Room", "limit less own files", is_number=True),
         Heading("Own files", "", is_number=True),
     )
-    return Table(f"workers-{index}", "Connections of each worker", headings, rows)
+    return Table(f"workers-{index}", f"Connections of each worker, row {index + 1}", headings, rows)
 
 
 def _figure_table(index: int, result: RowResult) -> Table | None:
@@ -278,7 +278,9 @@ def _figure_table(index: int, result: RowResult) -> Table | None:
         if spread.count:
             rows.append([Cell(name.label), Cell(_range(spread, name.unit), spread.median)])
     headings = Heading("Figure"), Heading("Value", "100 % is one core", is_number=True)
-    return Table(f"figures-{index}", "Figures", headings, rows) if rows else None
+    return (
+        Table(f"figures-{index}", f"Figures of row {index + 1}", headings, rows) if rows else None
+    )
 
 
 def _rung_table(index: int, move: Move | None) -> Table | None:
@@ -298,7 +300,7 @@ def _rung_table(index: int, move: Move | None) -> Table | None:
         Heading(f"In {move.against}", "met at, connections", is_number=True),
         Heading("Here", "met at, connections", is_number=True),
     )
-    return Table(f"rungs-{index}", "The ladder before and after", headings, rows)
+    return Table(f"rungs-{index}", f"The ladder before and after, row {index + 1}", headings, rows)
 
 
 def _run_table(index: int, result: RowResult) -> Table | None:
@@ -321,7 +323,7 @@ def _run_table(index: int, result: RowResult) -> Table | None:
     heads = [Heading(n, "connections", is_number=True)
              for n in ("Target", "Most open", "Held", "Failed", "Lost")]  # fmt: skip
     headings = (Heading("Run"), Heading("Binding cause"), *heads, Heading("Took", is_number=True))
-    return Table(f"runs-{index}", "Its runs", headings, rows) if rows else None
+    return Table(f"runs-{index}", f"Runs of row {index + 1}", headings, rows) if rows else None
 
 
 def _evidence(outcome: Outcome | None) -> list[dict[str, Any]]:

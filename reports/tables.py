@@ -171,7 +171,7 @@ def process_column(label: str = "Process") -> tuple[Heading, MakeCell]:
 
     def make(row: dict[str, Any]) -> Cell:
         name = process_name(str(row["role"]), int(row["worker"]), int(row["pid"]))
-        return Cell(name, f"{row['role']} {int(row['worker']):06d}")
+        return Cell(name, f"{row['role']} {int(row['worker']):06d} {int(row['pid']):08d}")
 
     return Heading(label), make
 

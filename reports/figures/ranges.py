@@ -138,6 +138,7 @@ def _tick(unit: str, highest: float) -> Callable[[float, int | None], str]:
             return "0"
         if unit == "bytes":
             return style.binary_size(value)
-        return f"{style.thousands(round(value * 1000**smaller, 6))}{suffix}"
+        scaled = round(value * 1000**smaller, 6)
+        return f"{scaled:,g}{suffix}" if names else f"{style.thousands(scaled)}{suffix}"
 
     return show

@@ -197,7 +197,6 @@ async function axe(page) {
         await page.emulateMedia({ colorScheme: "dark" });
         result.overflow["360-dark"] = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
         result.narrowFigures = (await page.evaluate(look)).figuresShown;
-        if (!thorough && !huge) { result.axe["360-dark"] = await axe(page); }
       }
       await context.close();
     }
