@@ -42,7 +42,7 @@ from probes.rundir import TableWriter
 
 LOW_RATE_PER_S = 5
 HIGH_RATE_PER_S = 100
-ATTACHED_RATE_PER_S = 25
+ATTACHED_RATE_PER_S = 50
 """The high rate where a server in service is watched."""
 WINDOW_S = 30.0
 HOT_WINDOW_S = 5.0

@@ -320,8 +320,8 @@ def test_workers_that_die_and_come_anew_are_followed(world):
 @pytest.mark.parametrize(
     ("path", "cause", "words"),
     [
-        ("/block/2", "worker-blocked", "clock_nanosleep"),
-        ("/spin/2.5", "hot-worker-code", "calculate"),
+        ("/block/2.5", "worker-blocked", "clock_nanosleep"),
+        ("/spin/4.5", "hot-worker-code", "calculate"),
     ],
 )
 def test_an_event_loop_that_stands_still_or_burns_is_named(world, path, cause, words):
@@ -332,7 +332,8 @@ def test_an_event_loop_that_stands_still_or_burns_is_named(world, path, cause, w
     attach.watches()
     sample_until(world, attach, "samples of a loop at work", periods=1)
     assert clients.open(1, path) == (11, 0)
-    # The loop is busy with one thing; when it answers again, that is over.
+    # The loop is busy with one thing: first it does not answer, then it does again.
+    world.deadline("the loop is away", lambda: clients.open(1)[1] == 1)
     world.deadline("the loop answers again", lambda: clients.open(1)[1] == 0)
     sample_until(world, attach, "samples after it", periods=1)
     assert attach.end() == 3
