@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 from harness.live_status import CpuUse
@@ -41,7 +42,7 @@ class AttachStatus:
     def read(self, phase: str, *, time_left_s: float | None = None, note: str = "") -> Status:
         """The state of now."""
         now_s = time.monotonic()
-        held = [slot for slot in self._slots if slot[Counter.PID]]
+        held = list(itertools.takewhile(lambda slot: slot[Counter.PID], self._slots))
         alive = [slot for slot in held if not slot[Counter.STOPPED_NS]]
         self._cpu.read([slot[Counter.PID] for slot in alive], now_s)
         taken = sum(slot[Counter.ESTABLISHED_TOTAL] for slot in held)

@@ -17,7 +17,6 @@ from harness import recording
 from harness.attach_status import AttachStatus
 from harness.attach_target import AttachTarget
 from harness.foreign_processes import ForeignProcesses
-from harness.foreign_server import SLOTS_COUNT
 from harness.probe_process import ProbeProcess
 from harness.supervisor import Interrupt
 from probes import live as live_memory
@@ -27,7 +26,10 @@ from probes.live import Header, Live, Phase
 from probes.rundir import LIVE, RunDir
 from reports.terminal import LiveView
 
-_TICK_S = 0.05
+SLOTS_COUNT = 128
+"""Processes that can be followed in one run, those that were replaced included."""
+
+_TICK_S = 0.1
 _PROBES_DEADLINE_S = 30.0
 _PROBE_STOP_DEADLINE_S = 4.0
 _LOOK_AGAIN_PERIOD_S = 1.0

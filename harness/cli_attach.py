@@ -126,7 +126,7 @@ def profile_attach(argv: Sequence[str]) -> int:
         ToolkitError: Usage, host, or run directory.
     """
     options = parser().parse_args(list(argv))
-    probes = registry.resolve(options.probes)
+    probes = registry.sparing() if options.probes == "auto" else registry.resolve(options.probes)
     target = _target(options)
     _require_room()
     interrupt = Interrupt()

@@ -180,6 +180,7 @@ class Collector:
             self.server_ports,
             self.live,
             attached=self.attached,
+            is_sparing=self.attached and set(self.names) == set(registry.sparing()),
             allow_pauses=self.allow_pauses,
         )
         for entry in self.driven:

@@ -49,6 +49,7 @@ class Target:
         live: The fleet's shared memory, None where no fleet of ours runs.
         attached: The target is watched with its real clients and knows nothing of it: its slots of
             the shared memory are filled by those who watch.
+        is_sparing: Probes whose cost falls on the target watch it a part of the time.
         allow_pauses: The user allows probes to stop the target for a moment.
     """
 
@@ -58,6 +59,7 @@ class Target:
     live: Live | None
     notes: list[str] = field(default_factory=list)
     attached: bool = False
+    is_sparing: bool = False
     allow_pauses: bool = False
 
 

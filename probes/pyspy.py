@@ -42,6 +42,8 @@ from probes.rundir import TableWriter
 
 LOW_RATE_PER_S = 5
 HIGH_RATE_PER_S = 100
+ATTACHED_RATE_PER_S = 50
+"""The high rate where a server in service is watched."""
 WINDOW_S = 30.0
 HOT_WINDOW_S = 5.0
 # py-spy sees SIGINT at its next sample, and its waits are exponential: at 5 Hz one in 400 takes
@@ -171,6 +173,7 @@ class PythonStacksProbe:
         self._low_pids: set[int] = set()
         self._hot_pid = 0
         self._stop_by_ns = 0
+        self._high_rate_per_s = HIGH_RATE_PER_S
         self._pauses: tuple[str, ...] = ("--nonblocking",)
 
     def check(self) -> None:
@@ -204,6 +207,8 @@ class PythonStacksProbe:
         if self._py_spy is None:
             self.check()
         self._launcher = launcher(os.getpid())
+        if target.attached:
+            self._high_rate_per_s = ATTACHED_RATE_PER_S
         if target.allow_pauses:  # exact stacks, paid for with a pause of the target for each
             self._pauses = ()
         self.writers = [target.run.writer("python_stacks", self.name)]
@@ -240,7 +245,7 @@ class PythonStacksProbe:
         if before in self._low_pids:
             self._open(before, LOW_RATE_PER_S, WINDOW_S)
         if pid:
-            self._open(pid, HIGH_RATE_PER_S, HOT_WINDOW_S)
+            self._open(pid, self._high_rate_per_s, HOT_WINDOW_S)
 
     def _open(self, pid: int, rate_per_s: int, window_s: float) -> None:
         watched = self._watched.get(pid)

@@ -110,6 +110,11 @@ def resolve(spec: str) -> list[str]:
     return [name for name in PROBES if name in wanted]
 
 
+def sparing() -> list[str]:
+    """The default set for a server in service: ``auto`` without what costs every call of it."""
+    return [name for name in names_of_set("auto") if name != "syscall_mix"]
+
+
 def syscall_mix_watches_all(names: list[str]) -> bool:
     """Whether ``syscall_mix`` counts for every process, or only for a hot one.
 

@@ -1,0 +1,86 @@
+"""Event loops that stand still, told from outside; and who is near its descriptor limit."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from probes import live as live_memory
+from probes import registry
+from probes.bpf_syscalls import is_near_limit
+from probes.live import Counter, Live
+from probes.probe import Target
+from probes.still_process import StillWatch
+
+
+@pytest.mark.parametrize(
+    ("looks", "expected"),
+    [
+        ([("S", "ep_poll"), ("S", "hrtimer_nanosleep"), ("S", "hrtimer_nanosleep")], [0, 0, 2]),
+        ([("S", "ep_poll"), ("S", "futex_wait"), ("R", ""), ("S", "futex_wait")], [0, 0, 0, 0]),
+        ([("S", "ep_poll"), ("D", "jbd2"), ("S", "ep_poll"), ("D", "jbd2")], [0, 0, 0, 0]),
+        ([("S", "do_wait"), ("T", "do_signal_stop"), ("T", "do_signal_stop")], [0, 0, 2]),
+        ([("S", "ep_poll"), ("S", ""), ("S", "")], [0, 0, 0]),  # not to be known
+    ],
+)
+def test_two_looks_outside_of_the_poll_are_a_loop_that_stands_still(looks, expected):
+    watch = StillWatch()
+    found = [watch.since_ns(i, os.getpid(), *look) for i, look in enumerate(looks, start=1)]
+    assert found == expected
+    if found[-1]:
+        assert watch.is_same(os.getpid(), found[-1])
+
+
+def test_a_process_whose_loop_is_in_another_thread_is_left_alone():
+    polling = threading.Event()
+    read_fd, write_fd = os.pipe()
+
+    def poll() -> None:
+        import select
+
+        epoll = select.epoll()
+        epoll.register(read_fd)
+        polling.set()
+        epoll.poll(20)
+        epoll.close()
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    polling.wait(10)
+    try:
+        watch = StillWatch()
+        pid = os.getpid()
+        while not any("ep" in _channel(t) for t in os.listdir(f"/proc/{pid}/task")):
+            pass
+        assert [watch.since_ns(at, pid, "S", "futex_wait") for at in (1, 2)] == [0, 0]
+    finally:
+        os.write(write_fd, b"x")
+        thread.join(20)
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+def _channel(thread: str) -> str:
+    with open(f"/proc/self/task/{thread}/wchan") as stream:
+        return stream.read()
+
+
+@pytest.mark.parametrize(("open_count", "near"), [(100, False), (693, True), (984, True)])
+def test_most_descriptors_in_use_are_near_the_limit(tmp_path, open_count, near):
+    fd = live_memory.create(tmp_path / "live.bin", slot_count=3, capacity=1)
+    live = Live(fd)
+    slot = live.slot(0)
+    slot[Counter.PID], slot[Counter.NOFILE_SOFT_COUNT], slot[Counter.OWN_FDS_COUNT] = 1, 1009, 16
+    slot[Counter.OPEN_COUNT] = open_count
+    target = Target(run=None, processes={}, server_ports=frozenset(), live=live)  # type: ignore[arg-type]  # not looked at
+    assert is_near_limit(target) is near
+    slot[Counter.STOPPED_NS] = 1
+    assert not is_near_limit(target)
+    live.close()
+    os.close(fd)
+
+
+def test_the_sparing_set_is_the_default_one_without_counts_of_every_call():
+    assert set(registry.names_of_set("auto")) - set(registry.sparing()) == {"syscall_mix"}
