@@ -70,7 +70,8 @@ def missing_runs(
     """What is still to be measured, in rounds over all servers, the smallest size first.
 
     Of each size ``repeats`` runs without probes, for the figures (``at_most`` from ``LARGE``
-    connections on); of the largest one more with probes, for the verdict.
+    connections on); of the largest one more with probes, for the verdict: first of those that are
+    not known to have held all.
     """
     for size in sorted(sizes):
         wanted = at_most if size >= LARGE else repeats
@@ -78,7 +79,11 @@ def missing_runs(
             for server in servers:
                 if len(runs.of(server, size, "none")) < number:
                     yield ServerRun(server, size, "none")
-        for server in servers:
+
+        def is_held(server: str, size: int = size) -> bool:
+            return any(run.is_reached for run in runs.of(server, size))
+
+        for server in sorted(servers, key=is_held):
             if size == max(sizes) and not runs.of(server, size, "auto"):
                 yield ServerRun(server, size, "auto")
 

@@ -149,6 +149,8 @@ def name_of_command(words: list[str]) -> str:
                 continue
             if word == "-m" and len(words) > index + 1:
                 return f"{name} -m {words[index + 1]}"[:40]
+            if word == "-c" and "multiprocessing" in " ".join(words[index + 1 : index + 2]):
+                return f"{name} multiprocessing"  # how Python's own workers are spawned
             if word in ("-c", "-e", "-jar"):
                 return f"{name} {word}"
             if not word.startswith("-"):

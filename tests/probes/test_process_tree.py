@@ -16,6 +16,10 @@ from probes import process_tree
         (["/usr/bin/node", "--inspect", "/srv/server.js", "--port", "1"], "node server.js"),
         (["/usr/bin/python3", "-P", "-m", "uvicorn", "app"], "python3 -m uvicorn"),
         (["python3", "-c", "print()"], "python3 -c"),
+        (
+            ["python", "-c", "from multiprocessing.spawn import spawn_main; spawn_main()"],
+            "python multiprocessing",
+        ),
         (["/opt/go-server", "-x"], "go-server"),
         (["nginx: worker process"], "nginx: worker process"),
         ([], ""),
