@@ -12,6 +12,7 @@ import ctypes
 import re
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 _LIBRARIES = ("libstdc++.so.6", "libc++abi.so.1")
 _MAX_MANGLED_CHARACTERS = 2048  # its time and stack grow with nested templates
@@ -88,26 +89,28 @@ def _parameters_at(name: str) -> int:
 def _demangler() -> Callable[[str], str | None]:
     for library in _LIBRARIES:
         try:
-            function = ctypes.CDLL(library).__cxa_demangle
+            return _bound(ctypes.CDLL(library).__cxa_demangle)
         except (OSError, AttributeError):
             continue
-        free = ctypes.CDLL(None).free
-        free.argtypes, free.restype = [ctypes.c_void_p], None
-        function.restype = ctypes.c_void_p
-        function.argtypes = [
-            *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p),
-            ctypes.POINTER(ctypes.c_int),
-        ]
-
-        def demangled(mangled: str) -> str | None:
-            status = ctypes.c_int()
-            found = function(mangled.encode(errors="replace"), None, None, ctypes.byref(status))
-            if not found:
-                return None
-            try:
-                return ctypes.string_at(found).decode(errors="replace")
-            finally:
-                free(found)
-
-        return demangled
     return lambda _: None
+
+
+def _bound(function: Any) -> Callable[[str], str | None]:
+    free = ctypes.CDLL(None).free
+    free.argtypes, free.restype = [ctypes.c_void_p], None
+    function.restype = ctypes.c_void_p
+    function.argtypes = [
+        *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p),
+        ctypes.POINTER(ctypes.c_int),
+    ]
+
+    def demangled(mangled: str) -> str | None:
+        found = function(mangled.encode(errors="replace"), None, None, ctypes.byref(ctypes.c_int()))
+        if not found:
+            return None
+        try:
+            return ctypes.string_at(found).decode(errors="replace")
+        finally:
+            free(found)
+
+    return demangled

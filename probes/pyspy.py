@@ -16,8 +16,8 @@ Misses:
     The time of a sample is py-spy's clock, placed at its start with an uncertainty of about 20 ms.
     A stack is billed with the CPU time of its process in that second, shared by the time it was
     the last one seen: in a nearly idle process at 5 Hz that is coarse. Of several interpreters in
-    one process only the one created last, of a free-threaded build nothing (``note`` says so). Without stopping the target
-    a stack can be torn: py-spy notices most (``lost_count``).
+    one process only the one created last, of a free-threaded build nothing (``note`` says so).
+    Without stopping the target a stack can be torn: py-spy notices most (``lost_count``).
 Checked against:
     Processes that spin in known functions, one after the other (tests/probes/test_pyspy.py).
 """
