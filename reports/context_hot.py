@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.runtime_frames import naming_advice
+from analysis.runtime_frames import naming_advice, runtime_of
 from reports import formatting
 from reports.context_before import before_part
 from reports.figures.processes import plot_per_process
@@ -115,6 +115,7 @@ def _flame(view: View) -> dict[str, Any]:
             ("native", "cpu_stacks", "No native and kernel stacks"),
         )
         if not any(source in process for process in data["processes"])
+        and not (source == "python" and _is_no_python(s.flame_stacks))
     ]
     lacking += _naming_notes(data["processes"], s.flame_stacks)
     first = data["processes"][0]
@@ -124,6 +125,12 @@ def _flame(view: View) -> dict[str, Any]:
         if (table := _functions_table(s.flame_stacks, first, source)) is not None
     ]
     return {"data": data, "tables": tables, "empty": "", "lacking": lacking}
+
+
+def _is_no_python(stacks: pd.DataFrame) -> bool:
+    """Whether the servers are of another runtime, so that nobody expects Python stacks."""
+    servers = stacks[(stacks["source"] == "native") & (stacks["role"] != "client")]
+    return runtime_of(servers["stack"]) not in ("", "python")
 
 
 def _naming_notes(processes: list[dict[str, Any]], stacks: pd.DataFrame) -> list[str]:
