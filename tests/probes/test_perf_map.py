@@ -172,7 +172,7 @@ def test_the_map_of_a_real_node_names_its_functions(tmp_path):
     script = tmp_path / "spin.js"
     script.write_text(SPIN_JS)
     command = ["node", "--perf-basic-prof", str(script)]
-    with subprocess.Popen(command) as child:
+    with subprocess.Popen(command, cwd=tmp_path) as child:
         path = f"/tmp/perf-{child.pid}.map"
         user = UserSymbols()
         try:
