@@ -34,7 +34,7 @@ def profile_run(folder: Path, command: str, *arguments: str) -> tuple[dict[str, 
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
-        cwd=folder,  # node leaves an empty isolate-…-v8.log beside its map
+        cwd=folder,  # node leaves an isolate-…-v8.log there
         env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
     )
     assert "Traceback" not in done.stderr, done.stderr
