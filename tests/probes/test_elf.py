@@ -168,6 +168,12 @@ def test_mangled_names_become_readable(mangled, name):
     assert demangle(mangled) == (name or "v8::internal::Heap::CollectGarbage")
 
 
+def test_a_name_that_doubles_itself_again_and_again_stays_as_it_is():
+    levels = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    bomb = "_Z1f4pairIiiE" + "".join(f"S_IS{x}_S{x}_E" for x in levels)
+    assert demangle(bomb) == bomb
+
+
 def test_demangled_names_are_those_of_cxxfilt(library):
     mangled = [name for _, _, name in functions_by_nm(library) if name.startswith("_ZN")][:300]
     done = subprocess.run(
