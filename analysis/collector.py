@@ -17,6 +17,8 @@ COLLECTOR_FRAME = re.compile(
     r"|update_refs|move_unreachable"
     # V8, also in mangled names
     r"|MarkCompact|Scaveng|CollectGarbage|ConcurrentMarking|IncrementalMarking|ConcurrentSweep"
+    r"|v8::internal::(?:Sweeper|Evacuator|MarkingWorklist|PageEvacuationJob|PointersUpdatingJob)"
+    r"|v8::internal::Heap::(?:PerformGarbage|Mark|Scavenge|Sweep|Minor|Evacuate)\w*|YoungGeneration"
     # Go
     r"|runtime\.(?:gcBgMarkWorker|gcDrain|gcAssist|gcStart|scanobject|greyobject|bgsweep)"
     # HotSpot

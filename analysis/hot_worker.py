@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.cpu import df_flame
 from analysis.evidence import Finding
 from analysis.run_view import RunView
+from analysis.runtime_frames import MAP_SUFFIX, is_own_code
 
 if TYPE_CHECKING:
     from analysis.signs import Signs
@@ -50,9 +51,14 @@ def function_shares(stacks: pd.DataFrame) -> pd.DataFrame:
 
 
 def function_name(frame: str) -> str:
-    """A frame without its line: ``turn (harness/loop.py:31)`` gives ``turn (harness/loop.py)``."""
+    """A frame without its line: ``turn (harness/loop.py:31)`` gives ``turn (harness/loop.py)``.
+
+    A frame of a perf map loses its mark as well. Functions without a name keep their line: it is
+    all that tells them apart.
+    """
+    frame = frame.removesuffix(MAP_SUFFIX)
     head, colon, tail = frame.rpartition(":")
-    if colon and tail.rstrip(")").isdigit():
+    if colon and not frame.startswith("<anonymous>") and tail.rstrip(")").isdigit():
         return head + (")" if tail.endswith(")") else "")
     return frame
 
@@ -139,7 +145,8 @@ def describe_hot_worker(signs: Signs, findings: Sequence[Finding]) -> dict[str, 
     function, share_pct = dominant_function(function_shares(stacks[stacks["source"] == "python"]))
     if not function:
         native = function_shares(stacks[stacks["source"] == "native"])
-        function, share_pct = dominant_function(native)
+        own = native[native["function"].map(is_own_code).astype(bool)]
+        function, share_pct = dominant_function(own if len(own) else native)
     causes = [f.cause for f in findings if f.subject.pid == pid]
     named = [c for c in causes if c in _EXPLAINS_A_HOT_WORKER]
     top = stacks.head(10)[["source", "stack", "sample_count"]]

@@ -17,6 +17,7 @@ from analysis.before_failure import df_before_failure
 from analysis.descriptors import df_descriptors
 from analysis.evidence import Finding
 from analysis.findings import find_all
+from analysis.hot_thread import with_threads
 from analysis.hot_worker import describe_hot_worker
 from analysis.ladder import Rung, build_ladder
 from analysis.moments import df_moments
@@ -52,7 +53,9 @@ class Summary:
             state, wait_channel, established_count}: what they did meanwhile), top_function (python
             or native, '' unknown), top_share_pct (of samples), cause (id of the finding that
             explains it, '' none), syscalls (list of {syscall, errno_name, events_per_s}, most
-            first), stacks (list of {source, stack, sample_count}, most first, at most 10).
+            first), stacks (list of {source, stack, sample_count}, most first, at most 10),
+            threads (list of {tid, thread, kind, label, sample_count, share_pct, function}, most
+            samples first, at most 5), naming_advice (what would name its frames, '' for nothing).
         failure_window_s: (first_s, last_s) around the first failures, None when none failed.
         phases: phase (setup, ramp, hold, stop, collect), start_s, end_s, duration_s,
             established_count, failed_count, established_per_s, open_count (at its end),
@@ -201,7 +204,7 @@ def summarise(frames: RunFrames) -> Summary:
         ladder=ladder,
     )
     findings = rank(signs, find_all(signs))
-    hot = describe_hot_worker(signs, findings)
+    hot = with_threads(signs.view, describe_hot_worker(signs, findings))
     return Summary(
         manifest=frames.manifest,
         origin_ns=view.origin_ns,

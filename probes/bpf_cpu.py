@@ -13,9 +13,13 @@ Cost
 Misses
     Time with interrupts off is billed to the instruction that turns them on. User stacks follow
     frame pointers: code built without them (most distributions' libraries) shows its own function
-    and not always its callers. Interpreted frames are py-spy's business.
+    and not always its callers. Functions that a runtime compiled have names only where it writes a
+    perf map (Node --perf-basic-prof, Python -X perf, Java); code that it moves within the second
+    between two readings can get the name of what was there before. Other interpreted frames are
+    py-spy's business.
 Checked against
-    A process that spins in one known function.
+    A process that spins in one known function; a Node process, and a Python 3.12 where there is
+    one, with their maps.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
 from probes.clock import NS_PER_S
-from probes.probe import Target
+from probes.probe import ProcessRef, Target
 from probes.symbols import frames_of, kernel_symbols, user_symbols
 
 FREQUENCY_HZ = 49
@@ -52,7 +56,7 @@ class CpuStacksProbe(BpfProbe):
         # A stack id names the same stack until the map is cleared: each is read and named once.
         self._frames: dict[int, list[int]] = {}
         self._kernel_names: dict[int, str] = {}
-        self._user_names: dict[tuple[int, int], str] = {}
+        self._user_names: dict[tuple[int, int], tuple[int, str]] = {}  # with the names' version
         self._target: Target | None = None
         self._lost_stacks_count = 0
 
@@ -66,6 +70,16 @@ class CpuStacksProbe(BpfProbe):
             self._user.add_process(pid)
         self._links = loaded.attach_cpu_clock("cpu_sample", FREQUENCY_HZ)
 
+    def add_process(self, ref: ProcessRef) -> None:
+        """Watches a process that came later; its mappings are read now, it may not live long."""
+        super().add_process(ref)
+        self._user.add_process(ref.pid)
+
+    @property
+    def note(self) -> str:
+        """What it could not use, for the row of its health: perf maps of a stranger."""
+        return "; ".join(self._user.map_refusals())
+
     def _read(self, loaded: BpfObject, at_ns: int) -> None:
         self._write(loaded, at_ns, *loaded.maps["cpu_samples"].items(delete=True))
         if len(self._frames) > loaded.maps["cpu_traces"].max_entries // _FULL_SHARE:
@@ -78,6 +92,8 @@ class CpuStacksProbe(BpfProbe):
     ) -> None:
         (writer,) = self.writers
         period_ns = NS_PER_S // FREQUENCY_HZ
+        # What a runtime has compiled anew since the last reading makes its names new.
+        versions = {pid: self._user.version(pid) for pid in {key[0] for key in keys.tolist()}}
         for (pid, tid, kernel_id, user_id), (count, comm) in zip(
             keys.tolist(), values[:, 0].tolist(), strict=True
         ):
@@ -85,16 +101,17 @@ class CpuStacksProbe(BpfProbe):
             self._lost_stacks_count += count * (user_id < 0 and user_id != _FAULT)
             if kernel_id not in self._kernel_names:
                 self._kernel_names[kernel_id] = self._kernel.stack(self._stack(loaded, kernel_id))
-            if (pid, user_id) not in self._user_names:
-                addresses = self._stack(loaded, user_id)
-                self._user_names[pid, user_id] = self._user.stack(pid, addresses)
+            version, user_stack = self._user_names.get((pid, user_id), (-1, ""))
+            if version != versions[pid]:
+                user_stack = self._user.stack(pid, self._stack(loaded, user_id))
+                self._user_names[pid, user_id] = versions[pid], user_stack
             writer.append(
                 at_ns,
                 pid,
                 tid,
                 comm.decode(errors="replace"),
                 self._kernel_names[kernel_id],
-                self._user_names[pid, user_id],
+                user_stack,
                 count,
                 period_ns,
             )

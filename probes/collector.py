@@ -348,6 +348,7 @@ class Collector:
             error = next((writer.last_error for writer in writers if writer.last_error), "")
             reason = f"{lost_rows_count} rows could not be written: {error}"
             fix = f"df -h {self.run.path}; choose another place with --output DIR"
+        reason = reason or getattr(probe, "note", "")
         self._health.append(
             now_ns(),
             entry.name,

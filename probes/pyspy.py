@@ -15,8 +15,9 @@ Misses:
     Clients, unless one is hot; C code (the caller's frame is shown); a process that is not Python.
     The time of a sample is py-spy's clock, placed at its start with an uncertainty of about 20 ms.
     A stack is billed with the CPU time of its process in that second, shared by the time it was
-    the last one seen: in a nearly idle process at 5 Hz that is coarse. Without stopping the target
-    a stack can be torn: py-spy notices most (``lost_count``).
+    the last one seen: in a nearly idle process at 5 Hz that is coarse. Of several interpreters in
+    one process only the one created last, of a free-threaded build nothing (``note`` says so).
+    Without stopping the target a stack can be torn: py-spy notices most (``lost_count``).
 Checked against:
     Processes that spin in known functions, one after the other (tests/probes/test_pyspy.py).
 """
@@ -24,6 +25,7 @@ Checked against:
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,6 +52,8 @@ HOT_WINDOW_S = 5.0
 # longer than this, and its window is lost.
 STOP_LIMIT_S = 1.2
 _CHECK_LIMIT_S = 10.0
+_FREE_THREADED = re.compile(r"/(?:lib)?python3\.\d+td?(?:\.so[.\d]*)?$", re.MULTILINE)
+_SUB_INTERPRETERS = re.compile(r"/_(?:xxsub|xx)?interpreters\.[^/]*so$", re.MULTILINE)
 _SAMPLED_ROLES = ("server", "acceptor")
 
 
@@ -60,6 +64,26 @@ def find_py_spy() -> Path | None:
             return folder / "py-spy"
     found = shutil.which("py-spy")
     return Path(found) if found else None
+
+
+def python_build_note(pid: int) -> str:
+    """What py-spy cannot see of this process by the kind of its interpreter, '' for nothing.
+
+    Told by the files that it has mapped: an interpreter of a free-threaded build has a ``t`` after
+    its version, and who uses sub-interpreters from Python has loaded their module. Where that
+    module is built into the interpreter, or C code makes them, it cannot be told.
+    """
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    if _FREE_THREADED.search(maps):
+        return (
+            f"pid {pid}: a free-threaded build, of which py-spy may read no stacks (its issue 711)"
+        )
+    if _SUB_INTERPRETERS.search(maps):
+        return f"pid {pid}: of several interpreters py-spy reads only the one created last"
+    return ""
 
 
 def launcher(parent_pid: int) -> list[str]:
@@ -164,6 +188,7 @@ class PythonStacksProbe:
         self.lost_count = 0
         self.late_count = 0
         self.child_cpu_ns = 0
+        self.note = ""
         self.writers: list[TableWriter] = []
         self._py_spy: Path | None = None
         self._launcher: list[str] = []
@@ -250,6 +275,7 @@ class PythonStacksProbe:
     def _open(self, pid: int, rate_per_s: int, window_s: float) -> None:
         watched = self._watched.get(pid)
         if watched is None:
+            self._add_note(python_build_note(pid))
             try:
                 stat_fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
@@ -326,6 +352,7 @@ class PythonStacksProbe:
             lived_s = (now_ns() - window.started_ns) / NS_PER_S
             self.lost_count += round(lived_s * window.rate_per_s)
             sys.stderr.write(f"py-spy on {window.pid}: {messages.strip() or 'no output'}\n")
+            self._add_note(f"pid {window.pid}: {explain_failure(messages)[0]}")
         watched = self._watched[window.pid]
         billing = watched.billing.setdefault(
             window.rate_per_s, CpuBilling(NS_PER_S // window.rate_per_s)
@@ -334,6 +361,12 @@ class PythonStacksProbe:
             self.writers[0].append(
                 row.at_ns, window.pid, row.thread, row.stack, row.sample_count, row.period_ns
             )
+
+    def _add_note(self, note: str) -> None:
+        """Says something in the row of its health, once, and not for every worker."""
+        kinds = {line.partition(": ")[2] for line in self.note.split("; ")}
+        if note and note.partition(": ")[2] not in kinds:
+            self.note = f"{self.note}; {note}" if self.note else note
 
     def _is_alive(self, pid: int) -> bool:
         watched = self._watched[pid]

@@ -544,7 +544,7 @@ _ALL: tuple[Table, ...] = (
             _t("probe", "name"),
             Column("asked_for", BOOL, "", "in the set of this run"),
             _t("state", "ran, unavailable, failed, not_asked"),
-            _t("reason", "why it did not run, '' when it did"),
+            _t("reason", "why it did not run; of one that ran, what it could not see, or ''"),
             _t("fix", "command that makes it run, '' when it did"),
             _n("row_count", "count", "rows written"),
             _n("lost_count", "count", "events seen and not recorded: full maps, ring buffers"),

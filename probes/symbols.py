@@ -1,12 +1,13 @@
-"""Names for addresses: the kernel's from ``/proc/kallsyms``, a program's from its ELF files.
+"""Names for addresses: the kernel's from ``/proc/kallsyms``, a program's from its files and maps.
 
 Both are lazy and small. kallsyms is read once, at the first address, and kept as the text it is
 with an array of addresses beside it (7 MB). A process's executable mappings are read when it is
 added, since it may be gone when its stacks are read; forked workers have the same mappings and
-share one entry. An ELF file is mapped, not read, and its names stay in the mapping.
+share one entry. Of an ELF file the table of addresses is kept, and names are read as they are
+needed. Code that a runtime made is in no file: its perf map names it (``probes.perf_map``).
 
-Frames: a kernel frame ends in ``_[k]``; a user frame without a symbol is ``module+0x<offset>``,
-one that is in no mapping ``[unknown]``.
+Frames: a kernel frame ends in ``_[k]``, one from a perf map in ``_[j]``; a user frame without a
+symbol is ``module+0x<offset>``, one that is in no mapping ``[unknown]``.
 Source: proc(5), elf(5).
 """
 
@@ -14,40 +15,33 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import mmap
 import os
-import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from probes.debug_files import find_debug_file
+from probes.demangle import demangle
+from probes.elf import BAD_FILE, ElfFile, FunctionTable, symbol_table
+from probes.go_symbols import go_table
+from probes.perf_map import PerfMap, clean_name
+
 KALLSYMS = Path("/proc/kallsyms")
 KERNEL_SUFFIX = "_[k]"
 UNKNOWN = "[unknown]"  # an address in no executable mapping
 _REFRESH_S = 1.0
+_NO_FILES = ("/memfd:", "/dev/zero", "/anon_hugepage", "/SYSV", "/dev/shm/")  # noqa: S108
 
 _HEX = np.zeros(256, dtype=np.uint64)
 for _value, _digit in enumerate(b"0123456789abcdef"):
     _HEX[_digit] = _value
 _ADDRESS_DIGITS = 16  # kallsyms of a 64-bit kernel
-
-_PT_LOAD, _SHT_SYMTAB, _SHT_DYNSYM, _STT_FUNC, _STT_GNU_IFUNC = 1, 2, 11, 2, 10
-_SYMBOL = np.dtype(
-    [
-        ("name", "<u4"),
-        ("info", "u1"),
-        ("other", "u1"),
-        ("section", "<u2"),
-        ("value", "<u8"),
-        ("size", "<u8"),
-    ]
-)
 
 
 def join_stack(frames: Sequence[str]) -> str:
@@ -121,73 +115,71 @@ class KernelSymbols:
 
 
 class ElfSymbols:
-    """Function names of one ELF file (64-bit, little endian; another file has none).
+    """Function names of one program or library; another file has none.
+
+    From the fullest source that there is: its ``.symtab``, that of its debug file, Go's
+    ``.gopclntab``, and last ``.dynsym``, which lacks what is not exported.
 
     Args:
-        path: The file; a missing or unreadable one has no names.
+        path: Where to read it; a missing or unreadable one has no names.
+        mapped_as: Its path in the file system of its process, to find its debug file by.
+        roots: Where that file system and ours begin (``probes.debug_files``).
     """
 
-    def __init__(self, path: Path) -> None:
-        self._map: mmap.mmap | None = None
-        self._segments: list[tuple[int, int, int]] = []  # file offset, bytes, address
-        self._values: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
-        self._sizes = self._values
-        self._names: npt.NDArray[np.uint64] = self._values
-        with contextlib.suppress(OSError, ValueError, IndexError, OverflowError, struct.error):
-            with path.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            self._read(self._map)
-
-    def _read(self, data: mmap.mmap) -> None:
-        if data[:6] != b"\x7fELF\x02\x01":
+    def __init__(self, path: Path, mapped_as: str = "", roots: Sequence[str] = ()) -> None:
+        self._elf: ElfFile | None = None
+        self._tables: list[FunctionTable] = []
+        try:
+            self._elf = ElfFile(path)
+        except BAD_FILE:
             return
-        headers_at, sections_at = struct.unpack_from("<QQ", data, 32)
-        header_bytes, header_count, section_bytes, section_count = struct.unpack_from(
-            "<HHHH", data, 54
-        )
-        for index in range(header_count):
-            kind, _, offset, address, _, size = struct.unpack_from(
-                "<IIQQQQ", data, headers_at + index * header_bytes
-            )
-            if kind == _PT_LOAD:
-                self._segments.append((offset, size, address))
-        sections = [
-            struct.unpack_from("<IIQQQQIIQQ", data, sections_at + index * section_bytes)
-            for index in range(section_count)
-        ]
-        tables = [s for s in sections if s[1] in (_SHT_SYMTAB, _SHT_DYNSYM)]
-        if not tables:
-            return
-        table = min(tables, key=lambda section: section[1])  # .symtab has all, .dynsym is a part
-        strings_at = sections[table[6]][4]
-        symbols = np.frombuffer(data, dtype=_SYMBOL, count=table[5] // 24, offset=table[4])
-        kinds = symbols["info"] & 0xF
-        functions = symbols[
-            ((kinds == _STT_FUNC) | (kinds == _STT_GNU_IFUNC)) & (symbols["value"] != 0)
-        ]
-        functions = functions[np.argsort(functions["value"], kind="stable")]
-        self._values = functions["value"].copy()
-        self._sizes = functions["size"].copy()
-        self._names = functions["name"].astype(np.uint64) + np.uint64(strings_at)
+        for read in (symbol_table, partial(_debug_table, mapped_as, roots), go_table, _dynamic):
+            if any(len(table) for table in self._tables) and read is not _dynamic:
+                continue
+            try:
+                table = read(self._elf)
+            except BAD_FILE:
+                continue
+            if table is not None:
+                self._tables.append(table)
 
     def name(self, file_offset: int) -> str | None:
         """The function at an offset in the file, None when no symbol covers it."""
-        for offset, size, address in self._segments:
-            if offset <= file_offset < offset + size:
-                return self._function(file_offset - offset + address)
+        address = self._elf.address_of(file_offset) if self._elf is not None else None
+        if address is None:
+            return None
+        for table in self._tables:
+            try:
+                found = table.find(address)
+            except BAD_FILE:  # the file was cut since
+                continue
+            if found:
+                return clean_name(demangle(found))
         return None
 
-    def _function(self, address: int) -> str | None:
-        at = int(np.searchsorted(self._values, np.uint64(address), side="right")) - 1
-        # the last of several symbols at one address may have no size: look a few back
-        for index in range(at, max(-1, at - 8), -1):
-            size = int(self._sizes[index])
-            if size and address < int(self._values[index]) + size:
-                assert self._map is not None
-                start = int(self._names[index])
-                end = self._map.find(b"\0", start)
-                return self._map[start:end].decode(errors="replace")
-        return None
+
+def _dynamic(elf: ElfFile) -> FunctionTable | None:
+    return symbol_table(elf, is_dynamic=True)
+
+
+def _debug_table(mapped_as: str, roots: Sequence[str], elf: ElfFile) -> FunctionTable | None:
+    debug = find_debug_file(elf, mapped_as, roots)
+    return symbol_table(debug) if debug is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapping:
+    """One executable mapping: its place in memory, in its file, and that file."""
+
+    start: int
+    end: int
+    file_offset: int
+    path: str
+    file: tuple[str, str]  # device and inode: what the path meant to that process
+
+    @property
+    def is_file(self) -> bool:
+        return self.path.startswith("/") and not self.path.startswith(_NO_FILES)
 
 
 @dataclass(slots=True)
@@ -195,8 +187,13 @@ class _Mappings:
     """The executable mappings of one process, sorted by start."""
 
     starts: list[int] = field(default_factory=list)
-    rows: list[tuple[int, int, str]] = field(default_factory=list)  # end, file offset, path
-    root: str = "/"
+    rows: list[_Mapping] = field(default_factory=list)
+    is_ours: bool = False  # its paths mean the same to us
+
+    def at(self, address: int) -> _Mapping | None:
+        """The mapping that holds an address."""
+        index = bisect.bisect_right(self.starts, address) - 1
+        return self.rows[index] if index >= 0 and address < self.rows[index].end else None
 
 
 def parse_maps(text: str) -> _Mappings:
@@ -207,9 +204,12 @@ def parse_maps(text: str) -> _Mappings:
         if len(parts) < 5 or "x" not in parts[1]:
             continue
         low, _, high = parts[0].partition("-")
-        mappings.starts.append(int(low, 16))
-        path = parts[5] if len(parts) > 5 else "[anon]"
-        mappings.rows.append((int(high, 16), int(parts[2], 16), path))
+        start = int(low, 16)
+        path = parts[5].removesuffix(" (deleted)") if len(parts) > 5 else "[anon]"
+        mappings.starts.append(start)
+        mappings.rows.append(
+            _Mapping(start, int(high, 16), int(parts[2], 16), path, (parts[3], parts[4]))
+        )
     return mappings
 
 
@@ -218,10 +218,13 @@ class UserSymbols:
 
     def __init__(self) -> None:
         self._by_pid: dict[int, _Mappings] = {}
-        self._by_text: dict[str, _Mappings] = {}
-        self._files: dict[str, ElfSymbols] = {}
+        self._by_text: dict[tuple[str, bool], _Mappings] = {}
+        self._files: dict[tuple[str, tuple[str, str]], ElfSymbols] = {}
         self._known: dict[tuple[int, int], str] = {}
         self._read_s: dict[int, float] = {}
+        self._maps: dict[int, PerfMap] = {}
+        self._wanting: set[int] = set()  # processes with frames outside of every file
+        self._map_read_s: dict[int, float] = {}
 
     def add_process(self, pid: int) -> bool:
         """Reads the mappings of a process now; False when it is gone already."""
@@ -233,13 +236,45 @@ class UserSymbols:
         self._read_s[pid] = time.monotonic()
         if not executable:
             return False
-        mappings = self._by_text.get(executable)
+        is_ours = False
+        with contextlib.suppress(OSError):
+            is_ours = Path(f"/proc/{pid}/root").samefile("/")
+        mappings = self._by_text.get((executable, is_ours))
         if mappings is None:
-            mappings = self._by_text[executable] = parse_maps(executable)
-            with contextlib.suppress(OSError):
-                mappings.root = str(Path(f"/proc/{pid}/root").readlink())
+            mappings = self._by_text[executable, is_ours] = parse_maps(executable)
+            mappings.is_ours = is_ours
         self._by_pid[pid] = mappings
+        if pid not in self._maps:
+            self._maps[pid] = PerfMap(pid)
+            self._read_map(pid)
         return True
+
+    def version(self, pid: int) -> int:
+        """Grows when the process's runtime named more code: names before may be out of date.
+
+        Reads on in its perf map, at most once a second, where frames were met that need it.
+        """
+        perf_map = self._maps.get(pid)
+        if perf_map is None:
+            return 0
+        if pid in self._wanting:
+            self._read_map(pid)
+        return perf_map.version
+
+    def map_refusals(self) -> list[str]:
+        """Perf maps that are there and do not count, each with the reason."""
+        return [
+            f"the perf map of pid {pid} is not read: {perf_map.refused}"
+            for pid, perf_map in self._maps.items()
+            if perf_map.refused
+        ]
+
+    def _read_map(self, pid: int) -> bool:
+        now_s = time.monotonic()
+        if now_s - self._map_read_s.get(pid, -_REFRESH_S) < _REFRESH_S:
+            return False
+        self._map_read_s[pid] = now_s
+        return self._maps[pid].refresh()
 
     def name(self, pid: int, address: int) -> str:
         """The function of a process at an address.
@@ -253,13 +288,35 @@ class UserSymbols:
                 return UNKNOWN
             mappings = self._by_pid[pid]
         known = self._known.get((id(mappings), address))
-        if known is None:
-            found = self._find(mappings, address)
-            if found is None and self._refresh(pid):
-                mappings = self._by_pid[pid]
-                found = self._find(mappings, address)
-            known = self._known[id(mappings), address] = found or UNKNOWN
-        return known
+        if known is not None:
+            return known
+        mapping = mappings.at(address)
+        if mapping is not None and mapping.is_file:
+            name = self._file(pid, mappings, mapping).name(
+                address - mapping.start + mapping.file_offset
+            )
+            if name is not None:
+                self._known[id(mappings), address] = name
+                return name
+        return self._made_at_run_time(pid, mapping, address)
+
+    def _made_at_run_time(self, pid: int, mapping: _Mapping | None, address: int) -> str:
+        """A frame that no file names: by the runtime's map, else by module and offset."""
+        self._wanting.add(pid)
+        perf_map = self._maps[pid]
+        name = perf_map.find(address)
+        if name is None and self._read_map(pid):
+            name = perf_map.find(address)
+        if name is not None:
+            return name
+        if mapping is None and self._refresh(pid):
+            mapping = self._by_pid[pid].at(address)
+            if mapping is not None and mapping.is_file:
+                return self.name(pid, address)
+        if mapping is None:
+            return UNKNOWN
+        module = os.path.basename(mapping.path)  # noqa: PTH119  # also of "[vdso]", no path
+        return f"{clean_name(module)}+{address - mapping.start + mapping.file_offset:#x}"
 
     def _refresh(self, pid: int) -> bool:
         """Reads the mappings again for a library loaded since, at most once a second.
@@ -278,24 +335,22 @@ class UserSymbols:
         ]
         return join_stack(frames)
 
-    def _find(self, mappings: _Mappings, address: int) -> str | None:
-        at = bisect.bisect_right(mappings.starts, address) - 1
-        if at < 0 or address >= mappings.rows[at][0]:
-            return None
-        _, file_offset, path = mappings.rows[at]
-        offset = address - mappings.starts[at] + file_offset
-        if path.startswith("/"):
-            name = self._file(mappings.root, path).name(offset)
-            if name is not None:
-                return name
-        return f"{os.path.basename(path)}+{offset:#x}"  # noqa: PTH119  # also of "[vdso]", no path
-
-    def _file(self, root: str, path: str) -> ElfSymbols:
-        inside = root.rstrip("/") + path
-        known = self._files.get(inside)
+    def _file(self, pid: int, mappings: _Mappings, mapping: _Mapping) -> ElfSymbols:
+        known = self._files.get((mapping.path, mapping.file))
         if known is None:
-            known = self._files[inside] = ElfSymbols(Path(inside))
+            # The kernel's own link leads to the very file, wherever its path leads by now.
+            path = Path(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
+            if not _can_read(path):
+                path = Path(f"/proc/{pid}/root{mapping.path}")
+            if not _can_read(path) and mappings.is_ours:
+                path = Path(mapping.path)  # of a process that ended meanwhile
+            known = ElfSymbols(path, mapping.path, (f"/proc/{pid}/root", "/"))
+            self._files[mapping.path, mapping.file] = known
         return known
+
+
+def _can_read(path: Path) -> bool:
+    return os.access(path, os.R_OK)
 
 
 def frames_of(stack: Any) -> list[int]:

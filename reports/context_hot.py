@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.runtime_frames import naming_advice, runtime_of
 from reports import formatting
 from reports.context_before import before_part
 from reports.figures.processes import plot_per_process
@@ -49,6 +50,12 @@ def hot_section(view: View) -> dict[str, Any]:
                 f" {formatting.percent(float(hot['top_share_pct']))} of its samples are in "
                 f"{hot['top_function']}."
             )
+        if hot.get("threads"):
+            thread = hot["threads"][0]
+            lead += (
+                f" {formatting.percent(float(thread['share_pct']))} of its CPU samples are on its "
+                f"{thread['label']}."
+            )
     cpu = Part("hot-cpu", title, lead)
     servers = s.worker_cpu[s.worker_cpu["side"] == "server"]
     if servers.empty:
@@ -82,6 +89,7 @@ def hot_section(view: View) -> dict[str, Any]:
         "flame": _flame(view),
         "more": [
             before_part(view),
+            _threads_part(view),
             _syscalls_part(view),
             _loop_part(view),
             _processes_part(view),
@@ -107,7 +115,9 @@ def _flame(view: View) -> dict[str, Any]:
             ("native", "cpu_stacks", "No native and kernel stacks"),
         )
         if not any(source in process for process in data["processes"])
+        and not (source == "python" and _is_no_python(s.flame_stacks))
     ]
+    lacking += _naming_notes(data["processes"], s.flame_stacks)
     first = data["processes"][0]
     tables = [
         table
@@ -115,6 +125,27 @@ def _flame(view: View) -> dict[str, Any]:
         if (table := _functions_table(s.flame_stacks, first, source)) is not None
     ]
     return {"data": data, "tables": tables, "empty": "", "lacking": lacking}
+
+
+def _is_no_python(stacks: pd.DataFrame) -> bool:
+    """Whether the servers are of another runtime, so that nobody expects Python stacks."""
+    servers = stacks[(stacks["source"] == "native") & (stacks["role"] != "client")]
+    return runtime_of(servers["stack"]) not in ("", "python")
+
+
+def _naming_notes(processes: list[dict[str, Any]], stacks: pd.DataFrame) -> list[str]:
+    """What would name frames that have none, one line for each kind of runtime."""
+    native = stacks[(stacks["source"] == "native") & (stacks["role"] != "client")]
+    labels = {process["pid"]: process["label"] for process in processes}
+    found: dict[str, list[str]] = {}
+    for pid, rows in native.groupby("pid", sort=True):
+        advice = naming_advice(zip(rows["stack"], rows["sample_count"], strict=True))
+        if advice is not None:
+            found.setdefault(advice[1], []).append(labels.get(pid, f"pid {pid}"))
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {sentence}."
+        for sentence, names in found.items()
+    ]
 
 
 def _functions_table(stacks: pd.DataFrame, process: dict[str, Any], source: str) -> Table | None:
@@ -136,7 +167,7 @@ def _functions_table(stacks: pd.DataFrame, process: dict[str, Any], source: str)
             own_pct=lambda f: f["own"] / whole * 100, total_pct=lambda f: f["total"] / whole * 100
         )
     )
-    kind = "Python" if source == "python" else "Native and kernel"
+    kind = "Python" if source == "python" else "Runtime, native and kernel"
     unit = f"% of {root.total_count:,} samples"
     return table_of(
         f"functions-{source}",
@@ -148,6 +179,35 @@ def _functions_table(stacks: pd.DataFrame, process: dict[str, Any], source: str)
             number_column("With callees", "total_pct", unit, formatting.percent),
         ],
     )
+
+
+def _threads_part(view: View) -> Part:
+    part = Part("threads", "Which of its threads was hot?")
+    hot = view.summary.hot_worker
+    if hot is None or not hot.get("threads"):
+        part.empty = view.why_empty(
+            "cpu_stacks",
+            otherwise="No worker was hot." if hot is None else "No sample of it was caught.",
+        )
+        return part
+    name = process_name(str(hot["role"]), int(hot["worker"]), int(hot["pid"]))
+    part.tables.append(
+        table_of(
+            "threads-table",
+            f"Threads of {name}",
+            pd.DataFrame(hot["threads"]).astype({"tid": "str"}),
+            [
+                text_column("Thread", "kind"),
+                text_column("Name", "thread", is_code=True),
+                text_column("Id", "tid", is_code=True),
+                number_column(
+                    "CPU", "share_pct", "% of its samples", formatting.percent, share_of=100.0
+                ),
+                text_column("Mostly in", "function", is_code=True),
+            ],
+        )
+    )
+    return part
 
 
 def _syscalls_part(view: View) -> Part:

@@ -8,6 +8,8 @@ the sign. The function comes from the stacks of that span: the one that accepts,
 most samples are in.
 Told apart from ``hot-worker-code`` and ``keepalive-storm`` by that rate: theirs is zero. From the
 limit itself by what it costs: a worker that leaves its listener is at the limit too, and idle.
+The function that calls accept is named by the stacks: asyncio's retry loop, libuv without its
+reserve descriptor, or the server's own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis.accept_caller import AcceptCaller, accept_caller
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, side_of_role, unit_limit_command
 from analysis.hot_worker import dominant_function, function_shares, runs_of
@@ -137,8 +140,20 @@ def _finding(
                 "handshakes it completed meanwhile", progress, "count", "live_samples", until_s
             )
         )
-    where = ""
+    caller = accept_caller(view, pid, (since_s, until_s + 0.5))
+    where = in_function = ""
+    if caller is not None:
+        where = _where(caller, _syscalls_text(signs, pid, since_s, until_s))
+        in_function = f", called by {caller.function},"
+        if caller.share_pct == caller.share_pct:  # NaN: too few samples
+            evidence.append(
+                Evidence(
+                    f"samples in {caller.function}", caller.share_pct, "pct", caller.table, since_s
+                )
+            )
     for each in _functions(signs, pid, span_s):
+        if caller is not None and each.name == caller.function:
+            continue
         name = f"samples in {each.name}"
         evidence.append(Evidence(name, each.share_pct, "pct", each.table, since_s))
         where = where or f" {each.share_pct:.0f} % of its samples are in {each.name}."
@@ -166,6 +181,7 @@ def _finding(
                 f"the CPU of this worker falls from {cpu_pct or 100:.0f} % to that of its "
                 f"connections; {rate:,.0f} failing calls a second go away",
             ),
+            *_runtime_fixes(caller),
             Fix(
                 unit_limit_command(65_535),
                 "the worker does not meet the limit at this load, so it never begins to spin",
@@ -175,7 +191,7 @@ def _finding(
         confidence=confidence,
         missing=missing,
         sentence=f"{name[:1].upper() + name[1:]} spins in {syscall}: {rate:,.0f} EMFILE a second"
-        f"{busy}, without one connection accepted",
+        f"{in_function}{busy}, without one connection accepted",
         explained_count=0,
     )
 
@@ -239,3 +255,67 @@ def _accepting(stacks: pd.DataFrame, shares: pd.DataFrame) -> list[tuple[str, fl
     return [
         (str(f), float(p)) for f, p in zip(inside["function"], inside["share_pct"], strict=True)
     ]
+
+
+def _where(caller: AcceptCaller, syscalls: str) -> str:
+    """The function that spins, what it is made of, and what is known of it, in sentences."""
+    share = ""
+    if caller.share_pct == caller.share_pct:  # NaN: too few samples
+        share = f", {caller.share_pct:.0f} % of its samples"
+        if caller.mostly_in:
+            share += f", most of them in {caller.mostly_in}"
+    text = f" Its stacks lead to {' > '.join(caller.path)}{share}.{syscalls}"
+    for function, sentence, _ in _KNOWN_CALLERS:
+        if function in caller.function:
+            return text + sentence
+    return text
+
+
+_KNOWN_CALLERS = (
+    (
+        "uv__server_io",
+        " libuv keeps one descriptor in reserve, with which it accepts and closes what it cannot "
+        "hold (uv__emfile_trick); this process has lost it to another open, and libuv does not "
+        "tell the application.",
+        Fix(
+            "server.maxConnections = N  // node: net.Server, below the limit less its own files",
+            "connections above N are closed at once and the process never meets EMFILE",
+        ),
+    ),
+    (
+        "BaseSelectorEventLoop._accept_connection",
+        " asyncio goes on for the length of the backlog at EMFILE, writes a log record for each "
+        "try, and takes the listener back a second later, once for each of them.",
+        Fix(
+            "loop.create_server(..., backlog=100)  # asyncio",
+            "asyncio tries, and logs, once for each place of the backlog a second",
+        ),
+    ),
+)
+"""Part of a function's name, what is known of it, and what helps there.
+
+Source: uv__server_io, src/unix/stream.c; _accept_connection, Lib/asyncio/selector_events.py.
+"""
+
+
+def _runtime_fixes(caller: AcceptCaller | None) -> tuple[Fix, ...]:
+    if caller is None:
+        return ()
+    return tuple(fix for function, _, fix in _KNOWN_CALLERS if function in caller.function)
+
+
+def _syscalls_text(signs: Signs, pid: int, since_s: float, until_s: float) -> str:
+    """The system calls that it makes most, where they were counted; '' otherwise."""
+    mix = signs.view.frames["syscall_mix"]
+    at_s = signs.view.seconds_of(mix["at_ns"])
+    mine = mix[(mix["pid"] == pid) & (at_s >= since_s) & (at_s <= until_s + 0.5)]
+    counts = mine.groupby("syscall")["event_count"].sum().sort_values(ascending=False)
+    total = float(counts.sum())
+    if not total:
+        return ""
+    most = [
+        f"{name} {100 * count / total:.0f} %"
+        for name, count in counts.head(3).items()
+        if count >= 0.01 * total
+    ]
+    return f" Its system calls: {', '.join(most)}."

@@ -189,7 +189,8 @@ def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
     """Raise the limit to what the target needs; or spread the target over more processes."""
     view = signs.view
     soft, own = int(str(row["soft_count"])), int(str(row["own_count"]))
-    capacity = soft - own
+    # its own files alone can fill it before the first connection
+    capacity = max(1, soft - own)
     share = capacity / max(1, view.peak_count)
     wanted = max(view.target_count, 2 * view.peak_count)
     needed = own + int(np.ceil(share * wanted * 1.05))

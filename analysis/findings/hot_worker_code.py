@@ -18,12 +18,15 @@ from typing import Any
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, side_of_role
 from analysis.findings import accept_spin, fd_limit_process, garbage_collection, hot_acceptor
+from analysis.hot_thread import df_threads, thread_label
 from analysis.hot_worker import dominant_function, function_shares
+from analysis.runtime_frames import is_own_code, naming_advice, unnamed_share
 from analysis.signs import Signs
 
 _LEAST_SHARE_PCT = 50.0
 _SIBLING_SHARE_PCT = 25.0
 _LEAST_SAMPLES = 10
+_UNNAMED = "unnamed"
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -44,7 +47,8 @@ def find(signs: Signs) -> list[Finding]:
     )
     # Of a server that is only watched nobody knows what it had to do: a full core is its limit,
     # also where no function stands out.
-    if not function and (not is_in_hold or (kind and not signs.view.is_attached)):
+    says_nothing = kind not in ("", _UNNAMED) and not signs.view.is_attached
+    if not function and (not is_in_hold or says_nothing):
         return []
     return [_finding(signs, hot, kind, function, share_pct, sibling_pct)]
 
@@ -53,7 +57,8 @@ def _own_function(signs: Signs, hot: dict[str, Any]) -> tuple[str, str, float, f
     """The function that only the hot worker is in.
 
     Returns:
-        Source of the stacks ('' when there are none), function ('' when none is its own), its
+        Source of the stacks ('' when there are none, ``unnamed`` when most go through code that a
+        runtime made and did not name), function ('' when none is its own), its
         share there, and the largest share that it has in a sibling.
     """
     window = (float(hot["since_s"]), float(hot["until_s"]) + 0.5)
@@ -74,10 +79,13 @@ def _own_function(signs: Signs, hot: dict[str, Any]) -> tuple[str, str, float, f
             for name, share in zip(of_sibling["function"], of_sibling["share_pct"], strict=True):
                 beside[str(name)] = max(beside.get(str(name), 0.0), float(share))
         rare = shares["function"].map(beside).fillna(0.0) <= _SIBLING_SHARE_PCT
+        if kind == "native":
+            rare &= shares["function"].map(is_own_code).astype(bool)
         function, share_pct = dominant_function(shares[rare], _LEAST_SHARE_PCT)
         if function and not _is_event_loop(function):
             return kind, function, share_pct, beside.get(function, 0.0)
-        return kind, "", 0.0, 0.0
+        unnamed = 100 * unnamed_share(zip(mine["stack"], mine["sample_count"], strict=True))
+        return (_UNNAMED if unnamed >= _LEAST_SHARE_PCT else kind), "", unnamed, 0.0
     return "", "", 0.0, 0.0
 
 
@@ -118,6 +126,11 @@ def _finding(
         where = f"in {function}"
         evidence.append(Evidence(f"samples in {function}", share_pct, "pct", table, since_s))
         evidence.append(Evidence("the same in its siblings, at most", sibling, "pct", table))
+    elif kind == _UNNAMED:
+        confidence = "low"
+        evidence.append(
+            Evidence("samples in code without names", share_pct, "pct", "cpu_stacks", since_s)
+        )
     elif kind:
         confidence = "medium"
         missing += ("a function that stands out: its samples are spread over many",)
@@ -126,6 +139,25 @@ def _finding(
         missing += (
             "no stacks were sampled (python_stacks, cpu_stacks): the function is not known",
         )
+    window = (since_s, until_s + 0.5)
+    threads = df_threads(view, subject.pid, window)
+    on_thread = ""
+    if len(threads):
+        thread = threads.iloc[0]
+        on_thread = f", on its {thread_label(thread.to_dict())}"
+        evidence.append(
+            Evidence(
+                f"samples on its {thread_label(thread.to_dict())}",
+                float(thread["share_pct"]),
+                "pct",
+                "cpu_stacks",
+                since_s,
+            )
+        )
+    native = df_flame(view, pid=subject.pid, kind="native", window_s=window)
+    advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True))
+    if advice is not None:
+        missing += (advice[1],)
     name = str(subject)
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
     if any(f.side == "server" for f in fd_limit_process.find(signs)):
@@ -146,8 +178,10 @@ def _finding(
             else f"{name[:1].upper() + name[1:]} used {cpu_pct:.0f} % of a core for "
             f"{until_s - since_s:.1f} s{_beside(signs)}"
         )
-        + ". While it runs, none of its connections is served.",
+        + f"{on_thread}. While it runs, none of its connections is served."
+        + (f" {advice[1]}." if advice is not None else ""),
         fix=(
+            *_naming_fix(advice),
             Fix(
                 f"move {function or 'the work'} off the event loop (a thread, a process, a queue)",
                 f"gives back about {spent_s:.1f} s of CPU of this run; the worker falls from "
@@ -160,3 +194,9 @@ def _finding(
         sentence=f"{name[:1].upper() + name[1:]} was at {cpu_pct:.0f} % of a core {where}",
         explained_count=stalled,
     )
+
+
+def _naming_fix(advice: tuple[str, str] | None) -> tuple[Fix, ...]:
+    if advice is None:
+        return ()
+    return (Fix(advice[0], "the next run names the functions that the time goes to"),)

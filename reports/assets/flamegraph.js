@@ -28,9 +28,11 @@
     return nodes;
   }
   function isKernel(name) { return name.slice(-4) === "_[k]"; }
-  function shown(name) { return isKernel(name) ? name.slice(0, -4) : name; }
+  function isMapped(name) { return name.slice(-4) === "_[j]"; } // from the runtime's perf map
+  function shown(name) { return isKernel(name) || isMapped(name) ? name.slice(0, -4) : name; }
   function kindOf(node, source) {
-    if (node.depth === 0 || node.name[0] === "(") { return "other"; }
+    if (node.depth === 0 || /^\((?!anonymous namespace)/.test(node.name)) { return "other"; }
+    if (isMapped(node.name) || source === "python") { return "runtime"; }
     return isKernel(node.name) ? "kernel" : source;
   }
   function percent(part, whole) { return (whole ? part / whole * 100 : 0).toFixed(1) + " %"; }

@@ -14,7 +14,7 @@ from reports.exports.plain_text import one_line
 SPEEDSCOPE_SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 _SOURCE_WORDS = {"python": "Python, wall time", "native": "native and kernel, CPU time"}
 _PYTHON_FRAME = re.compile(r"(?P<name>.+) \((?P<file>.+):(?P<line>\d+)\)")
-_KERNEL_SUFFIX = "_[k]"
+_KERNEL_SUFFIX, _MAP_SUFFIX = "_[k]", "_[j]"
 
 
 def to_speedscope(samples: pd.DataFrame, *, name: str, exporter: str) -> str:
@@ -68,7 +68,7 @@ def _frame(text: str) -> dict[str, Any]:
     """A frame with its file and line where the name has them; speedscope colours by file."""
     if text.endswith(_KERNEL_SUFFIX):
         return {"name": text, "file": "[kernel]"}
-    found = _PYTHON_FRAME.fullmatch(text)
+    found = _PYTHON_FRAME.fullmatch(text.removesuffix(_MAP_SUFFIX))
     if found is None:
         return {"name": text}
     return {"name": found["name"], "file": found["file"], "line": int(found["line"])}

@@ -1,4 +1,5 @@
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -13,7 +14,12 @@ from probes import pyspy
 from probes.clock import NS_PER_S, now_ns
 from probes.errors import ProbeUnavailableError
 from probes.probe import ProcessRef, Target
-from probes.pyspy import HIGH_RATE_PER_S, LOW_RATE_PER_S, PythonStacksProbe
+from probes.pyspy import (
+    HIGH_RATE_PER_S,
+    LOW_RATE_PER_S,
+    PythonStacksProbe,
+    python_build_note,
+)
 from probes.pyspy_trace import (
     CpuBilling,
     Outcome,
@@ -411,3 +417,42 @@ def test_no_descriptor_stays_open(run, python_child):
 
 def test_stopping_without_a_start_is_no_failure():
     PythonStacksProbe().stop(now_ns())
+
+
+# -- what py-spy cannot see ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("python3.13t", "free-threaded"),
+        ("libpython3.14t.so.1.0", "free-threaded"),
+        ("_interpreters.cpython-313-x86_64-linux-gnu.so", "only the one created last"),
+        ("_xxsubinterpreters.cpython-312-x86_64-linux-gnu.so", "only the one created last"),
+        ("python3.13", ""),
+        ("libpython3.13.so.1.0", ""),
+    ],
+)
+def test_the_kind_of_an_interpreter_is_told_by_its_files(tmp_path, file, said):
+    path = tmp_path / file
+    path.write_bytes(b"x")
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ):
+        note = python_build_note(os.getpid())
+    assert said in note
+    assert bool(said) is bool(note)
+
+
+def test_a_note_is_given_once_for_all_workers_of_a_kind():
+    probe = PythonStacksProbe()
+    for pid in (1, 2):
+        probe._add_note(f"pid {pid}: of several interpreters py-spy reads only the last")
+    probe._add_note("pid 3: another thing")
+    assert probe.note == (
+        "pid 1: of several interpreters py-spy reads only the last; pid 3: another thing"
+    )
+
+
+def test_a_build_that_py_spy_cannot_read_is_explained():
+    message, fix = explain_failure("Error: failed to get gil_thread_id\n")
+    assert "free-threaded" in message
+    assert "-X perf" in fix

@@ -123,7 +123,8 @@ def test_maps_keep_the_executable_ones():
     )
     maps = parse_maps(text)
     assert maps.starts == [0x2000, 0x5000]
-    assert maps.rows == [(0x3000, 0x1000, "/bin/a b"), (0x6000, 0, "[anon]")]
+    rows = [(row.end, row.file_offset, row.path, row.is_file) for row in maps.rows]
+    assert rows == [(0x3000, 0x1000, "/bin/a b", True), (0x6000, 0, "[anon]", False)]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF", b"\x7fELF\x02\x01" + b"\xff" * 80, b"text"])

@@ -1,0 +1,119 @@
+"""Threads of a process by what they do: event loop, pool, collector; and which of them is hot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.collector import is_collector_sample
+from analysis.cpu import df_flame
+from analysis.hot_worker import dominant_function, function_shares
+from analysis.run_view import RunView
+from analysis.runtime_frames import is_own_code, naming_advice
+
+COLUMNS = ("tid", "thread", "kind", "sample_count", "share_pct", "function")
+
+_KINDS = (
+    ("worker_threads thread", re.compile(r"node::worker::Worker::")),
+    ("V8 worker thread", re.compile(r"node::\(anonymous namespace\)::PlatformWorkerThread")),
+    # the functions that uv_queue_work and its kind run, src/threadpool.c and src/unix/fs.c
+    (
+        "libuv pool thread",
+        re.compile(r"(?:^|;)(?:worker|uv__(?:fs|getaddrinfo|getnameinfo|queue)_work\w*)(?:;|$)"),
+    ),
+    (
+        "event loop",
+        re.compile(r"(?:^|;)(?:uv_run|uv__io_poll|aeMain|event_base_loop|us_loop_run\w*)(?:;|$)"),
+    ),
+)
+_KINDS_BY_NAME = (
+    ("libuv pool thread", re.compile(r"libuv-worker")),
+    ("V8 worker thread", re.compile(r"V8Worker|DelayedTaskSche")),
+    ("compiler thread", re.compile(r"C[12] CompilerThre")),
+)
+
+
+def df_threads(view: RunView, pid: int, window_s: tuple[float, float]) -> pd.DataFrame:
+    """The threads of a process by CPU samples, most first.
+
+    Args:
+        view: The run.
+        pid: The process.
+        window_s: Only samples of this span.
+
+    Returns:
+        tid, thread (comm), kind (what it is for), sample_count, share_pct (of the process's
+        samples), function (its own function that most of its samples are in, '' for none).
+    """
+    rows = view.frames["cpu_stacks"]
+    at_s = view.seconds_of(rows["at_ns"])
+    mine = rows[(rows["pid"] == pid) & (at_s >= window_s[0]) & (at_s <= window_s[1])]
+    total = float(mine["sample_count"].sum())
+    found = []
+    for tid, part in mine.groupby("tid", sort=True):
+        stacks = part.assign(stack=part["user_stack"])
+        shares = function_shares(stacks[["stack", "sample_count"]])
+        count = int(part["sample_count"].sum())
+        own = shares[shares["function"].map(is_own_code).astype(bool)]
+        found.append(
+            {
+                "tid": int(str(tid)),
+                "thread": str(part["thread"].iloc[-1]),
+                "kind": thread_kind(part, is_main=int(str(tid)) == pid),
+                "sample_count": count,
+                "share_pct": 100 * count / total,
+                "function": dominant_function(own)[0],
+            }
+        )
+    frame = pd.DataFrame(found, columns=list(COLUMNS))
+    return frame.sort_values("sample_count", ascending=False, kind="stable", ignore_index=True)
+
+
+def thread_kind(rows: pd.DataFrame, *, is_main: bool) -> str:
+    """What a thread is for, by its name and by the frames in its stacks.
+
+    Args:
+        rows: Its rows of ``cpu_stacks``.
+        is_main: Its tid is the pid of its process.
+    """
+    total = int(rows["sample_count"].sum())
+    if not is_main and 2 * int(rows["sample_count"][is_collector_sample(rows)].sum()) > total:
+        return "garbage collector"
+    name = str(rows["thread"].iloc[-1])
+    for kind, pattern in _KINDS_BY_NAME:
+        if pattern.match(name):
+            return kind
+    text = "\n".join(rows["user_stack"])
+    for kind, pattern in _KINDS:
+        if pattern.search(text):
+            return f"main thread, {kind}" if is_main and kind == "event loop" else kind
+    return "main thread" if is_main else "thread"
+
+
+def with_threads(view: RunView, hot: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The description of the hot worker with its threads.
+
+    Args:
+        view: The run.
+        hot: From ``analysis.hot_worker.describe_hot_worker``.
+
+    Returns:
+        The same with ``threads``, a list of at most 5 rows of ``df_threads`` with their label, and
+        ``naming_advice``, a sentence or ''.
+    """
+    if hot is None:
+        return None
+    window_s = float(hot["since_s"]), float(hot["until_s"]) + 0.5
+    rows = df_threads(view, int(hot["pid"]), window_s).head(5).to_dict("records")
+    threads = [{**row, "label": thread_label(row)} for row in rows]
+    native = df_flame(view, pid=int(hot["pid"]), kind="native", window_s=window_s)
+    advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True))
+    return {**hot, "threads": threads, "naming_advice": advice[1] if advice else ""}
+
+
+def thread_label(row: Mapping[Hashable, object]) -> str:
+    """``event loop (node, tid 812)``: the kind, and what the kernel calls the thread."""
+    return f"{row['kind']} ({row['thread']}, tid {row['tid']})"

@@ -1,0 +1,108 @@
+"""What frames say of their runtime: which it is, which frames are its own and which the program's.
+
+Every rule here is a list of names, read in the sources that the comments name. A runtime that
+renames a function loses its rule and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+KERNEL_SUFFIX, MAP_SUFFIX = "_[k]", "_[j]"
+
+_OFFSET = re.compile(r"\+0x[0-9a-f]+$")
+_UNNAMED = re.compile(r"\[unknown\]|\[anon\]|\[heap\]|/?memfd:")
+_ENTRY = re.compile(
+    # libc and the loader
+    r"_start|main|__libc_start\w*|start_thread|clone3?|thread_start"
+    # libuv: src/unix/core.c, linux.c, stream.c, threadpool.c
+    r"|uv_run|uv__run_\w+|uv__io_poll|uv__async_io|uv__work_done|uv__stream_io|uv__read|uv__finalize\w*"
+    # node: src/node_main_instance.cc, src/api/embed_helpers.cc, src/api/callback.cc
+    r"|node::(?:Start|NodeMainInstance::Run|SpinEventLoopInternal|MakeCallback|InternalMakeCallback"
+    r"|AsyncWrap::MakeCallback|Environment::(?:CheckImmediate|RunTimers)|InternalCallbackScope::\w+"
+    r"|worker::Worker::.*)"
+    # V8: how it calls JavaScript, and its interpreter
+    r"|v8::Function::Call|v8::internal::(?:Execution::\w+|\(anonymous namespace\)::Invoke)"
+    r"|Builtins_(?:JSEntry|Call|Construct|Interpreter|CEntry|JSConstruct|JSBuiltins|Async|Run)\w*"
+    r"|Builtin:\w+|BytecodeHandler:\w+"
+    r"|(?:listOnTimeout|process\w+|emit|onStreamRead|callbackTrampoline|\w*[hH]andler) \(node:.*"
+    # CPython's interpreter loop and start-up
+    r"|_?Py(?:Eval|Run|Object_(?:Vectorcall|Call|MakeTpCall)|Function_Vectorcall|_Run\w+|_BytesMain)\w*"
+    r"|pymain_\w+|run_(?:mod|eval_code_obj)|py_trampoline_evaluator|cfunction_\w+|method_vectorcall\w*"
+    # Go: src/runtime/proc.go, netpoll_epoll.go
+    r"|runtime\.(?:goexit|main|mcall|mstart\w*|schedule|park_m|findRunnable|netpoll\w*|epollwait|rt0_go)"
+    r"|(?:internal/)?(?:runtime/)?(?:internal/)?syscall\.\w*Syscall\w*|main\.main"
+    # HotSpot
+    r"|JavaCalls::\w+|JavaThread::\w+|call_stub|Interpreter|thread_native_entry|Thread::call_run"
+)
+_WAIT = re.compile(
+    r"epoll_p?wait\d?|__?(?:GI_)?epoll_\w+|poll|select|futex|pthread_cond_\w+|kevent"
+)
+
+_RUNTIMES = (
+    ("node", re.compile(r"(?:^|;)(?:node::|v8::internal::|Builtins_JSEntry)")),
+    ("java", re.compile(r"(?:^|;)(?:libjvm\.so\+|JavaCalls::|JavaThread::)")),
+    ("go", re.compile(r"(?:^|;)runtime\.(?:goexit|mcall|mstart|main|schedule|systemstack)")),
+    ("python", re.compile(r"(?:^|;)_PyEval_EvalFrameDefault")),
+)
+
+
+def is_named(frame: str) -> bool:
+    """Whether a frame has a function's name, not only a module and an offset."""
+    return not (_OFFSET.search(frame) or _UNNAMED.match(frame))
+
+
+def is_own_code(frame: str) -> bool:
+    """Whether a frame says what the program does: no kernel, no loop, no entry, no mere offset."""
+    if frame.endswith(KERNEL_SUFFIX) or not is_named(frame):
+        return False
+    bare = frame.removesuffix(MAP_SUFFIX)
+    return not (_ENTRY.fullmatch(bare) or _WAIT.fullmatch(bare))
+
+
+def runtime_of(stacks: Iterable[str]) -> str:
+    """node, java, go or python by the native frames of a process; '' for another program."""
+    text = "\n".join(stacks)
+    return next((name for name, frame in _RUNTIMES if frame.search(text)), "")
+
+
+def unnamed_share(stacks: Iterable[tuple[str, int]]) -> float:
+    """Part of the samples, 0 to 1, that have run-time-made code without a name in their stack.
+
+    Args:
+        stacks: Frames joined by ``;`` and how many samples.
+    """
+    total = unnamed = 0
+    for stack, count in stacks:
+        total += count
+        unnamed += count * any(_UNNAMED.match(frame) for frame in stack.split(";"))
+    return unnamed / total if total else 0.0
+
+
+_ADVICE = {
+    "node": (
+        "node --perf-basic-prof server.js",
+        "JavaScript functions have no names: start the server with --perf-basic-prof and run again",
+    ),
+    "java": (
+        "jcmd PID Compiler.perfmap",
+        "Java methods have no names: start the JVM with -XX:+PreserveFramePointer and write a map "
+        "with jcmd PID Compiler.perfmap (JDK 17), or attach perf-map-agent",
+    ),
+}
+
+
+def naming_advice(stacks: Iterable[tuple[str, int]]) -> tuple[str, str] | None:
+    """What would name the frames of code that a runtime made.
+
+    Args:
+        stacks: Native stacks of one process and their samples.
+
+    Returns:
+        A command and a sentence; None where its frames have names, or nothing is known to help.
+    """
+    rows = list(stacks)
+    if any(MAP_SUFFIX in stack for stack, _ in rows) or unnamed_share(rows) < 0.05:
+        return None
+    return _ADVICE.get(runtime_of(stack for stack, _ in rows))

@@ -1,0 +1,210 @@
+"""ELF files as far as their function names go: segments, sections, symbol tables, build ids.
+
+A file is read piece by piece and never mapped: it belongs to whoever runs the watched program, and
+a mapped file that its owner cuts kills its reader with SIGBUS. All that a file says of itself is
+bounded before it is believed.
+Source: elf(5); the GNU notes and .gnu_debuglink: binutils' bfd/opncls.c.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_TABLE_BYTES = 256 << 20  # a debug build of a browser has 150 MB of symbols
+MAX_NAME_BYTES = 4096
+_MAX_HEADER_COUNT = 4096
+_MAX_NOTE_BYTES = 4096
+_PT_LOAD, _SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS, _SHT_DYNSYM = 1, 2, 7, 8, 11
+_STT_FUNC, _STT_GNU_IFUNC = 2, 10
+_NT_GNU_BUILD_ID = 3
+_SYMBOL = np.dtype(
+    [
+        ("name", "<u4"),
+        ("info", "u1"),
+        ("other", "u1"),
+        ("section", "<u2"),
+        ("value", "<u8"),
+        ("size", "<u8"),
+    ]
+)
+
+BAD_FILE = (OSError, ValueError, IndexError, OverflowError, struct.error)
+"""What reading a file that lies about itself raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section header: where it is in the file and in memory, both in bytes."""
+
+    name: str
+    kind: int
+    address: int
+    offset: int
+    size_bytes: int
+    link: int
+
+
+class ElfFile:
+    """Segments and sections of a 64-bit little-endian ELF file.
+
+    Args:
+        path: A regular file; it stays open as long as this object lives.
+
+    Raises:
+        OSError: It cannot be opened or read.
+        ValueError, struct.error: It is not such a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        weakref.finalize(self, os.close, self._fd)
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        self.size_bytes = status.st_size
+        header = self.read(0, 64)
+        if header[:6] != b"\x7fELF\x02\x01":
+            raise ValueError(f"{path} is not a 64-bit little-endian ELF file")
+        self.entry, segments_at, sections_at = struct.unpack_from("<QQQ", header, 24)
+        each, count, section_each, section_count, names_index = struct.unpack_from(
+            "<HHHHH", header, 54
+        )
+        count, section_count = min(count, _MAX_HEADER_COUNT), min(section_count, _MAX_HEADER_COUNT)
+        self.segments: list[tuple[int, int, int]] = []  # file offset, bytes, address
+        raw = self.read(segments_at, each * count)
+        for index in range(count):
+            kind, _, offset, address, _, size = struct.unpack_from("<IIQQQQ", raw, index * each)
+            if kind == _PT_LOAD:
+                self.segments.append((offset, size, address))
+        raw = self.read(sections_at, section_each * section_count)
+        rows = [
+            struct.unpack_from("<IIQQQQIIQQ", raw, index * section_each)
+            for index in range(section_count)
+        ]
+        names = b""
+        if names_index < len(rows) and rows[names_index][5] <= _MAX_HEADER_COUNT * 64:
+            names = self.read(rows[names_index][4], rows[names_index][5])
+        self.sections = [
+            Section(
+                names[row[0] : names.find(b"\0", row[0])].decode(errors="replace"),
+                *(row[1], row[3], row[4], row[5], row[6]),
+            )
+            for row in rows
+        ]
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """Bytes at an offset of the file, fewer where it ends.
+
+        Raises:
+            ValueError: More is asked for than any table should have.
+        """
+        if size_bytes > MAX_TABLE_BYTES:
+            raise ValueError(f"{size_bytes} bytes in one table")
+        return os.pread(self._fd, size_bytes, offset)
+
+    def string(self, offset: int) -> bytes:
+        """The bytes from an offset up to the next zero, MAX_NAME_BYTES at most."""
+        return self.read(offset, MAX_NAME_BYTES).split(b"\0", 1)[0]
+
+    def section(self, *names: str) -> Section | None:
+        """The first section with one of these names that has bytes in the file."""
+        for section in self.sections:
+            if section.name in names and section.kind != _SHT_NOBITS:
+                return section
+        return None
+
+    def address_of(self, file_offset: int) -> int | None:
+        """The address at which the program expects this byte; None when it is not loaded."""
+        for offset, size, address in self.segments:
+            if offset <= file_offset < offset + size:
+                return file_offset - offset + address
+        return None
+
+    def build_id(self) -> str:
+        """Build id in hex, '' without one."""
+        for section in self.sections:
+            if section.kind != _SHT_NOTE or section.size_bytes > _MAX_NOTE_BYTES:
+                continue
+            note = self.read(section.offset, section.size_bytes)
+            if len(note) < 16:
+                continue
+            name_bytes, value_bytes, kind = struct.unpack_from("<III", note)
+            if kind == _NT_GNU_BUILD_ID and note[12 : 12 + name_bytes] == b"GNU\0":
+                return note[16 : 16 + value_bytes].hex()
+        return ""
+
+    def debug_link(self) -> tuple[str, int]:
+        """File name and CRC-32 of the debug file that ``.gnu_debuglink`` names; ('', 0) for none.
+
+        The name is never a path: one with a slash is refused.
+        """
+        section = self.section(".gnu_debuglink")
+        if section is None or section.size_bytes > _MAX_NOTE_BYTES:
+            return "", 0
+        raw = self.read(section.offset, section.size_bytes)
+        name, _, _ = raw.partition(b"\0")
+        crc_at = len(name) + 4 & ~3  # the name and its zero, filled up to four bytes
+        if not name or b"/" in name or name in (b".", b".."):
+            return "", 0
+        return name.decode(errors="surrogateescape"), struct.unpack_from("<I", raw, crc_at)[0]
+
+
+class FunctionTable:
+    """Functions sorted by address, their names read when they are asked for.
+
+    Args:
+        starts: Addresses, ascending.
+        sizes_bytes: 0 where the size is not known: such a function holds no address.
+        name_of: Index into both to the name.
+    """
+
+    def __init__(
+        self,
+        starts: npt.NDArray[np.uint64],
+        sizes_bytes: npt.NDArray[np.uint64],
+        name_of: Callable[[int], bytes],
+    ) -> None:
+        self._starts, self._sizes, self._name_of = starts, sizes_bytes, name_of
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def find(self, address: int) -> str | None:
+        """The function that holds an address, None when none does."""
+        at = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
+        # the last of several symbols at one address may have no size: look a few back
+        for index in range(at, max(-1, at - 8), -1):
+            size = int(self._sizes[index])
+            if size and address < int(self._starts[index]) + size:
+                return self._name_of(index).decode(errors="replace")
+        return None
+
+
+def symbol_table(elf: ElfFile, *, is_dynamic: bool = False) -> FunctionTable | None:
+    """The functions of ``.symtab``, or of ``.dynsym``, which has only what others may call."""
+    wanted = _SHT_DYNSYM if is_dynamic else _SHT_SYMTAB
+    table = next((s for s in elf.sections if s.kind == wanted), None)
+    if table is None or not table.size_bytes or table.link >= len(elf.sections):
+        return None
+    strings = elf.sections[table.link]
+    raw = elf.read(table.offset, table.size_bytes)
+    symbols = np.frombuffer(raw, dtype=_SYMBOL, count=len(raw) // _SYMBOL.itemsize)
+    kinds = symbols["info"] & 0xF
+    is_function = (kinds == _STT_FUNC) | (kinds == _STT_GNU_IFUNC)
+    functions = symbols[is_function & (symbols["value"] != 0)]
+    functions = functions[np.argsort(functions["value"], kind="stable")]
+    offsets = functions["name"].astype(np.uint64) + np.uint64(strings.offset)
+    return FunctionTable(
+        functions["value"].copy(),
+        functions["size"].copy(),
+        lambda index: elf.string(int(offsets[index])),
+    )

@@ -1,0 +1,215 @@
+"""Names of code that a runtime made itself, from the map file that it keeps for perf.
+
+Node writes one with ``--perf-basic-prof``, Python 3.12 and newer with ``-X perf``, Java with
+``jcmd PID Compiler.perfmap`` (JDK 17) or perf-map-agent. Its name is ``/tmp/perf-PID.map``, in the
+process's own file system and with its pid there. Each line is begin, size (both hex) and name.
+
+The file is whatever the program wrote, or whoever can write there: it counts only as a regular file
+that belongs to the process's user or to root, as with perf itself; links are not followed. What
+cannot be read is skipped, a name is cut and loses what a terminal would obey, and the amount read
+is bounded.
+
+A name is written as FlameGraph's scripts do, with ``_[j]`` at its end, and in the form of our
+Python frames, so that a function has one name whatever tier of the compiler made it::
+
+    JS:*turn file:///srv/server.js:10:20   turn (/srv/server.js:10)_[j]
+    py::turn:/srv/server.py                turn (/srv/server.py)_[j]
+    Lorg/example/Server;::turn             org.example.Server::turn_[j]
+
+Source: tools/perf/Documentation/jit-interface.txt; V8's src/logging/log.cc (PerfBasicLogger);
+CPython's Python/perf_trampoline.c.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MAP_SUFFIX = "_[j]"
+MAX_MAP_BYTES = 64 << 20  # of one process; 600,000 functions of Node
+MAX_READ_BYTES = 1 << 20  # at once: 15,000 lines, 0.1 s
+MAX_LINE_BYTES = 4096
+MAX_NAME_CHARACTERS = 300
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
+)
+_V8 = re.compile(r"(?:JS|LazyCompile|Function|Script|Eval|Module):[~^+*']*(.*)")
+_V8_PLACE = re.compile(r"(.*?) ?(?:file://(.*?)|(\S*?)):(\d+):\d+$")
+_PYTHON = re.compile(r"py::(.*?):(.*)")
+_JAVA = re.compile(r"L([\w/$]+);::(.*)")
+_SUFFIXES = re.compile(r"(?:_\[[a-z]\])+$")
+
+
+def clean_name(name: str) -> str:
+    """A name without what a terminal or a text direction would obey, and of bounded length."""
+    name = _UNPRINTABLE.sub("?", name)
+    if len(name) > MAX_NAME_CHARACTERS:
+        name = name[: MAX_NAME_CHARACTERS - 1] + "…"
+    # only we say what is a kernel's or a runtime's frame
+    return _SUFFIXES.sub("", name) or "?"
+
+
+def frame_name(written: str) -> str:
+    """The name of a frame from the name that the runtime wrote."""
+    name = written.strip()
+    if match := _V8.fullmatch(name):
+        name = match[1].strip()
+        if place := _V8_PLACE.fullmatch(name):
+            file = place[2] or place[3]
+            name = f"{place[1].strip() or '<anonymous>'} ({file}:{place[4]})"
+        name = name or "<anonymous>"
+    elif match := _PYTHON.fullmatch(name):
+        name = f"{match[1]} ({match[2]})"
+    elif match := _JAVA.fullmatch(name):
+        name = f"{match[1].replace('/', '.')}::{match[2]}"
+    return clean_name(name) + MAP_SUFFIX
+
+
+def parse_line(line: bytes) -> tuple[int, int, str] | None:
+    """Begin, end and name of one line; None when it is not one."""
+    parts = line.split(maxsplit=2)
+    if len(parts) < 3 or len(line) > MAX_LINE_BYTES:
+        return None
+    try:
+        start, size_bytes = int(parts[0], 16), int(parts[1], 16)
+    except ValueError:
+        return None
+    if start < 0 or size_bytes <= 0 or start + size_bytes >= 1 << 64:
+        return None
+    return start, start + size_bytes, parts[2].decode(errors="replace")
+
+
+@dataclass(slots=True)
+class CodeMap:
+    """Code by address. The file is in order of time: what comes later replaces what it overlaps."""
+
+    bad_line_count: int = 0
+    _starts: list[int] = field(default_factory=list)
+    _ends: list[int] = field(default_factory=list)
+    _names: list[str] = field(default_factory=list)  # as written
+    _rest: bytes = b""
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, text: bytes) -> None:
+        """Takes the next piece of the file; its last line may go on in the piece after it."""
+        lines = (self._rest + text).split(b"\n")
+        self._rest = lines.pop()[: MAX_LINE_BYTES + 1]  # one too long stays too long
+        for line in lines:
+            parsed = parse_line(line)
+            if parsed is None:
+                self.bad_line_count += bool(line.strip())
+                continue
+            start, end, name = parsed
+            low = bisect.bisect_right(self._ends, start)
+            high = bisect.bisect_left(self._starts, end, low)
+            self._starts[low:high] = [start]
+            self._ends[low:high] = [end]
+            self._names[low:high] = [name]
+
+    def find(self, address: int) -> str | None:
+        """The name that the runtime wrote for an address, None where it wrote none."""
+        at = bisect.bisect_right(self._starts, address) - 1
+        return self._names[at] if at >= 0 and address < self._ends[at] else None
+
+
+class PerfMap:
+    """The map of one process, read on as it grows.
+
+    Attributes:
+        refused: Why a file that is there does not count, '' otherwise.
+        version: Grows with every change, so that names looked up before can be told from newer.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.refused = ""
+        self.version = 0
+        self._pid = pid
+        self._code = CodeMap()
+        self._fd = -1
+        self._file = (0, 0)
+        self._read_bytes = 0
+        self._frames: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._code)
+
+    def refresh(self) -> bool:
+        """Reads what was written since; never raises for what it finds.
+
+        Returns:
+            Whether there are new names.
+        """
+        try:
+            fd = _open_map(self._pid)
+        except (OSError, ValueError):
+            return False  # there is none, or the process is gone: what was read stays
+        try:
+            self.refused = _refusal(fd, self._pid)
+            return not self.refused and self._read_on(fd)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def _read_on(self, fd: int) -> bool:
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != self._file or status.st_size < self._read_bytes:
+            self._file, self._read_bytes = (status.st_dev, status.st_ino), 0
+            self._code = CodeMap()
+        wanted = min(MAX_READ_BYTES, MAX_MAP_BYTES - self._read_bytes)
+        text = os.pread(fd, wanted, self._read_bytes) if wanted > 0 else b""
+        if not text:
+            return False
+        self._read_bytes += len(text)
+        self._code.add(text)
+        self.version += 1
+        return True
+
+    def find(self, address: int) -> str | None:
+        """The frame at an address, None where the map has none."""
+        written = self._code.find(address)
+        if written is None:
+            return None
+        known = self._frames.get(written)
+        if known is None:
+            known = self._frames[written] = frame_name(written)
+        return known
+
+
+def _open_map(pid: int) -> int:
+    """Opens the map without following links, in the file system that the process sees."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    namespace_pids = re.search(r"^NSpid:\s*(.*)$", status, re.MULTILINE)
+    inner_pid = int(namespace_pids[1].split()[-1]) if namespace_pids else pid
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = os.open("tmp", os.O_PATH | os.O_DIRECTORY | flags, dir_fd=root)
+    finally:
+        os.close(root)
+    try:
+        return os.open(f"perf-{inner_pid}.map", os.O_RDONLY | os.O_NONBLOCK | flags, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _refusal(fd: int, pid: int) -> str:
+    """Why an opened map does not count, '' when it does.
+
+    The owner of ``/proc/PID`` is the process's user, or root for one that may not be dumped.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        return "it is not a regular file"
+    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    users = re.search(r"^Uid:\s*(.*)$", text, re.MULTILINE)
+    if status.st_uid and (users is None or str(status.st_uid) not in users[1].split()):
+        return f"it belongs to user {status.st_uid}, not to the process's user or root"
+    return ""

@@ -1,0 +1,198 @@
+"""Perf maps: what runtimes write, what others might, and a real Node process's."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from probes import perf_map
+from probes.perf_map import CodeMap, PerfMap, clean_name, frame_name, parse_line
+from probes.symbols import UserSymbols
+
+# Captured from CPython 3.12.1, python -X perf spin.py
+TRAMPOLINE = b"""\
+7f9da4fcd02c b py::_ModuleLock.__init__:<frozen importlib._bootstrap>
+7f9da4fcd7b1 b py::<module>:/tmp/spin.py
+7f9da4fcd7bc b py::spin:/tmp/spin.py
+"""
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("JS:*turn /srv/server.js:10:20", "turn (/srv/server.js:10)"),
+        ("JS:~turn file:///srv/a b.mjs:10:20", "turn (/srv/a b.mjs:10)"),
+        ("LazyCompile:^turn /srv/server.js:10:20", "turn (/srv/server.js:10)"),
+        ("JS:~ /srv/server.js:1:1", "<anonymous> (/srv/server.js:1)"),
+        ("JS:+listOnTimeout node:internal/timers:5:2", "listOnTimeout (node:internal/timers:5)"),
+        ("Builtin:JSEntry", "Builtin:JSEntry"),
+        ("py::Loop.turn:/srv/loop.py", "Loop.turn (/srv/loop.py)"),
+        ("Lorg/example/Server;::turn", "org.example.Server::turn"),
+        ("void org.example.Server.turn(int)", "void org.example.Server.turn(int)"),
+        ("clear\x1b[2J\u202ename_[k]", "clear?[2J?name"),
+        ("_[k]", "?"),
+        ("<script>alert(1)</script>", "<script>alert(1)</script>"),  # pages escape it
+    ],
+)
+def test_a_name_is_the_function_and_says_where_it_comes_from(written, name):
+    assert frame_name(written) == name + "_[j]"
+
+
+def test_a_name_is_of_bounded_length():
+    assert len(clean_name("x" * 100_000)) == perf_map.MAX_NAME_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"10", b"10 20", b"xyz 20 name", b"10 0 name", b"-10 20 name"),
+        *(b"f" * 40 + b" 1 name", b"10 20 " + b"n" * 5000, b"\xff\xfe 10 name"),
+    ],
+)
+def test_a_line_that_is_none_is_passed_over(line):
+    assert parse_line(line) is None
+
+
+def test_java_writes_its_addresses_with_a_prefix():
+    assert parse_line(b"0x00007f10 0x20 Interpreter") == (0x7F10, 0x7F30, "Interpreter")
+
+
+def test_what_comes_later_has_the_place_of_what_it_overlaps():
+    code = CodeMap()
+    code.add(b"100 40 first\n200 40 second\n140 10 between\nbad line\n")
+    assert [code.find(at) for at in (0xFF, 0x100, 0x13F, 0x140, 0x150, 0x200)] == [
+        *(None, "first", "first", "between", None, "second"),
+    ]
+    code.add(b"120 100 la")
+    code.add(b"ter\n")
+    assert [code.find(at) for at in (0x100, 0x120, 0x21F, 0x220)] == [None, "later", "later", None]
+    assert (len(code), code.bad_line_count) == (1, 1)
+
+
+def test_pieces_give_what_the_whole_gives():
+    whole, pieces = CodeMap(), CodeMap()
+    whole.add(TRAMPOLINE)
+    for at in range(len(TRAMPOLINE)):
+        pieces.add(TRAMPOLINE[at : at + 1])
+    assert whole == pieces
+    assert frame_name(whole.find(0x7F9DA4FCD7BC)) == "spin (/tmp/spin.py)_[j]"
+
+
+@pytest.fixture
+def own_map():
+    """The path of this process's own map, removed afterwards."""
+    path = f"/tmp/perf-{os.getpid()}.map"
+    yield path
+    if os.path.lexists(path):
+        os.unlink(path)
+
+
+def write(path, text):
+    with open(path, "ab") as stream:
+        stream.write(text)
+
+
+def test_a_map_is_read_on_as_it_grows(own_map):
+    found = PerfMap(os.getpid())
+    assert not found.refresh()
+    write(own_map, b"1000 10 py::one:/a.py\n1010 10 py::tw")
+    assert found.refresh()
+    assert not found.refresh()
+    write(own_map, b"o:/a.py\n")
+    version = found.version
+    assert found.refresh()
+    assert found.version > version
+    assert [found.find(at) for at in (0x1000, 0x1010)] == ["one (/a.py)_[j]", "two (/a.py)_[j]"]
+    os.unlink(own_map)  # the process was replaced by another, or began anew
+    write(own_map, b"1000 10 py::other:/a.py\n")
+    assert found.refresh()
+    assert (found.find(0x1000), found.find(0x1010)) == ("other (/a.py)_[j]", None)
+
+
+def test_what_is_read_of_one_process_is_bounded(own_map, monkeypatch):
+    monkeypatch.setattr(perf_map, "MAX_READ_BYTES", 100)
+    monkeypatch.setattr(perf_map, "MAX_MAP_BYTES", 250)
+    write(own_map, b"".join(b"%x 10 f%d\n" % (0x1000 + 16 * i, i) for i in range(100)))
+    found = PerfMap(os.getpid())
+    assert [found.refresh() for _ in range(5)] == [True, True, True, False, False]
+    assert 15 < len(found) < 25
+
+
+def test_a_link_and_a_pipe_are_not_read(own_map, tmp_path):
+    real = tmp_path / "real.map"
+    real.write_bytes(TRAMPOLINE)
+    os.symlink(real, own_map)
+    found = PerfMap(os.getpid())
+    assert not found.refresh()
+    os.unlink(own_map)
+    os.mkfifo(own_map)
+    assert not found.refresh()
+    assert found.refused == "it is not a regular file"
+    assert len(found) == 0
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="makes files and processes of other users: needs root"
+)
+def test_a_map_counts_only_of_the_process_user_or_root(own_map):
+    write(own_map, TRAMPOLINE)
+    os.chown(own_map, 12345, 12345)
+    found = PerfMap(os.getpid())
+    assert not found.refresh()
+    assert found.refused == "it belongs to user 12345, not to the process's user or root"
+    os.chown(own_map, 0, 0)
+    assert found.refresh()
+    assert not found.refused
+    # a process of another user: its own map and root's count
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, user=12345) as child:
+        path = f"/tmp/perf-{child.pid}.map"
+        try:
+            write(path, TRAMPOLINE)
+            for owner, counts in ((0, True), (12345, True), (54321, False)):
+                os.chown(path, owner, owner)
+                assert PerfMap(child.pid).refresh() is counts
+        finally:
+            os.unlink(path)
+            child.kill()
+
+
+SPIN_JS = """
+function turn(n) { let s = 0; for (let i = 0; i < n; i++) s += Math.sqrt(i); return s; }
+setInterval(() => turn(1e6), 0);
+"""
+
+
+@pytest.mark.node
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_map_of_a_real_node_names_its_functions(tmp_path):
+    script = tmp_path / "spin.js"
+    script.write_text(SPIN_JS)
+    command = ["node", "--perf-basic-prof", str(script)]
+    with subprocess.Popen(command, cwd=tmp_path) as child:
+        path = f"/tmp/perf-{child.pid}.map"
+        user = UserSymbols()
+        try:
+            deadline = time.monotonic() + 20
+            place = None
+            while place is None:
+                assert time.monotonic() < deadline, "node compiled nothing"
+                time.sleep(0.02)
+                lines = Path(path).read_bytes().splitlines() if os.path.exists(path) else []
+                place = next((parse_line(line) for line in lines if b"JS:*turn " in line), None)
+            assert user.add_process(child.pid)
+            assert user.name(child.pid, place[0] + 4) == f"turn ({script}:2)_[j]"
+            assert user.version(child.pid) >= 1
+            # what the map does not name keeps its module and offset
+            maps = Path(f"/proc/{child.pid}/maps").read_text().splitlines()
+            stack = next(line for line in maps if line.endswith("[vdso]"))
+            address = int(stack.split("-")[0], 16) + 5
+            assert user.name(child.pid, address) in ("[vdso]+0x5", "LINUX_2.6")
+        finally:
+            child.kill()
+            child.wait()
+            if os.path.exists(path):
+                os.unlink(path)
