@@ -60,6 +60,15 @@ def test_what_is_not_run_is_listed_with_a_reason_and_exists():
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
 
 
+def test_no_command_hides_in_a_block_of_another_kind():
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        if page.parent.name == "reference":
+            continue  # synopses
+        for kind, body in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S):
+            if kind not in ("sh", "console"):
+                assert not re.search(r"^(sudo |\$ )?profile-", body, re.MULTILINE), page
+
+
 def test_options_that_are_named_exist():
     known = {"--print-completion", "--help"}
     for command in COMMANDS:
@@ -68,6 +77,7 @@ def test_options_that_are_named_exist():
     others = {  # of other programs
         "--cap-add", "--ulimit", "--volume", "--privileged", "--pid", "--rm", "--workdir",
         "--format", "--port", "--subprocesses", "--nonblocking",
+        "--perf-basic-prof", "--interpreted-frames-native-stack",
     }  # fmt: skip
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text()))
