@@ -165,7 +165,7 @@ def _fixes(
     more = 2 * max(1, len(signs.view.who[signs.view.who["role"] == "server"]))
     if signs.view.is_foreign:
         longer = Fix(
-            f"listen with a backlog of {wanted}; sysctl -w net.core.somaxconn={wanted}", holds
+            f"sysctl -w net.core.somaxconn={wanted}  # and listen with that backlog", holds
         )
         return (longer,)
     return (

@@ -176,8 +176,8 @@ def _finding(
             Fix(
                 "leave the listener at EMFILE and come back when a descriptor is freed"
                 if view.is_foreign
-                else "profile-run --at-fd-limit pause (leave the listener at EMFILE, come back "
-                "when a descriptor is freed)",
+                else "profile-run --at-fd-limit pause  # leave the listener at EMFILE, come back "
+                "when a descriptor is freed",
                 f"the CPU of this worker falls from {cpu_pct or 100:.0f} % to that of its "
                 f"connections; {rate:,.0f} failing calls a second go away",
             ),

@@ -171,8 +171,8 @@ def _finding(signs: Signs, full: _Full) -> Finding:
         ),
         fix=(
             Fix(
-                "profile-run --at-fd-limit pause (leave the shared listener when full, come back "
-                "when a descriptor is freed)",
+                "profile-run --at-fd-limit pause  # leave the shared listener when full, come back "
+                "when a descriptor is freed",
                 f"the {sent_away:,} refused connections go to the worker with room; the ceiling "
                 f"moves from {total:,} to {sum_of_limits:,} connections",
             ),

@@ -155,8 +155,8 @@ def _finding(signs: Signs, hot: _Hot) -> Finding:
         ),
         fix=(
             Fix(
-                "profile-run --accept reuseport (in node: cluster.schedulingPolicy = "
-                "cluster.SCHED_NONE, or a listener with reusePort in each worker)",
+                "profile-run --accept reuseport  # in node: cluster.schedulingPolicy = "
+                "cluster.SCHED_NONE, or a listener with reusePort in each worker",
                 f"each of {workers} workers accepts for itself: the ceiling of "
                 f"{hot.handoffs_per_s:,.0f} connections a second and the {cost_us:,.0f} us each "
                 "go away",

@@ -20,13 +20,13 @@ from analysis.signs import EMFILE, Signs
 
 _STATUS = re.compile(r"HTTP (\d{3})")
 _HELP = {
-    400: "--header, --subprotocol or --path: what the server misses in the request",
-    401: "--header 'Authorization: Bearer TOKEN' or --cookie NAME=VALUE",
-    403: "--header 'Origin: https://your.site', or the credentials that the server wants",
-    404: "--path, or the path of --target: the one that the server upgrades",
-    426: "--subprotocol NAME, or the version of the protocol that the server speaks",
-    429: "--ramp RATE below the server's rate limit",
-    503: "--ramp RATE, or raise the server's own limit of connections",
+    400: "--header 'NAME: VALUE'  # or --subprotocol, --path: what the server misses",
+    401: "--header 'Authorization: Bearer TOKEN'  # or --cookie NAME=VALUE",
+    403: "--header 'Origin: https://your.site'  # or the credentials that the server wants",
+    404: "--path PATH  # the one that the server upgrades",
+    426: "--subprotocol NAME  # or the version of the protocol that the server speaks",
+    429: "--ramp RATE  # below the server's rate limit",
+    503: "--ramp RATE  # or raise the server's own limit of connections",
 }
 
 
@@ -109,5 +109,5 @@ def _established(signs: Signs) -> int:
 
 def _help(status: int, said: str) -> str:
     if said.startswith("TLS"):
-        return "--ca FILE (who signed the certificate) or --insecure; ws:// where there is no TLS"
-    return _HELP.get(status, "--path, --header, --subprotocol: what the server wants to be asked")
+        return "--ca FILE  # who signed the certificate; or --insecure; ws:// where there is no TLS"
+    return _HELP.get(status, "--path PATH  # or --header, --subprotocol: what it wants")

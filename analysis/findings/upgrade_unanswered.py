@@ -60,7 +60,7 @@ def find(signs: Signs) -> list[Finding]:
             ),
             fix=(
                 Fix(
-                    "profile-run --target with the path, scheme (wss://) or port that upgrades",
+                    "profile-run --target URL  # the path, scheme or port that upgrades",
                     f"the {count:,} handshakes get an answer",
                 ),
             ),
