@@ -221,6 +221,11 @@ def _syscalls_part(view: View) -> Part:
         return part
     frame = s.syscall_mix.sort_values("events_per_s", ascending=False)
     top = float(frame["events_per_s"].max())
+    if frame["pid"].nunique() == 1:
+        part.lead = (
+            "Only the hottest process is counted call by call; --probes full counts its siblings "
+            "as well, and is slower. Which of their calls failed is under Errors."
+        )
     part.tables.append(
         table_of(
             "syscalls-table",

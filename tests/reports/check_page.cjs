@@ -185,6 +185,8 @@ async function axe(page) {
           overflow: document.documentElement.scrollWidth - window.innerWidth,
           background: getComputedStyle(document.body).backgroundColor,
           text: getComputedStyle(document.querySelector("h1")).color,
+          wideFigures: Array.from(document.querySelectorAll("figure")).every((f) => f.querySelector(".wide").checkVisibility()),
+          narrowestCell: Math.min(...Array.from(document.querySelectorAll("tbody td")).filter((c) => c.textContent.length > 3 && c.checkVisibility()).map((c) => c.getBoundingClientRect().width)),
           hero: (getComputedStyle(document.querySelector(".hero") || document.body).backgroundColor.match(/\d+/g) || []).map(Number),
         }));
         const pdf = await page.pdf({ format: "A4", margin: { top: "12mm", bottom: "12mm", left: "10mm", right: "10mm" } });

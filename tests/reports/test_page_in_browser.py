@@ -119,6 +119,8 @@ def test_paper_is_light_and_wide_enough_whatever_the_screen(seen):
     assert paper["background"] == "rgb(255, 255, 255)"
     assert paper["text"] == "rgb(0, 0, 0)"
     assert min(paper["hero"][:3]) > 200
+    assert paper["wideFigures"]
+    assert paper["narrowestCell"] > 40, "no cell of one letter a line"
     assert 6 <= paper["pages"] <= 40
     assert paper["bytes"] < 5_000_000
 
