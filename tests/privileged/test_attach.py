@@ -261,11 +261,8 @@ def test_a_node_cluster_at_its_limit_is_named_by_its_worker(world, scheduling):
     server = world.serve(*words, nofile=100)
     world.deadline("both workers", lambda: len(process_tree.children_of(server.pid)) == 2)
     clients = world.clients()
-    assert clients.open(60)[0] == 60
-    # 70 % and more of a worker's descriptors: its calls are watched. Round robin shares them out,
-    # on a shared listener one worker has all.
-    if scheduling == "rr":
-        assert clients.open(60)[0] == 120
+    # One of the two has 35 at least and so half of its descriptors in use: its calls are watched.
+    assert sum(clients.open(70)) == 70
     attach = world.attach("--port", str(world.port))
     attach.watches()
     clients.open(200)
