@@ -11,7 +11,7 @@ Cost
     after three compares. A failing call costs two map updates on its own CPU. The kernel's own way
     to the tracepoint costs more: a server at 1.7 million calls a second got 10 % less done. So of
     a server in service (``Target.is_sparing``) it watches one second in 20, and all the time as
-    soon as a process has 70 % of its descriptors in use.
+    soon as a process has half of its descriptors in use.
 Misses
     EAGAIN, EINPROGRESS and EINTR, which are answers and not failures, and ERESTART*, which the
     caller never sees. An error that arrives otherwise than as a return value: SO_ERROR after a
@@ -43,7 +43,7 @@ _FAULT = -errno.EFAULT  # get_stackid of a thread without that stack: not a loss
 SPARING_PERIODS = 20
 """A server in service is watched in one second of so many, while its descriptors have room."""
 
-NEAR_SHARE = 0.7
+NEAR_SHARE = 0.5
 
 Key = tuple[int, int, int]
 

@@ -35,6 +35,8 @@ _LEAST_PRESSURE_PCT = 30.0
 _OTHERS_SHARE = 0.25
 _WATCHED_PRESSURE_PCT = 60.0
 _WATCHED_LEAST_S = 3.0
+_WATCHED_LEAST_SHARE = 0.1
+"""A server that wants a core gets its fair part of one, also where others fill all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class _Shares:
             "processes beside the run": self.others,
         }
         ordered = sorted(parts.items(), key=lambda part: -part[1])
+        ordered = [part for part in ordered if part[1] > 0]
         return ", ".join(f"{name} {100 * pct / self.capacity:.0f} %" for name, pct in ordered)
 
 
@@ -86,6 +89,9 @@ def find(signs: Signs) -> list[Finding]:
         if harm is None or not _is_full(signs, harm):
             continue
         shares = _shares(signs, harm)
+        wanted = shares.servers >= _WATCHED_LEAST_SHARE * shares.capacity
+        if signs.view.is_attached and not wanted:
+            continue  # others wait for each other; an idle server waits for nobody
         foreign = shares.others >= _OTHERS_SHARE * shares.capacity
         if foreign or not _is_named_otherwise(signs):
             return [_finding(signs, harm, shares, foreign=foreign)]
@@ -309,6 +315,8 @@ def _finding(signs: Signs, harm: _Harm, shares: _Shares, *, foreign: bool) -> Fi
         ("connscope's own watching", shares.probes),
     ):
         share_pct = 100 * pct / shares.capacity
+        if name == "clients" and view.is_attached:
+            continue
         evidence.append(Evidence(f"of all cores: {name}", share_pct, "pct", "process_samples"))
     others_pct = 100 * shares.others / shares.capacity
     evidence.append(Evidence("of all cores: processes beside the run", others_pct, "pct",

@@ -313,10 +313,14 @@ def test_a_full_core_is_a_limit_also_when_no_function_stands_out(watched):
 
 
 @pytest.mark.parametrize(
-    ("pressure_pct", "cause"), [(90, "host-cpu-saturated"), (20, "no-limit-met")]
+    ("pressure_pct", "cpu_pct", "cause"),
+    [(90, 40.0, "host-cpu-saturated"), (20, 40.0, "no-limit-met"), (90, 1.0, "no-limit-met")],
 )
-def test_a_host_without_a_free_core(watched, pressure_pct, cause):
-    idle(watched)
+def test_a_host_without_a_free_core_harms_a_server_that_wants_one(
+    watched, pressure_pct, cpu_pct, cause
+):
+    for worker in range(2):
+        hold(watched, worker, 100, cpu_pct=cpu_pct)
     watched.host_cpu(99, from_s=-0.5, until_s=6.0)
     for half in range(-1, 13):
         watched.add("host_pressure", at_s=half / 2, resource="cpu",

@@ -67,7 +67,7 @@ def _channel(thread: str) -> str:
         return stream.read()
 
 
-@pytest.mark.parametrize(("open_count", "near"), [(100, False), (693, True), (984, True)])
+@pytest.mark.parametrize(("open_count", "near"), [(100, False), (493, True), (984, True)])
 def test_most_descriptors_in_use_are_near_the_limit(tmp_path, open_count, near):
     fd = live_memory.create(tmp_path / "live.bin", slot_count=3, capacity=1)
     live = Live(fd)
