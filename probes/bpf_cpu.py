@@ -14,12 +14,11 @@ Misses
     Time with interrupts off is billed to the instruction that turns them on. User stacks follow
     frame pointers: code built without them (most distributions' libraries) shows its own function
     and not always its callers. Functions that a runtime compiled have names only where it writes a
-    perf map (Node --perf-basic-prof, Python -X perf, Java); code that it moves within the second
-    between two readings can get the name of what was there before. Other interpreted frames are
-    py-spy's business.
+    perf map (Node --perf-basic-prof, Python -X perf with frame pointers, Java); code that it moves
+    within the second between two readings can get the name of what was there before. Other
+    interpreted frames are py-spy's business.
 Checked against
-    A process that spins in one known function; a Node process, and a Python 3.12 where there is
-    one, with their maps.
+    A process that spins in one known function; Node with its map (tests/privileged).
 """
 
 from __future__ import annotations

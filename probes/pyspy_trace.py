@@ -206,7 +206,7 @@ def explain_failure(stderr: str) -> tuple[str, str]:
     if "gil_thread_id" in stderr:
         return (
             "py-spy does not read this build of Python (free-threaded)",
-            "sample it with python -X perf, which perf events read, or run a build with the GIL",
+            "run a build with the GIL; or python -X perf of a build with frame pointers",
         )
     last = stderr.strip().splitlines()[-1] if stderr.strip() else "it ended without a word"
     return f"py-spy cannot sample: {failure or last}", "see logs/probes.log in the run directory"

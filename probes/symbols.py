@@ -329,10 +329,15 @@ class UserSymbols:
         return self.add_process(pid)
 
     def stack(self, pid: int, addresses: Sequence[int]) -> str:
-        """A user stack, leaf first, as one string."""
-        frames = [
-            self.name(pid, address - (1 if depth else 0)) for depth, address in enumerate(addresses)
-        ]
+        """A user stack, leaf first, as one string; UNKNOWN frames in a row are one.
+
+        Walking frame pointers in code that has none can yield a hundred of them.
+        """
+        frames: list[str] = []
+        for depth, address in enumerate(addresses):
+            name = self.name(pid, address - (1 if depth else 0))
+            if name != UNKNOWN or frames[-1:] != [UNKNOWN]:
+                frames.append(name)
         return join_stack(frames)
 
     def _file(self, pid: int, mappings: _Mappings, mapping: _Mapping) -> ElfSymbols:

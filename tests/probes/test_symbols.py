@@ -92,7 +92,7 @@ def test_the_own_process_is_named():
     assert user.add_process(os.getpid())
     address = ctypes.cast(ctypes.pythonapi.PyLong_FromLong, ctypes.c_void_p).value
     assert user.name(os.getpid(), address + 2) == "PyLong_FromLong"
-    assert user.stack(os.getpid(), [address, 0x10]) == "[unknown];PyLong_FromLong"
+    assert user.stack(os.getpid(), [address, 0x10, 0x20, 0x30]) == "[unknown];PyLong_FromLong"
 
 
 def test_a_process_that_ended_keeps_its_names():
