@@ -184,6 +184,9 @@ class ForeignProcesses:
             outward = self._outward_count(each.pid) - each.outward_count
             if outward >= _PROXY_LEAST_SHARE * connections:
                 connections += outward
+        is_known = each.slot[Counter.NOFILE_SOFT_COUNT] > 0
+        if self._is_loaded and is_known and socket_owners.descriptor_count(each.pid) != count:
+            return  # it accepted meanwhile: what was its own before is nearer to the truth
         each.own_count = max(0, count - connections)
         each.slot[Counter.OWN_FDS_COUNT] = each.own_count
         limit = process_tree.nofile_soft_count(each.pid)

@@ -31,6 +31,8 @@ from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
 _SPIN_PER_S = 10_000
 _SPIN_WITH_SHARE_PER_S = 2_000
 _SPIN_AT_FULL_CORE_PCT = 80.0
+_CROWDED_HOST_PCT, _SPIN_ON_CROWDED_HOST_PCT = 90.0, 20.0
+"""Where others want the cores too, a worker that never rests still gets only its part."""
 _LEAST_SAMPLES_COUNT = 3
 _ACCEPTS_LEAST_PCT, _MOST_LEAST_PCT = 10.0, 50.0
 _LEAST_S = 0.8
@@ -90,7 +92,9 @@ def _judge(signs: Signs, pid: int, rows: pd.DataFrame) -> Finding | None:
     cpu_pct = signs.cpu_pct_of(pid, since_s, until_s)
     per_cpu_second = rate / max(0.2, (cpu_pct or 100.0) / 100)
     if rate < _SPIN_PER_S and (cpu_pct is None or per_cpu_second < _SPIN_PER_S):
-        is_hot = cpu_pct is not None and cpu_pct >= _SPIN_AT_FULL_CORE_PCT
+        is_crowded = (signs.host_busy_pct(since_s, until_s) or 0.0) >= _CROWDED_HOST_PCT
+        least_pct = _SPIN_ON_CROWDED_HOST_PCT if is_crowded else _SPIN_AT_FULL_CORE_PCT
+        is_hot = cpu_pct is not None and cpu_pct >= least_pct
         functions = _functions(signs, pid, (since_s, until_s)) if is_hot else []
         if not functions or not functions[0].accepts:
             return None

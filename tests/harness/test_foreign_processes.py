@@ -98,36 +98,42 @@ while True:
 """
 
 
-def test_the_second_socket_of_a_proxy_counts_with_the_connection(live, deadline):
+@pytest.fixture
+def proxy():
     with subprocess.Popen(
         [sys.executable, "-c", PROXY], stdout=subprocess.PIPE, text=True
     ) as process:
-        port = int(process.stdout.readline())
-        processes = ForeignProcesses(live, 4, port)
-        processes.watch_tree([process.pid])
-        slot = live.slot(0)
+        yield process
+        process.kill()
 
-        def follow():
-            processes._tree_due_s = processes._count_due_s = 0.0  # now, not in half a second
-            processes.follow()
 
-        def is_followed():
-            follow()
-            return processes.pids == [process.pid]
+def test_the_second_socket_of_a_proxy_counts_with_the_connection(live, proxy, deadline):
+    port = int(proxy.stdout.readline())
+    processes = ForeignProcesses(live, 4, port)
+    processes.watch_tree([proxy.pid])
+    slot = live.slot(0)
 
-        deadline("the listener is seen", is_followed)
-        processes.begin_load()
-        own = slot[Counter.OWN_FDS_COUNT]
-        ours = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+    def follow():
+        processes._tree_due_s = processes._count_due_s = 0.0  # now, not in half a second
+        processes.follow()
 
-        def has_both():
-            follow()  # it is young: what is its own is looked at again each time
-            return slot[Counter.OPEN_COUNT] >= 60
+    def is_followed():
+        follow()
+        return processes.pids == [proxy.pid]
 
+    deadline("the listener is seen", is_followed)
+    processes.begin_load()
+    own = slot[Counter.OWN_FDS_COUNT]
+    ours = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+
+    def has_both():
+        follow()  # it is young: what is its own is looked at again each time
+        return slot[Counter.OPEN_COUNT] == 60
+
+    try:
         deadline("two descriptors for each of 30 connections", has_both)
-        assert slot[Counter.OPEN_COUNT] == 60
         assert slot[Counter.OWN_FDS_COUNT] == own
+    finally:
         for sock in ours:
             sock.close()
         processes.close()
-        process.kill()
