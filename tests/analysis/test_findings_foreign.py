@@ -176,6 +176,20 @@ def test_a_loop_that_logs_each_failure_spins_where_its_stacks_say_so(foreign, ac
         assert value_of(found["accept-spin"], "samples in _accept_connection (loop.py)") == 100
 
 
+@pytest.mark.parametrize(("busy_pct", "spins"), [(97, True), (60, False)])
+def test_a_part_of_a_core_is_a_spin_only_where_others_want_the_cores(foreign, busy_pct, spins):
+    """On an idle host a worker that fails to accept at a third of a core rests the other two."""
+    full(foreign, rate=2_500)
+    foreign.cpu(800, 35, from_s=0.5, until_s=5.0)
+    foreign.rows.pop("host_cpu", None)
+    foreign.host_cpu(busy_pct, from_s=0.0, until_s=6.0)
+    stacks(
+        foreign, "python_stacks",
+        ("run (app.py:1);_accept_connection (loop.py:9);emit (log.py:3)", 30),
+    )  # fmt: skip
+    assert ("accept-spin" in by_cause(foreign)) is spins
+
+
 @pytest.fixture
 def proxy(foreign):
     """Two descriptors a connection: 190 connections fill 380; the rest is refused."""
