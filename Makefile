@@ -10,6 +10,7 @@ CONNECTIONS ?= 120000
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+SIDE_BY_SIDE := 3  # tests mostly wait, for processes and timeouts
 
 
 .PHONY: help install install-dev install-peers run test bench bench-servers bench-attach diagnose lint format clean lock man reference screenshots
@@ -35,8 +36,13 @@ lint: install-dev ## ruff, mypy --strict, import-linter
 format: install-dev ## let ruff format the tree
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-test: lint install-peers ## lint and every test
+test: lint install-peers ## lint and every test; make test ARGS='tests/analysis -x' for some
+ifeq ($(strip $(ARGS)),)
+	@$(BIN)/pytest -m 'not alone' --numprocesses $(SIDE_BY_SIDE) --dist loadfile
+	@$(BIN)/pytest -m alone
+else
 	@$(BIN)/pytest $(ARGS)
+endif
 
 bench: install-dev ## the figures of docs/benchmarks.md, measured here
 	@$(BIN)/python -m bench $(ARGS)

