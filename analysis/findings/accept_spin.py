@@ -3,9 +3,9 @@
 Proof: accept4 returns EMFILE at 10^4 to 10^6 a second, sustained, while that worker completes no
 handshake, and its CPU goes there. On a host with more busy processes than cores the worker gets
 only a part of a core: the rate is then judged per second of its own CPU time. A runtime that also
-logs each failure fails less often: then a full core and stacks below the function that accepts are
-the sign. The function comes from the stacks of that span: the one that accepts, or the one that
-most samples are in.
+logs each failure fails less often: then a full core, and below 5,000 a second stacks of the
+function that accepts, are the sign. The function comes from the stacks of that span: the one that
+accepts, or the one that most samples are in.
 Told apart from ``hot-worker-code`` and ``keepalive-storm`` by that rate: theirs is zero. From the
 limit itself by what it costs: a worker that leaves its listener is at the limit too, and idle.
 The function that calls accept is named by the stacks: asyncio's retry loop, libuv without its
@@ -31,6 +31,8 @@ from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
 _SPIN_PER_S = 10_000
 _SPIN_WITH_SHARE_PER_S = 2_000
 _SPIN_AT_FULL_CORE_PCT = 80.0
+_SPIN_AT_FULL_CORE_PER_S = 5_000
+"""A server that accepts and closes fails as often as clients come, at a tenth of a core."""
 _CROWDED_HOST_PCT, _SPIN_ON_CROWDED_HOST_PCT = 90.0, 20.0
 """Where others want the cores too, a worker that never rests still gets only its part."""
 _LEAST_SAMPLES_COUNT = 3
@@ -94,9 +96,11 @@ def _judge(signs: Signs, pid: int, rows: pd.DataFrame) -> Finding | None:
     if rate < _SPIN_PER_S and (cpu_pct is None or per_cpu_second < _SPIN_PER_S):
         is_crowded = (signs.host_busy_pct(since_s, until_s) or 0.0) >= _CROWDED_HOST_PCT
         least_pct = _SPIN_ON_CROWDED_HOST_PCT if is_crowded else _SPIN_AT_FULL_CORE_PCT
-        is_hot = cpu_pct is not None and cpu_pct >= least_pct
-        functions = _functions(signs, pid, (since_s, until_s)) if is_hot else []
-        if not functions or not functions[0].accepts:
+        share_pct = cpu_pct or 0.0
+        is_hot = share_pct >= least_pct
+        is_full = share_pct >= _SPIN_AT_FULL_CORE_PCT and rate >= _SPIN_AT_FULL_CORE_PER_S
+        functions = _functions(signs, pid, (since_s, until_s)) if is_hot and not is_full else []
+        if not is_full and (not functions or not functions[0].accepts):
             return None
     failing_count = rate * (until_s - since_s)
     progress = signs.established_between(pid, since_s + 0.5, until_s)

@@ -176,6 +176,13 @@ def test_a_loop_that_logs_each_failure_spins_where_its_stacks_say_so(foreign, ac
         assert value_of(found["accept-spin"], "samples in _accept_connection (loop.py)") == 100
 
 
+@pytest.mark.parametrize(("rate", "spins"), [(6_500, True), (3_500, False)])
+def test_thousands_of_failures_at_a_full_core_are_a_spin_without_stacks(foreign, rate, spins):
+    full(foreign, rate=rate)
+    foreign.cpu(800, 97, from_s=0.5, until_s=5.0)
+    assert ("accept-spin" in by_cause(foreign)) is spins
+
+
 @pytest.mark.parametrize(("busy_pct", "spins"), [(97, True), (60, False)])
 def test_a_part_of_a_core_is_a_spin_only_where_others_want_the_cores(foreign, busy_pct, spins):
     """On an idle host a worker that fails to accept at a third of a core rests the other two."""
