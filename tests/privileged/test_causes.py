@@ -12,7 +12,7 @@ import pytest
 
 from harness import scenario
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.alone]
 
 ROWS = [row.id for row in scenario.load("every-cause").rows]
 

@@ -15,7 +15,7 @@ import pytest
 
 from probes.elf import ElfFile, symbol_table
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.alone]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 NODE_MODULES = Path(__file__).parents[1] / "node_modules"

@@ -49,6 +49,7 @@ KINDS = [*PROVOKED, *RUNS, "interrupted", "cut_short", "million"]
 
 pytestmark = [
     pytest.mark.privileged,
+    pytest.mark.alone,
     pytest.mark.browser,
     pytest.mark.node,
     pytest.mark.skipif(

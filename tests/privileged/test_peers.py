@@ -70,6 +70,13 @@ EXPECTED = {
 }  # fmt: skip
 
 
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.alone] if each.function else [])
+    for name, each in EXPECTED.items()
+]
+"""A worker that spins is told by the core that it fills."""
+
+
 class Run:
     """One run of profile-run that meets a limit of the server."""
 
@@ -129,7 +136,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
     return get
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_limit_and_what_follows_from_it_are_named(full, name):
     run, expected = full(name), EXPECTED[name]
     said = run.verdict["verdict"]
@@ -158,6 +165,7 @@ def test_the_limit_and_what_follows_from_it_are_named(full, name):
         assert run.finding(expected.consequence)["follows_from"] == "fd-limit-process"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", [name for name, each in EXPECTED.items() if each.function])
 def test_a_worker_that_spins_is_explained_down_to_the_function(full, name):
     run, expected = full(name), EXPECTED[name]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.alone]
 
 
 @pytest.mark.parametrize(

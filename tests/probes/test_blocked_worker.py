@@ -20,6 +20,8 @@ from probes.errors import ProbeUnavailableError
 from probes.live import Counter, Live, Role
 from probes.probe import Target
 
+pytestmark = pytest.mark.alone
+
 DEADLINE_S = 20.0
 
 

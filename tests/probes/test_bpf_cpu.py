@@ -12,7 +12,7 @@ from probes.clock import now_ns
 from probes.probe import ProcessRef, Target
 from probes.rundir import RunDir
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.alone]
 
 SPIN = """
 import zlib

@@ -23,6 +23,8 @@ from probes.live import Counter, Header, Live, Phase, Role
 from probes.probe import Target
 from probes.rundir import RunDir, TableWriter
 
+pytestmark = pytest.mark.alone
+
 CHEAP = "live_samples,process_samples,host_counters"
 SLEEPER = "ready(); time.sleep(60)"
 

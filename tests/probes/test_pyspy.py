@@ -30,6 +30,8 @@ from probes.pyspy_trace import (
     parse_trace,
 )
 
+pytestmark = pytest.mark.alone
+
 MS = 1_000_000
 
 

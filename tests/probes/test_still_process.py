@@ -14,6 +14,8 @@ from probes.live import Counter, Live
 from probes.probe import Target
 from probes.still_process import StillWatch
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize(
     ("looks", "expected"),
