@@ -210,6 +210,7 @@ def test_node_at_its_descriptor_limit_is_named_with_its_pid(profile_run):
     assert not any("--workers" in command for command in commands)
 
 
+@pytest.mark.alone
 def test_path_headers_cookies_subprotocol_tls_and_text(profile_run, certificate):
     cert, key = certificate
     run = profile_run(
