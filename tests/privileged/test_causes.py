@@ -62,7 +62,9 @@ def test_the_hot_function_is_named_in_the_verdict_and_on_the_page(provoked):
     run = provoked("hot-worker-code")
     assert "hot_application_code" in json.dumps(run.finding("hot-worker-code"))
     # The profiler that was turned on this worker names the function as well.
-    assert "hot_application_code" in (run.run / "report.html").read_text()
+    page = (run.run / "report.html").read_text()
+    assert "hot_application_code" in page
+    assert '<details class="finding warning" open' in page, "what did harm is not folded away"
 
 
 def test_a_storm_is_counted_in_messages(provoked):
