@@ -1,4 +1,4 @@
-"""All system calls of chosen processes: of every one in the full set, else of the hottest worker.
+"""All system calls of chosen processes: of all in the full set, else of a hot one and its siblings.
 
 Measures
     Calls by (pid, syscall), and how many of them returned an error, EAGAIN included.
@@ -6,8 +6,8 @@ Hook
     Raw tracepoint ``sys_exit``; probes/bpf/syscall_mix.c. Attached only while ``watch`` names
     processes.
 Cost
-    10 to 17 % of ramp time when every process is watched, which is why the default set watches at
-    most one, and only when it is hot.
+    10 to 17 % of ramp time when every process is watched, which is why the default set watches
+    only a hot one, with siblings that are idle and so make few calls.
 Misses
     A call that is still running. 32-bit callers are named by the 64-bit table.
 Checked against

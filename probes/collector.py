@@ -389,7 +389,7 @@ class Collector:
             )
             self._events.append(at_ns, "hot_worker", pid, detail)
             if not registry.syscall_mix_watches_all(list(self.names)):
-                self._watch_syscalls({pid})
+                self._watch_syscalls({pid, *self._hot.siblings})
         else:
             self._events.append(at_ns, "hot_worker_cooled", 0, "no process is hot any more")
         for entry in self.driven:

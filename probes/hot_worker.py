@@ -8,7 +8,7 @@ time waiting for one, Documentation/scheduler/sched-stats.rst) of each fleet pro
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from probes.clock import NS_PER_S
@@ -18,6 +18,8 @@ from probes.probe import ProcessRef
 HOT_SHARE = 0.85
 COOL_SHARE = 0.5
 SIBLING_FACTOR = 2.0
+_IDLE_SHARE = 0.3
+_SIBLINGS_MOST = 2
 _NS_PER_TICK = NS_PER_S // os.sysconf("SC_CLK_TCK")
 
 
@@ -94,6 +96,17 @@ def parse_runqueue_ns(schedstat: bytes) -> int:
     return int(fields[1]) if len(fields) > 1 else 0
 
 
+def idle_siblings(uses: Sequence[Use], pid: int) -> tuple[int, ...]:
+    """Processes of the same role that are not busy themselves, idlest first, two at most.
+
+    What they do is what the hot one is held against; being idle, they cost little to look at.
+    """
+    role = next((use.role for use in uses if use.pid == pid), "")
+    others = [u for u in uses if u.role == role and u.pid != pid and u.cpu_share < _IDLE_SHARE]
+    others.sort(key=lambda use: (use.cpu_share, use.pid))
+    return tuple(use.pid for use in others[:_SIBLINGS_MOST])
+
+
 class HotWorkerWatch:
     """Keeps the descriptors and last readings that the rule needs.
 
@@ -107,6 +120,7 @@ class HotWorkerWatch:
         self.pid = 0
         self.cpu_share = 0.0
         self.demand_share = 0.0
+        self.siblings: tuple[int, ...] = ()
         self._live = live
         self._roles = {pid: ref.role for pid, ref in processes.items()}
         self._fds: dict[int, tuple[int, int]] = {}
@@ -146,6 +160,7 @@ class HotWorkerWatch:
                 self.cpu_share, self.demand_share = use.cpu_share, use.demand_share
         changed = chosen != self.pid
         self.pid = chosen
+        self.siblings = idle_siblings(uses, chosen)
         return changed
 
     def _use(self, pid: int, at_ns: int) -> Use | None:

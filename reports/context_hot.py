@@ -223,8 +223,13 @@ def _syscalls_part(view: View) -> Part:
     top = float(frame["events_per_s"].max())
     if frame["pid"].nunique() == 1:
         part.lead = (
-            "Only the hottest process is counted call by call; --probes full counts its siblings "
-            "as well, and is slower. Which of their calls failed is under Errors."
+            "Only the hottest process was counted call by call: it has no idle sibling. --probes "
+            "full counts all, and is slower. Which of their calls failed is under Errors."
+        )
+    else:
+        part.lead = (
+            "The hottest process beside idle siblings. A call that only the hot one makes, or "
+            "makes far more often, is what it is busy with."
         )
     part.tables.append(
         table_of(

@@ -10,6 +10,7 @@ from probes.hot_worker import (
     HotWorkerWatch,
     Use,
     choose_hot,
+    idle_siblings,
     parse_cpu_ns,
     parse_runqueue_ns,
 )
@@ -25,6 +26,13 @@ IDLE = [use(pid, "server", 0.01, 0) for pid in range(1, 7)]
 RAMP = [use(pid, "server", 0.9) for pid in range(1, 8)] + [
     use(pid, "client", 0.95) for pid in range(11, 18)
 ]
+
+
+def test_siblings_are_of_its_role_idle_and_few():
+    uses = [*IDLE, use(7, "server", 0.97), use(8, "server", 0.6), use(11, "client", 0.0)]
+    assert idle_siblings(uses, 7) == (1, 2)
+    assert idle_siblings([use(7, "server", 0.9), use(8, "server", 0.6)], 7) == ()
+    assert idle_siblings(uses, 0) == ()
 
 
 def test_in_the_hold_phase_the_busy_process_is_hot():
