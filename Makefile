@@ -53,8 +53,9 @@ bench-servers: install-peers ## other people's servers: docs/benchmarks-servers.
 bench-attach: install-dev ## what profile-attach costs a server: docs/benchmarks-attach.md
 	@$(BIN)/python -m bench.attach $(ARGS)
 
-diagnose: install ## provoke every cause three times: docs/diagnosis.md, provoked against named
+diagnose: install ## provoke every cause three times, and meet what is predicted: docs/diagnosis.md, docs/predictions.md
 	@$(BIN)/profile-matrix every-cause --repeats 3 --markdown docs/diagnosis.md $(ARGS)
+	@$(BIN)/python -m bench.predictions --markdown docs/predictions.md
 
 screenshots: install-dev ## pictures of a fresh run's pages in screenshots/, and docs/report.png
 	@$(BIN)/python -m documentation.screenshots $(ARGS)
