@@ -1,4 +1,5 @@
 import os
+import time
 
 import pytest
 
@@ -84,10 +85,12 @@ def test_switches_and_memory_are_those_of_proc(run, python_child):
         with open(f"/proc/{child.pid}/status") as stream:
             return dict(line.split(":", 1) for line in stream)
 
+    deadline_s = time.monotonic() + 10.0
+    while proc_status()["State"].split()[0] != "S":  # until it waits in select
+        assert time.monotonic() < deadline_s
     before = proc_status()
     row = next(row for row in sampled(run, [child.pid]) if row["pid"] == child.pid)
     status = proc_status()
-    # a child that has just said that it is ready may still be on its way into select
     for column, name in [
         ("voluntary_switches_total", "voluntary_ctxt_switches"),
         ("involuntary_switches_total", "nonvoluntary_ctxt_switches"),
