@@ -78,16 +78,14 @@ select.select([0], [], [])
     assert row["cpu_user_ns_total"] > 0
 
 
-def test_switches_and_memory_are_those_of_proc(run, python_child):
+def test_switches_and_memory_are_those_of_proc(run, python_child, deadline):
     child, _ = python_child("block = b'x' * (50 << 20)\nready(); select.select([0], [], [])")
 
     def proc_status():
         with open(f"/proc/{child.pid}/status") as stream:
             return dict(line.split(":", 1) for line in stream)
 
-    deadline_s = time.monotonic() + 10.0
-    while proc_status()["State"].split()[0] != "S":  # until it waits in select
-        assert time.monotonic() < deadline_s
+    deadline("the child waits in select", lambda: proc_status()["State"].split()[0] == "S")
     before = proc_status()
     row = next(row for row in sampled(run, [child.pid]) if row["pid"] == child.pid)
     status = proc_status()
