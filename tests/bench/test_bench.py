@@ -16,6 +16,8 @@ from bench import bars, document, proc_figures
 from bench.__main__ import schedule
 from bench.figures import AUTO, NODE_NONE, NODE_RR, NONE, RunFigures, Runs, Spread, summarise
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -11,6 +11,8 @@ import pytest
 from bench import predictions
 from harness import run_options
 
+pytestmark = pytest.mark.alone
+
 COUNTED = [row.id for row in predictions.scenario().rows if row.extra["limit"] != "cpu_worker"]
 
 

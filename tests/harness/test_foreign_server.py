@@ -28,6 +28,8 @@ CLUSTER = shlex.quote(str(FOREIGN / "cluster.cjs"))
 KINDS = f"{shlex.quote(sys.executable)} {shlex.quote(str(FOREIGN / 'kinds_server.py'))}"
 STRICT = f"{shlex.quote(sys.executable)} {shlex.quote(str(FOREIGN / 'strict_server.py'))}"
 
+pytestmark = pytest.mark.alone
+
 needs_node = pytest.mark.skipif(
     shutil.which("node") is None or not (NODE_MODULES / "ws").is_dir(),
     reason="node or the npm packages of the tests are not installed (cd tests && npm ci)",
@@ -210,7 +212,6 @@ def test_node_at_its_descriptor_limit_is_named_with_its_pid(profile_run):
     assert not any("--workers" in command for command in commands)
 
 
-@pytest.mark.alone
 def test_path_headers_cookies_subprotocol_tls_and_text(profile_run, certificate):
     cert, key = certificate
     run = profile_run(

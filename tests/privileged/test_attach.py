@@ -22,7 +22,7 @@ from harness import netns
 from probes import process_tree
 from probes.rundir import open_run_dir
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.alone]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 COMMAND = [sys.executable, "-P", "-m", "harness.cli_attach"]
@@ -317,7 +317,6 @@ def test_workers_that_die_and_come_anew_are_followed(world):
     assert "exit status 9" in crash["explanation"]
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("path", "cause", "words"),
     [
@@ -344,7 +343,6 @@ def test_an_event_loop_that_stands_still_or_burns_is_named(world, path, cause, w
     assert words in found["explanation"] + (attach.run / "report.html").read_text()
 
 
-@pytest.mark.alone
 def test_a_killed_attach_leaves_no_process_and_no_program(world):
     server = world.plain()
     attach = world.attach("--port", str(world.port))

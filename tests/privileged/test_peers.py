@@ -15,7 +15,7 @@ import pytest
 
 from bench.peers import catalogue
 
-pytestmark = [pytest.mark.privileged, pytest.mark.node]
+pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.alone]
 
 DEADLINE_S = 60
 NOFILE = 300
@@ -69,13 +69,6 @@ EXPECTED = {
         1, "node greedy.cjs", "accept-spin", True, function="uv__server_io", wait_s=2.0
     ),
 }  # fmt: skip
-
-
-NAMES = [
-    pytest.param(name, marks=[pytest.mark.alone] if each.function else [])
-    for name, each in EXPECTED.items()
-]
-"""A worker that spins is told by the core that it fills."""
 
 
 class Run:
@@ -137,7 +130,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
     return get
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_the_limit_and_what_follows_from_it_are_named(full, name):
     run, expected = full(name), EXPECTED[name]
     said = run.verdict["verdict"]
@@ -165,7 +158,6 @@ def test_the_limit_and_what_follows_from_it_are_named(full, name):
         assert run.finding(expected.consequence)["follows_from"] == "fd-limit-process"
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("name", [name for name, each in EXPECTED.items() if each.function])
 def test_a_worker_that_spins_is_explained_down_to_the_function(full, name):
     run, expected = full(name), EXPECTED[name]
