@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -14,14 +13,15 @@ from typing import Any
 from harness import cgroup_members, netns, recording
 from harness.attach_target import AttachTarget, find_target
 from harness.attach_watch import Watch, WatchResult
+from harness.command_end import end
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.host import Host, read_host
 from harness.supervisor import Interrupt
 from probes import registry
-from probes.errors import ExitCode, HostError, ToolkitError, UsageError
-from probes.rundir import REPORT, RunDir, create_run_dir
-from reports.terminal import LiveView, print_end
+from probes.errors import ExitCode, HostError, UsageError
+from probes.rundir import RunDir, create_run_dir
+from reports.terminal import LiveView
 
 _EXAMPLES = (
     Example("profile-attach --port 9001", "whoever listens there, until Ctrl-C"),
@@ -229,19 +229,7 @@ def _settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
 
 
 def _conclude(options: argparse.Namespace, run: RunDir, result: WatchResult) -> int:
-    from harness.pipeline import conclude  # pandas and matplotlib: only now the watching is over
-
-    for note in result.notes:
-        _say(options, f"note: {note}")
-    try:
-        verdict = conclude(run)
-    except ToolkitError as error:
-        raise type(error)(
-            f"{error.message} (the recording is kept in {run.path})", fix=error.fix
-        ) from error
-    if options.json:
-        print(json.dumps(verdict, indent=2))
-    print_end(verdict, run.path / REPORT, sys.stderr if options.json else sys.stdout)
+    verdict = end(run, result.notes, as_json=options.json, quiet=options.quiet)
     return ExitCode.REACHED if verdict["verdict"]["cause"] == "no-limit-met" else ExitCode.LIMIT_MET
 
 

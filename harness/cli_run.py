@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from harness import foreign_options, recording, run_options
+from harness.command_end import end
 from harness.command_line import run_command
 from harness.foreign_plan import make_foreign_plan
 from harness.host import read_host
@@ -16,9 +16,9 @@ from harness.plan import Plan, make_plan
 from harness.plan_text import plan_json, plan_text, rung_text
 from harness.supervisor import Interrupt, RunResult, Supervisor
 from probes import registry
-from probes.errors import ExitCode, ToolkitError
-from probes.rundir import REPORT, RunDir, create_run_dir
-from reports.terminal import LiveView, print_end
+from probes.errors import ExitCode
+from probes.rundir import RunDir, create_run_dir
+from reports.terminal import LiveView
 
 if TYPE_CHECKING:
     import argparse
@@ -120,19 +120,7 @@ def _metrics(
 def _conclude(
     options: argparse.Namespace, run: RunDir, result: RunResult, interrupt: Interrupt
 ) -> int:
-    from harness.pipeline import conclude  # pandas and matplotlib: only now the fleet is gone
-
-    for note in result.notes:
-        _say(options, f"note: {note}")
-    try:
-        verdict = conclude(run)
-    except ToolkitError as error:
-        raise type(error)(
-            f"{error.message} (the recording is kept in {run.path})", fix=error.fix
-        ) from error
-    if options.json:
-        print(json.dumps(verdict, indent=2))
-    print_end(verdict, run.path / REPORT, sys.stderr if options.json else sys.stdout)
+    verdict = end(run, result.notes, as_json=options.json, quiet=options.quiet)
     if result.status == "interrupted" or interrupt.signal_name:
         return ExitCode.INTERRUPTED
     return ExitCode.REACHED if verdict["verdict"]["cause"] == "reached" else ExitCode.LIMIT_MET

@@ -1,0 +1,44 @@
+"""The end of each command that records a run: notes, verdict, page, what the terminal shows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from probes.errors import ToolkitError
+from probes.rundir import REPORT, RunDir
+from reports.terminal import print_end
+
+
+def end(run: RunDir, notes: Sequence[str], *, as_json: bool, quiet: bool) -> dict[str, Any]:
+    """Concludes a recorded run and shows the result.
+
+    Args:
+        run: The recording.
+        notes: What a person should know of it, one line each on stderr.
+        as_json: verdict.json goes to stdout, what people read to stderr.
+        quiet: No notes.
+
+    Returns:
+        The content of verdict.json.
+
+    Raises:
+        ToolkitError: The recording cannot be read or the results not written; it is kept.
+    """
+    from harness.pipeline import conclude  # pandas and matplotlib: only now the recording is over
+
+    if not quiet:
+        for note in notes:
+            sys.stderr.write(f"note: {note}\n")
+    try:
+        verdict = conclude(run)
+    except ToolkitError as error:
+        raise type(error)(
+            f"{error.message} (the recording is kept in {run.path})", fix=error.fix
+        ) from error
+    if as_json:
+        print(json.dumps(verdict, indent=2))  # noqa: T201 - the command's own output
+    print_end(verdict, run.path / REPORT, sys.stderr if as_json else sys.stdout)
+    return verdict
