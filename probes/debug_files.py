@@ -3,10 +3,15 @@
 The places are those of GDB ("Debugging Information in Separate Files"), in the file system of the
 process first and then in ours. A file counts only when its build id, or else its checksum, is the
 one that the program names.
+
+Fedora and its relatives leave the names of the functions in the program itself, as a small ELF file
+compressed with xz in ``.gnu_debugdata`` (GDB: "MiniDebugInfo"). It is unpacked into anonymous
+memory, and no further than MAX_EMBEDDED_BYTES.
 """
 
 from __future__ import annotations
 
+import lzma
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,6 +20,8 @@ from pathlib import Path
 from probes.elf import BAD_FILE, ElfFile
 
 DEBUG_FOLDER = "/usr/lib/debug"
+MAX_EMBEDDED_BYTES = 64 << 20  # unpacked; the largest programs of Fedora have about 10 MB
+_MAX_UNPACKING_BYTES = 96 << 20  # memory of the decompressor: a dictionary of xz -9 takes 65 MiB
 _MAX_CHECKSUM_BYTES = 512 << 20  # half a second
 _CHUNK_BYTES = 1 << 20
 
@@ -39,6 +46,34 @@ def find_debug_file(elf: ElfFile, path: str, roots: Sequence[str]) -> ElfFile | 
         except BAD_FILE:
             continue
     return None
+
+
+def embedded_debug_file(elf: ElfFile) -> ElfFile | None:
+    """The ELF file in ``.gnu_debugdata``, None when there is none.
+
+    Raises:
+        ValueError: It is no xz stream, or larger than MAX_EMBEDDED_BYTES.
+    """
+    section = elf.section(".gnu_debugdata")
+    if section is None or not section.size_bytes:
+        return None
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MAX_UNPACKING_BYTES)
+    fd = os.memfd_create("gnu_debugdata", os.MFD_CLOEXEC)
+    try:
+        packed = elf.read(section.offset, min(section.size_bytes, MAX_EMBEDDED_BYTES))
+        left_bytes = MAX_EMBEDDED_BYTES
+        while not unpacker.eof:
+            piece = unpacker.decompress(packed, max_length=_CHUNK_BYTES)
+            packed = b""
+            left_bytes -= len(piece)
+            if left_bytes < 0 or (not piece and unpacker.needs_input):
+                raise ValueError(".gnu_debugdata is cut or too large")
+            os.write(fd, piece)
+        return ElfFile(Path(f"/proc/self/fd/{fd}"))
+    except lzma.LZMAError as error:
+        raise ValueError(f".gnu_debugdata: {error}") from error
+    finally:
+        os.close(fd)
 
 
 def _candidates(

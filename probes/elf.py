@@ -26,16 +26,48 @@ _MAX_NOTE_BYTES = 4096
 _PT_LOAD, _SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS, _SHT_DYNSYM = 1, 2, 7, 8, 11
 _STT_FUNC, _STT_GNU_IFUNC = 2, 10
 _NT_GNU_BUILD_ID = 3
-_SYMBOL = np.dtype(
-    [
-        ("name", "<u4"),
-        ("info", "u1"),
-        ("other", "u1"),
-        ("section", "<u2"),
-        ("value", "<u8"),
-        ("size", "<u8"),
-    ]
-)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the fields are that differ between 32 and 64 bits."""
+
+    header: struct.Struct  # from byte 24: entry, segments at, sections at
+    counts_at: int  # e_phentsize
+    segment: struct.Struct
+    segment_fields: tuple[int, int, int]  # file offset, address, bytes in the file
+    section: struct.Struct
+    symbol: np.dtype[np.void]
+
+
+_FIELDS = ("name", "info", "other", "section", "value", "size")
+_LAYOUTS = {
+    1: _Layout(
+        *(struct.Struct("<III"), 42, struct.Struct("<IIIIIIII"), (1, 2, 4)),
+        struct.Struct("<IIIIIIIIII"),
+        np.dtype(
+            {
+                "names": _FIELDS,
+                "formats": ["<u4", "u1", "u1", "<u2", "<u4", "<u4"],
+                "offsets": [0, 12, 13, 14, 4, 8],
+                "itemsize": 16,
+            }
+        ),
+    ),
+    2: _Layout(
+        *(struct.Struct("<QQQ"), 54, struct.Struct("<IIQQQQQQ"), (2, 3, 5)),
+        struct.Struct("<IIQQQQIIQQ"),
+        np.dtype(
+            {
+                "names": _FIELDS,
+                "formats": ["<u4", "u1", "u1", "<u2", "<u8", "<u8"],
+                "offsets": [0, 4, 5, 6, 8, 16],
+                "itemsize": 24,
+            }
+        ),
+    ),
+}
+"""By EI_CLASS: ELFCLASS32 and ELFCLASS64."""
 
 BAD_FILE = (OSError, ValueError, IndexError, OverflowError, struct.error)
 """What reading a file that lies about itself raises."""
@@ -54,7 +86,7 @@ class Section:
 
 
 class ElfFile:
-    """Segments and sections of a 64-bit little-endian ELF file.
+    """Segments and sections of a little-endian ELF file, of 32 or 64 bits.
 
     Args:
         path: A regular file; it stays open as long as this object lives.
@@ -72,23 +104,24 @@ class ElfFile:
             raise ValueError(f"{path} is not a regular file")
         self.size_bytes = status.st_size
         header = self.read(0, 64)
-        if header[:6] != b"\x7fELF\x02\x01":
-            raise ValueError(f"{path} is not a 64-bit little-endian ELF file")
-        self.entry, segments_at, sections_at = struct.unpack_from("<QQQ", header, 24)
+        if header[:4] != b"\x7fELF" or header[4] not in _LAYOUTS or header[5] != 1:
+            raise ValueError(f"{path} is not a little-endian ELF file")
+        self._layout = layout = _LAYOUTS[header[4]]
+        self.entry, segments_at, sections_at = layout.header.unpack_from(header, 24)
         each, count, section_each, section_count, names_index = struct.unpack_from(
-            "<HHHHH", header, 54
+            "<HHHHH", header, layout.counts_at
         )
         count, section_count = min(count, _MAX_HEADER_COUNT), min(section_count, _MAX_HEADER_COUNT)
         self.segments: list[tuple[int, int, int]] = []  # file offset, bytes, address
         raw = self.read(segments_at, each * count)
         for index in range(count):
-            kind, _, offset, address, _, size = struct.unpack_from("<IIQQQQ", raw, index * each)
-            if kind == _PT_LOAD:
+            row = layout.segment.unpack_from(raw, index * each)
+            if row[0] == _PT_LOAD:
+                offset, address, size = (row[field] for field in layout.segment_fields)
                 self.segments.append((offset, size, address))
         raw = self.read(sections_at, section_each * section_count)
         rows = [
-            struct.unpack_from("<IIQQQQIIQQ", raw, index * section_each)
-            for index in range(section_count)
+            layout.section.unpack_from(raw, index * section_each) for index in range(section_count)
         ]
         names = b""
         if names_index < len(rows) and rows[names_index][5] <= _MAX_HEADER_COUNT * 64:
@@ -114,6 +147,11 @@ class ElfFile:
     def string(self, offset: int) -> bytes:
         """The bytes from an offset up to the next zero, MAX_NAME_BYTES at most."""
         return self.read(offset, MAX_NAME_BYTES).split(b"\0", 1)[0]
+
+    @property
+    def symbol_layout(self) -> np.dtype[np.void]:
+        """One entry of its symbol tables: name, info, other, section, value, size."""
+        return self._layout.symbol
 
     def section(self, *names: str) -> Section | None:
         """The first section with one of these names that has bytes in the file."""
@@ -197,14 +235,15 @@ def symbol_table(elf: ElfFile, *, is_dynamic: bool = False) -> FunctionTable | N
         return None
     strings = elf.sections[table.link]
     raw = elf.read(table.offset, table.size_bytes)
-    symbols = np.frombuffer(raw, dtype=_SYMBOL, count=len(raw) // _SYMBOL.itemsize)
+    layout = elf.symbol_layout
+    symbols = np.frombuffer(raw, dtype=layout, count=len(raw) // layout.itemsize)
     kinds = symbols["info"] & 0xF
     is_function = (kinds == _STT_FUNC) | (kinds == _STT_GNU_IFUNC)
     functions = symbols[is_function & (symbols["value"] != 0)]
     functions = functions[np.argsort(functions["value"], kind="stable")]
     offsets = functions["name"].astype(np.uint64) + np.uint64(strings.offset)
     return FunctionTable(
-        functions["value"].copy(),
-        functions["size"].copy(),
+        functions["value"].astype(np.uint64),
+        functions["size"].astype(np.uint64),
         lambda index: elf.string(int(offsets[index])),
     )

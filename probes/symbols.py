@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes.debug_files import find_debug_file
+from probes.debug_files import embedded_debug_file, find_debug_file
 from probes.demangle import demangle
 from probes.elf import BAD_FILE, ElfFile, FunctionTable, symbol_table
 from probes.go_symbols import go_table
@@ -117,8 +117,8 @@ class KernelSymbols:
 class ElfSymbols:
     """Function names of one program or library; another file has none.
 
-    From the fullest source that there is: its ``.symtab``, that of its debug file, Go's
-    ``.gopclntab``, and last ``.dynsym``, which lacks what is not exported.
+    From the fullest source that there is: its ``.symtab``, that of its debug file, that in its
+    ``.gnu_debugdata``, Go's ``.gopclntab``, and last ``.dynsym``, which lacks what is not exported.
 
     Args:
         path: Where to read it; a missing or unreadable one has no names.
@@ -133,7 +133,8 @@ class ElfSymbols:
             self._elf = ElfFile(path)
         except BAD_FILE:
             return
-        for read in (symbol_table, partial(_debug_table, mapped_as, roots), go_table, _dynamic):
+        separate = partial(_debug_table, mapped_as, roots)
+        for read in (symbol_table, separate, _embedded_table, go_table, _dynamic):
             if any(len(table) for table in self._tables) and read is not _dynamic:
                 continue
             try:
@@ -165,6 +166,11 @@ def _dynamic(elf: ElfFile) -> FunctionTable | None:
 def _debug_table(mapped_as: str, roots: Sequence[str], elf: ElfFile) -> FunctionTable | None:
     debug = find_debug_file(elf, mapped_as, roots)
     return symbol_table(debug) if debug is not None else None
+
+
+def _embedded_table(elf: ElfFile) -> FunctionTable | None:
+    embedded = embedded_debug_file(elf)
+    return symbol_table(embedded) if embedded is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
-"""CPU samples of a process that spins in one known function."""
+"""CPU samples of processes that spin in known functions."""
 
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -23,6 +25,17 @@ while True:
 """
 IDLE = "import sys; print('idle', flush=True); sys.stdin.read()"
 WANTED_SAMPLES = 40
+PROGRAMS = Path(__file__).parent / "programs"
+LINKS = {32: ["-m", "elf_i386"], 64: ["-static", "-pie", "--no-dynamic-linker"]}
+
+
+class Recorded(NamedTuple):
+    spinning: int
+    bystander: int
+    rows: list[dict[str, Any]]
+    of_programs: dict[int, list[dict[str, Any]]]
+    probe: CpuStacksProbe
+    lasted_ns: int
 
 
 def started(code):
@@ -33,12 +46,24 @@ def started(code):
     return child
 
 
+def started_program(folder, bits):
+    """A program without any library: a 32-bit one, or a position-independent static one."""
+    made, program = folder / f"turns_{bits}.o", folder / f"turns_{bits}"
+    subprocess.run(["as", f"--{bits}", PROGRAMS / f"turns_{bits}.s", "-o", made], check=True)
+    subprocess.run(["ld", *LINKS[bits], made, "-o", program], check=True)
+    return subprocess.Popen([program], stdin=subprocess.PIPE)
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     run = RunDir(tmp_path_factory.mktemp("run"))
     children = [started(SPIN), started(IDLE), started(SPIN)]
     spinning, idle, bystander = (child.pid for child in children)
     refs = {pid: ProcessRef(pid, "server", 0, is_python=True) for pid in (spinning, idle)}
+    programs = {bits: started_program(tmp_path_factory.mktemp("programs"), bits) for bits in LINKS}
+    children += programs.values()
+    for child in programs.values():
+        refs[child.pid] = ProcessRef(child.pid, "server", 0, is_python=False)
     probe = CpuStacksProbe()
     probe.start(Target(run, refs, frozenset({9000}), None))
     begin_ns = now_ns()
@@ -49,7 +74,10 @@ def recorded(tmp_path_factory):
             probe.sample(now_ns())
             probe.writers[0].flush()
             rows = run.read_table("cpu_stacks").table.to_pylist()
-            if sum(row["sample_count"] for row in rows) >= WANTED_SAMPLES:
+            counts = dict.fromkeys(refs.keys() - {idle}, 0)
+            for row in rows:
+                counts[row["pid"]] = counts.get(row["pid"], 0) + row["sample_count"]
+            if counts[spinning] >= WANTED_SAMPLES and min(counts.values()) >= 10:
                 break
             assert time.monotonic() < deadline, "no samples"
         assert probe._object is not None
@@ -61,21 +89,25 @@ def recorded(tmp_path_factory):
             child.communicate()
         probe.stop(now_ns())
         probe.writers[0].close()
-    rows = run.read_table("cpu_stacks").table.to_pylist()
-    return (spinning, bystander), rows, probe, now_ns() - begin_ns
+    every = run.read_table("cpu_stacks").table.to_pylist()
+    of_programs = {
+        bits: [row for row in every if row["pid"] == child.pid] for bits, child in programs.items()
+    }
+    rows = [row for row in every if row["pid"] in (spinning, idle, bystander)]
+    return Recorded(spinning, bystander, rows, of_programs, probe, now_ns() - begin_ns)
 
 
 def test_the_spinning_process_has_the_samples(recorded):
-    (spinning, _), rows, _, _ = recorded
+    spinning, rows = recorded.spinning, recorded.rows
     total = sum(row["sample_count"] for row in rows)
     own = sum(row["sample_count"] for row in rows if row["pid"] == spinning)
-    assert own > 0.9 * total
+    assert own > 0.9 * total, counts
     assert {row["tid"] for row in rows if row["pid"] == spinning} == {spinning}
     assert all(row["thread"].startswith("python") for row in rows)
 
 
 def test_its_function_is_named(recorded):
-    (spinning, _), rows, _, _ = recorded
+    spinning, rows = recorded.spinning, recorded.rows
     named = sum(
         row["sample_count"]
         for row in rows
@@ -85,18 +117,29 @@ def test_its_function_is_named(recorded):
 
 
 def test_samples_stand_for_no_more_time_than_passed(recorded):
-    _, rows, _, lasted_ns = recorded
+    rows, lasted_ns = recorded.rows, recorded.lasted_ns
     sampled_ns = sum(row["sample_count"] * row["period_ns"] for row in rows)
     assert {row["period_ns"] for row in rows} == {1_000_000_000 // bpf_cpu.FREQUENCY_HZ}
     assert sampled_ns < 1.2 * lasted_ns
 
 
 def test_a_cleared_map_loses_nothing_that_is_not_counted(recorded):
-    _, _, probe, _ = recorded
-    assert not probe._links
-    assert probe.lost_count <= 2  # samples inside the pause
+    assert not recorded.probe._links
+    assert recorded.probe.lost_count <= 2  # samples inside the pause
 
 
 def test_another_spinning_process_is_not_sampled(recorded):
-    (_, bystander), rows, _, _ = recorded
-    assert bystander not in {row["pid"] for row in rows}
+    assert recorded.bystander not in {row["pid"] for row in recorded.rows}
+
+
+@pytest.mark.parametrize("bits", LINKS)
+def test_functions_of_a_32_bit_and_of_a_static_program_are_named_down_from_the_entry(
+    recorded, bits
+):
+    counts = {}
+    for row in recorded.of_programs[bits]:
+        counts[row["user_stack"]] = counts.get(row["user_stack"], 0) + row["sample_count"]
+    total = sum(counts.values())
+    assert total >= 10
+    # a sample right after a call is not on its frame yet
+    assert counts.get("_start;turns_outer;turns_inner", 0) > 0.9 * total, counts

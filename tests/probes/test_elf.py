@@ -1,5 +1,6 @@
 """ELF files against binutils: symbol tables, build ids, debug files, Go's function tables."""
 
+import lzma
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from probes.debug_files import find_debug_file
+from probes import debug_files
+from probes.debug_files import embedded_debug_file, find_debug_file
 from probes.demangle import demangle, without_parameters
 from probes.elf import ElfFile, symbol_table
 from probes.go_symbols import go_table
 from probes.symbols import ElfSymbols
 
+PROGRAMS = Path(__file__).parent / "programs"
 NODE_MODULES = Path(__file__).parents[1] / "node_modules"
 GO_VERSIONS = ("go1.2", "go1.16", "go1.18", "go1.26")  # each with another layout of its table
 
@@ -100,6 +103,94 @@ def test_a_debug_link_counts_only_with_its_checksum(library, stripped, tmp_path)
     with linked.open("ab") as stream:
         stream.write(b"other")
     assert find_debug_file(elf, "/opt/lib.so", roots) is None
+
+
+def with_embedded(place, payload):
+    """Puts bytes into the section in which Fedora's programs carry their names."""
+    part = place.parent / "payload"
+    part.write_bytes(payload)
+    subprocess.run(["objcopy", "--add-section", f".gnu_debugdata={part}", place], check=True)
+
+
+def test_a_program_of_fedora_is_named_by_what_it_carries_compressed(library, stripped, tmp_path):
+    place, debug = stripped
+    start, name = a_local_function(library)
+    exported = subprocess.run(["nm", "-D", place], capture_output=True, text=True, check=True)
+    others = {line.split()[-1] for line in exported.stdout.splitlines()}
+    keep = tmp_path / "keep"  # the recipe of GDB's manual, "MiniDebugInfo"
+    keep.write_text("\n".join({n for _, _, n in functions_by_nm(library)} - others))
+    mini = tmp_path / "mini"
+    shutil.copy(debug, mini)
+    subprocess.run(["objcopy", "-S", f"--keep-symbols={keep}", mini], check=True)
+    subprocess.run(["xz", mini], check=True)
+    assert ElfSymbols(place).name(start) != demangle(name)
+    with_embedded(place, (tmp_path / "mini.xz").read_bytes())
+    symbols = ElfSymbols(place)
+    assert symbols.name(start) == demangle(name)
+    start, name = next((s, n) for s, _, n in functions_by_nm(library) if n in others)
+    assert symbols.name(start) == demangle(name)  # what others may call is in .dynsym alone
+
+
+@pytest.mark.parametrize("kind", ["cut", "no xz", "no ELF", "too large", "a dictionary of 1 GiB"])
+def test_what_a_program_carries_is_not_trusted(library, stripped, monkeypatch, kind):
+    place, _ = stripped
+    monkeypatch.setattr(debug_files, "MAX_EMBEDDED_BYTES", 1 << 20)
+    large = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]
+    with_embedded(
+        place,
+        {
+            "cut": lzma.compress(library.read_bytes())[:1000],
+            "no xz": b"\xfd7zXZ\0" + bytes(64),
+            "no ELF": lzma.compress(b"names" * 1000),
+            "too large": lzma.compress(library.read_bytes() + bytes(1 << 20)),
+            "a dictionary of 1 GiB": lzma.compress(b"", filters=large),
+        }[kind],
+    )
+    with pytest.raises(ValueError, match=r"gnu_debugdata|ELF"):
+        embedded_debug_file(ElfFile(place))
+    start, name = a_local_function(library)
+    assert ElfSymbols(place).name(start) != demangle(name)
+
+
+def assembled(tmp_path, bits, *link):
+    """A program of ``programs/``, without any library."""
+    made, program = tmp_path / "turns.o", tmp_path / "turns"
+    source = PROGRAMS / f"turns_{bits}.s"
+    subprocess.run(["as", f"--{bits}", source, "-o", made], check=True)
+    subprocess.run(["ld", *link, made, "-o", program], check=True)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("bits", "link"),
+    [
+        (32, ["-m", "elf_i386", "-static"]),
+        (32, ["-m", "elf_i386", "-static", "-pie", "--no-dynamic-linker"]),
+        (32, ["-m", "elf_i386", "-shared", "--build-id"]),
+        (64, ["-static"]),
+        (64, ["-static", "-pie", "--no-dynamic-linker"]),
+    ],
+)
+def test_32_bit_and_static_programs_name_their_functions(tmp_path, bits, link):
+    program = assembled(tmp_path, bits, *link)
+    elf = ElfFile(program)
+    symbols = ElfSymbols(program)
+    functions = {"_start", "turns_outer", "turns_inner"}
+    nm = subprocess.run(["nm", program], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in nm.splitlines()]
+    starts = {name: int(start, 16) for start, _, name in rows if name in functions}
+    assert set(starts) == functions
+    for name, start in starts.items():
+        segment = next(s for s in elf.segments if s[2] <= start < s[2] + s[1])
+        assert symbols.name(start - segment[2] + segment[0] + 2) == name
+    notes = subprocess.run(["readelf", "-n", program], capture_output=True, text=True, check=True)
+    assert elf.build_id() in notes.stdout
+    assert bool(elf.build_id()) is ("--build-id" in link)
+    exported = symbol_table(elf, is_dynamic=True)
+    if "-shared" in link:
+        assert exported.find(starts["_start"]) == "_start"
+    else:
+        assert not exported  # none, or one that is empty
 
 
 @pytest.mark.node
