@@ -29,6 +29,7 @@ _ENTRY = re.compile(
     r"|(?:listOnTimeout|process\w+|emit|onStreamRead|callbackTrampoline|\w*[hH]andler) \(node:.*"
     # CPython's interpreter loop and start-up
     r"|_?Py(?:Eval|Run|Object_(?:Vectorcall|Call|MakeTpCall)|Function_Vectorcall|_Run\w+|_BytesMain)\w*"
+    r"|_Py_(?:Builtin|Vector)?Call\w+"
     r"|pymain_\w+|run_(?:mod|eval_code_obj)|py_trampoline_evaluator|cfunction_\w+|method_vectorcall\w*"
     # Go: src/runtime/proc.go, netpoll_epoll.go
     r"|runtime\.(?:goexit|main|mcall|mstart\w*|schedule|park_m|findRunnable|netpoll\w*|epollwait|rt0_go)"

@@ -14,6 +14,7 @@ Python frames, so that a function has one name whatever tier of the compiler mad
 
     JS:*turn file:///srv/server.js:10:20   turn (/srv/server.js:10)_[j]
     py::turn:/srv/server.py                turn (/srv/server.py)_[j]
+    py::run:/usr/lib/python3.13/asyncio/runners.py   run (asyncio/runners.py)_[j]
     Lorg/example/Server;::turn             org.example.Server::turn_[j]
 
 Source: tools/perf/Documentation/jit-interface.txt; V8's src/logging/log.cc (PerfBasicLogger);
@@ -41,6 +42,7 @@ _UNPRINTABLE = re.compile(
 _V8 = re.compile(r"(?:JS|LazyCompile|Function|Script|Eval|Module):[~^+*']*(.*)")
 _V8_PLACE = re.compile(r"(.*?) ?(?:file://(.*?)|(\S*?)):(\d+):\d+$")
 _PYTHON = re.compile(r"py::(.*?):(.*)")
+_PYTHON_LIBRARY = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+t?)/")
 _JAVA = re.compile(r"L([\w/$]+);::(.*)")
 _SUFFIXES = re.compile(r"(?:_\[[a-z]\])+$")
 
@@ -64,7 +66,7 @@ def frame_name(written: str) -> str:
             name = f"{place[1].strip() or '<anonymous>'} ({file}:{place[4]})"
         name = name or "<anonymous>"
     elif match := _PYTHON.fullmatch(name):
-        name = f"{match[1]} ({match[2]})"
+        name = f"{match[1]} ({_PYTHON_LIBRARY.sub('', match[2])})"  # as py-spy writes it
     elif match := _JAVA.fullmatch(name):
         name = f"{match[1].replace('/', '.')}::{match[2]}"
     return clean_name(name) + MAP_SUFFIX

@@ -35,7 +35,11 @@ _EXIT_CODE_AT = 60  # of struct pidfd_info
 
 _INTERPRETERS = ("node", "python", "ruby", "php", "perl", "deno", "bun", "java")
 _INTERPRETER_WORDS_MOST = 16
-_JAVA_WITH_VALUE = ("-cp", "-classpath", "--class-path", "-p", "--module-path", "--add-modules")
+_WITH_VALUE = {  # options whose value is the next word
+    "java": ("-cp", "-classpath", "--class-path", "-p", "--module-path", "--add-modules"),
+    "python": ("-X", "-W"),
+    "node": ("-r", "--require", "--import"),
+}
 _NOFILE_LIMIT = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
 
 
@@ -144,8 +148,9 @@ def name_of_command(words: list[str]) -> str:
         return words[0].strip()[:40]
     name = os.path.basename(words[0])  # noqa: PTH119 - a word, no path of this machine
     if name.startswith(_INTERPRETERS):
+        with_value = _WITH_VALUE.get(name.rstrip("0123456789.t"), ())
         for index, word in enumerate(words[1:_INTERPRETER_WORDS_MOST], start=1):
-            if name.startswith("java") and words[index - 1] in _JAVA_WITH_VALUE:
+            if words[index - 1] in with_value:
                 continue
             if word == "-m" and len(words) > index + 1:
                 return f"{name} -m {words[index + 1]}"[:40]

@@ -203,6 +203,11 @@ def explain_failure(stderr: str) -> tuple[str, str]:
             "py-spy does not know this Python interpreter",
             "upgrade py-spy in the environment, or run the servers with a Python it supports",
         )
+    if "python interpreter in the .data section" in stderr:  # 0.4 with python3.13t
+        return (
+            "py-spy finds no interpreter in this process (it reads no free-threaded build)",
+            "run a build with the GIL; or python -X perf of a build with frame pointers",
+        )
     if "gil_thread_id" in stderr:
         return (
             "py-spy does not read this build of Python (free-threaded)",

@@ -31,6 +31,11 @@ TRAMPOLINE = b"""\
         ("JS:+listOnTimeout node:internal/timers:5:2", "listOnTimeout (node:internal/timers:5)"),
         ("Builtin:JSEntry", "Builtin:JSEntry"),
         ("py::Loop.turn:/srv/loop.py", "Loop.turn (/srv/loop.py)"),
+        (
+            "py::Runner.run:/usr/lib/python3.15/asyncio/runners.py",
+            "Runner.run (asyncio/runners.py)",
+        ),
+        ("py::a:/v/lib/python3.13t/site-packages/ws/b.py", "a (ws/b.py)"),
         ("Lorg/example/Server;::turn", "org.example.Server::turn"),
         ("void org.example.Server.turn(int)", "void org.example.Server.turn(int)"),
         ("clear\x1b[2J\u202ename_[k]", "clear?[2J?name"),

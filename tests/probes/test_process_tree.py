@@ -28,6 +28,8 @@ from probes import process_tree
             "java org.acme.Server",
         ),
         (["java", "-jar", "server.jar"], "java -jar"),
+        (["python3.13t", "-X", "perf", "-W", "error", "app.py"], "python3.13t app.py"),
+        (["node", "-r", "./trace.js", "server.js"], "node server.js"),
     ],
 )
 def test_a_command_has_the_name_that_people_use(words, name):

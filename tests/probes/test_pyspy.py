@@ -454,7 +454,15 @@ def test_a_note_is_given_once_for_all_workers_of_a_kind():
     )
 
 
-def test_a_build_that_py_spy_cannot_read_is_explained():
-    message, fix = explain_failure("Error: failed to get gil_thread_id\n")
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Error: failed to get gil_thread_id\n",
+        # py-spy 0.4.3 with CPython 3.13.5, --disable-gil
+        "Error: Failed to find a python interpreter in the .data section\n\nStack backtrace:\n",
+    ],
+)
+def test_a_build_that_py_spy_cannot_read_is_explained(said):
+    message, fix = explain_failure(said)
     assert "free-threaded" in message
     assert "-X perf" in fix

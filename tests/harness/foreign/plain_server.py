@@ -1,7 +1,8 @@
 """plain_server.py PORT [WORKERS]: asyncio's own server, which answers upgrades and reads on.
 
 The path of a request asks for more: /block/S sleeps in the event loop, /spin/S calculates in it,
-/exit/N ends the process. With WORKERS processes share the listener, and one that ends is replaced.
+/hot goes on calculating in it, /exit/N ends the process. With WORKERS processes share the
+listener, and one that ends is replaced.
 """
 
 import asyncio
@@ -14,12 +15,20 @@ import sys
 import time
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+BACKGROUND = []
 
 
 def calculate(seconds):
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         sum(range(1000))
+
+
+async def keep_calculating():
+    await asyncio.sleep(0.05)  # the answer goes out first
+    while True:
+        calculate(0.05)
+        await asyncio.sleep(0)
 
 
 async def serve(reader, writer):
@@ -42,6 +51,8 @@ async def serve(reader, writer):
     elif what == "spin":
         await asyncio.sleep(0.05)
         calculate(float(value[0]))
+    elif what == "hot" and not BACKGROUND:
+        BACKGROUND.append(asyncio.create_task(keep_calculating()))
     elif what == "exit":
         os._exit(int(value[0]))
     while await reader.read(4096):

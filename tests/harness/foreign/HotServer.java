@@ -1,0 +1,43 @@
+import java.io.IOException;
+
+/**
+ * An EchoServer with a thread beside it that computes for ever: PORT [map]. With {@code map} it has
+ * its perf map written with jcmd, once its functions are compiled.
+ */
+public final class HotServer {
+  private static volatile double sum;
+
+  public static void main(String[] arguments) throws Exception {
+    boolean isMapped = arguments.length > 1;
+    Thread busy = new Thread(() -> turnForever(isMapped), "busy-turns");
+    busy.setDaemon(true);
+    busy.start();
+    EchoServer.main(arguments);
+  }
+
+  private static void turnForever(boolean isMapped) {
+    for (int turn = 0; ; turn++) {
+      sum += turn(2_000_000);
+      if (isMapped && turn == 100) {
+        writeMap();
+      }
+    }
+  }
+
+  private static double turn(int steps) {
+    double all = 0;
+    for (int step = 0; step < steps; step++) {
+      all += Math.sqrt(step) % 7;
+    }
+    return all;
+  }
+
+  private static void writeMap() {
+    try {
+      String pid = String.valueOf(ProcessHandle.current().pid());
+      new ProcessBuilder("jcmd", pid, "Compiler.perfmap").inheritIO().start().waitFor();
+    } catch (IOException | InterruptedException error) {
+      throw new IllegalStateException(error);
+    }
+  }
+}
