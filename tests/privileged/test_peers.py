@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.alone]
 
 DEADLINE_S = 60
 NOFILE = 300
+PORTS = "nginx without ports"
 GREEDY = Path(__file__).parents[1] / "harness" / "foreign" / "greedy.cjs"
 COMMANDS = {
     "greedy": f"node {shlex.quote(str(GREEDY))} {{port}}",
@@ -114,6 +115,15 @@ def run_into_limit(path: Path, name: str) -> Run:
     )
 
 
+def run_out_of_ports(path: Path, _name: str) -> Run:
+    return Run(
+        path,
+        installed("nginx").command(1),
+        *("--connections", "400", "--port-range", "40000-40249", "--source-addresses", "2"),
+        *("--probes", COUNTS),
+    )
+
+
 def installed(name: str) -> catalogue.Peer:
     peer = catalogue.BY_NAME[name]
     assert not peer.missing, f"{peer.missing}: bash .ci/setup peers"
@@ -126,9 +136,9 @@ def full(tmp_path_factory, side_by_side) -> Callable[[str], Run]:
     assert os.geteuid() == 0, "these tests need root: sudo make test"
     folder = tmp_path_factory.mktemp("peers")
     return side_by_side(
-        lambda name: run_into_limit(folder / name, name),
+        lambda name: (run_out_of_ports if name == PORTS else run_into_limit)(folder / name, name),
         "name",
-        lambda name: EXPECTED[name].consequence != "accept-spin",
+        lambda name: name == PORTS or EXPECTED[name].consequence != "accept-spin",
     )
 
 
@@ -189,13 +199,9 @@ def test_a_back_off_is_told_from_a_spin(full):
     assert "too many open files; retrying in 5ms" in log
 
 
-def test_a_proxy_that_runs_out_of_ports_is_named_with_its_pid(tmp_path):
-    run = Run(
-        tmp_path,
-        installed("nginx").command(1),
-        *("--connections", "400", "--port-range", "40000-40249", "--source-addresses", "2"),
-        *("--probes", COUNTS),
-    )
+@pytest.mark.parametrize("name", [PORTS])
+def test_a_proxy_that_runs_out_of_ports_is_named_with_its_pid(full, name):
+    run = full(name)
     said = run.verdict["verdict"]
     assert (said["cause"], said["side"]) == ("ephemeral-ports-exhausted", "server")
     ports = run.finding("ephemeral-ports-exhausted")
