@@ -16,6 +16,8 @@ _ACCEPT = re.compile(r"accept", re.IGNORECASE)
 _SYSCALL = re.compile(
     r"_*accept4?(?:@.*)?|syscall\.\w*|(?:internal/)?runtime/(?:internal/)?syscall\.\w*"
 )
+_PYTHON_WRAPPER = "socket.accept "
+"""Lib/socket.py: says no more than the system call below it."""
 _PATH_FRAMES = 4
 _LEAST_SAMPLES = 5
 
@@ -56,15 +58,16 @@ def accept_caller(view: RunView, pid: int, window_s: tuple[float, float]) -> Acc
 
 
 def _in_python(stacks: pd.DataFrame) -> AcceptCaller | None:
-    """The deepest frame with ``accept`` in its name, over all stacks."""
-    if int(stacks["sample_count"].sum()) < _LEAST_SAMPLES:
-        return None
+    """The deepest frame with ``accept`` in its name, over all stacks; one sample names it."""
     counts: dict[tuple[str, ...], int] = {}
     for stack, count in zip(stacks["stack"], stacks["sample_count"], strict=True):
         names = [function_name(frame) for frame in str(stack).split(";")]
-        depth = max(
-            (i for i, name in enumerate(names) if _ACCEPT.search(name.split(" (")[0])), default=-1
+        accepting = (
+            i
+            for i, name in enumerate(names)
+            if _ACCEPT.search(name.split(" (")[0]) and not name.startswith(_PYTHON_WRAPPER)
         )
+        depth = max(accepting, default=-1)
         if depth >= 0:
             path = tuple(names[: depth + 1])
             counts[path] = counts.get(path, 0) + int(count)
@@ -99,7 +102,7 @@ def _caller(path: tuple[str, ...], stacks: pd.DataFrame, table: str) -> AcceptCa
     mine = shares[shares["function"] == function]["share_pct"]
     is_known = int(stacks["sample_count"].sum()) >= _LEAST_SAMPLES
     below = stacks[stacks["stack"].map(lambda s: function in map(function_name, s.split(";")))]
-    deepest = dominant_function(function_shares(below))[0] if len(below) else ""
+    deepest = dominant_function(function_shares(below))[0] if len(below) and is_known else ""
     return AcceptCaller(
         function,
         path[-_PATH_FRAMES:],

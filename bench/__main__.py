@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from bench import bars, document, environment, node_run, proc_figures, profiled_run
+from bench import bars, document, environment, node_run, profiled_run
+from bench.command import end_on_sigterm, say, wait_until_quiet, write
 from bench.figures import AUTO, NODE_NONE, NODE_RR, NONE, RunFigures, Runs
 from bench.processes import BenchError
 from harness.command_line import run_command
@@ -23,7 +22,6 @@ from probes.errors import ToolkitError
 
 _DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 _NODE_ROUNDS = 3
-_SETTLE_LOOK_S, _SETTLED_PCT = 0.5, 10.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +62,7 @@ def bench(argv: Sequence[str]) -> int:
         ToolkitError: Nothing can be measured here.
     """
     options = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    end_on_sigterm()
     host = read_host()
     plan = node_run.plan_of(options.connections, host)
     foreign: dict[str, str] = {}
@@ -72,7 +70,7 @@ def bench(argv: Sequence[str]) -> int:
         try:
             foreign = node_run.versions()
         except BenchError as error:
-            _say(f"without Node: {error}")
+            say(f"without Node: {error}")
     if options.warm_up:
         warm_up = RunFigures(AUTO, 0)
         fewer = min(options.warm_up, options.connections)
@@ -86,20 +84,16 @@ def bench(argv: Sequence[str]) -> int:
     text = document.render(runs, about)
     print(text)
     if options.json is not None:
-        _write(options.json, json.dumps(_as_json(runs, about), indent=2) + "\n")
+        write(options.json, json.dumps(_as_json(runs, about), indent=2) + "\n")
     if options.write:
-        _write(_DOCUMENT, text)
+        write(_DOCUMENT, text)
     return 5 if any(run.error for run in runs.all) else 0
-
-
-def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt  # so that every run is stopped on its way out
 
 
 def _measure(
     run: RunFigures, connections: int, host: Host, *, hold_s: float, settle_s: float
 ) -> None:
-    run.background_pct = _settle(settle_s)
+    run.background_pct = wait_until_quiet(settle_s)
     began_s = time.monotonic()
     try:
         if run.subject in (NODE_NONE, NODE_RR):
@@ -108,7 +102,7 @@ def _measure(
             profiled_run.measure(run, connections, hold_s)
     except (BenchError, ToolkitError, OSError) as error:
         run.error = str(error)
-    _say(
+    say(
         f"{run.subject:<9} round {run.number}: "
         f"ramp {document.value_text(run.ramp_s, 's')}, "
         f"server {document.value_text(run.server_cpu_us, 'us')}, "
@@ -118,15 +112,6 @@ def _measure(
     )
 
 
-def _settle(most_s: float) -> float:
-    """Waits until the host is idle, but not for ever; returns how busy it still is."""
-    end_s = time.monotonic() + most_s
-    while True:
-        busy_pct = proc_figures.busy_pct(_SETTLE_LOOK_S)
-        if busy_pct < _SETTLED_PCT or time.monotonic() > end_s:
-            return busy_pct
-
-
 def _as_json(runs: Runs, about: dict[str, str]) -> dict[str, Any]:
     return {
         "target_connections": runs.target_connections,
@@ -134,16 +119,6 @@ def _as_json(runs: Runs, about: dict[str, str]) -> dict[str, Any]:
         "bars": [{**asdict(each), "verdict": each.verdict} for each in bars.judge(runs)],
         "runs": [asdict(run) for run in runs.all],
     }
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    _say(f"wrote {path}")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 if __name__ == "__main__":

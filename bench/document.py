@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from bench.bars import BAR_CONNECTIONS, Judgement, judge
-from bench.figures import AUTO, NODE_NONE, NODE_RR, NONE, RunFigures, Runs, Spread
+from bench.figures import AUTO, NODE_NONE, NODE_RR, NONE, QUIET_PCT, RunFigures, Runs, Spread
 
-_QUIET_PCT = 10.0
 _WIDTH = 100
 
 _OURS = (
@@ -113,6 +113,32 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), line(rule), *map(line, rows)])
 
 
+def bullets(sentences: Sequence[str]) -> str:
+    """A list, one point a sentence."""
+    return "\n".join(
+        textwrap.fill(
+            f"- {sentence}", _WIDTH, subsequent_indent="  ", break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for sentence in sentences
+    )  # fmt: skip
+
+
+def busy_remarks(background_pct: Sequence[float | None]) -> list[str]:
+    """Says before how many runs the host was not quiet; nothing when it always was.
+
+    Args:
+        background_pct: Of each run, what the host used before it; None where nobody looked.
+    """
+    busy = [each for each in background_pct if each is not None and each > QUIET_PCT]
+    if not busy:
+        return []
+    return [
+        f"The host was not quiet before {len(busy)} of {len(background_pct)} runs: others used up "
+        f"to {max(busy):.0f} % of a core."
+    ]
+
+
 def render(runs: Runs, environment: Mapping[str, str]) -> str:
     """The whole document."""
     target = runs.target_connections
@@ -124,8 +150,8 @@ def render(runs: Runs, environment: Mapping[str, str]) -> str:
     if any(run.subject in (NODE_NONE, NODE_RR) for run in runs.all):
         parts += ["## Node `ws` with `cluster` on the same clients", _node_table(runs)]
     if remarks := _remarks(runs.all):
-        parts += ["## Remarks", "\n".join(f"- {remark}" for remark in remarks)]
-    parts += ["## Where", "\n".join(f"- {name}: {value}" for name, value in environment.items())]
+        parts += ["## Remarks", bullets(remarks)]
+    parts += ["## Where", bullets([f"{name}: {value}" for name, value in environment.items()])]
     irq = environment.get("IRQ_TIME_ACCOUNTING", "unknown")
     parts += ["## How it is measured", _METHOD.format(irq=irq)]
     return "\n\n".join(parts) + "\n"
@@ -199,10 +225,4 @@ def _node_table(runs: Runs) -> str:
 
 def _remarks(runs: Sequence[RunFigures]) -> list[str]:
     remarks = [f"{run.subject}, round {run.number}: {run.error}" for run in runs if run.error]
-    busy = [run.background_pct for run in runs if (run.background_pct or 0) > _QUIET_PCT]
-    if busy:
-        remarks.append(
-            f"The host was not quiet before {len(busy)} of {len(runs)} runs: others used up to "
-            f"{max(each for each in busy if each is not None):.0f} % of a core."
-        )
-    return remarks
+    return remarks + busy_remarks([run.background_pct for run in runs])

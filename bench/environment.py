@@ -28,7 +28,7 @@ def describe(host: Host, plan: Plan, foreign: dict[str, str]) -> dict[str, str]:
     return {
         **describe_host(host),
         "py-spy": _distribution_version("py-spy"),
-        "python3-bpfcc": _package_version("python3-bpfcc"),
+        "python3-bpfcc": package_version("python3-bpfcc"),
         **foreign,
         "layout": f"{plan.workers} server workers, {plan.clients} clients, "
         f"{len(plan.source_addresses)} source addresses, backlog {plan.backlog_count:,}",
@@ -57,7 +57,8 @@ def _distribution_version(name: str) -> str:
         return "not installed"
 
 
-def _package_version(name: str) -> str:
+def package_version(name: str) -> str:
+    """Version of a package of the operating system (dpkg)."""
     command = ["dpkg-query", "-W", "-f", "${Version}", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

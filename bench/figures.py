@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 NONE, AUTO = "none", "auto"
 NODE_NONE, NODE_RR = "node-none", "node-rr"
+QUIET_PCT = 10.0
+"""A host that uses less, of one core, is quiet."""
 
 
 @dataclass(slots=True)

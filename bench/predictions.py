@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.command import say, write
 from harness.command_line import run_command
 from harness.scenario import Row, ScenarioFile, load
 from probes.errors import ToolkitError
@@ -202,11 +203,11 @@ def predictions(argv: Sequence[str]) -> int:
         for row in rows:
             outcomes.append(predict_and_meet(row, Path(folder)))
             last = outcomes[-1]
-            sys.stderr.write(f"{last.row_id}: {last.error_pct:+.1f} %\n")
+            say(f"{last.row_id}: {last.error_pct:+.1f} %")
     text = table(outcomes)
     sys.stdout.write(text)
     if options.markdown:
-        options.markdown.write_text(_HEAD + text, encoding="utf-8")
+        write(options.markdown, _HEAD + text)
     return 0 if all(outcome.holds for outcome in outcomes) else 3
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.figures import Spread, summarise
+from bench.figures import QUIET_PCT, Spread, summarise
 
 
 @dataclass(slots=True)
@@ -20,6 +20,7 @@ class ServerRun:
         target_connections: Asked for.
         probes: ``none`` for figures, ``auto`` where the verdict is wanted.
         workers: Processes that it was told to start.
+        command: That started it, without the folder of this repository.
         error: Why the run has no or not all figures, '' for none.
         ramp_s: From the first attempt to the last connection established.
         established_count: Connections that opened.
@@ -27,6 +28,10 @@ class ServerRun:
         held_count: Open in the hold.
         server_cpu_us: User and system time of all its processes in the ramp, per connection.
         client_cpu_us: The same of our clients.
+        host_cpu_us: Time that all cores were busy in the ramp, per connection.
+        ramp_busy_pct: The same as a share of all cores, 100 is all of them.
+        listen_drop_count: Connection attempts that the kernel dropped at a full accept queue
+            (TcpExt ListenOverflows); each costs its client a second.
         server_pss_bytes: PSS of all its processes in the hold, less that before the first
             connection, per connection.
         base_pss_bytes: PSS of all its processes before the first connection.
@@ -36,6 +41,7 @@ class ServerRun:
         next_wall: The first limit of the ladder that was not met, in words.
         next_wall_connections: Where it would be met.
         background_pct: What the host used just before, 100 is one core.
+        took_s: The whole run, from the server's start until all of it was gone.
         versions: Of the server and what it runs on.
         measured: Day, ISO 8601.
     """
@@ -44,6 +50,7 @@ class ServerRun:
     target_connections: int
     probes: str
     workers: int = 1
+    command: str = ""
     error: str = ""
     ramp_s: float | None = None
     established_count: int | None = None
@@ -51,6 +58,9 @@ class ServerRun:
     held_count: int | None = None
     server_cpu_us: float | None = None
     client_cpu_us: float | None = None
+    host_cpu_us: float | None = None
+    ramp_busy_pct: float | None = None
+    listen_drop_count: int | None = None
     server_pss_bytes: float | None = None
     base_pss_bytes: int | None = None
     slab_bytes: float | None = None
@@ -59,6 +69,7 @@ class ServerRun:
     next_wall: str = ""
     next_wall_connections: int | None = None
     background_pct: float | None = None
+    took_s: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     measured: str = ""
 
@@ -66,6 +77,11 @@ class ServerRun:
     def is_reached(self) -> bool:
         """Every connection of the target was held."""
         return self.held_count == self.target_connections
+
+    @property
+    def was_quiet(self) -> bool:
+        """Nobody else used the host just before it."""
+        return self.background_pct is not None and self.background_pct < QUIET_PCT
 
 
 class ServerRuns:
@@ -107,6 +123,17 @@ class ServerRuns:
     def without(self, servers: Sequence[str]) -> ServerRuns:
         """The same without some servers, which are to be measured anew."""
         return ServerRuns((run for run in self.all if run.server not in servers), self.about)
+
+    def current(self, is_current: Callable[[ServerRun], bool]) -> ServerRuns:
+        """The same without what was measured of another version, or started in another way."""
+        return ServerRuns(filter(is_current, self.all), self.about)
+
+    def expected_s(self, wanted: ServerRun) -> float | None:
+        """How long a run will take, by those of the same kind; None when there is none."""
+        took = summarise(
+            run.took_s for run in self.of(wanted.server, wanted.target_connections, wanted.probes)
+        )
+        return took.median if took else None
 
 
 def load(path: Path) -> ServerRuns:

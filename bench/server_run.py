@@ -47,10 +47,12 @@ def measure(run: ServerRun, peer: Peer, host: Host) -> None:
         ToolkitError: There can be no namespace here.
     """
     run.workers = peer.workers_for(run.target_connections, host.nofile_hard_count)
+    run.command = peer.started_by(run.workers)
     namespace_fd = netns.create({}) if host.may_own_namespace else -1
     try:
         with tempfile.TemporaryDirectory(prefix="connscope-bench-") as name:
             folder = Path(name)
+            folder.chmod(0o755)  # nginx's workers are another user
             words = [word.replace("{port}", str(_PORT)) for word in peer.words(run.workers)]
             log = folder / "server.log"
             server = processes.start(
@@ -58,14 +60,16 @@ def measure(run: ServerRun, peer: Peer, host: Host) -> None:
                 log,
                 namespace_fd=namespace_fd,
                 nofile_count=host.nofile_hard_count,
-                environment=catalogue.environment(),
+                environment={**catalogue.environment(), "TMPDIR": name},
             )
             pids = [server.pid]
             try:
                 pids = _wait_until_up(Guard(peer.name, server, log, _START_S), server.pid)
                 _load(run, folder, pids)
+                if namespace_fd >= 0:  # elsewhere the counter has what others did
+                    run.listen_drop_count = _listen_drop_count(server.pid)
             finally:
-                processes.stop(server, terminate=True)
+                processes.stop(server, terminate=False)  # its clients are gone
                 for pid in pids:  # what left the process group
                     _kill(pid)
                 processes.wait_until_gone(pids, proc_figures.is_running)
@@ -156,6 +160,10 @@ def _fill(run: ServerRun, figures: RunFigures, slab: list[int]) -> None:
     run.held_count = figures.held_count
     run.server_cpu_us = figures.server_cpu_us
     run.client_cpu_us = figures.client_cpu_us
+    run.host_cpu_us = figures.host_cpu_us
+    if figures.ramp_s and figures.host_cpu_us and figures.established_count:
+        busy_s = figures.host_cpu_us * figures.established_count / 1e6
+        run.ramp_busy_pct = min(100.0, 100 * busy_s / figures.ramp_s / (os.cpu_count() or 1))
     if not figures.held_count:
         return
     if figures.server_pss_bytes and run.base_pss_bytes:
@@ -170,6 +178,15 @@ def _slab_bytes() -> int:
         if line.startswith("Slab:"):
             return int(line.split()[1]) * 1024
     raise BenchError("/proc/meminfo has no Slab")
+
+
+def _listen_drop_count(pid: int) -> int:
+    """TcpExt ListenOverflows of the process's network namespace."""
+    lines = Path(f"/proc/{pid}/net/netstat").read_text(encoding="ascii").splitlines()
+    for names, values in zip(lines[::2], lines[1::2], strict=False):
+        if names.startswith("TcpExt:"):
+            return int(dict(zip(names.split(), values.split(), strict=True))["ListenOverflows"])
+    raise BenchError("/proc/net/netstat has no TcpExt")
 
 
 def _read_verdict(run: ServerRun, found: dict[str, Any]) -> None:

@@ -176,8 +176,7 @@ def _finding(
         evidence=tuple(evidence),
         explanation=(
             f"{name[:1].upper() + name[1:]} has no descriptor left but keeps its listener in the "
-            "event loop. The listener is level-triggered and a connection waits in its queue, so "
-            f"the loop returns at once, {syscall} fails with EMFILE {rate:,.0f} times a second, "
+            f"event loop. {_why(caller)}, {syscall} fails with EMFILE {rate:,.0f} times a second, "
             f"and nothing gets done{busy}.{where}"
         ),
         fix=(
@@ -279,6 +278,18 @@ def _where(caller: AcceptCaller, syscalls: str) -> str:
     return text
 
 
+_ASYNCIO = "BaseSelectorEventLoop._accept_connection"
+
+
+def _why(caller: AcceptCaller | None) -> str:
+    if caller is not None and _ASYNCIO in caller.function:
+        return "A connection waits in its queue, so the loop comes back to it again and again"
+    return (
+        "The listener is level-triggered and a connection waits in its queue, so the loop returns "
+        "at once"
+    )
+
+
 _KNOWN_CALLERS = (
     (
         "uv__server_io",
@@ -291,7 +302,7 @@ _KNOWN_CALLERS = (
         ),
     ),
     (
-        "BaseSelectorEventLoop._accept_connection",
+        _ASYNCIO,
         " asyncio goes on for the length of the backlog at EMFILE, writes a log record for each "
         "try, and takes the listener back a second later, once for each of them.",
         Fix(

@@ -28,6 +28,7 @@ from analysis.evidence import (
 )
 from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
 
+_LEAST_TRYING_S = 0.5
 _SERVER_CALLS, _CLIENT_CALLS = (*ACCEPT_CALLS, "socket"), ("socket",)
 
 
@@ -119,6 +120,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
             f" {hanging_count:,} clients got no answer until their timeout: they hang instead of "
             "being reset."
         )
+        others += _tries_again(emfile_count, float(row["last_s"]) - first_s)
     if len(rows) > 1:
         others += f" {len(rows)} processes of this side were full in the end."
     each_count = view.descriptors_per_connection(subject.role)
@@ -183,6 +185,16 @@ def _hanging_count(signs: Signs, since_s: float) -> int:
     rows = signs.view.connections
     hanging = rows["is_failed"] & (rows["stage"] == "handshake") & (rows["close_kind"] == "timeout")
     return int((hanging & (rows["closed_s"] >= since_s)).sum())
+
+
+def _tries_again(emfile_count: int, seconds: float) -> str:
+    """How often a server that keeps its listener tries: with back-off, or in a loop."""
+    if emfile_count < 2 or seconds < _LEAST_TRYING_S:
+        return ""
+    return (
+        f" It keeps its listener and tries {(emfile_count - 1) / seconds:,.0f} times a second; who "
+        "waits in the queue is served when a descriptor is freed."
+    )
 
 
 def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:

@@ -14,6 +14,10 @@ import pandas as pd
 from analysis.evidence import Evidence, Finding, Fix, side_of_role, unit_limit_command
 from analysis.signs import EMFILE, Signs
 
+_LEAST_EMFILE_SHARE = 0.01
+"""libuv gives up its reserve once, then accepts and closes until the queue is empty
+(src/unix/stream.c, uv__emfile_trick): one EMFILE for as many as are under way."""
+
 
 def find(signs: Signs) -> list[Finding]:
     """One finding, about the worker that was full first."""
@@ -37,7 +41,7 @@ def find(signs: Signs) -> list[Finding]:
         & (connections["closed_s"] >= full_s - 0.3)
     ]
     emfile_count = int(emfile["event_count"].sum())
-    if refused.empty or emfile_count < 0.05 * len(refused):
+    if refused.empty or emfile_count < _LEAST_EMFILE_SHARE * len(refused):
         return []
     resets = int((refused["close_kind"] == "rst").sum())
     first_s = float(refused["closed_s"].min())

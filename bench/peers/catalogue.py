@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.environment import package_version
+
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
 _VENV = _ROOT / ".venv-peers"
@@ -28,6 +30,7 @@ class Peer:
         title: For people.
         words: Makes its command from the number of workers; ``{port}`` stays in it.
         packages: Distributions in ``.venv-peers`` whose versions count.
+        debian: The same of packages of the operating system: name for people, name of the package.
         programs: Programs whose versions count, with the arguments that print them.
         fds_per_connection: Descriptors of one of its workers for one connection.
         capacity_factor: Workers for a number of connections are multiplied by it: listeners that
@@ -43,12 +46,17 @@ class Peer:
     fds_per_connection: int = 1
     capacity_factor: float = 1.1
     needs: tuple[Path, ...] = ()
+    debian: tuple[tuple[str, str], ...] = ()
 
     def command(self, workers: int) -> str:
         """The command for ``profile-run --server-cmd``."""
         return " ".join(
             word if word == "{port}" else shlex.quote(word) for word in self.words(workers)
         )
+
+    def started_by(self, workers: int) -> str:
+        """The command as it reads in any copy of this repository."""
+        return self.command(workers).replace(f"{_ROOT}/", "")
 
     def workers_for(self, connections: int, nofile_count: int, *, most: int = 64) -> int:
         """Workers with room for so many connections; each keeps 64 descriptors for itself."""
@@ -70,6 +78,7 @@ class Peer:
             found |= {"Python": _program([str(_PYTHON), "--version"])}
         for words in self.programs:
             found[words[0]] = _program(list(words))
+        found |= {name: package_version(package) for name, package in self.debian}
         if any(words[0] == "node" for words in self.programs):
             package = json.loads((_NODE_MODULES / "ws" / "package.json").read_text("utf-8"))
             found["ws"] = package["version"]
@@ -116,11 +125,17 @@ def _several(command: list[str]) -> Callable[[int], list[str]]:
 
 
 def _uvicorn(workers: int) -> list[str]:
-    options = ["--host", "127.0.0.1", "--port", "{port}", "--log-level", "warning", "--ws"]
-    options += ["websockets", "--ws-per-message-deflate", "false", "--no-access-log"]
+    options = ["--host", "127.0.0.1", "--port", "{port}", "--log-level", "warning"]
+    options += ["--ws-per-message-deflate", "false", "--no-access-log"]
     options += ["--ws-ping-interval", "3600", "--workers", str(workers)]
     start = [str(_PYTHON), "-m", "uvicorn", "--app-dir", str(_HERE)]
-    return [*start, *options, "uvicorn_application:application"]
+    return [*start, *options, "asgi_application:application"]
+
+
+def _hypercorn(workers: int) -> list[str]:
+    options = ["--bind", "127.0.0.1:{port}", "--log-level", "warning", "--workers", str(workers)]
+    start = [str(_PYTHON), "-m", "hypercorn", *options]
+    return [*start, f"asgi:{_HERE / 'asgi_application.py'}:application"]
 
 
 def _nginx(workers: int) -> list[str]:
@@ -130,6 +145,7 @@ def _nginx(workers: int) -> list[str]:
 
 _NODE = (("node", "--version"),)
 _IN_VENV = (_PYTHON,)
+_GO_SERVER = _VENV / "go" / "echo_server"
 
 PEERS = (
     Peer("node-none", "Node ws, cluster SCHED_NONE", _node("none"), (), _NODE,
@@ -146,11 +162,16 @@ PEERS = (
          needs=_IN_VENV),
     Peer("uvicorn", "uvicorn on uvloop, its own workers", _uvicorn,
          ("uvicorn", "websockets", "uvloop"), capacity_factor=1.4, needs=_IN_VENV),
+    Peer("hypercorn", "hypercorn on asyncio, its own workers", _hypercorn,
+         ("hypercorn", "wsproto"), capacity_factor=1.4, needs=_IN_VENV),
     Peer("nginx", "nginx in front of websockets", _nginx, ("websockets",), (("nginx", "-v"),),
          fds_per_connection=2, needs=_IN_VENV),
     Peer("java", "Java NIO, one selector",
          _several(["java", "-cp", str(_VENV / "java"), "EchoServer", "{port}"]), (),
          (("java", "-version"),), needs=(_VENV / "java" / "EchoServer.class",)),
+    Peer("go", "Go gorilla/websocket on net/http", _several([str(_GO_SERVER), "{port}"]),
+         programs=(("go", "version"),), needs=(_GO_SERVER,),
+         debian=(("gorilla/websocket", "golang-github-gorilla-websocket-dev"),)),
 )  # fmt: skip
 
 BY_NAME = {peer.name: peer for peer in PEERS}

@@ -15,6 +15,9 @@ from reports import style
 
 WIDE_PT, NARROW_PT = 540.0, 340.0
 _ROW_PT, _TOP_PT, _BOTTOM_PT, _SIDE_PT = 44.0, 4.0, 26.0, 10.0
+_DOT_Y = 0.68
+_EDGE_SHARE = 0.94
+"""Of the axis: a label in the middle of a tick beyond it is cut off."""
 _CHARACTER_PT = 7.4
 """Of the widest of the fonts that readers have (DejaVu Sans at 12 points), on average."""
 
@@ -38,7 +41,9 @@ class RangeRow:
     colour: str
 
 
-def plot_ranges(rows: Sequence[RangeRow], *, unit: str, width_pt: float) -> Figure:
+def plot_ranges(
+    rows: Sequence[RangeRow], *, unit: str, width_pt: float, with_bars: bool = False
+) -> Figure:
     """Dots and ranges, one row a variant, its name above it: also on a phone.
 
     The axis begins at zero, so that a difference looks as large as it is.
@@ -47,6 +52,7 @@ def plot_ranges(rows: Sequence[RangeRow], *, unit: str, width_pt: float) -> Figu
         rows: The base first.
         unit: As in ``analysis.run_figures.Figure``.
         width_pt: WIDE_PT or NARROW_PT of this module.
+        with_bars: Also a bar from zero to each median, where sizes are compared.
     """
     height_pt = _TOP_PT + _ROW_PT * len(rows) + _BOTTOM_PT
     figure = Figure(figsize=(width_pt / 72, height_pt / 72), dpi=72)
@@ -72,14 +78,19 @@ def plot_ranges(rows: Sequence[RangeRow], *, unit: str, width_pt: float) -> Figu
     axes.xaxis.set_major_formatter(FuncFormatter(_tick(unit, highest)))
     for index, row in enumerate(rows):
         _draw_row(axes, index, row, width_pt)
+        if with_bars and math.isfinite(row.median):
+            axes.barh(index + _DOT_Y, row.median, height=0.34, color=row.colour, alpha=0.28)
     labels = axes.get_xticklabels()
     if labels:
         labels[0].set_horizontalalignment("left")
+    for at, label in zip(axes.get_xticks(), labels, strict=True):
+        if _EDGE_SHARE * axes.get_xlim()[1] < at <= axes.get_xlim()[1]:
+            label.set_horizontalalignment("right")
     return figure
 
 
 def _draw_row(axes: Axes, index: int, row: RangeRow, width_pt: float) -> None:
-    dot_y = index + 0.68
+    dot_y = index + _DOT_Y
     # The words of a row stand on the grid: a line through a letter reads as another letter.
     box = {"facecolor": style.PAGE, "edgecolor": "none", "pad": 1.0}
     room = int((width_pt - 2 * _SIDE_PT) / _CHARACTER_PT) - len(row.text) - 2
@@ -125,7 +136,13 @@ def _draw_row(axes: Axes, index: int, row: RangeRow, width_pt: float) -> None:
 
 
 _STEPS = {"s": ("s", "ms", "\N{MICRO SIGN}s"), "ms": ("ms", "\N{MICRO SIGN}s", "ns")}
-_SUFFIXES = {"per_s": "/s", "us": " \N{MICRO SIGN}s", "pct": " %"}
+_SUFFIXES = {
+    "per_s": "/s",
+    "us": " \N{MICRO SIGN}s",
+    "pct": " %",
+    "kB": " kB",
+    "\N{MICRO SIGN}s": " \N{MICRO SIGN}s",
+}
 
 
 def _tick(unit: str, highest: float) -> Callable[[float, int | None], str]:

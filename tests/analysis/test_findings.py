@@ -283,6 +283,17 @@ def test_a_full_server_that_accepts_and_closes(full_server):
     assert (value(finding, "RST"), value(finding, "EOF")) == (300, 23)
 
 
+@pytest.mark.parametrize(("emfile_count", "is_named"), [(4, True), (2, False)])
+def test_one_emfile_stands_for_the_whole_queue(full_server, emfile_count, is_named):
+    # uv__emfile_trick accepts and closes until the queue is empty: 323 for a few EMFILE
+    full_server.connect(
+        323, from_s=0.6, until_s=0.9, stage="handshake", errno=104, close_kind="rst"
+    )
+    emfile(full_server, 801, emfile_count, at_s=0.50, last_s=0.9)
+    named = [cause for cause, _ in causes(summarise(full_server.frames()))]
+    assert ("server-resets-when-full" in named) is is_named
+
+
 def test_resets_without_a_full_worker_are_not_that(build):
     build.stages(1.0, 2.0)
     build.manifest["target_connections"] = 1009

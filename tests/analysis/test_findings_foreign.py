@@ -131,6 +131,25 @@ def test_clients_that_hang_at_the_limit_are_counted(foreign):
     limit = found["fd-limit-process"]
     assert value_of(limit, "clients whose handshake was not answered until their timeout") == 100
     assert "they hang" in limit.explanation
+    # the first of the tries is at 1.0 s, the last at 5.0 s
+    assert "It keeps its listener and tries 50 times a second" in limit.explanation
+
+
+def test_asyncio_s_loop_is_explained_from_a_single_sample(foreign):
+    """py-spy is starved by what it looks at; its share is then not known."""
+    full(foreign, rate=15_000)
+    foreign.cpu(800, 99, from_s=0.5, until_s=5.0)
+    accept = "BaseSelectorEventLoop._accept_connection (asyncio/selector_events.py:180)"
+    stacks(
+        foreign, "python_stacks",
+        (f"run (runners.py:1);{accept};socket.accept (python3.11/socket.py:294)", 1),
+    )  # fmt: skip
+    spin = by_cause(foreign)["accept-spin"]
+    assert "_accept_connection (asyncio/selector_events.py), at" in spin.sentence
+    assert "the loop comes back to it again and again" in spin.explanation
+    assert "asyncio goes on for the length of the backlog" in spin.explanation
+    assert "the loop returns at once" not in spin.explanation
+    assert any("backlog=100" in fix.command for fix in spin.fix)
 
 
 def test_accept_counts_as_accept4_does(foreign):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import server_document, server_figures, server_run
+from bench import server_document, server_figures, server_page, server_run, server_tables
 from bench.peers import catalogue
 from bench.peers.catalogue import BY_NAME
-from bench.server_bench import LARGE, missing_runs
+from bench.server_bench import LARGE, expected_s, missing_runs
 from bench.server_figures import ServerRun, ServerRuns
 from harness.host import read_host
 
@@ -36,9 +36,10 @@ def test_rounds_go_over_all_servers_and_what_is_there_is_left_out():
     everything = keys(ServerRuns())
     assert everything[:4] == [
         ("node-none", 15_000, "none"), ("nginx", 15_000, "none"),
-        ("node-none", 15_000, "none"), ("nginx", 15_000, "none"),
-    ]  # fmt: skip
+        ("nginx", 15_000, "none"), ("node-none", 15_000, "none"),
+    ], "every second round goes backwards"  # fmt: skip
     assert len(everything) == 2 * 2 + 2 * (1 + 1)
+    assert [key[2] for key in everything[-2:]] == ["auto", "auto"], "the verdicts, at the largest"
     assert keys(ServerRuns(), sizes=(15_000,))[-1] == ("nginx", 15_000, "auto")
     part = ServerRuns([run(), run(size=LARGE, probes="auto"), run(size=LARGE, error="it died")])
     left = keys(part)
@@ -94,8 +95,9 @@ def measured() -> ServerRuns:
 
 def test_the_document_has_repeats_spread_versions_and_walls(measured):
     text = server_document.render(measured)
-    assert "3.00 s (2.00 to 4.00)" in text
-    assert "16.4 kB" in text
+    assert "3.00 (2.00 to 4.00)" in text
+    assert "| 16.4 |" in " ".join(text.split())
+    assert "2, 1 quiet" in " ".join(text.split()) or "1, 0 quiet" in " ".join(text.split())
     assert "64,000" in text
     assert "had no port" in text
     assert "pid" not in text, "numbers of one run only"
@@ -107,10 +109,38 @@ def test_the_document_has_repeats_spread_versions_and_walls(measured):
 
 def test_the_page_says_the_same_and_runs_no_stranger_s_text(measured):
     measured.all.append(run(size=LARGE, error="<script>pwned</script>"))
-    page = server_document.page(measured)
-    assert "3.00 s (2.00 to 4.00)" in page
+    page = server_page.page(measured)
+    assert "3.00 (2.00\u00a0to\u00a04.00)" in page
     assert "64,000" in page
     assert "<script>pwned" not in page
+
+
+def test_what_is_left_is_estimated_by_what_was_measured():
+    runs = ServerRuns([run(took_s=7.0), run(took_s=9.0), run(took_s=80.0, error="it died")])
+    assert expected_s(runs, [run(), run()]) == 16.0
+    assert expected_s(ServerRuns(), [run(), run(size=LARGE)]) > 16.0
+
+
+def test_the_clients_time_is_not_called_the_servers(measured):
+    whose = [
+        run("socketify", LARGE, ramp_busy_pct=99.0, host_cpu_us=100.0, server_cpu_us=12.0),
+        run("uvicorn", LARGE, ramp_busy_pct=99.0, host_cpu_us=500.0, server_cpu_us=400.0),
+        run("go", LARGE, ramp_busy_pct=40.0, host_cpu_us=100.0, server_cpu_us=80.0),
+    ]
+    said = server_tables.what_limits(ServerRuns(whose), LARGE)
+    assert "the server's part: socketify (uWebSockets) (12 %)." in said
+    assert "connections waited: Go gorilla/websocket on net/http (40 %)." in said
+    assert "uvicorn" not in said
+    assert server_tables.what_limits(measured, LARGE) == "", "nothing is known of older runs"
+
+
+def test_only_servers_that_held_all_are_compared_by_time(measured):
+    measured.all += [run(size=LARGE, ramp_s=1.0, held_count=28_232), run("go", LARGE, ramp_s=9.0)]
+    (bar,) = server_page.bars(measured, LARGE, server_tables.RAMP, of_reached=True).bars
+    assert (bar.name, bar.text) == ("Go gorilla/websocket on net/http", "9.00 s")
+    found = {tile.label: (tile.value, tile.note) for tile in server_page.tiles(measured)}
+    assert found["First at 120,000"] == ("9.00 s", "Go gorilla/websocket on net/http")
+    assert found["Held 120,000"] == ("1 of 2", "servers")
 
 
 @pytest.mark.parametrize(

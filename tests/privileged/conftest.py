@@ -59,36 +59,42 @@ class Provoked:
 
 
 class Runs:
-    """Runs each row once. Rows that mostly wait run side by side, the others alone.
+    """Makes each run once. Those that mostly wait run side by side, the others alone.
 
     Args:
-        folders: Makes the folder of a row's run.
-        calm: Ids of the rows of this session that may run side by side.
+        make: Makes the run of that name.
+        calm: Names of the runs that this session asks for and that may run side by side.
     """
 
-    def __init__(self, folders: Callable[[str], Path], calm: Sequence[str]) -> None:
-        self._folders = folders
-        self._calm = [row_id for row_id in calm if EVERY_CAUSE.row(row_id).extra.get("calm")]
+    def __init__(self, make: Callable[[str], Any], calm: Sequence[str]) -> None:
+        self._make = make
+        self._calm = calm
         self._pool = ThreadPoolExecutor(max_workers=AT_ONCE)
-        self._runs: dict[str, Future[Provoked]] = {}
+        self._runs: dict[str, Future[Any]] = {}
 
-    def get(self, row_id: str) -> Provoked:
-        """The run of a row; started when nobody asked for it before."""
-        if row_id in self._calm and row_id not in self._runs:
-            for calm_id in self._calm:
-                self._submit(calm_id)
-        if row_id not in self._runs:
+    def get(self, name: str) -> Any:
+        """The run of that name; started when nobody asked for it before."""
+        if name in self._calm and name not in self._runs:
+            for calm_name in self._calm:
+                self._submit(calm_name)
+        if name not in self._runs:
             wait(self._runs.values())  # what needs the cores has them for itself
-            self._submit(row_id)
-        return self._runs[row_id].result()
+            self._submit(name)
+        return self._runs[name].result()
 
-    def _submit(self, row_id: str) -> None:
-        run = self._pool.submit(Provoked, self._folders(row_id), EVERY_CAUSE.row(row_id))
-        self._runs[row_id] = run
+    def _submit(self, name: str) -> None:
+        self._runs[name] = self._pool.submit(self._make, name)
 
     def close(self) -> None:
         """Waits for what runs; drops what has not begun."""
         self._pool.shutdown(cancel_futures=True)
+
+
+def _asked(request: pytest.FixtureRequest, parameter: str) -> list[str]:
+    """The values that a parameter has in the tests of this session, each once."""
+    specs = (getattr(item, "callspec", None) for item in request.session.items)
+    found = (spec.params.get(parameter) for spec in specs if spec is not None)
+    return [value for value in dict.fromkeys(found) if value is not None]
 
 
 @pytest.fixture(scope="session")
@@ -96,9 +102,28 @@ def provoked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Provoked]]:
     """Runs a row the first time it is asked for."""
-    specs = (getattr(item, "callspec", None) for item in request.session.items)
-    asked = dict.fromkeys(spec.params.get("row_id") for spec in specs if spec is not None)
-    known = {row.id for row in EVERY_CAUSE.rows}
-    runs = Runs(tmp_path_factory.mktemp, [row_id for row_id in asked if row_id in known])
+    known = {row.id: row for row in EVERY_CAUSE.rows}
+    asked = [known[row_id] for row_id in _asked(request, "row_id") if row_id in known]
+    folder = tmp_path_factory.mktemp("rows")
+    runs = Runs(
+        lambda row_id: Provoked(folder / row_id, known[row_id]),
+        [row.id for row in asked if row.extra.get("calm")],
+    )
     yield runs.get
     runs.close()
+
+
+@pytest.fixture(scope="module")
+def side_by_side(request: pytest.FixtureRequest) -> Iterator[Callable[..., Callable[[str], Any]]]:
+    """``side_by_side(make, parameter, is_calm)`` gives what ``Runs.get`` does, for one module."""
+    started: list[Runs] = []
+
+    def start(
+        make: Callable[[str], Any], parameter: str, is_calm: Callable[[str], bool]
+    ) -> Callable[[str], Any]:
+        started.append(Runs(make, [name for name in _asked(request, parameter) if is_calm(name)]))
+        return started[-1].get
+
+    yield start
+    for runs in started:
+        runs.close()

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.alone]
 
 DEADLINE_S = 60
 NOFILE = 300
+PORTS = "nginx without ports"
 GREEDY = Path(__file__).parents[1] / "harness" / "foreign" / "greedy.cjs"
 COMMANDS = {
     "greedy": f"node {shlex.quote(str(GREEDY))} {{port}}",
@@ -58,6 +59,9 @@ EXPECTED = {
     ),
     "aiohttp": Expected(1, "python aiohttp_server.py", "", True),
     "uvicorn": Expected(2, "python", "server-resets-when-full", False),
+    # its workers take from one listener; each stops accepting for a second
+    "hypercorn": Expected(2, "python multiprocessing", "", True),
+    "go": Expected(1, "echo_server", "", True),
     "nginx": Expected(
         1, "nginx: worker process", "upgrade-refused", True, descriptors_per_connection=2,
         calls=("accept4", "socket"),  # whichever is first to find none left
@@ -75,10 +79,11 @@ class Run:
     """One run of profile-run that meets a limit of the server."""
 
     def __init__(self, path: Path, command: str, *arguments: str) -> None:
+        self.path = path
         self.done = subprocess.run(
             [
                 *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
-                *("--server-cmd", command, "--hold", "1", "--output", str(path), *arguments),
+                *("--server-cmd", command, "--hold", "0.2", "--output", str(path), *arguments),
             ],
             capture_output=True,
             text=True,
@@ -110,6 +115,15 @@ def run_into_limit(path: Path, name: str) -> Run:
     )
 
 
+def run_out_of_ports(path: Path, _name: str) -> Run:
+    return Run(
+        path,
+        installed("nginx").command(1),
+        *("--connections", "400", "--port-range", "40000-40249", "--source-addresses", "2"),
+        *("--probes", COUNTS),
+    )
+
+
 def installed(name: str) -> catalogue.Peer:
     peer = catalogue.BY_NAME[name]
     assert not peer.missing, f"{peer.missing}: bash .ci/setup peers"
@@ -117,17 +131,15 @@ def installed(name: str) -> catalogue.Peer:
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
-    """Runs a server into its limit the first time it is asked for."""
+def full(tmp_path_factory, side_by_side) -> Callable[[str], Run]:
+    """Runs a server into its limit the first time it is asked for; the calm ones together."""
     assert os.geteuid() == 0, "these tests need root: sudo make test"
-    runs: dict[str, Run] = {}
-
-    def get(name: str) -> Run:
-        if name not in runs:
-            runs[name] = run_into_limit(tmp_path_factory.mktemp(name), name)
-        return runs[name]
-
-    return get
+    folder = tmp_path_factory.mktemp("peers")
+    return side_by_side(
+        lambda name: (run_out_of_ports if name == PORTS else run_into_limit)(folder / name, name),
+        "name",
+        lambda name: name == PORTS or EXPECTED[name].consequence != "accept-spin",
+    )
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -176,13 +188,20 @@ def test_a_refusal_of_a_full_proxy_is_told_with_its_status(full):
     assert "500 Internal Server Error" in full("nginx").verdict["verdict"]["sentence"]
 
 
-def test_a_proxy_that_runs_out_of_ports_is_named_with_its_pid(tmp_path):
-    run = Run(
-        tmp_path,
-        installed("nginx").command(1),
-        *("--connections", "400", "--port-range", "40000-40249", "--source-addresses", "2"),
-        *("--probes", COUNTS),
+def test_a_back_off_is_told_from_a_spin(full):
+    # net/http sleeps 5 ms, 10 ms and so on up to a second between its tries (Server.Serve)
+    values = full("go").values("fd-limit-process")
+    assert 2 <= values["accept4 calls that returned EMFILE"] <= 20
+    assert (
+        "It keeps its listener and tries" in full("go").finding("fd-limit-process")["explanation"]
     )
+    log = (full("go").path / "latest" / "logs" / "server.log").read_text()
+    assert "too many open files; retrying in 5ms" in log
+
+
+@pytest.mark.parametrize("name", [PORTS])
+def test_a_proxy_that_runs_out_of_ports_is_named_with_its_pid(full, name):
+    run = full(name)
     said = run.verdict["verdict"]
     assert (said["cause"], said["side"]) == ("ephemeral-ports-exhausted", "server")
     ports = run.finding("ephemeral-ports-exhausted")

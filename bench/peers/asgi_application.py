@@ -1,4 +1,4 @@
-"""An ASGI echo application for ``uvicorn``."""
+"""An ASGI echo application for ``uvicorn`` and ``hypercorn``."""
 
 from typing import Any
 
