@@ -36,6 +36,7 @@ _EXIT_CODE_AT = 60  # of struct pidfd_info
 _INTERPRETERS = ("node", "python", "ruby", "php", "perl", "deno", "bun", "java")
 _INTERPRETER_WORDS_MOST = 16
 _JAVA_WITH_VALUE = ("-cp", "-classpath", "--class-path", "-p", "--module-path", "--add-modules")
+_TGID = re.compile(r"^Tgid:\s+(\d+)", re.MULTILINE)
 _NOFILE_LIMIT = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
 
 
@@ -210,6 +211,19 @@ def nofile_soft_count(pid: int) -> int:
     except OSError:
         return 0
     found = _NOFILE_LIMIT.search(text)
+    return int(found[1]) if found else 0
+
+
+def thread_group_of(tid: int) -> int:
+    """The process that a thread belongs to, itself for a process; 0 when there is none.
+
+    /proc/TID is there for threads too, though a listing of /proc does not show them (proc(5)).
+    """
+    try:
+        text = Path(f"/proc/{tid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    found = _TGID.search(text)
     return int(found[1]) if found else 0
 
 

@@ -38,7 +38,7 @@ def test_a_verdict_that_nobody_reads_still_is_the_exit_code(tmp_path: Path, monk
     run: Any = type("Run", (), {"path": tmp_path})
     read_fd, write_fd = os.pipe()
     os.close(read_fd)
-    with suppress(BrokenPipeError), os.fdopen(write_fd, "w") as nobody_reads:
+    with suppress(BrokenPipeError), os.fdopen(write_fd, "w", buffering=1) as nobody_reads:
         monkeypatch.setattr(sys, "stdout", nobody_reads)
         assert command_end.end(run, [], as_json=True, quiet=True) == {"verdict": {}}
 
