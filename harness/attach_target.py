@@ -20,6 +20,7 @@ from probes.socket_owners import Listener
 _LISTED_MOST = 4
 _FORWARDERS = ("docker-proxy", "rootlessport", "slirp4netns", "conmon")
 _SS = "ss -ltnp shows who listens where"
+_OTHER_PIDS = "run it on the host (docker run --pid=host): its pid namespace is another one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +111,27 @@ def check_pid(pid: int, option: str) -> None:
         raise UsageError(f"{option}: there is no such process", fix="pgrep -af NAME lists them")
     if stat.is_kernel_thread:
         raise UsageError(f"{option} is a kernel thread ({stat.comm})", fix=_SS)
+    process = process_tree.thread_group_of(pid)
+    if process not in (0, pid):
+        name = option.partition(" ")[0]
+        raise UsageError(
+            f"{option} is a thread of pid {process} ({process_tree.command_name(process)})",
+            fix=f"{name} {process}",
+        )
     if os.geteuid() != 0 and process_tree.user_of(pid) != os.geteuid():
         raise HostError(f"{option} ({stat.comm}) is another user's process", fix="run as root")
 
 
-def _by_pid(pid: int, port: int) -> AttachTarget:
-    option = f"--pid {pid}"
+def check_tree(pid: int, option: str) -> list[int]:
+    """The same, and its descendants are a server's alone.
+
+    Returns:
+        The process and its descendants.
+
+    Raises:
+        UsageError: As ``check_pid``, or this command is one of them.
+        HostError: As ``check_pid``.
+    """
     check_pid(pid, option)
     tree = process_tree.tree_of(pid)
     if os.getpid() in tree:
@@ -124,6 +140,12 @@ def _by_pid(pid: int, port: int) -> AttachTarget:
             "processes are not the server's alone",
             fix=f"name the server itself; {_SS}",
         )
+    return tree
+
+
+def _by_pid(pid: int, port: int) -> AttachTarget:
+    option = f"--pid {pid}"
+    tree = check_tree(pid, option)
     selector = option + (f" --port {port}" if port else "")
     target = AttachTarget(selector=selector, pid=pid, roots=(pid,), ports=())
     return _with_ports(target, tree, port)
@@ -232,7 +254,7 @@ def _by_port(port: int) -> AttachTarget:
         raise HostError(
             f"--port {port}: somebody listens on {_listed(found)}, but which process cannot be "
             "seen",
-            fix="run as root" if os.geteuid() != 0 else "--pid PID",
+            fix="run as root" if os.geteuid() != 0 else _OTHER_PIDS,
         )
     servers = _servers(owners)
     if len(servers) > 1:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from harness import standard_streams
 from probes.errors import ToolkitError
 from probes.rundir import REPORT, RunDir
 from reports.terminal import print_end
@@ -38,7 +39,11 @@ def end(run: RunDir, notes: Sequence[str], *, as_json: bool, quiet: bool) -> dic
         raise type(error)(
             f"{error.message} (the recording is kept in {run.path})", fix=error.fix
         ) from error
-    if as_json:
-        print(json.dumps(verdict, indent=2))  # noqa: T201 - the command's own output
-    print_end(verdict, run.path / REPORT, sys.stderr if as_json else sys.stdout)
+    try:
+        if as_json:
+            print(json.dumps(verdict, indent=2))  # noqa: T201 - the command's own output
+        print_end(verdict, run.path / REPORT, sys.stderr if as_json else sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the exit code still says how the run went
+        standard_streams.discard(sys.stdout)
     return verdict

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Callable, Sequence
 
+from harness import standard_streams
 from probes.errors import ExitCode, ToolkitError
 
 MainFunction = Callable[[Sequence[str]], int]
@@ -34,6 +34,7 @@ def run_command(main_fn: MainFunction, argv: Sequence[str] | None = None) -> int
         The command's exit code, that of its ToolkitError, 130 after Ctrl-C, 5 after an error of
         the operating system, 0 when the reader of a pipe went away.
     """
+    standard_streams.forgive()
     try:
         code = int(main_fn(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -45,9 +46,8 @@ def run_command(main_fn: MainFunction, argv: Sequence[str] | None = None) -> int
         print_error("interrupted", "run the same command again; what was recorded is kept")
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # `profile-report --json | head`: nobody reads on, which is no failure. Python flushes
-        # stdout again at exit, so it must point somewhere that takes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `profile-report --json | head`: nobody reads on, which is no failure.
+        standard_streams.discard(sys.stdout)
         return 0
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

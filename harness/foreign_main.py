@@ -24,7 +24,7 @@ from types import FrameType
 from typing import NamedTuple, NoReturn
 
 from harness import netns
-from probes.process_tree import tree_of
+from probes.process_tree import children_of, tree_of
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 _POLL_S = 0.02
@@ -75,8 +75,7 @@ def main(argv: list[str]) -> int:
     while True:
         if asked and kill_at_s == float("inf"):
             kill_at_s = time.monotonic() + grace_s
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGTERM)
+            _ask(pid)
         if time.monotonic() >= kill_at_s:
             _kill_all(pid)
         try:
@@ -100,6 +99,19 @@ def _reap(launch: Launch) -> bool:
         },
     )
     return True
+
+
+def _ask(group: int) -> None:
+    """SIGTERM to the command's process group, and to what it left in the background.
+
+    Those are children of this process in a session of their own: nobody else tells them.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+    for pid in children_of(os.getpid()):
+        with suppress(ProcessLookupError):
+            if os.getpgid(pid) != group:
+                os.kill(pid, signal.SIGTERM)
 
 
 def _kill_all(group: int) -> None:

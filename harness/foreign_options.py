@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import endpoint
-from harness.endpoint import Endpoint
+from harness import endpoint, server_command
 from harness.foreign_server import SLOTS_COUNT, ForeignRequest, calling_user, check_running
 from harness.port_groups import FIRST_DESTINATION_PORT
 from probes.errors import UsageError
+from probes.socket_owners import is_local_address
 
 _TIMEOUT_S = 30.0
 _OURS_ALONE = ("workers", "backlog", "destination_ports")
@@ -143,9 +143,10 @@ def foreign_request(
     if options.server_cmd is None:
         request = ForeignRequest(endpoint=where, pid=options.server_pid or 0, timeout_s=timeout_s)
         return check_running(request)
+    _require_local(where, own_namespace=own_namespace)
     return ForeignRequest(
         endpoint=where,
-        command=_words(options.server_cmd, where),
+        command=server_command.words(options.server_cmd, where.port),
         user=_user(options.server_user),
         nofile=options.nofile or 0,
         timeout_s=timeout_s,
@@ -178,14 +179,19 @@ def _free_port(taken: tuple[int, ...]) -> int:
     return next(port for port in range(FIRST_DESTINATION_PORT, 65_536) if port not in taken)
 
 
-def _words(command: str, where: Endpoint) -> tuple[str, ...]:
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UsageError(f"--server-cmd {command!r}: {error}", fix="close every quote") from None
-    if not words:
-        raise UsageError("--server-cmd is empty", fix="--server-cmd 'node server.js --port {port}'")
-    return tuple(word.replace("{port}", str(where.port)) for word in words)
+def _require_local(where: endpoint.Endpoint, *, own_namespace: bool) -> None:
+    """A server that is started here listens here: the clients must not go to another host."""
+    if own_namespace and not where.is_loopback:
+        raise UsageError(
+            f"--target {where.url}: the network namespace of the run has loopback addresses alone",
+            fix="--host-network, or an address like 127.0.0.1",
+        )
+    if not is_local_address("self", where.address):
+        raise UsageError(
+            f"--target {where.url}: {where.address} is no address of this host, where the server "
+            "is started",
+            fix="--target 'ws://127.0.0.1:{port}/'",
+        )
 
 
 def _user(name: str | None) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,9 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.attach_target import check_tree
 from harness.endpoint import Endpoint
 from harness.foreign_main import Launch
 from harness.foreign_processes import ForeignProcesses
+from harness.listen_failure import addresses, never_listened
+from harness.server_command import cannot_start
+from harness.server_output import telling_lines
 from probes import process_tree, socket_owners
 from probes.errors import HostError, ToolkitError, UsageError
 from probes.live import Live
@@ -35,8 +38,6 @@ SLOTS_COUNT = 256
 LOG = "server.log"
 _STOP_GRACE_S = 5.0
 _HURRIED_STOP_S = 2.0
-_LAST_LINES_COUNT = 5
-_LINE_CHARACTERS = 300
 _POLL_S = 0.02
 
 
@@ -88,28 +89,42 @@ def check_running(request: ForeignRequest) -> ForeignRequest:
         HostError: It is another user's, and this process may not look at it.
     """
     endpoint = request.endpoint
-    if request.pid:
-        _check_pid(request.pid)
+    option = f"--server-pid {request.pid}"
+    tree = check_tree(request.pid, option) if request.pid else []
     namespace: int | str = request.pid or "self"
+    if not socket_owners.is_local_address(namespace, endpoint.address):
+        raise UsageError(
+            f"{endpoint.address} is no address of this host, and a server is watched where it runs",
+            fix="run this on the server's host, with its address there, or start one here with "
+            "--server-cmd CMD",
+        )
     try:
         found = socket_owners.listeners(namespace, endpoint.port)
     except OSError as error:
         raise HostError(
-            f"--server-pid {request.pid}: its sockets cannot be read: {error.strerror}",
+            f"{option}: its sockets cannot be read: {error.strerror}",
             fix="run as root",
         ) from None
     reached = [each for each in found if each.takes(endpoint.address)]
     if not reached:
         where = f" in the network namespace of pid {request.pid}" if request.pid else ""
-        elsewhere = f"; somebody listens on {_addresses(found)}" if found else ""
+        elsewhere = f"; somebody listens on {addresses(found)}" if found else ""
         raise UsageError(
             f"nobody listens on {endpoint.address}:{endpoint.port}{where}{elsewhere}",
             fix="ss -ltnp shows who listens where; --server-cmd CMD starts a server",
         )
-    if request.pid:
+    inodes = {each.inode for each in reached}
+    if _holders(inodes, tree):
         return request
-    inodes = [each.inode for each in reached]
-    owners = socket_owners.owners(inodes, socket_owners.all_pids())
+    owners = _holders(inodes, socket_owners.all_pids())
+    if request.pid:
+        who = _eldest(owners) if owners else 0
+        raise UsageError(
+            f"{option} ({process_tree.command_name(request.pid)}) and its children do not listen "
+            f"on {endpoint.address}:{endpoint.port}"
+            + (f"; pid {who} ({process_tree.command_name(who)}) does" if who else ""),
+            fix=f"--server-pid {who}" if who else "ss -ltnp shows who listens where",
+        )
     if not owners:
         raise HostError(
             f"cannot see which process listens on port {endpoint.port}",
@@ -130,25 +145,9 @@ def _eldest(pids: list[int]) -> int:
     return pids[0]
 
 
-def _check_pid(pid: int) -> None:
-    stat = process_tree.read_stat(pid)
-    if stat is None or not stat.is_alive:
-        raise UsageError(
-            f"--server-pid {pid}: there is no such process", fix="pgrep -af NAME lists processes"
-        )
-    if stat.is_kernel_thread:
-        raise UsageError(
-            f"--server-pid {pid} is a kernel thread ({stat.comm})",
-            fix="ss -ltnp shows which process listens",
-        )
-    if os.geteuid() != 0 and process_tree.user_of(pid) != os.geteuid():
-        raise HostError(
-            f"--server-pid {pid} ({stat.comm}) is another user's process", fix="run as root"
-        )
-
-
-def _addresses(found: list[Listener]) -> str:
-    return ", ".join(f"{each.address} port {each.port}" for each in found[:4])
+def _holders(inodes: set[int], pids: list[int]) -> list[int]:
+    """Those that have one of the listeners among their first descriptors."""
+    return [pid for pid in pids if inodes.intersection(socket_owners.early_socket_inodes(pid))]
 
 
 class ForeignServer:
@@ -270,10 +269,7 @@ class ForeignServer:
 
     def _raise_if_over(self) -> None:
         if self._failure:
-            raise ToolkitError(
-                f"the server command: {self._failure}",
-                fix=f"command -v {shlex.quote(self.request.command[0])}  # is it on this PATH?",
-            )
+            raise cannot_start(self._failure, self.request.command)
         if self._end is not None and not self._is_there():
             raise ToolkitError(
                 f"the server command ended with {self.how_it_ended()} before it listened on port "
@@ -304,41 +300,32 @@ class ForeignServer:
         )
 
     def _never_listened(self) -> ToolkitError:
-        endpoint = self.request.endpoint
-        others = self._owned_listeners()
-        instead = f"; it listens on {_addresses(others)}" if others else ""
-        fix = f"cat {self.log_path}; --server-timeout S gives it longer"
-        if others:
-            fix = "put {port} into --server-cmd, or name its address with --target"
-        return ToolkitError(
-            f"the server did not listen on {endpoint.address}:{endpoint.port} within "
-            f"{self.request.timeout_s:g} s{instead}{'' if others else self._said()}",
-            fix=fix,
-        )
-
-    def _owned_listeners(self) -> list[Listener]:
-        """What the server's processes listen on instead."""
+        parent_pid = self._parent.pid if self._parent else self.pid
         mine: set[int] = set()
-        for pid in process_tree.tree_of(self._parent.pid if self._parent else self.pid):
+        for pid in process_tree.tree_of(parent_pid):
             mine.update(socket_owners.socket_inodes(pid))
-        return [each for each in self._listeners(None) if each.inode in mine]
+        unix = socket_owners.unix_listeners(parent_pid)
+        return never_listened(
+            self.request.endpoint,
+            self.request.timeout_s,
+            tcp=[each for each in self._listeners(None) if each.inode in mine],
+            unix=[path for path, inode in unix if inode in mine],
+            said=self._said(),
+            log_path=self.log_path,
+        )
 
     def _said(self) -> str:
         """Its last lines, for a message."""
         lines = self.last_lines()
-        return ", its last lines: " + " | ".join(lines) if lines else "; it printed nothing"
+        return ", and said: " + " | ".join(lines) if lines else "; it printed nothing"
 
     def last_lines(self) -> list[str]:
-        """The end of what the command printed, without control characters."""
+        """What the command printed of its end, without control characters."""
         try:
             text = self.log_path.read_bytes()[-16_384:].decode("utf-8", "replace")
         except OSError:
             return []
-        lines = [
-            "".join(c if c.isprintable() else " " for c in line).strip()[:_LINE_CHARACTERS]
-            for line in text.splitlines()
-        ]
-        return [line for line in lines if line][-_LAST_LINES_COUNT:]
+        return telling_lines(text)
 
     # -- while it runs ---------------------------------------------------------------------------
 

@@ -24,6 +24,18 @@ HEAD_LIMIT_BYTES = 16_384
 BODY_EXCERPT_BYTES = 200
 """How much of a refusal's body ``check_response`` keeps for the person who reads the report."""
 
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
+_TELLING_HEADERS = {
+    **dict.fromkeys((301, 302, 303, 307, 308), ("Location",)),
+    401: ("WWW-Authenticate",),
+    407: ("Proxy-Authenticate",),
+    400: ("Sec-WebSocket-Version",),
+    426: ("Sec-WebSocket-Version", "Upgrade"),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
+"""RFC 9110 sections 10.2.2, 10.2.3, 11.6.1, 15.5.22; RFC 6455 section 4.4."""
+
 _HTML = re.compile(r"\s*<(?:!doctype|html)", re.IGNORECASE)
 _TITLE = re.compile(r"<title>.*?</title>", re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>?")
@@ -72,16 +84,24 @@ class HandshakeError(Exception):
         reason: What was wrong, in our own words; holds no byte of the peer's.
         response: Server side: the whole HTTP reply to send before closing; client side: empty.
         body_excerpt: Client side: the start of a refusal's body in printable characters.
+        header_excerpt: Client side: the header that says where to go or what is missing, likewise.
     """
 
     def __init__(
-        self, status: int, reason: str, *, response: bytes = b"", body_excerpt: str = ""
+        self,
+        status: int,
+        reason: str,
+        *,
+        response: bytes = b"",
+        body_excerpt: str = "",
+        header_excerpt: str = "",
     ) -> None:
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
         self.response = response
         self.body_excerpt = body_excerpt
+        self.header_excerpt = header_excerpt
 
 
 def new_key() -> bytes:
@@ -231,7 +251,7 @@ def check_response(
     head_bytes = _head_bytes(response, 0)
     if head_bytes is None:
         if not b"HTTP/".startswith(response[:5]):
-            raise HandshakeError(0, "the reply is not HTTP", body_excerpt=_excerpt(response))
+            raise _not_http(response)
         if len(response) >= HEAD_LIMIT_BYTES:
             raise HandshakeError(0, f"the reply's head is larger than {HEAD_LIMIT_BYTES} bytes")
         return None
@@ -240,13 +260,14 @@ def check_response(
     line, _, block = response[: head_bytes - 4].partition(b"\r\n")
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
-        raise HandshakeError(0, "the reply is not HTTP", body_excerpt=_excerpt(response))
+        raise _not_http(response)
     status = int(match[3])
     if status != 101:
         raise HandshakeError(
             status,
             f"the server answered {status} instead of 101",
-            body_excerpt=_excerpt(response[head_bytes:]),
+            body_excerpt=_excerpt(_body(block, response[head_bytes:])),
+            header_excerpt=_telling_header(status, block),
         )
     if match[1] != b"1" or match[2] == b"0":
         raise HandshakeError(status, "the reply is not HTTP/1.1")
@@ -353,7 +374,11 @@ def _check_response_fields(
         raise HandshakeError(status, "the reply names an extension that was not offered")
     chosen = fields.get(b"sec-websocket-protocol", [])
     if chosen and (len(chosen) > 1 or chosen[0] not in subprotocols):
-        raise HandshakeError(status, "the reply names a subprotocol that was not offered")
+        raise HandshakeError(
+            status,
+            "the reply names a subprotocol that was not offered",
+            header_excerpt=f"Sec-WebSocket-Protocol: {_excerpt(chosen[0])}",
+        )
 
 
 def _refusal(status: int, reason: str, headers: bytes = b"") -> HandshakeError:
@@ -365,6 +390,43 @@ def _refusal(status: int, reason: str, headers: bytes = b"") -> HandshakeError:
         % (status, _REASON_PHRASES[status], upgrade_token, headers, len(body), body)
     )
     return HandshakeError(status, reason, response=response)
+
+
+def _not_http(response: bytes) -> HandshakeError:
+    """What a server of another protocol says first."""
+    if response[:2] == b"\x15\x03":  # an alert: RFC 8446 section 5.1
+        return HandshakeError(0, "the reply is TLS")
+    if response[3:4] in (b"\x04", b"\x07") and response[5:9] == bytes(4):
+        return HandshakeError(0, "the reply is HTTP/2")  # SETTINGS, GOAWAY: RFC 9113 section 6
+    return HandshakeError(0, "the reply is not HTTP", body_excerpt=_excerpt(response))
+
+
+def _telling_header(status: int, block: bytes) -> str:
+    """The header of a refusal in which the server says what it wants, '' for none."""
+    try:
+        fields = _parse_fields(block)
+    except ValueError:
+        return ""
+    for name in _TELLING_HEADERS.get(status, ()):
+        values = fields.get(name.lower().encode())
+        if values:
+            return f"{name}: {_excerpt(values[0])}"
+    return ""
+
+
+def _body(block: bytes, data: bytes) -> bytes:
+    """The body without the frame of its chunks (RFC 9112 section 7.1), as far as it is there."""
+    if b"\r\ntransfer-encoding: chunked" not in b"\r\n" + block.lower():
+        return data
+    found = b""
+    while data and len(found) < BODY_EXCERPT_BYTES:
+        size, _, data = data.partition(b"\r\n")
+        match = _CHUNK_SIZE.match(size)
+        if match is None or not int(match[0], 16):
+            break
+        found += data[: int(match[0], 16)]
+        data = data[int(match[0], 16) + 2 :]
+    return found
 
 
 def _excerpt(body: bytes) -> str:

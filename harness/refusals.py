@@ -55,7 +55,7 @@ class RefusalReport:
             "at_ns": time.monotonic_ns(),
             "status": error.status,
             "reason": error.reason,
-            "body": body,
+            "body": "; ".join(part for part in (error.header_excerpt, body) if part),
         }
         os.write(self._report_fd, json.dumps({"refusal": told}).encode() + b"\n")
 

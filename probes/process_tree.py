@@ -40,6 +40,7 @@ _WITH_VALUE = {  # options whose value is the next word
     "python": ("-X", "-W"),
     "node": ("-r", "--require", "--import"),
 }
+_TGID = re.compile(r"^Tgid:\s+(\d+)", re.MULTILINE)
 _NOFILE_LIMIT = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
 
 
@@ -215,6 +216,19 @@ def nofile_soft_count(pid: int) -> int:
     except OSError:
         return 0
     found = _NOFILE_LIMIT.search(text)
+    return int(found[1]) if found else 0
+
+
+def thread_group_of(tid: int) -> int:
+    """The process that a thread belongs to, itself for a process; 0 when there is none.
+
+    /proc/TID is there for threads too, though a listing of /proc does not show them (proc(5)).
+    """
+    try:
+        text = Path(f"/proc/{tid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    found = _TGID.search(text)
     return int(found[1]) if found else 0
 
 

@@ -28,6 +28,7 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
 WALK_MOST_COUNT = 4_096
 """Descriptors of a process up to which they are looked at one by one."""
@@ -37,6 +38,7 @@ EARLY_COUNT = 256
 
 _TABLES = ("tcp", "tcp6")
 _LISTEN, _TIME_WAIT = "0A", "06"
+_ACCEPTS = 1 << 16  # __SO_ACCEPTCON, include/uapi/linux/net.h
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -96,6 +98,46 @@ def listeners(namespace_pid: int | str = "self", port: int | None = None) -> lis
                 if port is None or number == port:
                     found.append(Listener(address, number, int(words[9])))
     return found
+
+
+def unix_listeners(pid: int) -> list[tuple[str, int]]:
+    """Path and inode of the listening Unix sockets of a process's network namespace.
+
+    Source: ``/proc/PID/net/unix`` (net/unix/af_unix.c, unix_seq_show); the flag is __SO_ACCEPTCON.
+    """
+    try:
+        lines = open(f"/proc/{pid}/net/unix", encoding="utf-8", errors="replace")  # noqa: PTH123, SIM115 - closed below
+    except OSError:
+        return []
+    found = []
+    with lines:
+        next(lines, "")
+        for line in lines:
+            words = line.rstrip("\n").split(None, 7)
+            if len(words) == 8 and int(words[3], 16) & _ACCEPTS:
+                found.append((words[7], int(words[6])))
+    return found
+
+
+def is_local_address(namespace_pid: int | str, address: str) -> bool:
+    """Whether a connection to an IPv4 address ends on this host; True where that is not known.
+
+    Source: ``/proc/PID/net/fib_trie`` (net/ipv4/fib_trie.c, fib_trie_seq_show): the routes of type
+    LOCAL of the process's network namespace.
+    """
+    try:
+        lines = open(f"/proc/{namespace_pid}/net/fib_trie", encoding="ascii")  # noqa: PTH123, SIM115 - closed below
+    except OSError:
+        return True
+    wanted, network = ip_address(address), ""
+    with lines:
+        for line in lines:
+            words = line.split()
+            if words[:1] == ["|--"]:
+                network = words[1]
+            elif words[1:] == ["host", "LOCAL"] and wanted in ip_network(network + words[0]):
+                return True
+    return False
 
 
 def connection_inodes(

@@ -2,7 +2,8 @@
 
 Its main thread sleeps, and not in the call in which an event loop waits for events. That is so for
 two looks in a row, with none of the poll between them. A process whose main thread was never seen
-to poll may have its loop in another thread: it is only believed when no thread of it polls.
+to poll may have its loop in another thread, or be the parent of the workers that have one, and only
+sleep or pause: it is only believed when no thread of it and no child polls.
 
 Source: ``/proc/PID/stat`` (state), ``/proc/PID/wchan`` (fs/proc/base.c, proc_pid_wchan).
 """
@@ -10,6 +11,8 @@ Source: ``/proc/PID/stat`` (state), ``/proc/PID/wchan`` (fs/proc/base.c, proc_pi
 from __future__ import annotations
 
 import os
+
+from probes.process_tree import children_of
 
 OFF_CPU = ("S", "D", "T", "t")
 """Sleeping, uninterruptible, stopped, traced (proc(5))."""
@@ -68,7 +71,9 @@ class StillWatch:
     def _polls_elsewhere(self, pid: int) -> bool:
         if pid not in self._elsewhere:
             self._elsewhere[pid] = any(
-                channel.startswith(POLL_CHANNELS) for channel in _channels_of_threads(pid)
+                channel.startswith(POLL_CHANNELS)
+                for each in (pid, *children_of(pid))
+                for channel in _channels_of_threads(each)
             )
         return self._elsewhere[pid]
 

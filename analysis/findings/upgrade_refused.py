@@ -12,6 +12,7 @@ limit (a proxy that gets no socket to what is behind it) follows from that limit
 from __future__ import annotations
 
 import re
+import shlex
 
 import pandas as pd
 
@@ -19,6 +20,18 @@ from analysis.evidence import Evidence, Finding, Fix
 from analysis.signs import EMFILE, Signs
 
 _STATUS = re.compile(r"HTTP (\d{3})")
+_LOCATION = re.compile(r"^HTTP 3\d\d: Location: ([^\s;]+)")
+_CHOSEN = re.compile(r"subprotocol that was not offered: Sec-WebSocket-Protocol: (\S+)")
+_HELP_BY_START = {
+    "TLS": "profile-run --ca FILE  # who signed the certificate; or --insecure; ws:// where there "
+    "is no TLS",
+    "the reply is HTTP/2": "let the server speak HTTP/1.1 too  # Node: allowHTTP1: true",
+    "the reply is not HTTP": "profile-run --target URL  # another port: this one speaks another "
+    "protocol",
+    "the reply's Sec-WebSocket-Accept": "correct the server's Sec-WebSocket-Accept  # RFC 6455 "
+    "section 4.2.2: base64 of SHA-1 of key and GUID",
+    "the reply names an extension": "turn compression off in the server  # it was not offered",
+}
 _HELP = {
     400: "--header 'NAME: VALUE'  # or --subprotocol, --path: what the server misses",
     401: "--header 'Authorization: Bearer TOKEN'  # or --cookie NAME=VALUE",
@@ -62,7 +75,6 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
     view = signs.view
     first_s, last_s = float(refused["closed_s"].min()), float(refused["closed_s"].max())
     said = told[0].rstrip(".") if told else ""
-    how = f"with {said}" if said else "by closing without a word"
     match = _STATUS.match(said)
     status = int(match[1]) if match else 0
     evidence = [
@@ -77,11 +89,18 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
     subject = view.subject(int(servers.iloc[0]) if len(servers) else 0)
     others = f" Also: {'; '.join(told[1:4])}." if len(told) > 1 else ""
     fix = Fix(
-        f"profile-run {_help(status, said)}",
+        _help(status, said, str(view.manifest.get("server", {}).get("url", ""))),
         f"the {len(refused):,} refused handshakes are answered with 101",
     )
     name = str(subject) if subject.pid else "the server"
+    name = name[:1].upper() + name[1:]
     plural = "s" if len(refused) != 1 else ""
+    handshakes = f"{len(refused):,} handshake{plural}"
+    sentence = f"{name} closed {handshakes} without a word"
+    if said:
+        sentence = f"{name} refused {handshakes} with {said}"
+    if said and not status:
+        sentence = f"{name} upgraded none of {handshakes}: {said}"
     return Finding(
         cause="upgrade-refused",
         severity="warning",
@@ -92,13 +111,13 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
         evidence=tuple(evidence),
         explanation=(
             f"The server took {len(refused):,} TCP connection{plural} and upgraded none of them to "
-            f"WebSocket: it ended each {how}.{others}"
+            f"WebSocket: {_how(status, said)}.{others}"
         ),
         fix=(fix,),
         at_connections=view.open_count_at(first_s),
         confidence="high" if told else "medium",
         missing=() if told else ("what the server meant: it sent no byte before it closed",),
-        sentence=f"{name[:1].upper() + name[1:]} refused {len(refused):,} handshake{plural} {how}",
+        sentence=sentence,
         explained_count=len(refused),
     )
 
@@ -107,7 +126,37 @@ def _established(signs: Signs) -> int:
     return int(signs.view.connections["established_s"].notna().sum())
 
 
-def _help(status: int, said: str) -> str:
-    if said.startswith("TLS"):
-        return "--ca FILE  # who signed the certificate; or --insecure; ws:// where there is no TLS"
-    return _HELP.get(status, "--path PATH  # or --header, --subprotocol: what it wants")
+def _how(status: int, said: str) -> str:
+    if status:
+        return f"it answered each with {said}"
+    return f"the clients gave each up, since {said}" if said else "it closed each without a word"
+
+
+def _help(status: int, said: str, url: str) -> str:
+    """The command that helps, or what has to change in the server.
+
+    Args:
+        status: HTTP status, 0 for none.
+        said: What came, see ``harness.fleet.Refusal``.
+        url: Where the clients went.
+    """
+    moved = _LOCATION.search(said)
+    if moved:
+        return f"profile-run {_to(moved[1])}  # where the server says it has moved"
+    offered = _CHOSEN.search(said)
+    if offered:
+        return f"profile-run --subprotocol {shlex.quote(offered[1])}  # the server insists on it"
+    for start, command in _HELP_BY_START.items():
+        if said.startswith(start):
+            return command
+    if said == "the reply is TLS" or not said:
+        secure = shlex.quote(url.replace("ws://", "wss://", 1)) if url else "wss://..."
+        aside = "" if said else "  # if it speaks TLS; else --path, --header, --subprotocol"
+        return f"profile-run --target {secure} --insecure{aside}"
+    return "profile-run " + _HELP.get(status, "--path PATH  # or --header, --subprotocol")
+
+
+def _to(location: str) -> str:
+    if location.startswith("/"):
+        return f"--path {shlex.quote(location)}"
+    return f"--target {shlex.quote(re.sub('^http', 'ws', location))}"

@@ -46,11 +46,43 @@ def test_a_status_instead_of_the_upgrade_is_named_with_the_process(foreign):
     assert "Authorization" in finding.fix[0].command
 
 
+@pytest.mark.parametrize(
+    ("said", "sentence", "command"),
+    [
+        ("HTTP 302: Location: /v2/chat", "refused 100 handshakes with HTTP 302: Location: /v2/chat",
+         "profile-run --path /v2/chat  "),
+        ("HTTP 301: Location: https://a.example/s?x=1&y=2; moved", "with HTTP 301: Location",
+         "profile-run --target 'wss://a.example/s?x=1&y=2'  "),
+        ("the reply names a subprotocol that was not offered: Sec-WebSocket-Protocol: chat.v2",
+         "upgraded none of 100 handshakes: the reply names", "profile-run --subprotocol chat.v2 "),
+        ("the reply is TLS", "upgraded none of 100 handshakes: the reply is TLS",
+         "profile-run --target wss://127.0.0.1:9001/chat --insecure"),
+        ("the reply is HTTP/2", "the reply is HTTP/2", "let the server speak HTTP/1.1 too"),
+        ("TLS: the server's certificate was refused: self-signed certificate",
+         "upgraded none of 100 handshakes: TLS", "profile-run --ca FILE"),
+        ("the reply names an extension that was not offered", "extension", "turn compression off"),
+        ("the reply's Sec-WebSocket-Accept does not match the key", "Accept", "correct the server"),
+        ("HTTP 404: not found", "refused 100 handshakes with HTTP 404", "profile-run --path PATH"),
+    ],
+)  # fmt: skip
+def test_each_way_to_refuse_has_its_own_fix(foreign, said, sentence, command):
+    foreign.manifest["server"]["url"] = "ws://127.0.0.1:9001/chat"
+    accepted(foreign, 0)
+    foreign.connect(100, stage="handshake", close_kind="protocol")
+    foreign.add("events", at_s=0.1, event="upgrade_refused", detail=said)
+    summary = summarise(foreign.frames())
+    (finding,) = summary.findings
+    assert sentence in finding.sentence
+    assert finding.fix[0].command.startswith(command)
+
+
 def test_closing_without_a_word_is_a_refusal_of_less_confidence(foreign):
     accepted(foreign, 0)
     foreign.connect(100, stage="handshake", close_kind="eof")
     (finding,) = summarise(foreign.frames()).findings
     assert (finding.cause, finding.confidence) == ("upgrade-refused", "medium")
+    assert "closed 100 handshakes without a word" in finding.sentence
+    assert "--target wss://" in finding.fix[0].command  # a TLS server closes so
 
 
 def test_closing_at_the_descriptor_limit_is_no_refusal(foreign):

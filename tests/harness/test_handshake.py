@@ -442,6 +442,42 @@ def test_of_a_page_people_read_the_text(body, excerpt):
     assert caught.value.body_excerpt == excerpt
 
 
+@pytest.mark.parametrize(
+    ("head", "body", "header_excerpt", "body_excerpt"),
+    [
+        (b"302 Found\r\nLocation: /v2", b"", "Location: /v2", ""),
+        (b"401 No\r\nWWW-Authenticate: Bearer", b"log in", "WWW-Authenticate: Bearer", "log in"),
+        (b"426 No\r\nSec-WebSocket-Version: 8", b"", "Sec-WebSocket-Version: 8", ""),
+        (b"404 No\r\nLocation: /elsewhere", b"no", "", "no"),
+        (b"404 No\r\nTransfer-Encoding: chunked",
+         b"8;x=1\r\n<!doctyp\r\n9\r\ne html>no\r\n0\r\n\r\n", "", "no"),
+        (b"404 No\r\nTransfer-Encoding: chunked", b"5\r\nno", "", "no"),
+        (b"404 No\r\nTransfer-Encoding: chunked", b"", "", ""),
+        (b"302 Found\r\n Location: bad", b"", "", ""),
+    ],
+)  # fmt: skip
+def test_a_refusal_keeps_the_header_that_says_what_helps(head, body, header_excerpt, body_excerpt):
+    with pytest.raises(HandshakeError) as caught:
+        check_response(b"HTTP/1.1 " + head + b"\r\n\r\n" + body, KEY)
+    assert caught.value.header_excerpt == header_excerpt
+    assert caught.value.body_excerpt == body_excerpt
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x15\x03\x01\x00\x02\x02\x46", "the reply is TLS"),
+        (bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100]), "the reply is HTTP/2"),
+        (bytes([0, 0, 8, 7, 0, 0, 0, 0, 0]) + bytes(8), "the reply is HTTP/2"),
+        (b"220 mail\r\n", "the reply is not HTTP"),
+    ],
+)
+def test_other_protocols_are_told_by_their_first_bytes(data, reason):
+    with pytest.raises(HandshakeError) as caught:
+        check_response(data, KEY)
+    assert (caught.value.status, caught.value.reason) == (0, reason)
+
+
 def test_4_1_item_1_a_refusal_tells_status_and_body():
     data = (
         b"HTTP/1.1 503 Busy\r\nContent-Length: 30\r\n\r\nno room\x1b[31m\r\n\xe2\x80\xae"

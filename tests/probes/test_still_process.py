@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -12,7 +14,7 @@ from probes import registry
 from probes.bpf_syscalls import is_near_limit
 from probes.live import Counter, Live
 from probes.probe import Target
-from probes.still_process import StillWatch
+from probes.still_process import POLL_CHANNELS, StillWatch
 
 pytestmark = pytest.mark.alone
 
@@ -64,8 +66,26 @@ def test_a_process_whose_loop_is_in_another_thread_is_left_alone():
         os.close(write_fd)
 
 
-def _channel(thread: str) -> str:
-    with open(f"/proc/self/task/{thread}/wchan") as stream:
+def test_a_parent_that_sleeps_while_its_workers_poll_is_left_alone():
+    """A prefork master in sleep or pause is at its work; without a worker it is a loop that is."""
+    watch, pid = StillWatch(), os.getpid()
+    looks = (1, "S", "hrtimer_nanosleep"), (2, "S", "hrtimer_nanosleep")
+    assert [watch.since_ns(at, pid, state, channel) for at, state, channel in looks] == [0, 1]
+    code = "import select\nprint('up', flush=True)\nselect.select([0], [], [], 20)"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        while not _channel(str(worker.pid), worker.pid).startswith(POLL_CHANNELS):
+            assert worker.poll() is None
+        watch = StillWatch()
+        assert [watch.since_ns(at, pid, state, channel) for at, state, channel in looks] == [0, 0]
+
+
+def _channel(thread: str, pid: int | str = "self") -> str:
+    with open(f"/proc/{pid}/task/{thread}/wchan") as stream:
         return stream.read()
 
 

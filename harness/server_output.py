@@ -1,0 +1,44 @@
+"""Which of the lines that a server printed tell why it ended. Pure."""
+
+from __future__ import annotations
+
+import re
+
+LINES_MOST_COUNT = 5
+LINE_CHARACTERS = 300
+
+_FRAME = re.compile(r"\s*(?:at .+|\.{3} \d+ more|File \".+\", line \d+.*|\^+|goroutine \d+ \[.*)")
+"""A line of a stack trace: V8 and the JVM say "at", Python "File", Go begins with a goroutine."""
+
+_ERROR = re.compile(
+    r"(?:[\w.$]*(?:Error|Exception)\b|Exception in thread|panic:|fatal|FATAL|Traceback)"
+)
+
+
+def telling_lines(text: str) -> list[str]:
+    """The lines in which a runtime says what went wrong, else the last ones.
+
+    Node puts the error before its stack, the JVM too, and both print more behind it; Python's is
+    the last line. So it is the last line that names an error and what follows it, without the
+    frames of the stack.
+
+    Args:
+        text: The end of what was printed.
+
+    Returns:
+        At most ``LINES_MOST_COUNT`` lines without control characters.
+    """
+    shown = [_one_line(line) for line in text.splitlines() if not _FRAME.fullmatch(line)]
+    lines = [line for line in shown if line]
+    last = max((at for at, line in enumerate(lines) if _ERROR.match(line)), default=-1)
+    if last >= 0 and len(lines) - last > LINES_MOST_COUNT:
+        return lines[last : last + LINES_MOST_COUNT]
+    return (
+        lines[max(last, len(lines) - LINES_MOST_COUNT) :]
+        if last >= 0
+        else lines[-LINES_MOST_COUNT:]
+    )
+
+
+def _one_line(line: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in line).strip()[:LINE_CHARACTERS]

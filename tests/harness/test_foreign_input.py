@@ -1,0 +1,238 @@
+"""What people say of their server and what it says of itself: one line each, with the way out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from harness import endpoint, foreign_main
+from harness.cli_attach import main as profile_attach
+from harness.foreign_server import ForeignRequest, check_running
+from harness.listen_failure import never_listened
+from harness.server_command import cannot_start, words
+from harness.server_output import telling_lines
+from probes import process_tree, socket_owners
+from probes.errors import UsageError
+from probes.socket_owners import Listener
+
+LOG = Path("runs/1/logs/server.log")
+
+NODE = """node:internal/modules/cjs/loader:1210
+  throw err;
+  ^
+
+Error: Cannot find module '/srv/app/server.js'
+    at Module._resolveFilename (node:internal/modules/cjs/loader:1207:15)
+    at node:internal/main/run_main_module:28:49 {
+  code: 'MODULE_NOT_FOUND',
+  requireStack: []
+}
+
+Node.js v20.20.2
+"""
+JAVA = """starting
+Exception in thread "main" java.net.BindException: Address already in use
+\tat java.base/sun.nio.ch.Net.bind0(Native Method)
+\tat java.base/java.net.ServerSocket.bind(ServerSocket.java:388)
+\t... 3 more
+"""
+PYTHON = """Traceback (most recent call last):
+  File "/srv/app.py", line 3, in <module>
+    import nothere
+ModuleNotFoundError: No module named 'nothere'
+"""
+GO = """panic: assignment to entry in nil map
+
+goroutine 1 [running]:
+main.main()
+\t/srv/main.go:2 +0x2e
+exit status 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("printed", "first", "count"),
+    [
+        (NODE, "Error: Cannot find module '/srv/app/server.js'", 5),
+        (JAVA, 'Exception in thread "main" java.net.BindException: Address already in use', 1),
+        (PYTHON, "ModuleNotFoundError: No module named 'nothere'", 1),
+        (GO, "panic: assignment to entry in nil map", 4),
+        ("one\n\ntwo\x1b[31m\n", "one", 2),
+        ("\n".join("abcdefgh"), "d", 5),
+        ("", None, 0),
+    ],
+)
+def test_the_lines_that_name_the_error_are_shown_instead_of_the_stack(printed, first, count):
+    lines = telling_lines(printed)
+    assert len(lines) == count
+    assert (lines[0] if lines else None) == first
+    assert all(line.isprintable() for line in lines)
+
+
+def test_an_option_s_port_is_filled_in_and_quotes_hold():
+    assert words("node 'a b.js' --port={port}", 9001) == ("node", "a b.js", "--port=9001")
+    assert words("sh -c 'ulimit -n 9; exec node x {port}'", 1)[:2] == ("sh", "-c")
+
+
+@pytest.mark.parametrize(
+    ("command", "told", "first_words"),
+    [
+        ("cd /srv && node x.js {port}", "'cd' is for one", ("sh", "-c")),
+        ("node x.js {port} > log", "'>' is for one", ("sh", "-c")),
+        ("A=1 B=2 node x.js {port}", "begins with an assignment", ("env", "A=1", "B=2", "node")),
+        ("cd \"$HOME\" && node 'x y.js'", "'cd' is for one", ("sh", "-c")),
+    ],
+)
+def test_a_command_for_a_shell_is_told_with_the_one_that_works(command, told, first_words):
+    with pytest.raises(UsageError, match="not given to a shell") as error:
+        words(command, 9001)
+    assert told in error.value.message
+    _, pasted = shlex.split(error.value.fix)
+    assert words(pasted, 9001)[: len(first_words)] == first_words
+    if first_words[0] == "sh":  # the shell gets what was asked for
+        assert words(pasted, 9001)[2] == command.replace("{port}", "9001")
+
+
+def test_what_cannot_be_executed_is_told_by_kind(tmp_path):
+    script = tmp_path / "server.js"
+    script.write_text("")
+    assert cannot_start("cannot execute nodde: ...", ["nodde"]).fix.startswith("command -v nodde")
+    assert cannot_start("...", [str(script)]).fix.startswith(f"chmod +x {script}")
+    assert cannot_start("...", [str(tmp_path / "gone")]).fix == f"ls -l {tmp_path}/gone"
+
+
+@pytest.mark.parametrize(
+    ("tcp", "unix", "told", "fix"),
+    [
+        ([Listener("::1", 9001, 1)], [], "where no IPv4 client arrives", "let it listen on 127.0."),
+        ([Listener("127.0.0.1", 80, 1)], [], "it listens on 127.0.0.1 port 80", "ws://h:80/chat"),
+        ([], ["/run/chat.sock"], "on the Unix socket /run/chat.sock", "let it listen on TCP"),
+        ([], [], "; it printed nothing", "--server-timeout S"),
+    ],
+)
+def test_where_a_server_listens_instead_is_told(tcp, unix, told, fix):
+    where = endpoint.Endpoint(
+        url="ws://h:9001/chat", address="127.0.0.1", port=9001, path="/chat", host="h:9001",
+        server_name="h", tls=False,
+    )  # fmt: skip
+    said = never_listened(where, 2.0, tcp=tcp, unix=unix, said="; it printed nothing", log_path=LOG)
+    assert told in said.message
+    assert fix in said.fix
+
+
+@contextmanager
+def listening(address: str = "127.0.0.1") -> Iterator[int]:
+    with socket.create_server((address, 0)) as server:
+        yield server.getsockname()[1]
+
+
+def running(port: int, pid: int = 0, address: str = "127.0.0.1") -> ForeignRequest:
+    return check_running(
+        ForeignRequest(endpoint=endpoint.parse(f"ws://{address}:{port}/"), pid=pid)
+    )
+
+
+def test_a_pid_that_does_not_hold_the_listener_is_told_with_the_one_that_does():
+    code = (
+        "import socket,time\ns=socket.create_server(('127.0.0.1',0))\n"
+        "print(s.getsockname()[1],flush=True)\ntime.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    with listening() as port, child:
+        try:
+            assert child.stdout is not None
+            theirs = int(child.stdout.readline())
+            assert running(theirs).pid == child.pid
+            assert running(theirs, child.pid).pid == child.pid
+            with pytest.raises(UsageError, match="and its children do not listen on") as error:
+                running(port, child.pid)
+            assert error.value.fix == f"--server-pid {os.getpid()}"
+        finally:
+            child.kill()
+
+
+def test_this_command_s_own_ancestors_are_no_server():
+    with listening() as port, pytest.raises(UsageError, match="is an ancestor of this command"):
+        running(port, os.getpid())
+
+
+def test_clients_are_never_sent_to_another_host():
+    """A listener on every address here takes no connection to an address of somebody else."""
+    with listening("0.0.0.0") as port:
+        with pytest.raises(UsageError, match=r"192\.0\.2\.254 is no address of this host"):
+            running(port, address="192.0.2.254")
+        assert running(port, address="127.0.0.77").pid == os.getpid()
+    assert socket_owners.is_local_address("self", "127.8.8.8")
+    assert socket_owners.is_local_address(0, "192.0.2.254")  # not known: not refused
+
+
+def test_a_thread_is_told_with_its_process(capsys):
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        tid = thread.native_id
+        assert tid is not None
+        assert process_tree.thread_group_of(tid) == os.getpid()
+        assert profile_attach(["--pid", str(tid), "--output", "/nonexistent"]) == 2
+        message, fix = capsys.readouterr().err.splitlines()
+        assert f"--pid {tid} is a thread of pid {os.getpid()}" in message
+        assert fix == f"fix: --pid {os.getpid()}"
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_unix_sockets_that_are_listened_on_are_found(tmp_path):
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as idle:
+        idle.bind(str(tmp_path / "idle"))
+        server.bind(path)
+        server.listen()
+        inode = os.fstat(server.fileno()).st_ino
+        found = socket_owners.unix_listeners(os.getpid())
+    assert (path, inode) in found
+    assert not any(name.endswith("/idle") for name, _ in found)
+
+
+def test_what_went_to_the_background_is_asked_to_end_too(tmp_path):
+    """It is in a session of its own, so the group's SIGTERM does not reach it."""
+    says = tmp_path / "asked"
+    daemon = (
+        "import os,signal,sys,time\n"
+        "if os.fork(): os._exit(0)\n"
+        "os.setsid()\n"
+        f"signal.signal(15, lambda *_: (open({str(says)!r},'w').close(), os._exit(0)))\n"
+        "os.write(1, b'up'); time.sleep(60)\n"
+    )
+    read_fd, write_fd = os.pipe()
+    out_read, out_write = os.pipe()
+    launch = foreign_main.Launch(
+        supervisor_pid=os.getpid(), report_fd=write_fd, namespace_fd=-1, user="", nofile=0,
+        grace_s=20.0, folder="/", environment=dict(os.environ),
+        command=[sys.executable, "-c", daemon],
+    )  # fmt: skip
+    parent = subprocess.Popen(
+        [sys.executable, "-P", "-m", "harness.foreign_main", json.dumps(launch)],
+        pass_fds=[write_fd], stdout=out_write,
+    )  # fmt: skip
+    try:
+        assert os.read(out_read, 2) == b"up"
+        parent.terminate()
+        assert parent.wait(10) == 0
+        assert says.exists()
+    finally:
+        parent.kill()
+        parent.wait()
+        for fd in (read_fd, write_fd, out_read, out_write):
+            os.close(fd)
