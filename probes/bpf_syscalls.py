@@ -31,6 +31,8 @@ from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
+from probes.clock import now_ns
+from probes.hot_worker import AcceptFailures
 from probes.live import Counter
 from probes.probe import Target
 from probes.process_tree import is_32_bit
@@ -44,6 +46,7 @@ SPARING_PERIODS = 20
 """A server in service is watched in one second of so many, while its descriptors have room."""
 
 NEAR_SHARE = 0.5
+_ACCEPT_CALLS = ("accept", "accept4")
 
 Key = tuple[int, int, int]
 
@@ -79,6 +82,9 @@ class FailingSyscallsProbe(BpfProbe):
         self._target: Target | None = None
         self._is_32_bit: dict[int, bool] = {}
         self._tick = 0
+        self._failing_accepts: dict[int, int] = {}
+        self._unread_since_ns = 0
+        self._counted_ns = 0
 
     def _source(self) -> SourceBuilder:
         return bpf_sources.failing_syscalls
@@ -92,6 +98,11 @@ class FailingSyscallsProbe(BpfProbe):
 
     def _begin(self, loaded: BpfObject) -> None:
         self._links.append(loaded.attach_raw_tracepoint("failing_syscalls", "sys_exit"))
+        self._unread_since_ns = now_ns()
+
+    def accept_failures(self) -> AcceptFailures:
+        """Accepts that failed until the last sample, and for how long they were watched."""
+        return AcceptFailures(self._failing_accepts, self._counted_ns)
 
     def sample(self, at_ns: int) -> None:
         """Writes what came; of a server in service it then decides whether to go on."""
@@ -107,6 +118,9 @@ class FailingSyscallsProbe(BpfProbe):
 
     def _read(self, loaded: BpfObject, at_ns: int) -> None:
         keys, values = loaded.maps["failures"].items()
+        if self._links:  # else nothing was counted since it was detached
+            self._counted_ns += at_ns - self._unread_since_ns
+            self._unread_since_ns = at_ns
         totals = values["count"].sum(axis=1)
         # a CPU that did not see the first one has no first time, one that saw none has no last
         first_ns = np.where(values["first_ns"] == 0, _NEVER, values["first_ns"])
@@ -126,9 +140,11 @@ class FailingSyscallsProbe(BpfProbe):
             self._counts[key] = total
             pid, number, code = key
             label = errno.errorcode.get(code, str(code))
-            if code == errno.EMFILE and self._target is not None:
-                self._count_emfile(pid, total - before)
             name = self._call_name(pid, number)
+            if name in _ACCEPT_CALLS:
+                self._failing_accepts[pid] = self._failing_accepts.get(pid, 0) + total - before
+                if code == errno.EMFILE and self._target is not None:
+                    self._count_emfile(pid, total - before)
             counts.append(at_ns, pid, name, code, label, total - before, first, last)
         if news:
             self._write_stacks(loaded)

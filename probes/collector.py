@@ -23,7 +23,7 @@ from typing import Any
 from probes import registry
 from probes.clock import NS_PER_MS, NS_PER_S, now_ns
 from probes.errors import ProbeUnavailableError
-from probes.hot_worker import HotWorkerWatch
+from probes.hot_worker import AcceptFailures, HotWorkerWatch
 from probes.live import Counter, Header, Live, Phase, Role
 from probes.probe import Probe, ProcessRef, Target
 from probes.process_tree import is_python
@@ -191,7 +191,7 @@ class Collector:
                     entry.running = True
         if registry.syscall_mix_watches_all(list(self.names)):
             self._watch_syscalls(set(target.processes))
-        self._hot = HotWorkerWatch(target.processes, self.live)
+        self._hot = HotWorkerWatch(target.processes, self.live, self._accept_failures)
         for note in target.notes:
             _log(f"note: {note}")
         for entry in self.driven:
@@ -381,12 +381,14 @@ class Collector:
     def _look_for_hot_worker(self, at_ns: int) -> None:
         if self._hot is None or not self._hot.sample(at_ns):
             return
-        pid = self._hot.pid
-        if pid:
+        pid, use = self._hot.pid, self._hot.use
+        if pid and use is not None:
             detail = (
-                f"{self._hot.cpu_share:.0%} of a core in the last second, "
-                f"wanted one {min(1.0, self._hot.demand_share):.0%} of the time"
+                f"{use.cpu_share:.0%} of a core in the last second, "
+                f"wanted one {min(1.0, use.demand_share):.0%} of the time"
             )
+            if use.is_spinning:
+                detail += f", {use.failing_accepts_per_s:,.0f} accepts failed"
             self._events.append(at_ns, "hot_worker", pid, detail)
             if not registry.syscall_mix_watches_all(list(self.names)):
                 self._watch_syscalls({pid, *self._hot.siblings})
@@ -397,6 +399,14 @@ class Collector:
             if entry.running and focus is not None:
                 with self._guarded(entry):
                     focus(pid)
+
+    def _accept_failures(self) -> AcceptFailures | None:
+        for entry in self.driven:
+            read = getattr(entry.probe, "accept_failures", None)
+            if entry.running and read is not None:
+                found: AcceptFailures = read()
+                return found
+        return None
 
     def _watch_syscalls(self, pids: set[int]) -> None:
         for entry in self.driven:

@@ -2,22 +2,31 @@
 
 Reads ``/proc/PID/stat`` (proc(5), utime and stime) and ``/proc/PID/schedstat`` (time on a core and
 time waiting for one, Documentation/scheduler/sched-stats.rst) of each fleet process once a second:
-5 us a process. The rule itself is ``choose_hot``.
+5 us a process. How many of its accepts failed comes from who counts them already: the probe of
+failing calls, or the process itself. The rule itself is ``choose_hot``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from probes.clock import NS_PER_S
+from probes.clock import NS_PER_MS, NS_PER_S
 from probes.live import Counter, Live, Phase
 from probes.probe import ProcessRef
 
 HOT_SHARE = 0.85
 COOL_SHARE = 0.5
 SIBLING_FACTOR = 2.0
+SPIN_SHARE = 0.15
+"""A process whose accepts fail all the time is hot from here on: it may rest between its tries."""
+SPIN_PER_CPU_S = 1_000
+"""Failing accepts in a second of its CPU time: a logged one takes 50 to 500 us, a bare one 1."""
+_LEAST_WATCHED_NS = 50 * NS_PER_MS
+_KNOWN_FOR_NS = 30 * NS_PER_S
+"""Of a server in service failing calls are watched a part of the time: so long is a count kept."""
 _IDLE_SHARE = 0.3
 _SIBLINGS_MOST = 2
 _NS_PER_TICK = NS_PER_S // os.sysconf("SC_CLK_TCK")
@@ -34,6 +43,7 @@ class Use:
         demand_share: The same with the time that it waited for a core: on a crowded host a process
             that spins gets less than a core, but it always wants one.
         established_count: Connections it established in the window.
+        failing_accepts_per_s: Accepts that returned an error, EAGAIN aside; 0 when not known.
     """
 
     pid: int
@@ -41,6 +51,26 @@ class Use:
     cpu_share: float
     demand_share: float
     established_count: int
+    failing_accepts_per_s: float = 0.0
+
+    @property
+    def is_spinning(self) -> bool:
+        """Its CPU time goes into accepts that fail, however much of a core it gets or wants."""
+        if self.cpu_share < SPIN_SHARE:
+            return False
+        return self.failing_accepts_per_s >= SPIN_PER_CPU_S * self.cpu_share
+
+
+class AcceptFailures(NamedTuple):
+    """What was counted since the start of a run.
+
+    Attributes:
+        count_by_pid: Accepts that returned an error, EAGAIN aside.
+        watched_ns: For how long calls were counted.
+    """
+
+    count_by_pid: Mapping[int, int]
+    watched_ns: int
 
 
 def choose_hot(uses: list[Use], phase: int, current_pid: int = 0) -> int:
@@ -48,7 +78,8 @@ def choose_hot(uses: list[Use], phase: int, current_pid: int = 0) -> int:
 
     In the hold phase every process should be near idle, so one that wants most of a core is hot.
     In the ramp all of them are busy by design: hot is one that is busy and establishes nothing, or
-    that wants at least twice what its busiest sibling wants.
+    that wants at least twice what its busiest sibling wants. In both, one whose accepts fail all
+    the time is hot with less of a core, as long as nobody wants most of one.
 
     Args:
         uses: One per fleet process.
@@ -60,9 +91,14 @@ def choose_hot(uses: list[Use], phase: int, current_pid: int = 0) -> int:
         A pid of ``uses``, or 0.
     """
     by_pid = {use.pid: use for use in uses}
-    if current_pid in by_pid and by_pid[current_pid].demand_share >= COOL_SHARE:
+    current = by_pid.get(current_pid)
+    if current is not None and current.demand_share >= COOL_SHARE:
         return current_pid
     hot = [use for use in uses if use.demand_share >= HOT_SHARE and _is_odd(use, uses, phase)]
+    if not hot and phase in (Phase.RAMP, Phase.HOLD):
+        if current is not None and current.is_spinning:
+            return current_pid
+        hot = [use for use in uses if use.is_spinning]
     if not hot:
         return 0
     return max(hot, key=lambda use: (round(use.cpu_share, 1), use.role != "client", -use.pid)).pid
@@ -114,14 +150,23 @@ class HotWorkerWatch:
         processes: The fleet, by pid.
         live: For phase and established counts, None for foreign servers (then no ramp is known and
             the hold rule applies).
+        accept_failures: Reads what the probe of failing calls counted; gives None where it does
+            not run, and then the processes' own counters serve.
     """
 
-    def __init__(self, processes: Mapping[int, ProcessRef], live: Live | None) -> None:
+    def __init__(
+        self,
+        processes: Mapping[int, ProcessRef],
+        live: Live | None,
+        accept_failures: Callable[[], AcceptFailures | None] = lambda: None,
+    ) -> None:
         self.pid = 0
-        self.cpu_share = 0.0
-        self.demand_share = 0.0
+        self.use: Use | None = None
         self.siblings: tuple[int, ...] = ()
         self._live = live
+        self._accept_failures = accept_failures
+        self._failures: dict[int, tuple[bool, int, int]] = {}  # from the probe, when, count
+        self._failing_per_s: dict[int, tuple[int, float]] = {}
         self._roles = {pid: ref.role for pid, ref in processes.items()}
         self._fds: dict[int, tuple[int, int]] = {}
         self._last: dict[int, tuple[int, int, int, int]] = {}
@@ -152,16 +197,34 @@ class HotWorkerWatch:
         Returns:
             Whether ``pid`` changed.
         """
+        counted = self._accept_failures()
+        for pid in list(self._fds):
+            self._count_failures(pid, at_ns, counted)
         uses = [use for pid in list(self._fds) if (use := self._use(pid, at_ns)) is not None]
         phase = self._live.phase if self._live is not None else Phase.HOLD
         chosen = choose_hot(uses, phase, self.pid)
-        for use in uses:
-            if use.pid == chosen:
-                self.cpu_share, self.demand_share = use.cpu_share, use.demand_share
+        self.use = next((use for use in uses if use.pid == chosen), None)
         changed = chosen != self.pid
         self.pid = chosen
         self.siblings = idle_siblings(uses, chosen)
         return changed
+
+    def _count_failures(self, pid: int, at_ns: int, counted: AcceptFailures | None) -> None:
+        """Notes how often its accepts fail, where they were watched since the last look."""
+        slot = self._slots.get(pid)
+        if counted is not None:
+            now = (True, counted.watched_ns, counted.count_by_pid.get(pid, 0))
+        elif slot is not None:
+            now = (False, at_ns, slot[Counter.ACCEPT_EMFILE_TOTAL])
+        else:
+            return
+        before = self._failures.setdefault(pid, now)
+        watched_ns = now[1] - before[1]
+        if now[0] != before[0]:  # the probe failed: the two counts do not follow each other
+            self._failures[pid] = now
+        elif watched_ns >= _LEAST_WATCHED_NS:
+            self._failures[pid] = now
+            self._failing_per_s[pid] = (at_ns, (now[2] - before[2]) * NS_PER_S / watched_ns)
 
     def _use(self, pid: int, at_ns: int) -> Use | None:
         """What the process did since the last reading, None at its first and after its end."""
@@ -182,12 +245,17 @@ class HotWorkerWatch:
         length_ns = at_ns - before[0]
         cpu_share = (cpu_ns - before[1]) / length_ns
         demand_share = cpu_share + (waited_ns - before[2]) / length_ns
-        return Use(pid, self._roles[pid], cpu_share, demand_share, established - before[3])
+        known_ns, per_s = self._failing_per_s.get(pid, (0, 0.0))
+        if at_ns - known_ns > _KNOWN_FOR_NS:
+            per_s = 0.0
+        return Use(pid, self._roles[pid], cpu_share, demand_share, established - before[3], per_s)
 
     def _forget(self, pid: int) -> None:
         for fd in self._fds.pop(pid):
             if fd >= 0:
                 os.close(fd)
+        self._failures.pop(pid, None)
+        self._failing_per_s.pop(pid, None)
 
     def close(self) -> None:
         """Closes the descriptors."""

@@ -1,45 +1,46 @@
 """``accept-spin``: a full worker keeps its listener and calls accept4 for ever.
 
 Proof: accept4 returns EMFILE at 10^4 to 10^6 a second, sustained, while that worker completes no
-handshake, and its CPU goes there. On a host with more busy processes than cores the worker gets
-only a part of a core: the rate is then judged per second of its own CPU time. A runtime that also
-logs each failure fails less often: then a full core, and below 5,000 a second stacks of the
-function that accepts, are the sign. The function comes from the stacks of that span: the one that
-accepts, or the one that most samples are in.
-Told apart from ``hot-worker-code`` and ``keepalive-storm`` by that rate: theirs is zero. From the
-limit itself by what it costs: a worker that leaves its listener is at the limit too, and idle.
+handshake, and its CPU goes there. With a part of a core (others want it too, a quota, rests between
+its tries) the rate is judged per second of its own CPU time. A runtime that also logs each failure
+fails less often: then a full core, and below 5,000 a second stacks of the function that accepts,
+are the sign; with a part of a core most stacks. The function comes from the stacks of that span:
+the one that accepts, or the one that most samples are in.
+Told apart from ``server-resets-when-full`` by what the next calls return: there a connection is
+accepted and closed for each failure, whatever the rate. From ``hot-worker-code`` and
+``keepalive-storm`` by that rate: theirs is zero. From the limit itself by what it costs: a worker
+that leaves its listener is at the limit too, and idle.
 The function that calls accept is named by the stacks: asyncio's retry loop, libuv without its
 reserve descriptor, or the server's own.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from analysis.accept_caller import AcceptCaller, accept_caller
-from analysis.cpu import df_flame
+from analysis.accept_caller import (
+    AcceptCaller,
+    accept_caller,
+    accept_share_pct,
+    busiest_function,
+)
+from analysis.accept_outcomes import is_closing_at_once
 from analysis.evidence import Evidence, Finding, Fix, side_of_role, unit_limit_command
-from analysis.hot_worker import dominant_function, function_shares, runs_of
-from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
+from analysis.hot_worker import runs_of
+from analysis.signs import EMFILE, Signs
 
 _SPIN_PER_S = 10_000
 _SPIN_WITH_SHARE_PER_S = 2_000
 _SPIN_AT_FULL_CORE_PCT = 80.0
 _SPIN_AT_FULL_CORE_PER_S = 5_000
-"""A server that accepts and closes fails as often as clients come, at a tenth of a core."""
-_CROWDED_HOST_PCT, _SPIN_ON_CROWDED_HOST_PCT = 90.0, 20.0
-"""Where others want the cores too, a worker that never rests still gets only its part."""
-_LEAST_SAMPLES_COUNT = 3
-_ACCEPTS_LEAST_PCT, _MOST_LEAST_PCT = 10.0, 50.0
+_ACCEPTS_LEAST_PCT = 10.0
+"""Samples in the function that accepts, of a worker at a full core."""
+_SPIN_AT_A_PART_PCT, _ACCEPTS_MOSTLY_PCT = 20.0, 50.0
+"""With a part of a core (others want it, a quota, rests between its tries) most of them."""
 _LEAST_S = 0.8
-_NAMELESS = r"^\[|_\[k\]$|\+0x"
-"""Frames of the kernel, which are those of any system call, and without a name."""
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -92,21 +93,34 @@ def _judge(signs: Signs, pid: int, rows: pd.DataFrame) -> Finding | None:
     since_s = max(since_s, _first_emfile_s(signs, pid))
     rate = float(np.median(per_s[start:stop]))
     cpu_pct = signs.cpu_pct_of(pid, since_s, until_s)
-    per_cpu_second = rate / max(0.2, (cpu_pct or 100.0) / 100)
-    if rate < _SPIN_PER_S and (cpu_pct is None or per_cpu_second < _SPIN_PER_S):
-        is_crowded = (signs.host_busy_pct(since_s, until_s) or 0.0) >= _CROWDED_HOST_PCT
-        least_pct = _SPIN_ON_CROWDED_HOST_PCT if is_crowded else _SPIN_AT_FULL_CORE_PCT
-        share_pct = cpu_pct or 0.0
-        is_hot = share_pct >= least_pct
-        is_full = share_pct >= _SPIN_AT_FULL_CORE_PCT and rate >= _SPIN_AT_FULL_CORE_PER_S
-        functions = _functions(signs, pid, (since_s, until_s)) if is_hot and not is_full else []
-        if not is_full and (not functions or not functions[0].accepts):
-            return None
     failing_count = rate * (until_s - since_s)
     progress = signs.established_between(pid, since_s + 0.5, until_s)
     if progress is not None and progress > 0.01 * failing_count:
         return None
+    if is_closing_at_once(signs, pid, (since_s, until_s)):
+        return None
+    if not _burns_cpu(signs, pid, (since_s, until_s), rate, cpu_pct):
+        return None
     return _finding(signs, pid, (since_s, until_s), rate, cpu_pct, progress, rows)
+
+
+def _burns_cpu(
+    signs: Signs, pid: int, span_s: tuple[float, float], rate: float, cpu_pct: float | None
+) -> bool:
+    """Its CPU time goes into accepts that fail: by how many there are, or by its stacks."""
+    if rate >= _SPIN_PER_S:
+        return True
+    if cpu_pct is None:
+        return False
+    if rate / max(0.2, cpu_pct / 100) >= _SPIN_PER_S:
+        return True
+    is_full = cpu_pct >= _SPIN_AT_FULL_CORE_PCT
+    if is_full and rate >= _SPIN_AT_FULL_CORE_PER_S:
+        return True
+    if cpu_pct < _SPIN_AT_A_PART_PCT:
+        return False
+    accepts_pct = accept_share_pct(signs.view, pid, (span_s[0], span_s[1] + 0.5))
+    return accepts_pct >= (_ACCEPTS_LEAST_PCT if is_full else _ACCEPTS_MOSTLY_PCT)
 
 
 def _first_emfile_s(signs: Signs, pid: int) -> float:
@@ -159,12 +173,11 @@ def _finding(
                     f"samples in {caller.function}", caller.share_pct, "pct", caller.table, since_s
                 )
             )
-    for each in _functions(signs, pid, span_s):
-        if caller is not None and each.name == caller.function:
-            continue
-        name = f"samples in {each.name}"
-        evidence.append(Evidence(name, each.share_pct, "pct", each.table, since_s))
-        where = where or f" {each.share_pct:.0f} % of its samples are in {each.name}."
+    most = busiest_function(view, pid, (since_s, until_s + 0.5))
+    if most.function and (caller is None or most.function != caller.function):
+        samples = f"samples in {most.function}"
+        evidence.append(Evidence(samples, most.share_pct, "pct", most.table, since_s))
+        where = where or f" {most.share_pct:.0f} % of its samples are in {most.function}."
     name = str(subject)
     return Finding(
         cause="accept-spin",
@@ -207,61 +220,6 @@ def _call_of(signs: Signs, pid: int) -> str:
     rows = signs.accept_errors(EMFILE)
     names = rows[rows["pid"] == pid]["syscall"]
     return str(names.iloc[0]).split(" and ")[0] if len(names) else "accept4"
-
-
-class _Function(NamedTuple):
-    """A function of the spinning process: share of its samples, table, whether it calls accept."""
-
-    name: str
-    share_pct: float
-    table: str
-    accepts: bool
-
-
-def _functions(signs: Signs, pid: int, span_s: tuple[float, float]) -> list[_Function]:
-    """What the loop is made of: the function that accepts, and the deepest of most samples.
-
-    Returns:
-        Of Python's stacks where there are some, else of native ones. Empty without samples.
-    """
-    stacks = df_flame(signs.view, pid=pid, window_s=(span_s[0], span_s[1] + 0.5))
-    for source, table in (("python", "python_stacks"), ("native", "cpu_stacks")):
-        mine = stacks[stacks["source"] == source]
-        if int(mine["sample_count"].sum()) < _LEAST_SAMPLES_COUNT:
-            continue
-        shares = function_shares(mine)
-        shares = shares[~shares["function"].str.contains(_NAMELESS)]
-        found = [_Function(*each, table, True) for each in _accepting(mine, shares)]
-        function, share_pct = dominant_function(shares, _MOST_LEAST_PCT)
-        if function and function not in [each.name for each in found]:
-            found.append(_Function(function, share_pct, table, False))
-        if found:
-            return found
-    return []
-
-
-def _accepting(stacks: pd.DataFrame, shares: pd.DataFrame) -> list[tuple[str, float]]:
-    """The function that calls accept, and its share of the samples; [] when hardly any are in one.
-
-    libc's wrapper says nothing new: who calls it is named in its place.
-    """
-    callers: dict[str, int] = {}
-    for stack, count in zip(stacks["stack"], stacks["sample_count"], strict=True):
-        frames = [frame for frame in str(stack).split(";") if frame]
-        for caller, frame in pairwise(frames):
-            if frame in ACCEPT_CALLS and not re.search(_NAMELESS, caller):
-                callers[caller] = callers.get(caller, 0) + int(count)
-    named = [max(callers, key=lambda name: callers[name])] if callers else []
-    inside = shares[shares["function"].isin(named)]
-    if inside.empty:
-        is_call = shares["function"].isin(ACCEPT_CALLS)
-        inside = shares[shares["function"].str.contains("accept") & ~is_call]
-    if inside.empty:
-        inside = shares[shares["function"].isin(ACCEPT_CALLS)]
-    inside = inside[inside["share_pct"] >= _ACCEPTS_LEAST_PCT].head(1)
-    return [
-        (str(f), float(p)) for f, p in zip(inside["function"], inside["share_pct"], strict=True)
-    ]
 
 
 def _where(caller: AcceptCaller, syscalls: str) -> str:

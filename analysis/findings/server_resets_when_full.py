@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.accept_outcomes import CLOSED_LEAST_SHARE, refused_at_once, resets_sent
 from analysis.evidence import Evidence, Finding, Fix, side_of_role, unit_limit_command
 from analysis.signs import EMFILE, Signs
 
@@ -33,13 +34,7 @@ def find(signs: Signs) -> list[Finding]:
     full_s = float(first["first_s"])
     if view.is_attached:
         return _seen_from_the_server(signs, emfile, full_s)
-    connections = view.connections
-    refused = connections[
-        connections["is_failed"]
-        & (connections["stage"] == "handshake")
-        & connections["close_kind"].isin(["rst", "eof"])
-        & (connections["closed_s"] >= full_s - 0.3)
-    ]
+    refused = refused_at_once(view, full_s)
     emfile_count = int(emfile["event_count"].sum())
     if refused.empty or emfile_count < _LEAST_EMFILE_SHARE * len(refused):
         return []
@@ -96,18 +91,12 @@ def find(signs: Signs) -> list[Finding]:
     ]
 
 
-_LEAST_RESETS_SHARE = 0.1
-
-
 def _seen_from_the_server(signs: Signs, emfile: pd.DataFrame, full_s: float) -> list[Finding]:
     """By the resets that the server sent, without the records of its clients."""
     view = signs.view
-    resets = view.frames["tcp_resets"]
-    at_s = view.seconds_of(resets["at_ns"])
-    is_sent = (resets["direction"] == "tx") & resets["side"].isin(["server", "other"])
-    sent = resets.assign(at_s=at_s)[is_sent & (at_s >= full_s) & (at_s <= view.stop_s + 1.0)]
+    sent = resets_sent(view, full_s, view.stop_s + 1.0)
     count, emfile_count = int(sent["event_count"].sum()), int(emfile["event_count"].sum())
-    if not count or count < _LEAST_RESETS_SHARE * emfile_count:
+    if not count or count < CLOSED_LEAST_SHARE * emfile_count:
         return []
     first = emfile.sort_values("first_s", kind="stable").iloc[0]
     subject = view.subject(int(first["pid"]))

@@ -210,7 +210,7 @@ def test_the_caller_of_accept_is_named_from_native_stacks(foreign):
     spin = by_cause(foreign)["accept-spin"]
     assert value_of(spin, "samples in uv__server_io") == 40
     assert value_of(spin, "samples in uv__io_poll") == 70
-    assert "40 % of its samples are in uv__server_io" in spin.explanation
+    assert "main > uv_run > uv__io_poll > uv__server_io, 40 % of its samples" in spin.explanation
 
 
 @pytest.mark.parametrize("accepts", [True, False])
@@ -234,18 +234,68 @@ def test_thousands_of_failures_at_a_full_core_are_a_spin_without_stacks(foreign,
     assert ("accept-spin" in by_cause(foreign)) is spins
 
 
-@pytest.mark.parametrize(("busy_pct", "spins"), [(97, True), (60, False)])
-def test_a_part_of_a_core_is_a_spin_only_where_others_want_the_cores(foreign, busy_pct, spins):
-    """On an idle host a worker that fails to accept at a third of a core rests the other two."""
-    full(foreign, rate=2_500)
-    foreign.cpu(800, 35, from_s=0.5, until_s=5.0)
-    foreign.rows.pop("host_cpu", None)
-    foreign.host_cpu(busy_pct, from_s=0.0, until_s=6.0)
-    stacks(
-        foreign, "python_stacks",
-        ("run (app.py:1);_accept_connection (loop.py:9);emit (log.py:3)", 30),
+@pytest.mark.parametrize(
+    ("cpu_pct", "turn", "spins"),
+    [
+        (35, "_accept_connection (loop.py:9);emit (log.py:3)", True),
+        (35, "render (views.py:9)", False),
+        (12, "_accept_connection (loop.py:9);emit (log.py:3)", False),
+    ],
+)
+def test_with_a_part_of_a_core_it_spins_where_that_part_goes_into_accepts(
+    foreign, cpu_pct, turn, spins
+):
+    """Others want the core, a quota holds it, or it rests between its tries."""
+    full(foreign, rate=2_500 if cpu_pct > 20 else 1_800)
+    foreign.cpu(800, cpu_pct, from_s=0.5, until_s=5.0)
+    stacks(foreign, "python_stacks", (f"run (app.py:1);{turn}", 30))
+    found = by_cause(foreign)
+    assert ("accept-spin" in found) is spins
+    if spins:
+        assert "called by _accept_connection (loop.py)" in found["accept-spin"].sentence
+
+
+# -- a server that accepts and closes fails as often as clients come -------------------------------
+
+
+def reset(build, count):
+    build.connect(count, from_s=1.0, until_s=5.0, stage="handshake", close_kind="rst", errno=104)
+
+
+@pytest.mark.parametrize(("resets_count", "spins"), [(6_000, False), (4, True)])
+def test_clients_that_are_reset_tell_a_reserve_descriptor_from_a_spin(foreign, resets_count, spins):
+    """12,000 failures in four seconds at 20 % of a core, of either kind."""
+    full(foreign, rate=3_000)
+    foreign.cpu(800, 20, from_s=0.5, until_s=5.0)
+    reset(foreign, resets_count)
+    found = by_cause(foreign)
+    assert "server-resets-when-full" in found
+    assert ("accept-spin" in found) is spins
+
+
+@pytest.mark.parametrize(("accepted_count", "spins"), [(7_500, False), (2, True)])
+def test_what_its_calls_return_comes_before_what_clients_saw(foreign, accepted_count, spins):
+    full(foreign, rate=15_000)
+    foreign.cpu(800, 25, from_s=0.5, until_s=5.0)
+    foreign.add(
+        "syscall_mix", at_s=3.0, pid=800, syscall="accept4",
+        event_count=7_500 + accepted_count, failed_count=7_500,
     )  # fmt: skip
     assert ("accept-spin" in by_cause(foreign)) is spins
+
+
+@pytest.mark.parametrize(("sent_count", "spins"), [(40_000, False), (40, True)])
+def test_of_a_watched_server_the_resets_that_it_sent_tell(foreign, sent_count, spins):
+    full(foreign, rate=15_000)
+    foreign.connections = {}
+    foreign.manifest["server"]["attached"] = True
+    foreign.cpu(800, 25, from_s=0.5, until_s=5.0)
+    foreign.add(
+        "tcp_resets", at_s=3.0, direction="tx", side="server", event_count=sent_count, first_s=1.1
+    )
+    found = by_cause(foreign)
+    assert ("accept-spin" in found) is spins
+    assert ("server-resets-when-full" in found) is not spins
 
 
 @pytest.fixture
