@@ -12,10 +12,12 @@ from analysis.collector import is_collector_sample
 from analysis.cpu import df_flame
 from analysis.hot_worker import dominant_function, function_shares
 from analysis.run_view import RunView
-from analysis.runtime_frames import is_own_code, naming_advice
+from analysis.runtime_frames import is_own_code, jvm_name, naming_advice
 
 COLUMNS = ("tid", "thread", "kind", "sample_count", "share_pct", "function")
 
+EVENT_LOOP = "event loop"
+_COLLECTOR = "garbage collector"
 _KINDS = (
     ("worker_threads thread", re.compile(r"node::worker::Worker::")),
     ("V8 worker thread", re.compile(r"node::\(anonymous namespace\)::PlatformWorkerThread")),
@@ -25,15 +27,31 @@ _KINDS = (
         re.compile(r"(?:^|;)(?:worker|uv__(?:fs|getaddrinfo|getnameinfo|queue)_work\w*)(?:;|$)"),
     ),
     (
-        "event loop",
-        re.compile(r"(?:^|;)(?:uv_run|uv__io_poll|aeMain|event_base_loop|us_loop_run\w*)(?:;|$)"),
+        EVENT_LOOP,
+        re.compile(
+            r"(?:^|;)(?:uv_run|uv__io_poll|aeMain|event_base_loop|us_loop_run\w*|epoll_p?wait2?"
+            r"|sun\.nio\.ch\.\w*Selector\w*::.*?|io\.netty\..*?EventLoop::run.*?)(?:;|$)"
+        ),
     ),
+    ("Java thread", re.compile(r"(?:^|;)(?:JavaThread|JavaCalls)::")),
 )
 _KINDS_BY_NAME = (
     ("libuv pool thread", re.compile(r"libuv-worker")),
     ("V8 worker thread", re.compile(r"V8Worker|DelayedTaskSche")),
-    ("compiler thread", re.compile(r"C[12] CompilerThre")),
+    ("compiler thread", re.compile(r"C[12] CompilerThre|JVMCI")),
+    ("VM thread", re.compile(r"VM Thread$")),
+    (
+        "JVM service thread",
+        re.compile(
+            r"VM Periodic Tas|Sweeper thread|Signal Dispatch|Service Thread|Monitor Deflati"
+            r"|Common-Cleaner|Reference Handl|Finalizer|Notification Th|Attach Listener"
+        ),
+    ),
+    (EVENT_LOOP, re.compile(r"(?:nio|epoll|kqueue)EventLoop|reactor-http|vert\.x-eventloo")),
 )
+_JAVA_MAIN = re.compile(r"(?:^|;)(?:Thread)?JavaMain(?:;|$)")
+"""The launcher runs main() in a thread that it starts (JDK's src/java.base/share/native/libjli)."""
+_SERVES_NOBODY = ("libuv pool", "V8 worker", "compiler", "VM thread", "JVM service", _COLLECTOR)
 
 
 def df_threads(view: RunView, pid: int, window_s: tuple[float, float]) -> pd.DataFrame:
@@ -79,18 +97,30 @@ def thread_kind(rows: pd.DataFrame, *, is_main: bool) -> str:
         rows: Its rows of ``cpu_stacks``.
         is_main: Its tid is the pid of its process.
     """
+    text = ";".join(rows["user_stack"])
+    is_main = is_main or _JAVA_MAIN.search(text) is not None
+    kind = _kind(str(rows["thread"].iloc[-1]), text)
+    if is_main:
+        return f"main thread, {kind}" if kind == EVENT_LOOP else "main thread"
     total = int(rows["sample_count"].sum())
-    if not is_main and 2 * int(rows["sample_count"][is_collector_sample(rows)].sum()) > total:
-        return "garbage collector"
-    name = str(rows["thread"].iloc[-1])
+    if 2 * int(rows["sample_count"][is_collector_sample(rows)].sum()) > total:
+        return f"{kind}, {_COLLECTOR}" if kind.startswith(("V8 worker", "VM")) else _COLLECTOR
+    return kind or "thread"
+
+
+def _kind(name: str, stacks: str) -> str:
+    """By name or frames, '' where neither says it."""
     for kind, pattern in _KINDS_BY_NAME:
         if pattern.match(name):
             return kind
-    text = "\n".join(rows["user_stack"])
-    for kind, pattern in _KINDS:
-        if pattern.search(text):
-            return f"main thread, {kind}" if is_main and kind == "event loop" else kind
-    return "main thread" if is_main else "thread"
+    return next((kind for kind, pattern in _KINDS if pattern.search(stacks)), "")
+
+
+def who_waits(kind: str) -> str:
+    """Whose connections wait while a thread of that kind runs: all, own (of the thread), none."""
+    if any(word in kind for word in _SERVES_NOBODY):
+        return "none"
+    return "own" if kind in ("Java thread", "worker_threads thread") else "all"
 
 
 def with_threads(view: RunView, hot: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -107,11 +137,13 @@ def with_threads(view: RunView, hot: dict[str, Any] | None) -> dict[str, Any] | 
     if hot is None:
         return None
     window_s = float(hot["since_s"]), float(hot["until_s"]) + 0.5
+    subject = view.subject(int(hot["pid"]))
     rows = df_threads(view, int(hot["pid"]), window_s).head(5).to_dict("records")
     threads = [{**row, "label": thread_label(row)} for row in rows]
     native = df_flame(view, pid=int(hot["pid"]), kind="native", window_s=window_s)
-    advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True))
-    return {**hot, "threads": threads, "naming_advice": advice[1] if advice else ""}
+    jvm = jvm_name(subject.command, subject.pid, is_alive=view.is_attached)
+    advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True), jvm)
+    return {**hot, "threads": threads, "naming_advice": advice.sentence if advice else ""}
 
 
 def thread_label(row: Mapping[Hashable, object]) -> str:

@@ -7,7 +7,8 @@ renames a function loses its rule and nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 KERNEL_SUFFIX, MAP_SUFFIX = "_[k]", "_[j]"
 
@@ -34,16 +35,23 @@ _ENTRY = re.compile(
     # Go: src/runtime/proc.go, netpoll_epoll.go
     r"|runtime\.(?:goexit|main|mcall|mstart\w*|schedule|park_m|findRunnable|netpoll\w*|epollwait|rt0_go)"
     r"|(?:internal/)?(?:runtime/)?(?:internal/)?syscall\.\w*Syscall\w*|main\.main"
-    # HotSpot
+    # HotSpot: how it calls Java, its interpreter, the code that it makes for itself
     r"|JavaCalls::\w+|JavaThread::\w+|call_stub|Interpreter|thread_native_entry|Thread::call_run"
+    r"|(?:Thread)?JavaMain|thread_entry|jni_\w+|StubRoutines \([^)]*\)|I2C/C2I adapters|\w+Blob"
+    r"|vtable chunks|[\w ]+ [Ss]tub|java\.lang\.Thread::run\w*"
 )
 _WAIT = re.compile(
     r"epoll_p?wait\d?|__?(?:GI_)?epoll_\w+|poll|select|futex|pthread_cond_\w+|kevent"
 )
 
+_TO_UNNAMED_JAVA = re.compile(r"JavaCalls::\w+;\[anon\]")
+_FROM_ITS_BEGIN = re.compile(
+    r"(?:^|;)(?:JavaCalls::|JavaThread::|libjvm\.so\+|call_stub|StubRoutines \()"
+)
+
 _RUNTIMES = (
     ("node", re.compile(r"(?:^|;)(?:node::|v8::internal::|Builtins_JSEntry)")),
-    ("java", re.compile(r"(?:^|;)(?:libjvm\.so\+|JavaCalls::|JavaThread::)")),
+    ("java", re.compile(r"(?:^|;)(?:libjvm\.so\+|JavaCalls::|JavaThread::|StubRoutines \()")),
     ("go", re.compile(r"(?:^|;)runtime\.(?:goexit|mcall|mstart|main|schedule|systemstack)")),
     ("python", re.compile(r"(?:^|;)_PyEval_EvalFrameDefault")),
 )
@@ -64,7 +72,7 @@ def is_own_code(frame: str) -> bool:
 
 def runtime_of(stacks: Iterable[str]) -> str:
     """node, java, go or python by the native frames of a process; '' for another program."""
-    text = "\n".join(stacks)
+    text = ";".join(stacks)
     return next((name for name, frame in _RUNTIMES if frame.search(text)), "")
 
 
@@ -81,29 +89,95 @@ def unnamed_share(stacks: Iterable[tuple[str, int]]) -> float:
     return unnamed / total if total else 0.0
 
 
-_ADVICE = {
-    "node": (
-        "node --perf-basic-prof server.js",
-        "JavaScript functions have no names: start the server with --perf-basic-prof and run again",
-    ),
-    "java": (
-        "jcmd PID Compiler.perfmap",
-        "Java methods have no names: start the JVM with -XX:+PreserveFramePointer and write a map "
-        "with jcmd PID Compiler.perfmap (JDK 17), or attach perf-map-agent",
-    ),
-}
+class NamingAdvice(NamedTuple):
+    """What would name frames that have no names.
+
+    Attributes:
+        commands: To run, in this order.
+        sentence: The same for people.
+    """
+
+    commands: tuple[str, ...]
+    sentence: str
 
 
-def naming_advice(stacks: Iterable[tuple[str, int]]) -> tuple[str, str] | None:
+_LEAST_UNNAMED = 0.05
+_MOSTLY = 0.5
+_NODE = NamingAdvice(
+    ("node --perf-basic-prof server.js",),
+    "JavaScript functions have no names: start the server with --perf-basic-prof and run again",
+)
+_JAVA_STACKS = "export JAVA_TOOL_OPTIONS=-XX:+PreserveFramePointer  # and start the server again"
+
+
+def naming_advice(stacks: Iterable[tuple[str, int]], jvm: str = "PID") -> NamingAdvice | None:
     """What would name the frames of code that a runtime made.
 
     Args:
         stacks: Native stacks of one process and their samples.
+        jvm: How jcmd can find it, where it is a JVM (``jvm_name``).
 
     Returns:
-        A command and a sentence; None where its frames have names, or nothing is known to help.
+        None where its frames have names, or nothing is known to help.
     """
-    rows = list(stacks)
-    if any(MAP_SUFFIX in stack for stack, _ in rows) or unnamed_share(rows) < 0.05:
+    rows = [(stack, count) for stack, count in stacks if stack]
+    runtime = runtime_of(stack for stack, _ in rows)
+    has_map = any(MAP_SUFFIX in stack for stack, _ in rows)
+    share = unnamed_share(rows)
+    if runtime == "java":
+        return _java_advice(rows, share, has_map=has_map, jvm=jvm)
+    if runtime == "node" and not has_map and share >= _LEAST_UNNAMED:
+        return _NODE
+    return None
+
+
+def _java_advice(
+    rows: Sequence[tuple[str, int]], share: float, *, has_map: bool, jvm: str
+) -> NamingAdvice | None:
+    write_map = f"jcmd {jvm} Compiler.perfmap"
+    once_warm = f"{write_map}  # while it runs, once it is warm"
+    if has_map:
+        named = [(stack, count) for stack, count in rows if MAP_SUFFIX in stack]
+        rooted_count = sum(count for stack, count in named if _FROM_ITS_BEGIN.search(stack))
+        if rooted_count < _MOSTLY * sum(count for _, count in named):
+            return NamingAdvice(
+                (_JAVA_STACKS, once_warm),
+                "Java methods have no callers in these stacks: start the JVM with "
+                f"-XX:+PreserveFramePointer, and write the map with {write_map}",
+            )
+        if share >= _MOSTLY:
+            return NamingAdvice(
+                (once_warm,),
+                f"{100 * share:.0f} % of the samples are in Java methods that were compiled after "
+                f"the map was written: write it again with {write_map}",
+            )
         return None
-    return _ADVICE.get(runtime_of(stack for stack, _ in rows))
+    if share < _LEAST_UNNAMED:
+        return None
+    if any(_TO_UNNAMED_JAVA.search(stack) for stack, _ in rows):
+        return NamingAdvice(
+            (once_warm,),
+            f"Java methods have no names: write a map with {write_map} (JDK 17 and newer) while "
+            "the server is watched",
+        )
+    return NamingAdvice(
+        (_JAVA_STACKS, once_warm),
+        "Java methods have no names: start the JVM with -XX:+PreserveFramePointer, and write a map "
+        f"with {write_map} (JDK 17 and newer) while it is watched",
+    )
+
+
+def jvm_name(command: str, pid: int, *, is_alive: bool) -> str:
+    """What jcmd takes for a JVM: its pid while it lives, else its main class, else the newest JVM.
+
+    Args:
+        command: What people call it, as ``java org.acme.Server``.
+        pid: Its pid.
+        is_alive: It goes on after the run.
+    """
+    if is_alive:
+        return str(pid)
+    main_class = command.removeprefix("java ")
+    if main_class in ("", "java") or main_class.startswith("-"):
+        return "$(pgrep -n java)"
+    return main_class

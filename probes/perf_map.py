@@ -16,6 +16,7 @@ Python frames, so that a function has one name whatever tier of the compiler mad
     py::turn:/srv/server.py                turn (/srv/server.py)_[j]
     py::run:/usr/lib/python3.13/asyncio/runners.py   run (asyncio/runners.py)_[j]
     Lorg/example/Server;::turn             org.example.Server::turn_[j]
+    void org.example.Server.turn(int)      org.example.Server::turn_[j]
 
 Source: tools/perf/Documentation/jit-interface.txt; V8's src/logging/log.cc (PerfBasicLogger);
 CPython's Python/perf_trampoline.c.
@@ -44,6 +45,7 @@ _V8_PLACE = re.compile(r"(.*?) ?(?:file://(.*?)|(\S*?)):(\d+):\d+$")
 _PYTHON = re.compile(r"py::(.*?):(.*)")
 _PYTHON_LIBRARY = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+t?)/")
 _JAVA = re.compile(r"L([\w/$]+);::(.*)")
+_JDK = re.compile(r"[\w.$]+(?:\[\])* ([\w.$]+?)(?:[/+]0x[0-9a-f]+)?\.([\w$]+|<\w+>)\([^()]*\)")
 _SUFFIXES = re.compile(r"(?:_\[[a-z]\])+$")
 
 
@@ -69,6 +71,8 @@ def frame_name(written: str) -> str:
         name = f"{match[1]} ({_PYTHON_LIBRARY.sub('', match[2])})"  # as py-spy writes it
     elif match := _JAVA.fullmatch(name):
         name = f"{match[1].replace('/', '.')}::{match[2]}"
+    elif match := _JDK.fullmatch(name):
+        name = f"{match[1]}::{match[2]}"
     return clean_name(name) + MAP_SUFFIX
 
 

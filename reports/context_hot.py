@@ -141,7 +141,7 @@ def _naming_notes(processes: list[dict[str, Any]], stacks: pd.DataFrame) -> list
     for pid, rows in native.groupby("pid", sort=True):
         advice = naming_advice(zip(rows["stack"], rows["sample_count"], strict=True))
         if advice is not None:
-            found.setdefault(advice[1], []).append(labels.get(pid, f"pid {pid}"))
+            found.setdefault(advice.sentence, []).append(labels.get(pid, f"pid {pid}"))
     return [
         f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {sentence}."
         for sentence, names in found.items()

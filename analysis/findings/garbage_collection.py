@@ -12,8 +12,11 @@ from __future__ import annotations
 import math
 
 from analysis.collector import CollectorTime, collector_time
+from analysis.collector_frames import Collecting, describe_collecting
+from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, side_of_role
 from analysis.findings import fd_limit_process
+from analysis.runtime_frames import jvm_name, naming_advice
 from analysis.signs import Signs
 
 _LEAST_SHARE = 0.4
@@ -77,13 +80,25 @@ def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
             f"{time.longest_ms:.0f} ms while the connections grew from {first:,} to {last:,}."
         )
     confidence, missing = signs.trust(table)
+    seen = _NOTHING_SEEN
+    commands: tuple[str, ...] = ()
     if table == "cpu_stacks":
         confidence = "medium"
         missing += ("the length of the pauses: only the collector's frames were seen",)
+        seen = describe_collecting(view, pid, (since_s, until_s))
+        evidence += _evidence_of(seen, since_s)
+        native = df_flame(view, pid=pid, kind="native", window_s=(since_s, until_s))
+        jvm = jvm_name(subject.command, pid, is_alive=view.is_attached)
+        advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True), jvm)
+        if advice is not None:
+            commands = advice.commands
+            missing += (f"which function allocates: {advice.sentence}",)
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
     if any(f.side == "server" for f in fd_limit_process.find(signs)):
         stalled = 0  # a full worker strands connections whether this one collects or not
     spent_s = time.share_pct / 100 * (until_s - since_s)
+    of = "" if table == "live_samples" else "its CPU time in "
+    spent = f"{time.share_pct:.0f} % of {of}{until_s - since_s:.1f} s"
     return Finding(
         cause="garbage-collection",
         severity="warning",
@@ -93,29 +108,96 @@ def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
         last_s=until_s,
         evidence=tuple(evidence),
         explanation=(
-            f"{name} spent {time.share_pct:.0f} % of {until_s - since_s:.1f} s in its garbage "
-            f"collector.{pauses} While it collects, none of its connections is served. Each full "
-            "collection looks at every object that lives, so pauses grow with what is kept for "
-            "each connection."
+            f"{name} spent {spent} in its garbage collector.{pauses}{_on_threads(seen)} While "
+            f"{'its event loop' if seen.helper_count else 'it'} collects, none of its connections "
+            "is served. Each full collection looks at every object that lives, so pauses grow with "
+            "what is kept for each connection."
         ),
         fix=(
             Fix(
-                "gc.freeze() after start-up and gc.set_threshold(50_000, 50, 50) in the worker "
-                "(node: --max-semi-space-size; Go: GOGC=400; JVM: a larger -Xmx)",
-                f"full collections become rarer; up to {spent_s:.1f} s of {until_s - since_s:.1f} "
-                "s come back, paid for with memory",
+                _heap_command(seen, subject.command, _rss_mib(signs, pid, until_s)),
+                f"{'young' if seen.is_young else 'full'} collections become rarer; up to "
+                f"{spent_s:.1f} s of {until_s - since_s:.1f} s come back, paid for with memory",
             ),
             Fix(
-                "make no reference cycles for a connection, and keep less of it in objects",
+                _LESS_GARBAGE.get(seen.runtime, _LESS_GARBAGE[""])
+                + (f"; begin in {seen.allocator}" if seen.allocator else ""),
                 f"the CPU of this worker falls from {cpu_pct or 100:.0f} % to about "
                 f"{max(0.0, (cpu_pct or 100) * (1 - time.share_pct / 100)):.0f} %",
             ),
+            *(Fix(each, "the next run names the function that allocates") for each in commands),
         ),
         at_connections=first,
         confidence=confidence,
         missing=missing,
-        sentence=f"{name} spent {time.share_pct:.0f} % of {until_s - since_s:.1f} s in its "
-        "garbage collector"
+        sentence=f"{name} spent {spent} in its garbage collector"
         + (f", {time.longest_ms:.0f} ms at once" if math.isfinite(time.longest_ms) else ""),
         explained_count=stalled,
     )
+
+
+_NOTHING_SEEN = Collecting("", False, float("nan"), 0, 0.0, "")
+_LESS_GARBAGE = {
+    "": "make no reference cycles for a connection, and keep less of it in objects",
+    "node": "keep fewer objects that live long (a Buffer is outside of the heap)",
+    "java": "keep fewer objects for a connection, and reuse its buffers",
+    "go": "keep fewer pointers for a connection, and reuse its buffers (sync.Pool)",
+}
+
+
+def _heap_command(seen: Collecting, command: str, rss_mib: int) -> str:
+    """What makes collections rarer in that runtime, with a heap twice as large as its memory."""
+    if seen.runtime == "node":
+        name, _, script = command.partition(" ")
+        script = script if name == "node" and script[:1] not in ("", "-") else "server.js"
+        option = (
+            "--max-semi-space-size=64" if seen.is_young else f"--max-old-space-size={2 * rss_mib}"
+        )
+        return f"node {option} {script}"
+    if seen.runtime == "java":
+        return f"export JAVA_TOOL_OPTIONS=-Xmx{2 * rss_mib}m  # and start the server again"
+    if seen.runtime == "go":
+        return "export GOGC=400  # and start the server again"
+    return "gc.freeze() after start-up and gc.set_threshold(50_000, 50, 50) in the worker"
+
+
+def _rss_mib(signs: Signs, pid: int, until_s: float) -> int:
+    """Memory of a process up to then, at its most, in MiB, in steps of 64."""
+    rows = signs.worker_cpu
+    mine = rows[(rows["pid"] == pid) & (rows["at_s"] <= until_s)]["rss_bytes"]
+    return max(1, math.ceil((float(mine.max()) if len(mine) else 0.0) / (64 << 20))) * 64
+
+
+def _evidence_of(seen: Collecting, since_s: float) -> list[Evidence]:
+    found = []
+    if math.isfinite(seen.loop_pct) and seen.runtime != "go":
+        found.append(
+            Evidence(
+                "samples of its event loop in the collector",
+                *(seen.loop_pct, "pct", "cpu_stacks", since_s),
+            )
+        )
+    if seen.helper_count:
+        found.append(
+            Evidence(
+                "samples of the collector on threads of its own",
+                *(seen.helper_pct, "pct", "cpu_stacks", since_s),
+            )
+        )
+    return found
+
+
+def _on_threads(seen: Collecting) -> str:
+    """Sentences about who collects, '' where nothing is known of it."""
+    said = ""
+    if math.isfinite(seen.loop_pct) and seen.runtime != "go":
+        said = f" Of the samples of its event loop {seen.loop_pct:.0f} % are in the collector"
+        if seen.helper_count:
+            said += (
+                f"; {seen.helper_count} threads of the runtime collect beside it, with "
+                f"{seen.helper_pct:.0f} % of the collector's samples"
+            )
+        said += "."
+    if seen.allocator:
+        said += f" Most collections began in {seen.allocator}, which allocates."
+    return said

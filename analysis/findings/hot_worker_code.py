@@ -18,9 +18,15 @@ from typing import Any
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, side_of_role
 from analysis.findings import accept_spin, fd_limit_process, garbage_collection, hot_acceptor
-from analysis.hot_thread import df_threads, thread_label
+from analysis.hot_thread import df_threads, thread_label, who_waits
 from analysis.hot_worker import dominant_function, function_shares
-from analysis.runtime_frames import is_own_code, naming_advice, unnamed_share
+from analysis.runtime_frames import (
+    NamingAdvice,
+    is_own_code,
+    jvm_name,
+    naming_advice,
+    unnamed_share,
+)
 from analysis.signs import Signs
 
 _LEAST_SHARE_PCT = 50.0
@@ -141,9 +147,10 @@ def _finding(
         )
     window = (since_s, until_s + 0.5)
     threads = df_threads(view, subject.pid, window)
-    on_thread = ""
+    on_thread, waits = "", "all"
     if len(threads):
         thread = threads.iloc[0]
+        waits = who_waits(str(thread["kind"]))
         on_thread = f", on its {thread_label(thread.to_dict())}"
         evidence.append(
             Evidence(
@@ -155,9 +162,10 @@ def _finding(
             )
         )
     native = df_flame(view, pid=subject.pid, kind="native", window_s=window)
-    advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True))
+    jvm = jvm_name(subject.command, subject.pid, is_alive=view.is_attached)
+    advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True), jvm)
     if advice is not None:
-        missing += (advice[1],)
+        missing += (advice.sentence,)
     name = str(subject)
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
     if any(f.side == "server" for f in fd_limit_process.find(signs)):
@@ -178,12 +186,14 @@ def _finding(
             else f"{name[:1].upper() + name[1:]} used {cpu_pct:.0f} % of a core for "
             f"{until_s - since_s:.1f} s{_beside(signs)}"
         )
-        + f"{on_thread}. While it runs, none of its connections is served."
-        + (f" {advice[1]}." if advice is not None else ""),
+        + f"{on_thread}. {_WHILE_IT_RUNS[waits]}"
+        + (f" {advice.sentence}." if advice is not None else ""),
         fix=(
             *_naming_fix(advice),
             Fix(
-                f"move {function or 'the work'} off the event loop (a thread, a process, a queue)",
+                f"move {function or 'the work'} off the event loop (a thread, a process, a queue)"
+                if waits == "all"
+                else f"make {function or 'the work'} cheaper, or move it to another host",
                 f"gives back about {spent_s:.1f} s of CPU of this run; the worker falls from "
                 f"{cpu_pct:.0f} % to about {max(0.0, cpu_pct * (1 - share_pct / 100)):.0f} %",
             ),
@@ -196,7 +206,16 @@ def _finding(
     )
 
 
-def _naming_fix(advice: tuple[str, str] | None) -> tuple[Fix, ...]:
-    if advice is None:
-        return ()
-    return (Fix(advice[0], "the next run names the functions that the time goes to"),)
+_WHILE_IT_RUNS = {
+    "all": "While it runs, none of its connections is served.",
+    "own": "While it runs, that thread serves no connection.",
+    "none": "It serves no connection itself: it takes the core from the threads that do.",
+}
+
+
+def _naming_fix(advice: NamingAdvice | None) -> tuple[Fix, ...]:
+    commands = advice.commands if advice is not None else ()
+    return tuple(
+        Fix(command, "the next run names the functions that the time goes to")
+        for command in commands
+    )

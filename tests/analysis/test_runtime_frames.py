@@ -10,6 +10,7 @@ from analysis.run_view import RunView
 from analysis.runtime_frames import (
     is_named,
     is_own_code,
+    jvm_name,
     naming_advice,
     runtime_of,
     unnamed_share,
@@ -28,6 +29,17 @@ WITH_MAP = (
     NODE + ";listOnTimeout (node:internal/timers:524)_[j];<anonymous> (/srv/a.js:9)_[j];"
     "turn (/srv/a.js:3)_[j]"
 )
+
+# From OpenJDK 17.0.15 of Debian, -XX:+PreserveFramePointer, with the map of jcmd
+JAVA = (
+    "start_thread;thread_native_entry;Thread::call_run;JavaThread::thread_main_inner;thread_entry;"
+    "JavaCalls::call_virtual;JavaCalls::call_helper"
+)
+JAVA_MAIN = (
+    "start_thread;ThreadJavaMain;JavaMain;jni_CallStaticVoidMethod;jni_invoke_static;"
+    "JavaCalls::call_helper;StubRoutines (1)_[j];Interpreter_[j]"
+)
+TURN = JAVA + ";StubRoutines (1)_[j];Interpreter_[j];Interpreter_[j];HotServer::turn_[j]"
 
 
 def test_the_program_s_own_frames_of_a_node_stack_are_told_from_its_loop():
@@ -78,12 +90,48 @@ def test_runtimes_are_known_by_their_frames():
 
 
 def test_node_without_a_map_is_advised_to_write_one():
-    command, sentence = naming_advice([(WITHOUT_MAP, 90), (NODE, 10)])
-    assert command == "node --perf-basic-prof server.js"
-    assert "JavaScript" in sentence
+    advice = naming_advice([(WITHOUT_MAP, 90), (NODE, 10)])
+    assert advice.commands == ("node --perf-basic-prof server.js",)
+    assert "JavaScript" in advice.sentence
     assert unnamed_share([(WITHOUT_MAP, 90), (NODE, 10)]) == 0.9
     assert naming_advice([(WITHOUT_MAP, 90), (WITH_MAP, 10)]) is None
     assert naming_advice([("main;work;[anon]+0x5", 10)]) is None  # nothing is known to help
+
+
+@pytest.mark.parametrize(
+    ("stacks", "commands"),
+    [
+        ([(TURN, 90), (JAVA + ";[anon]+0x5", 10)], []),
+        # walkable, no map; not walkable: the compiler threads alone say that it is a JVM
+        ([(JAVA + ";[anon]+0xcc8;[anon]+0x5", 90)], ["jcmd HotServer Compiler.perfmap"]),
+        (
+            [("[anon]+0x76ad", 90), ("start_thread;JavaThread::thread_main_inner", 3)],
+            ["-XX:+PreserveFramePointer", "jcmd HotServer Compiler.perfmap"],
+        ),
+        # the map is there, and the frames below it are not; or newer code is
+        (
+            [("HotServer::turn_[j]", 90), (TURN, 3)],
+            ["-XX:+PreserveFramePointer", "jcmd HotServer Compiler.perfmap"],
+        ),
+        ([(TURN, 40), (JAVA + ";[anon]+0x5", 60)], ["jcmd HotServer Compiler.perfmap"]),
+    ],
+)
+def test_a_jvm_is_advised_what_its_stacks_lack(stacks, commands):
+    advice = naming_advice(stacks, "HotServer")
+    assert len(commands) == len(advice.commands if advice else ())
+    for wanted, command in zip(commands, advice.commands if advice else (), strict=True):
+        assert wanted in command
+        assert wanted in advice.sentence
+
+
+def test_jcmd_finds_a_jvm_by_what_is_known_of_it():
+    assert jvm_name("java org.acme.Server", 812, is_alive=True) == "812"
+    assert jvm_name("java org.acme.Server", 812, is_alive=False) == "org.acme.Server"
+    assert jvm_name("java -jar", 812, is_alive=False) == "$(pgrep -n java)"
+
+
+def test_frames_of_the_jvm_itself_are_nobody_s_work():
+    assert [frame for frame in TURN.split(";") if is_own_code(frame)] == ["HotServer::turn_[j]"]
 
 
 def rows(*stacks, thread="node"):
@@ -101,13 +149,22 @@ def rows(*stacks, thread="node"):
         ("start_thread;x", "libuv-worker", False, "libuv pool thread"),
         (
             "node::(anonymous namespace)::PlatformWorkerThread;v8::internal::Sweeper::Sweep",
-            *("node", False, "garbage collector"),
+            *("node", False, "V8 worker thread, garbage collector"),
         ),
         (
             "node::(anonymous namespace)::PlatformWorkerThread;v8::internal::compiler::Run",
             *("node", False, "V8 worker thread"),
         ),
         ("x", "G1 Conc#0", False, "garbage collector"),
+        ("x", "GC Thread#3", False, "garbage collector"),
+        ("x", "VM Thread", False, "VM thread"),
+        ("x", "C2 CompilerThre", False, "compiler thread"),
+        ("x", "VM Periodic Tas", False, "JVM service thread"),
+        (JAVA_MAIN + ";HotServer::turn_[j]", "java", False, "main thread"),
+        (JAVA_MAIN + ";epoll_wait", "java", False, "main thread, event loop"),
+        (JAVA + ";Interpreter_[j]", "busy-turns", False, "Java thread"),
+        (JAVA + ";sun.nio.ch.SelectorImpl::select_[j]", "io-1", False, "event loop"),
+        ("[anon]+0x1", "nioEventLoopGro", False, "event loop"),
         ("start_thread;uv_run;x", "server", False, "event loop"),
         ("_start;main;work", "a.out", True, "main thread"),
         ("start_thread;work", "a.out", False, "thread"),
@@ -164,6 +221,64 @@ def test_the_hot_function_and_its_thread_come_from_the_map(hot):
     assert [t["tid"] for t in summary.hot_worker["threads"]] == [800, 807]
     assert summary.hot_worker["threads"][0]["function"] == "turn (/srv/a.js)"
     assert summary.hot_worker["naming_advice"] == ""
+
+
+@pytest.mark.parametrize(
+    ("stack", "thread", "on", "waits"),
+    [
+        (WITH_MAP, "node", "turn (/srv/a.js), on its thread", "none of its connections is served"),
+        (TURN, "busy-turns", "HotServer::turn, on its Java thread", "that thread serves no"),
+        ("worker;uv__fs_work;deflate", "node", "deflate, on its libuv pool thread", "It serves no"),
+    ],
+)
+def test_a_hot_thread_beside_the_event_loop_is_not_said_to_block_it(hot, stack, thread, on, waits):
+    hot.sampled(stack.replace("uv_run;", ""), tid=812, thread=thread)
+    (finding,) = [f for f in summarise(hot.frames()).findings if f.cause == "hot-worker-code"]
+    assert f"{on} ({thread}, tid 812)" in finding.explanation
+    assert waits in finding.explanation
+    assert ("off the event loop" in finding.fix[0].command) is ("none of its" in waits)
+
+
+COLLECTING = (
+    ";Builtins_CEntry_Return1_ArgvOnStack_NoBuiltinExit;"
+    "v8::internal::Runtime_AllocateInOldGeneration;v8::internal::Heap::CollectGarbage"
+)
+MARKING = (
+    "start_thread;node::(anonymous namespace)::PlatformWorkerThread;"
+    "v8::platform::DefaultJobWorker::Run;v8::internal::ConcurrentMarking::RunMajor"
+)
+
+
+REPLACES = WITH_MAP + ";replaceSome (/srv/a.js:12)_[j]"
+
+
+def collecting(hot, above=REPLACES, frame="v8::internal::MarkCompactCollector::MarkLiveObjects"):
+    hot.sampled(above + COLLECTING + ";" + frame, count=15)
+    hot.sampled(above, count=5)
+    hot.sampled(MARKING, tid=803, count=10)
+    hot.sampled(MARKING, tid=804, count=10)
+    (found,) = [f for f in summarise(hot.frames()).findings if f.cause == "garbage-collection"]
+    return found
+
+
+def test_who_collects_and_who_allocated_is_read_from_the_stacks(hot):
+    finding = collecting(hot)
+    values = {each.name: each.value for each in finding.evidence}
+    assert values["samples of its event loop in the collector"] == 75
+    assert values["samples of the collector on threads of its own"] == pytest.approx(100 * 20 / 35)
+    assert "2 threads of the runtime collect beside it" in finding.explanation
+    assert "began in replaceSome (/srv/a.js), which allocates" in finding.explanation
+    assert finding.fix[0].command == "node --max-old-space-size=128 server.js"
+    assert "replaceSome" in finding.fix[1].command
+    assert "gc.freeze" not in str(finding.fix)
+
+
+def test_young_collections_of_node_get_another_switch_and_nameless_ones_advice(hot):
+    finding = collecting(hot, WITHOUT_MAP, "v8::internal::ScavengerCollector::CollectGarbage")
+    # the concurrent markers are two thirds as many: what the loop stands still for decides
+    assert finding.fix[0].command == "node --max-semi-space-size=64 server.js"
+    assert finding.fix[-1].command == "node --perf-basic-prof server.js"
+    assert "which allocates" not in finding.explanation
 
 
 def test_who_calls_accept_is_read_from_the_calls_that_failed(hot):

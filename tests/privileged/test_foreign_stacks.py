@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from probes.elf import ElfFile, symbol_table
+from probes.rundir import RunDir
 
 pytestmark = [pytest.mark.privileged, pytest.mark.alone]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 NODE_MODULES = Path(__file__).parents[1] / "node_modules"
 NODE = shutil.which("node") or ""
+CLASSES = Path(__file__).parents[2] / ".venv-peers" / "java"
+PYTHON_WITH_FRAMES = CLASSES.parent / "python3.15" / "usr" / "bin" / "python3.15"
 DEADLINE_S = 90
 LIMIT = 300
 
@@ -41,6 +44,15 @@ def profile_run(folder: Path, command: str, *arguments: str) -> tuple[dict[str, 
     assert done.stdout, done.stderr
     run = (folder / "latest").resolve()
     return json.loads(done.stdout), (run / "report.html").read_text()
+
+
+def native_stacks(run: Path, pid: int) -> dict[str, int]:
+    """User stacks of a process and their samples."""
+    counts: dict[str, int] = {}
+    for row in RunDir(run.resolve()).read_table("cpu_stacks").table.to_pylist():
+        if row["pid"] == pid:
+            counts[row["user_stack"]] = counts.get(row["user_stack"], 0) + row["sample_count"]
+    return counts
 
 
 def at_limit(command: str) -> str:
@@ -121,3 +133,87 @@ def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(tmp_path):
     assert "main thread" in page
     assert "turnsForever" in page
     assert "--perf-basic-prof and run again" not in page
+
+
+@pytest.mark.node
+def test_node_at_the_end_of_its_heap_is_told_from_hot_code(tmp_path, has_symbols):
+    verdict, page = profile_run(
+        tmp_path,
+        f"node --perf-basic-prof --max-old-space-size=200 {FOREIGN / 'collects.cjs'} {{port}}",
+        *("--connections", "50", "--hold", "4", "--message-rate", "150"),
+    )
+    (pid,) = {f["subject"]["pid"] for f in verdict["findings"] if f["subject"].get("command")}
+    Path(f"/tmp/perf-{pid}.map").unlink()
+    if not has_symbols:
+        pytest.skip("this node names no function of V8")
+    found = finding_of(verdict, "garbage-collection")
+    assert found["side"] == "server"
+    assert share_of(found, "samples in the collector") > 50
+    assert share_of(found, "samples of its event loop in the collector") > 40
+    assert share_of(found, "samples of the collector on threads of its own") > 20
+    assert f"replaceSome ({FOREIGN / 'collects.cjs'})" in found["explanation"]
+    assert found["fix"][0]["command"].startswith("node --max-old-space-size=")
+    assert found["fix"][0]["command"].endswith("collects.cjs")
+    assert "hot-worker-code" not in {f["cause"] for f in verdict["findings"]}
+    for thread in ("main thread, event loop", "V8 worker thread", "libuv pool thread"):
+        assert thread in page
+    assert "pbkdf2" in page.lower()
+
+
+def test_java_methods_are_named_by_the_map_of_jcmd_and_the_hot_thread_by_its_name(tmp_path):
+    if not (CLASSES / "HotServer.class").is_file() or shutil.which("jcmd") is None:
+        pytest.skip("no JDK and its classes: make install-peers")
+    verdict, page = profile_run(
+        tmp_path,
+        f"java -XX:+PreserveFramePointer -Xmx64m -cp {CLASSES} HotServer {{port}} map",
+        *("--connections", "50", "--hold", "4"),
+    )
+    hot = finding_of(verdict, "hot-worker-code")
+    assert hot["subject"]["command"] == "java HotServer"
+    Path(f"/tmp/perf-{hot['subject']['pid']}.map").unlink()
+    assert "HotServer::turn, on its Java thread (busy-turns, tid " in hot["explanation"]
+    assert share_of(hot, "samples in HotServer::turn") > 50
+    assert "HotServer::turn_[j]" in page
+    assert "JavaThread::thread_main_inner" in page
+    assert "Compiler.perfmap" not in page
+
+
+def test_java_without_a_map_is_told_the_commands(tmp_path):
+    """The advice of a run whose JVM is the same, and nothing else."""
+    if not (CLASSES / "HotServer.class").is_file():
+        pytest.skip("no JDK and its classes: make install-peers")
+    verdict, page = profile_run(
+        tmp_path,
+        f"java -Xmx64m -cp {CLASSES} HotServer {{port}}",
+        *("--connections", "50", "--hold", "3"),
+    )
+    hot = finding_of(verdict, "hot-worker-code")
+    commands = [fix["command"] for fix in hot["fix"]]
+    assert commands[0].startswith("export JAVA_TOOL_OPTIONS=-XX:+PreserveFramePointer")
+    assert commands[1].startswith("jcmd HotServer Compiler.perfmap")
+    assert "jcmd HotServer Compiler.perfmap" in hot["explanation"]
+    assert "jcmd HotServer Compiler.perfmap" in page
+
+
+def test_python_with_its_trampoline_has_python_c_and_kernel_in_one_stack(tmp_path):
+    if not PYTHON_WITH_FRAMES.is_file():
+        pytest.skip("no Python 3.15 of Debian: make install-peers")
+    verdict, page = profile_run(
+        tmp_path,
+        f"{PYTHON_WITH_FRAMES} -X perf {FOREIGN / 'plain_server.py'} {{port}}",
+        *("--connections", "20", "--path", "/hot", "--hold", "3"),
+    )
+    hot = finding_of(verdict, "hot-worker-code")
+    assert hot["subject"]["command"] == "python3.15 plain_server.py"
+    Path(f"/tmp/perf-{hot['subject']['pid']}.map").unlink()
+    assert share_of(hot, "samples in calculate (plain_server.py)") > 50  # py-spy reads 3.15 as well
+    stacks = native_stacks(tmp_path / "latest", hot["subject"]["pid"])
+    joined = [
+        stack
+        for stack in stacks
+        if f"calculate ({FOREIGN / 'plain_server.py'})_[j]" in stack
+        and "BaseEventLoop._run_once (asyncio/base_events.py)_[j]" in stack
+        and "_PyFunction_Vectorcall" in stack
+    ]
+    assert sum(stacks[stack] for stack in joined) > 0.5 * sum(stacks.values())
+    assert "calculate" in page

@@ -37,7 +37,12 @@ TRAMPOLINE = b"""\
         ),
         ("py::a:/v/lib/python3.13t/site-packages/ws/b.py", "a (ws/b.py)"),
         ("Lorg/example/Server;::turn", "org.example.Server::turn"),
-        ("void org.example.Server.turn(int)", "void org.example.Server.turn(int)"),
+        # as jcmd of JDK 17 wrote them
+        ("long HotServer.turn(int, long)", "HotServer::turn"),
+        ("void java.lang.Object.<init>()", "java.lang.Object::<init>"),
+        ("java.lang.Object[] a.B$C.d(java.lang.Class[])", "a.B$C::d"),
+        ("void a.B$$Lambda$1/0x0000000800c01000.run()", "a.B$$Lambda$1::run"),
+        ("StubRoutines (1)", "StubRoutines (1)"),
         ("clear\x1b[2J\u202ename_[k]", "clear?[2J?name"),
         ("_[k]", "?"),
         ("<script>alert(1)</script>", "<script>alert(1)</script>"),  # pages escape it

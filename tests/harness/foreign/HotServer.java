@@ -5,7 +5,7 @@ import java.io.IOException;
  * its perf map written with jcmd, once its functions are compiled.
  */
 public final class HotServer {
-  private static volatile double sum;
+  private static volatile long sum;
 
   public static void main(String[] arguments) throws Exception {
     boolean isMapped = arguments.length > 1;
@@ -17,19 +17,20 @@ public final class HotServer {
 
   private static void turnForever(boolean isMapped) {
     for (int turn = 0; ; turn++) {
-      sum += turn(2_000_000);
+      sum += turn(3_000_000, turn);
       if (isMapped && turn == 100) {
         writeMap();
       }
     }
   }
 
-  private static double turn(int steps) {
-    double all = 0;
-    for (int step = 0; step < steps; step++) {
-      all += Math.sqrt(step) % 7;
+  private static long turn(int steps, long value) {
+    for (int step = 0; step < steps; step++) { // xorshift: nothing for a compiler to leave out
+      value ^= value << 13;
+      value ^= value >>> 7;
+      value ^= value << 17;
     }
-    return all;
+    return value;
   }
 
   private static void writeMap() {
