@@ -18,6 +18,7 @@ COLUMNS = ("tid", "thread", "kind", "sample_count", "share_pct", "function")
 
 EVENT_LOOP = "event loop"
 _COLLECTOR = "garbage collector"
+_MOST_THREADS = 10  # node has nine that may work: its main thread, four of V8, four of libuv
 _KINDS = (
     ("worker_threads thread", re.compile(r"node::worker::Worker::")),
     ("V8 worker thread", re.compile(r"node::\(anonymous namespace\)::PlatformWorkerThread")),
@@ -131,14 +132,14 @@ def with_threads(view: RunView, hot: dict[str, Any] | None) -> dict[str, Any] | 
         hot: From ``analysis.hot_worker.describe_hot_worker``.
 
     Returns:
-        The same with ``threads``, a list of at most 5 rows of ``df_threads`` with their label, and
+        The same with ``threads``, a list of at most 10 rows of ``df_threads`` with their label, and
         ``naming_advice``, a sentence or ''.
     """
     if hot is None:
         return None
     window_s = float(hot["since_s"]), float(hot["until_s"]) + 0.5
     subject = view.subject(int(hot["pid"]))
-    rows = df_threads(view, int(hot["pid"]), window_s).head(5).to_dict("records")
+    rows = df_threads(view, int(hot["pid"]), window_s).head(_MOST_THREADS).to_dict("records")
     threads = [{**row, "label": thread_label(row)} for row in rows]
     native = df_flame(view, pid=int(hot["pid"]), kind="native", window_s=window_s)
     jvm = jvm_name(subject.command, subject.pid, is_alive=view.is_attached)

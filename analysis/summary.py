@@ -55,7 +55,7 @@ class Summary:
             explains it, '' none), syscalls (list of {syscall, errno_name, events_per_s}, most
             first), stacks (list of {source, stack, sample_count}, most first, at most 10),
             threads (list of {tid, thread, kind, label, sample_count, share_pct, function}, most
-            samples first, at most 5), naming_advice (what would name its frames, '' for nothing).
+            samples first, at most 10), naming_advice (what would name its frames, '' for nothing).
         failure_window_s: (first_s, last_s) around the first failures, None when none failed.
         phases: phase (setup, ramp, hold, stop, collect), start_s, end_s, duration_s,
             established_count, failed_count, established_per_s, open_count (at its end),

@@ -15,7 +15,8 @@ import numpy as np
 
 from probes.elf import MAX_TABLE_BYTES, ElfFile, FunctionTable, Section
 
-_SECTIONS = (".gopclntab", ".data.rel.ro.gopclntab")  # the second in position-independent programs
+GO_SECTIONS = (".gopclntab", ".data.rel.ro.gopclntab")
+"""Where the table is; the second in position-independent programs."""
 _GO_1_2, _GO_1_16, _GO_1_18, _GO_1_20 = 0xFFFFFFFB, 0xFFFFFFFA, 0xFFFFFFF0, 0xFFFFFFF1
 _TEXT_WORD = 22  # of runtime.moduledata: text, after six slices, a pointer before and three after
 _ENTRY_PREFIX = "_rt0_"
@@ -23,7 +24,7 @@ _ENTRY_PREFIX = "_rt0_"
 
 def go_table(elf: ElfFile) -> FunctionTable | None:
     """The functions of a Go program, None when it is none or of a layout not known here."""
-    section = elf.section(*_SECTIONS)
+    section = elf.section(*GO_SECTIONS)
     if section is None:
         return None
     header = elf.read(section.offset, 8 + 8 * 8)

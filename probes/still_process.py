@@ -3,14 +3,21 @@
 Its main thread sleeps, and not in the call in which an event loop waits for events. That is so for
 two looks in a row, with none of the poll between them. A process whose main thread was never seen
 to poll may have its loop in another thread, or be the parent of the workers that have one, and only
-sleep or pause: it is only believed when no thread of it and no child polls.
+sleep or pause: it is only believed when no thread of it and no child polls. In Go
+and in a JVM the main thread is no event loop: whichever thread is free polls for all, and the main
+one rests on a lock as a rule. Of these nothing is said.
 
-Source: ``/proc/PID/stat`` (state), ``/proc/PID/wchan`` (fs/proc/base.c, proc_pid_wchan).
+Source: ``/proc/PID/stat`` (state), ``/proc/PID/wchan`` (fs/proc/base.c, proc_pid_wchan); Go's
+src/runtime/proc.go (findRunnable).
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+from probes.elf import BAD_FILE, ElfFile
+from probes.go_symbols import GO_SECTIONS
 
 from probes.process_tree import children_of
 
@@ -41,6 +48,7 @@ class StillWatch:
         self._since_ns: dict[int, int] = {}
         self._polled: set[int] = set()
         self._elsewhere: dict[int, bool] = {}
+        self._shared: dict[int, bool] = {}
 
     def since_ns(self, at_ns: int, pid: int, state: str, channel: str) -> int:
         """Takes one look.
@@ -59,7 +67,9 @@ class StillWatch:
         if state not in OFF_CPU or not channel or channel.startswith(POLL_CHANNELS):
             self._since_ns.pop(pid, None)
             return 0
-        if pid not in self._polled and self._polls_elsewhere(pid):
+        if pid not in self._shared:
+            self._shared[pid] = threads_share_the_loop(pid)
+        if self._shared[pid] or (pid not in self._polled and self._polls_elsewhere(pid)):
             return 0
         since_ns = self._since_ns.setdefault(pid, at_ns)
         return since_ns if since_ns < at_ns else 0
@@ -76,6 +86,17 @@ class StillWatch:
                 for channel in _channels_of_threads(each)
             )
         return self._elsewhere[pid]
+
+
+def threads_share_the_loop(pid: int) -> bool:
+    """Whether it is a Go program or a JVM; False where that cannot be read."""
+    try:
+        if ElfFile(Path(f"/proc/{pid}/exe")).section(*GO_SECTIONS) is not None:
+            return True
+        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+    except BAD_FILE:
+        return False
+    return "/libjvm.so" in maps
 
 
 def _channels_of_threads(pid: int) -> list[str]:

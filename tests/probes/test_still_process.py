@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from probes import registry
 from probes.bpf_syscalls import is_near_limit
 from probes.live import Counter, Live
 from probes.probe import Target
-from probes.still_process import POLL_CHANNELS, StillWatch
+from probes.still_process import POLL_CHANNELS, StillWatch, threads_share_the_loop
 
 pytestmark = pytest.mark.alone
 
@@ -64,6 +65,20 @@ def test_a_process_whose_loop_is_in_another_thread_is_left_alone():
         thread.join(20)
         os.close(read_fd)
         os.close(write_fd)
+
+
+@pytest.mark.node
+def test_of_a_go_program_whose_main_thread_rests_on_a_lock_nothing_is_said():
+    program = Path(__file__).parents[1] / "node_modules" / "go1.26" / "bin" / "esbuild"
+    if not program.is_file():
+        pytest.skip("the npm packages of the tests are not installed (cd tests && npm ci)")
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        watch = StillWatch()
+        looks = [("S", "ep_poll"), ("S", "futex_do_wait"), ("S", "futex_do_wait")]
+        found = [watch.since_ns(at, child.pid, *look) for at, look in enumerate(looks, start=1)]
+        child.communicate(b"let a", timeout=20)
+    assert found == [0, 0, 0]
+    assert not threads_share_the_loop(os.getpid())
 
 
 def test_a_parent_that_sleeps_while_its_workers_poll_is_left_alone():
