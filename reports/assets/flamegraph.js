@@ -5,7 +5,7 @@
   var dataBox = document.getElementById("flame-data");
   if (!dataBox) { return; }
   var data = JSON.parse(dataBox.textContent);
-  var ROW = 21;
+  var ROW = 21, CHARACTER_PX = 6.6;
   var MIN_PX = 1.5; // one pixel is the gap between frames
   var detail = document.getElementById("flame-detail");
   var search = document.getElementById("flame-search");
@@ -37,6 +37,20 @@
   }
   function percent(part, whole) { return (whole ? part / whole * 100 : 0).toFixed(1) + " %"; }
   function value(node) { return node[windowSelect.value]; }
+  // Where a name is too long, its namespaces or import path go first: what tells functions apart is
+  // the end of v8::internal::Heap::CollectGarbage, but the begin of turn (/srv/server.js:10).
+  function fitted(name, px) {
+    if (name.length * CHARACTER_PX > px) { name = name.replace("(anonymous namespace)::", ""); }
+    var own = name.search(/[< ]/) < 0 ? name.length : name.search(/[< ]/);
+    while (name.length * CHARACTER_PX > px) {
+      var at = name.slice(0, own).search(/::|\/|\.(?=\w+[.\w]*::)/);
+      if (at < 0) { break; }
+      var cut = at + (name.substr(at, 2) === "::" ? 2 : 1);
+      name = name.slice(cut);
+      own -= cut;
+    }
+    return name;
+  }
 
   function Pane(box, source) {
     this.box = box;
@@ -90,7 +104,7 @@
       element.style.left = (left * 100) + "%";
       element.style.width = (share * 100) + "%";
       element.style.top = (node.depth * ROW) + "px";
-      if (share * width >= 20) { element.textContent = shown(node.name); }
+      if (share * width >= 20) { element.textContent = fitted(shown(node.name), share * width); }
       element.setAttribute("role", "treeitem");
       element.setAttribute("aria-level", String(node.depth + 1));
       element.setAttribute("aria-label", pane.describe(node));
