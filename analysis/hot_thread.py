@@ -10,9 +10,9 @@ import pandas as pd
 
 from analysis.collector import is_collector_sample
 from analysis.cpu import df_flame
-from analysis.hot_worker import dominant_function, function_shares
+from analysis.hot_worker import dominant_own_function, function_shares
 from analysis.run_view import RunView
-from analysis.runtime_frames import is_own_code, jvm_name, naming_advice
+from analysis.runtime_frames import jvm_name, naming_advice
 
 COLUMNS = ("tid", "thread", "kind", "sample_count", "share_pct", "function")
 
@@ -76,7 +76,6 @@ def df_threads(view: RunView, pid: int, window_s: tuple[float, float]) -> pd.Dat
         stacks = part.assign(stack=part["user_stack"])
         shares = function_shares(stacks[["stack", "sample_count"]])
         count = int(part["sample_count"].sum())
-        own = shares[shares["function"].map(is_own_code).astype(bool)]
         found.append(
             {
                 "tid": int(str(tid)),
@@ -84,7 +83,7 @@ def df_threads(view: RunView, pid: int, window_s: tuple[float, float]) -> pd.Dat
                 "kind": thread_kind(part, is_main=int(str(tid)) == pid),
                 "sample_count": count,
                 "share_pct": 100 * count / total,
-                "function": dominant_function(own)[0],
+                "function": dominant_own_function(shares)[0],
             }
         )
     frame = pd.DataFrame(found, columns=list(COLUMNS))

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 
 def function_shares(stacks: pd.DataFrame) -> pd.DataFrame:
-    """Share of samples by function anywhere in the stack: function, share_pct, is_leaf.
+    """Share of samples by function anywhere in the stack: function, share_pct, is_leaf, is_mapped.
 
     A recursive function counts once a stack. Line numbers are taken off, so that a loop that is
     sampled on several lines is one function. Largest share first; of two with the same share the
-    deeper one.
+    deeper one. ``is_mapped``: it is in a perf map, so a function of the program that its runtime
+    runs.
 
     Args:
         stacks: stack, sample_count.
@@ -32,18 +33,27 @@ def function_shares(stacks: pd.DataFrame) -> pd.DataFrame:
     counts: dict[str, float] = {}
     depth: dict[str, int] = {}
     leaves: set[str] = set()
+    mapped: set[str] = set()
     for stack, count in zip(stacks["stack"], stacks["sample_count"], strict=True):
-        names = [function_name(frame) for frame in str(stack).split(";") if frame]
+        frames = [frame for frame in str(stack).split(";") if frame]
+        names = [function_name(frame) for frame in frames]
+        mapped.update(function_name(frame) for frame in frames if frame.endswith(MAP_SUFFIX))
         for position, name in enumerate(names):
             depth[name] = max(depth.get(name, 0), position)
         for name in set(names):
             counts[name] = counts.get(name, 0.0) + float(count)
         leaves.update(names[-1:])
     rows = [
-        {"function": n, "share_pct": 100 * c / total, "is_leaf": n in leaves, "depth": depth[n]}
-        for n, c in counts.items()
+        {
+            "function": name,
+            "share_pct": 100 * count / total,
+            "is_leaf": name in leaves,
+            "depth": depth[name],
+            "is_mapped": name in mapped,
+        }
+        for name, count in counts.items()
     ]
-    columns = ["function", "share_pct", "is_leaf", "depth"]
+    columns = ["function", "share_pct", "is_leaf", "depth", "is_mapped"]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.sort_values(
         ["share_pct", "depth"], ascending=[False, False], kind="stable", ignore_index=True
@@ -145,8 +155,9 @@ def describe_hot_worker(signs: Signs, findings: Sequence[Finding]) -> dict[str, 
     function, share_pct = dominant_function(function_shares(stacks[stacks["source"] == "python"]))
     if not function:
         native = function_shares(stacks[stacks["source"] == "native"])
-        own = native[native["function"].map(is_own_code).astype(bool)]
-        function, share_pct = dominant_function(own if len(own) else native)
+        function, share_pct = dominant_own_function(native)
+        if not function and not native["function"].map(is_own_code).any():
+            function, share_pct = dominant_function(native)
     causes = [f.cause for f in findings if f.subject.pid == pid]
     named = [c for c in causes if c in _EXPLAINS_A_HOT_WORKER]
     top = stacks.head(10)[["source", "stack", "sample_count"]]
@@ -219,6 +230,16 @@ def dominant_function(shares: pd.DataFrame, least_pct: float = 50.0) -> tuple[st
         return "", 0.0
     row = held.sort_values(["depth", "share_pct"], ascending=False, kind="stable").iloc[0]
     return str(row["function"]), float(row["share_pct"])
+
+
+def dominant_own_function(shares: pd.DataFrame, least_pct: float = 50.0) -> tuple[str, float]:
+    """The same of the program's own functions.
+
+    One that its runtime runs goes before what that calls in C: it is the one that can be changed.
+    """
+    own = shares[shares["function"].map(is_own_code).astype(bool)]
+    found = dominant_function(own[own["is_mapped"].astype(bool)], least_pct)
+    return found if found[0] else dominant_function(own, least_pct)
 
 
 def _syscalls_of(view: RunView, pid: int, window_s: tuple[float, float]) -> list[dict[str, Any]]:

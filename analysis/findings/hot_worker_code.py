@@ -19,10 +19,9 @@ from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, side_of_role
 from analysis.findings import accept_spin, fd_limit_process, garbage_collection, hot_acceptor
 from analysis.hot_thread import df_threads, thread_label, who_waits
-from analysis.hot_worker import dominant_function, function_shares
+from analysis.hot_worker import dominant_function, dominant_own_function, function_shares
 from analysis.runtime_frames import (
     NamingAdvice,
-    is_own_code,
     jvm_name,
     naming_advice,
     unnamed_share,
@@ -85,9 +84,8 @@ def _own_function(signs: Signs, hot: dict[str, Any]) -> tuple[str, str, float, f
             for name, share in zip(of_sibling["function"], of_sibling["share_pct"], strict=True):
                 beside[str(name)] = max(beside.get(str(name), 0.0), float(share))
         rare = shares["function"].map(beside).fillna(0.0) <= _SIBLING_SHARE_PCT
-        if kind == "native":
-            rare &= shares["function"].map(is_own_code).astype(bool)
-        function, share_pct = dominant_function(shares[rare], _LEAST_SHARE_PCT)
+        dominant = dominant_own_function if kind == "native" else dominant_function
+        function, share_pct = dominant(shares[rare], _LEAST_SHARE_PCT)
         if function and not _is_event_loop(function):
             return kind, function, share_pct, beside.get(function, 0.0)
         unnamed = 100 * unnamed_share(zip(mine["stack"], mine["sample_count"], strict=True))

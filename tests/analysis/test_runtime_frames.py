@@ -228,6 +228,7 @@ def test_the_hot_function_and_its_thread_come_from_the_map(hot):
     [
         (WITH_MAP, "node", "turn (/srv/a.js), on its thread", "none of its connections is served"),
         (TURN, "busy-turns", "HotServer::turn, on its Java thread", "that thread serves no"),
+        (WITH_MAP + ";deflate", "node", "turn (/srv/a.js), on its thread", "is served"),
         ("worker;uv__fs_work;deflate", "node", "deflate, on its libuv pool thread", "It serves no"),
     ],
 )
@@ -236,7 +237,7 @@ def test_a_hot_thread_beside_the_event_loop_is_not_said_to_block_it(hot, stack, 
     (finding,) = [f for f in summarise(hot.frames()).findings if f.cause == "hot-worker-code"]
     assert f"{on} ({thread}, tid 812)" in finding.explanation
     assert waits in finding.explanation
-    assert ("off the event loop" in finding.fix[0].command) is ("none of its" in waits)
+    assert ("off the event loop" in finding.fix[0].command) is (waits.endswith("is served"))
 
 
 COLLECTING = (
