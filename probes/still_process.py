@@ -3,9 +3,9 @@
 Its main thread sleeps, and not in the call in which an event loop waits for events. That is so for
 two looks in a row, with none of the poll between them. A process whose main thread was never seen
 to poll may have its loop in another thread, or be the parent of the workers that have one, and only
-sleep or pause: it is only believed when no thread of it and no child polls. In Go
-and in a JVM the main thread is no event loop: whichever thread is free polls for all, and the main
-one rests on a lock as a rule. Of these nothing is said.
+sleep or pause: it is only believed when no thread of it and no child polls. In Go and in a JVM the
+main thread is no event loop: whichever thread is free polls for all, and the main one rests on a
+lock as a rule. Of these nothing is said.
 
 Source: ``/proc/PID/stat`` (state), ``/proc/PID/wchan`` (fs/proc/base.c, proc_pid_wchan); Go's
 src/runtime/proc.go (findRunnable).
@@ -18,7 +18,6 @@ from pathlib import Path
 
 from probes.elf import BAD_FILE, ElfFile
 from probes.go_symbols import GO_SECTIONS
-
 from probes.process_tree import children_of
 
 OFF_CPU = ("S", "D", "T", "t")
