@@ -22,7 +22,8 @@ COLLECTOR_FRAME = re.compile(
     # Go
     r"|runtime\.(?:gcBgMarkWorker|gcDrain|gcAssist|gcStart|scanobject|greyobject|bgsweep)"
     # HotSpot
-    r"|G1CollectedHeap|G1ParScan|ParallelScavenge|PSPromotion|ZMark|ZRelocate|ShenandoahHeap"
+    r"|G1CollectedHeap|G1ParScan|G1Evacuat|G1Full|G1RemSet|G1CMTask|GenCollectedHeap|GenMarkSweep"
+    r"|DefNewGeneration|ParallelScavenge|PSPromotion|PSParallelCompact|ZMark|ZRelocate|ShenandoahHeap"
 )
 """A native frame of a collector."""
 COLLECTOR_THREAD = re.compile(r"GC Thread|G1 (?:Conc|Main|Refine)|ZWorker|Shenandoah|ZDriver")

@@ -17,7 +17,7 @@ from analysis.hot_worker import function_name
 from analysis.run_view import RunView
 from analysis.runtime_frames import MAP_SUFFIX, is_own_code, runtime_of
 
-_YOUNG = re.compile(r"Scaveng|Minor|YoungGeneration|G1ParScan|PSPromotion|DefNew|ParallelScavenge")
+_YOUNG = re.compile(r"Scaveng|Minor|YoungGeneration|G1ParScan|G1Evacuat|PSPromotion|DefNew")
 _HELPER = re.compile(r"runtime\.(?:gcBgMarkWorker|bgsweep|bgscavenge)|PlatformWorkerThread")
 _LEAST_SAMPLES = 10
 _LEAST_SHARE = 0.5
@@ -31,7 +31,8 @@ class Collecting(NamedTuple):
         is_young: Most of its samples are in collections of new objects, not of the whole heap: of
             those of an event loop where there are any.
         loop_pct: Part of the samples of the main thread and of other event loops that are in the
-            collector; NaN when fewer than ten were taken.
+            collector; NaN when fewer than ten were taken, and for Go and Java, which stop a loop
+            and collect elsewhere.
         helper_count: Other threads that collect.
         helper_pct: Part of the collector's samples that they have.
         allocator: The program's function in which at least half of the collections began that did
@@ -67,13 +68,13 @@ def describe_collecting(view: RunView, pid: int, window_s: tuple[float, float]) 
     halting = on_own if len(on_own) else found  # what the event loop stands still for
     young_count = int(halting["sample_count"][halting["user_stack"].str.contains(_YOUNG)].sum())
     helpers_count = total - int(on_own["sample_count"].sum())
+    runtime = runtime_of(mine["user_stack"])
+    is_known = loop_count >= _LEAST_SAMPLES and runtime not in ("go", "java")
     return Collecting(
-        runtime=runtime_of(mine["user_stack"]),
+        runtime=runtime,
         is_young=2 * young_count > int(halting["sample_count"].sum()),
         loop_pct=(
-            100 * int(on_own["sample_count"].sum()) / loop_count
-            if loop_count >= _LEAST_SAMPLES
-            else float("nan")
+            100 * int(on_own["sample_count"].sum()) / loop_count if is_known else float("nan")
         ),
         helper_count=int(found["tid"][~found["tid"].isin(own)].nunique()),
         helper_pct=100 * helpers_count / total if total else 0.0,

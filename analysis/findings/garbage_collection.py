@@ -16,7 +16,7 @@ from analysis.collector_frames import Collecting, describe_collecting
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, side_of_role
 from analysis.findings import fd_limit_process
-from analysis.runtime_frames import jvm_name, naming_advice
+from analysis.runtime_frames import naming_advice
 from analysis.signs import Signs
 
 _LEAST_SHARE = 0.4
@@ -88,9 +88,8 @@ def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
         seen = describe_collecting(view, pid, (since_s, until_s))
         evidence += _evidence_of(seen, since_s)
         native = df_flame(view, pid=pid, kind="native", window_s=(since_s, until_s))
-        jvm = jvm_name(subject.command, pid, is_alive=view.is_attached)
-        advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True), jvm)
-        if advice is not None:
+        advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True))
+        if advice is not None and seen.runtime == "node":  # a JVM collects on other threads
             commands = advice.commands
             missing += (f"which function allocates: {advice.sentence}",)
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
@@ -108,10 +107,10 @@ def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
         last_s=until_s,
         evidence=tuple(evidence),
         explanation=(
-            f"{name} spent {spent} in its garbage collector.{pauses}{_on_threads(seen)} While "
-            f"{'its event loop' if seen.helper_count else 'it'} collects, none of its connections "
-            "is served. Each full collection looks at every object that lives, so pauses grow with "
-            "what is kept for each connection."
+            f"{name} spent {spent} in its garbage collector.{pauses}{_on_threads(seen)} "
+            f"{_WHILE.get(seen.runtime, _WHILE[''])}, none of its connections is served. Each full "
+            "collection looks at every object that lives, so pauses grow with what is kept for "
+            "each connection."
         ),
         fix=(
             Fix(
@@ -137,6 +136,12 @@ def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
 
 
 _NOTHING_SEEN = Collecting("", False, float("nan"), 0, 0.0, "")
+_WHILE = {
+    "": "While it collects",
+    "node": "While its event loop collects",
+    "java": "While its threads are stopped for that",
+    "go": "While its threads help or wait",
+}
 _LESS_GARBAGE = {
     "": "make no reference cycles for a connection, and keep less of it in objects",
     "node": "keep fewer objects that live long (a Buffer is outside of the heap)",
@@ -170,7 +175,7 @@ def _rss_mib(signs: Signs, pid: int, until_s: float) -> int:
 
 def _evidence_of(seen: Collecting, since_s: float) -> list[Evidence]:
     found = []
-    if math.isfinite(seen.loop_pct) and seen.runtime != "go":
+    if math.isfinite(seen.loop_pct):
         found.append(
             Evidence(
                 "samples of its event loop in the collector",
@@ -187,17 +192,23 @@ def _evidence_of(seen: Collecting, since_s: float) -> list[Evidence]:
     return found
 
 
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
 def _on_threads(seen: Collecting) -> str:
     """Sentences about who collects, '' where nothing is known of it."""
     said = ""
-    if math.isfinite(seen.loop_pct) and seen.runtime != "go":
-        said = f" Of the samples of its event loop {seen.loop_pct:.0f} % are in the collector"
+    if math.isfinite(seen.loop_pct):
+        said = f" The collector has {seen.loop_pct:.0f} % of the samples of its event loop"
         if seen.helper_count:
             said += (
-                f"; {seen.helper_count} threads of the runtime collect beside it, with "
-                f"{seen.helper_pct:.0f} % of the collector's samples"
+                f", and runs on {_threads(seen.helper_count)} of the runtime beside it, which have "
+                f"{seen.helper_pct:.0f} % of its samples"
             )
         said += "."
+    elif seen.helper_count:
+        said = f" The runtime collects on {_threads(seen.helper_count)} of its own."
     if seen.allocator:
         said += f" Most collections began in {seen.allocator}, which allocates."
     return said

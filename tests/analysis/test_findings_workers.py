@@ -234,7 +234,10 @@ def test_frames_tell_where_the_runtime_keeps_no_clock(held):
 
 @pytest.mark.parametrize(
     "frame",
-    ["gc_collect_main", "_ZN2v88internal20MarkCompactCollector5StartEv", "runtime.gcBgMarkWorker"],
+    [
+        *("gc_collect_main", "_ZN2v88internal20MarkCompactCollector5StartEv"),
+        *("runtime.gcBgMarkWorker", "G1FullGCMarkTask::work", "GenMarkSweep::invoke_at_safepoint"),
+    ],
 )
 def test_frames_of_collectors(frame):
     assert COLLECTOR_FRAME.search(f"start;{frame};leaf")

@@ -267,11 +267,23 @@ def test_who_collects_and_who_allocated_is_read_from_the_stacks(hot):
     values = {each.name: each.value for each in finding.evidence}
     assert values["samples of its event loop in the collector"] == 75
     assert values["samples of the collector on threads of its own"] == pytest.approx(100 * 20 / 35)
-    assert "2 threads of the runtime collect beside it" in finding.explanation
+    assert "runs on 2 threads of the runtime beside it" in finding.explanation
     assert "began in replaceSome (/srv/a.js), which allocates" in finding.explanation
     assert finding.fix[0].command == "node --max-old-space-size=128 server.js"
     assert "replaceSome" in finding.fix[1].command
     assert "gc.freeze" not in str(finding.fix)
+
+
+def test_a_jvm_that_collects_is_given_a_larger_heap(hot):
+    work = "start_thread;thread_native_entry;Thread::call_run;GangWorker::loop;"
+    for tid in (811, 812):
+        hot.sampled(work + "G1FullGCMarkTask::work", tid=tid, thread="GC Thread#0", count=15)
+    hot.sampled(JAVA_MAIN + ";[anon]+0x5", tid=801, thread="java", count=5)
+    (finding,) = [f for f in summarise(hot.frames()).findings if f.cause == "garbage-collection"]
+    assert "The runtime collects on 2 threads of its own" in finding.explanation
+    assert "its threads are stopped" in finding.explanation
+    assert finding.fix[0].command.startswith("export JAVA_TOOL_OPTIONS=-Xmx128m")
+    assert not any("perfmap" in fix.command for fix in finding.fix)
 
 
 def test_young_collections_of_node_get_another_switch_and_nameless_ones_advice(hot):
