@@ -25,7 +25,10 @@ _KINDS = (
     # the functions that uv_queue_work and its kind run, src/threadpool.c and src/unix/fs.c
     (
         "libuv pool thread",
-        re.compile(r"(?:^|;)(?:worker|uv__(?:fs|getaddrinfo|getnameinfo|queue)_work\w*)(?:;|$)"),
+        re.compile(
+            r"(?:^|;)(?:worker|uv__(?:fs|getaddrinfo|getnameinfo|queue)_work\w*"
+            r"|node::ThreadPoolWork::.*?)(?:;|$)"
+        ),
     ),
     (
         EVENT_LOOP,

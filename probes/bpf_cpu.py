@@ -18,7 +18,8 @@ Misses
     within the second between two readings can get the name of what was there before. Other
     interpreted frames are py-spy's business.
 Checked against
-    A process that spins in one known function; Node with its map (tests/privileged).
+    Processes that spin in one known function, a 32-bit and a static one among them; Node, Java and
+    Python 3.15 with their maps (tests/privileged).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 // node [--max-old-space-size=MiB] collects.cjs PORT [MiB]: a WebSocket echo server that keeps MiB
 // (150) of small objects alive and replaces many of them for each message, as a cache does that is
-// as large as its heap allows. What that costs is not its code's time but the collector's. A password
-// for every few messages gives libuv's pool something to do beside it.
+// as large as its heap allows. What that costs is not its code's time but the collector's. A block to
+// compress for every few messages gives libuv's pool something to do beside it.
 'use strict';
-const crypto = require('crypto');
+const zlib = require('zlib');
 const { WebSocketServer } = require('ws');
 
 const KEPT = Number(process.argv[3] || 150) * 7000; // objects of about 150 bytes
@@ -20,13 +20,14 @@ function replaceSome(count) {
 
 for (let i = 0; i < KEPT; i++) kept[i] = { next: i, list: [i, { next: i }] };
 
+const block = Buffer.from(Array.from({ length: 1 << 16 }, (_, i) => (i * i) % 251));
 let messages = 0;
 const server = new WebSocketServer({ port: Number(process.argv[2]), host: '127.0.0.1' });
 server.on('connection', (socket) => {
   socket.on('error', () => {});
   socket.on('message', (data, isBinary) => {
     replaceSome(REPLACED);
-    if (messages++ % 5 === 0) crypto.pbkdf2('word', 'salt', 10000, 64, 'sha512', () => {});
+    if (messages++ % 5 === 0) zlib.deflate(block, () => {});
     socket.send(data, { binary: isBinary });
   });
 });
