@@ -28,7 +28,8 @@ from probes.live import Live, Phase
 _PORT = 9001
 _START_S = 60.0
 _QUIET_LOOK_S, _QUIET_PCT = 0.3, 5.0
-_HOLD_S, _SETTLE_S = 3.0, 1.0
+_HOLD_S, _SETTLE_S = 2.0, 1.0
+_HOLD_MORE_S = 1e-5  # for each connection: reading the memory of many takes longer
 
 
 def measure(run: ServerRun, peer: Peer, host: Host) -> None:
@@ -103,6 +104,7 @@ def _kill(pid: int) -> None:
 def _load(run: ServerRun, folder: Path, pids: list[int]) -> None:
     output = folder / "verdict.json"
     limit_s = 60 + run.target_connections / 400
+    hold_s = _HOLD_S + _HOLD_MORE_S * run.target_connections
     base = proc_figures.memory(pids)
     run.base_pss_bytes = base.pss_bytes
     log = folder / "profile-run.log"
@@ -110,7 +112,7 @@ def _load(run: ServerRun, folder: Path, pids: list[int]) -> None:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "harness.cli_run", "--quiet", "--json"),
-                *("--connections", str(run.target_connections), "--hold", str(_HOLD_S)),
+                *("--connections", str(run.target_connections), "--hold", str(hold_s)),
                 *("--target", f"ws://127.0.0.1:{_PORT}/", "--server-pid", str(pids[0])),
                 *("--probes", run.probes, "--output", str(folder / "runs")),
             ],

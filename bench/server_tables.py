@@ -170,24 +170,26 @@ def _held_text(held: Sequence[int]) -> str:
 
 
 def what_limits(runs: ServerRuns, size: int) -> str:
-    """Whose time the times are: the servers', the clients', or nobody's, since cores were free."""
+    """Whose time the times are: the servers' is said of nobody, the clients', or waiting."""
     clients, waiting = [], []
     for peer in measured(runs, size):
-        busy, host, server = (
+        busy, client, server = (
             runs.spread(peer.name, size, field)
-            for field in ("ramp_busy_pct", "host_cpu_us", "server_cpu_us")
+            for field in ("ramp_busy_pct", "client_cpu_us", "server_cpu_us")
         )
-        if busy is None or host is None or server is None:
+        if busy is None or client is None or server is None:
             continue
-        if busy.median < _FULL_PCT:
+        workers = runs.of(peer.name, size)[-1].workers
+        if busy.median < _FULL_PCT and workers > 1:  # one process fills one core only
             waiting.append(f"{peer.title} ({busy.median:.0f} %)")
-        elif server.median < host.median / 2:
-            clients.append(f"{peer.title} ({100 * server.median / host.median:.0f} %)")
+        if server.median < client.median:
+            part_pct = 100 * server.median / (server.median + client.median)
+            clients.append(f"{peer.title} ({part_pct:.0f} %)")
     said = []
     if clients:
         said.append(
-            "The clients and the kernel took more of the cores than the server, so that its time "
-            f"is mostly theirs, and its CPU tells more; the server's part: {', '.join(clients)}."
+            "Of the CPU of both, less than half was the server's, so that the time is rather that "
+            f"of the clients, and CPU tells more: {', '.join(clients)}."
         )
     if waiting:
         said.append(f"The cores were not full, connections waited: {', '.join(waiting)}.")

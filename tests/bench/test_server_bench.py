@@ -123,23 +123,25 @@ def test_what_is_left_is_estimated_by_what_was_measured():
 
 def test_the_clients_time_is_not_called_the_servers(measured):
     whose = [
-        run("socketify", LARGE, ramp_busy_pct=99.0, host_cpu_us=100.0, server_cpu_us=12.0),
-        run("uvicorn", LARGE, ramp_busy_pct=99.0, host_cpu_us=500.0, server_cpu_us=400.0),
-        run("go", LARGE, ramp_busy_pct=40.0, host_cpu_us=100.0, server_cpu_us=80.0),
+        run("socketify", LARGE, ramp_busy_pct=99.0, client_cpu_us=30.0, server_cpu_us=10.0),
+        run("uvicorn", LARGE, ramp_busy_pct=99.0, client_cpu_us=60.0, server_cpu_us=400.0),
+        run("go", LARGE, ramp_busy_pct=40.0, client_cpu_us=20.0, server_cpu_us=80.0),
+        run("java", LARGE, ramp_busy_pct=50.0, client_cpu_us=20.0, server_cpu_us=80.0, workers=1),
     ]
     said = server_tables.what_limits(ServerRuns(whose), LARGE)
-    assert "the server's part: socketify (uWebSockets) (12 %)." in said
-    assert "connections waited: Go gorilla/websocket on net/http (40 %)." in said
+    assert "CPU tells more: socketify (uWebSockets) (25 %)." in said
+    assert "connections waited: Go gorilla/websocket (40 %)." in said
     assert "uvicorn" not in said
+    assert "Java" not in said, "one process cannot fill two cores"
     assert server_tables.what_limits(measured, LARGE) == "", "nothing is known of older runs"
 
 
 def test_only_servers_that_held_all_are_compared_by_time(measured):
     measured.all += [run(size=LARGE, ramp_s=1.0, held_count=28_232), run("go", LARGE, ramp_s=9.0)]
     (bar,) = server_page.bars(measured, LARGE, server_tables.RAMP, of_reached=True).bars
-    assert (bar.name, bar.text) == ("Go gorilla/websocket on net/http", "9.00 s")
+    assert (bar.name, bar.text) == ("Go gorilla/websocket", "9.00 s")
     found = {tile.label: (tile.value, tile.note) for tile in server_page.tiles(measured)}
-    assert found["First at 120,000"] == ("9.00 s", "Go gorilla/websocket on net/http")
+    assert found["First at 120,000"] == ("9.00 s", "Go gorilla/websocket")
     assert found["Held 120,000"] == ("1 of 2", "servers")
 
 
