@@ -167,8 +167,8 @@ CPU a message +5.3 % ± 2.2, at 30 % of the load +3.6 % ± 1.1. Its probe proces
 beside a quiet server and profile-attach itself 0.3 %.
 
 ## What is not in these figures
-- The start: the probe process compiles its programs once, which is about 1.5 s of CPU at nice 10.
-- The report, after the watch is over: about 4 s of CPU at nice 10. It can be made elsewhere:
+- The start: the probe process compiles its programs once, which is about 1 s of CPU at nice 5.
+- The report, after the watch is over: about 1.5 s of CPU at nice 5. It can be made elsewhere:
   `profile-attach` may be killed, and `profile-report` makes the report of a copy of the run.
 - A host whose control groups give the shell and the server CPU apart: nice counts only within a
   group there, so the budget alone bounds the cost.

@@ -13,7 +13,7 @@ Cost
     less done. So of a server in service (``Target.is_sparing``) it watches as long as the calls
     that pass cost no more than 0.2 % of a core: all the time at 13,000 calls a second, a hundredth
     of it at 1.7 million. Once a process has half of its descriptors in use it may also spend what
-    was saved up for that (``KernelPurse``).
+    was saved up for that, and when none is left it gets more (``KernelPurse``).
 Misses
     EAGAIN, EINPROGRESS and EINTR, which are answers and not failures, and ERESTART*, which the
     caller never sees. An error that arrives otherwise than as a return value: SO_ERROR after a
@@ -49,7 +49,7 @@ _WATCHING_PERIOD_S, _IDLE_PERIOD_S = 0.2, 0.4
 """How often it looks at what watching costs now, and whether it should begin."""
 _READ_NS = NS_PER_S
 
-NEAR_SHARE = 0.5
+NEAR_SHARE, FULL_SHARE = 0.5, 0.98
 _ACCEPT_CALLS = ("accept", "accept4")
 
 Key = tuple[int, int, int]
@@ -57,18 +57,24 @@ Key = tuple[int, int, int]
 
 def is_near_limit(target: Target) -> bool:
     """Some process of the target has most of its descriptors in use: EMFILE is to be expected."""
+    return most_used_share(target) >= NEAR_SHARE
+
+
+def most_used_share(target: Target) -> float:
+    """The largest part of its descriptors that a living process of the target has in use."""
     live = target.live
     if live is None:
-        return True
+        return 1.0
+    most = 0.0
     for index in range(live.slot_count):
         slot = live.slot(index)
         limit = slot[Counter.NOFILE_SOFT_COUNT]
         if target.attached and not slot[Counter.PID]:
             break  # they are taken in order
         used = slot[Counter.OPEN_COUNT] + slot[Counter.OWN_FDS_COUNT]
-        if slot[Counter.PID] and not slot[Counter.STOPPED_NS] and used >= NEAR_SHARE * limit > 0:
-            return True
-    return False
+        if slot[Counter.PID] and not slot[Counter.STOPPED_NS] and limit > 0:
+            most = max(most, used / limit)
+    return most
 
 
 class FailingSyscallsProbe(BpfProbe):
@@ -95,6 +101,7 @@ class FailingSyscallsProbe(BpfProbe):
         self._watched_ns = 0
         self._began_ns = 0
         self._read_due_ns = 0
+        self._used_share = 0.0
         self.is_self_paced = False
 
     def _source(self) -> SourceBuilder:
@@ -127,7 +134,11 @@ class FailingSyscallsProbe(BpfProbe):
             self._watched_ns += at_ns - self._sampled_ns
         self._purse.pay(at_ns, self._passed(self._object) if was_watching else 0)
         self._sampled_ns = at_ns
-        wanted = self._purse.affords(is_near_limit(self._target), was_watching)
+        used_share = most_used_share(self._target)
+        if used_share >= FULL_SHARE > self._used_share:
+            self._purse.grant(at_ns)
+        self._used_share = used_share
+        wanted = self._purse.affords(used_share >= NEAR_SHARE, was_watching)
         if was_watching and (at_ns >= self._read_due_ns or not wanted):
             self._read_due_ns = at_ns + _READ_NS
             super().sample(at_ns)

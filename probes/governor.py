@@ -22,6 +22,10 @@ BURST_NS = 150 * NS_PER_MS
 ALERT_NS = 10 * NS_PER_S
 """How long a sign that something happens keeps the samples close."""
 
+GRANT_NS = 200 * NS_PER_MS
+GRANT_PAUSE_NS = 60 * NS_PER_S
+"""What ``KernelPurse`` may spend beyond its share when a process has no descriptor left."""
+
 CALM_STRETCH = 2.0
 MOST_STRETCH = 32.0
 LONGEST_PERIOD_NS = 20 * NS_PER_S
@@ -115,6 +119,7 @@ class KernelPurse:
     attach_cost_ns: int = NS_PER_MS
     _at_ns: int = 0
     _calls_count: int = 0
+    _granted_ns: int = 0
 
     def pay(self, at_ns: int, calls_total: int) -> None:
         """Takes a reading.
@@ -129,8 +134,15 @@ class KernelPurse:
             cost_ns = (calls_total - self._calls_count) * self.call_cost_ns
             self._calls_count = calls_total
         earned_ns = self.share * length_ns
-        self.balance_ns = min(self.burst_ns, self.balance_ns + earned_ns - cost_ns)
+        most_ns = max(self.burst_ns, self.balance_ns)  # a grant is more than can be saved up
+        self.balance_ns = min(most_ns, self.balance_ns + earned_ns - cost_ns)
         self._at_ns = at_ns
+
+    def grant(self, at_ns: int) -> None:
+        """What is looked for is to be expected now: gives ``GRANT_NS``, not too often."""
+        if at_ns >= self._granted_ns + GRANT_PAUSE_NS or not self._granted_ns:
+            self._granted_ns = at_ns
+            self.balance_ns = max(self.balance_ns, GRANT_NS)
 
     def affords(self, is_near: bool, is_attached: bool) -> bool:
         """Whether to go on watching, or to begin.

@@ -113,7 +113,7 @@ def test_who_shares_a_session_slows_only_itself(python_child):
     child, _ = python_child("ready(); time.sleep(60)")
     before = autogroup_of(os.getpid())
     stand_back(own_cost.START_NICE, child.pid)
-    assert os.getpriority(os.PRIO_PROCESS, child.pid) == 10
+    assert os.getpriority(os.PRIO_PROCESS, child.pid) == 5
     assert autogroup_of(os.getpid()) == before
 
 

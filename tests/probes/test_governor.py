@@ -115,3 +115,21 @@ def test_what_was_saved_up_is_for_a_process_near_its_limit():
     assert purse.affords(True, True)
     assert not purse.affords(False, False)
     assert purse.affords(True, False)
+
+
+def test_a_process_without_descriptors_is_watched_beyond_the_share_but_not_again_and_again():
+    purse, calls = KernelPurse(), 1
+    purse.pay(NS_PER_S, calls)
+    purse.balance_ns = -50.0 * NS_PER_MS
+    purse.grant(NS_PER_S)
+    assert purse.affords(True, False)
+    for tick in range(1, 11):  # 2 s of a million calls
+        calls += 100_000
+        purse.pay(NS_PER_S + tick * NS_PER_S // 5, calls)
+    assert purse.affords(True, True)
+    calls += 1_000_000
+    purse.pay(4 * NS_PER_S, calls)
+    purse.grant(4 * NS_PER_S)
+    assert not purse.affords(True, True)
+    purse.grant(62 * NS_PER_S)
+    assert purse.affords(True, False)
