@@ -131,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 os.write(arguments.ready_fd, line.encode())
             os.close(arguments.ready_fd)
             if arguments.attached:
-                stand_back(WATCH_NICE)
+                # Without root there is no way back, and the end has a deadline.
+                stand_back(WATCH_NICE if os.geteuid() == 0 else START_NICE)
             collector.loop()
             if arguments.attached:
                 stand_back(END_NICE)
