@@ -5,18 +5,24 @@
 ones that send 64 bytes and wait for them. A line on standard input begins a window, ``SECONDS
 RATE``: RATE messages a second over all of them, 0 for as fast as answers come. One line of JSON
 answers: messages, and quantiles of the time from when a message was due until it was back.
+
+Messages of a rate are due at the ticks of a timer, one a millisecond: what is due is then sent
+together, and the wait for the timer is no part of what is measured.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
+import os
 import select
 import socket
 import sys
 import time
 
 PAYLOAD = b"x" * 64
+TICK_NS = 1_000_000
 
 
 class Echo(asyncio.Protocol):
@@ -36,37 +42,74 @@ async def serve(port: int) -> None:
     await server.serve_forever()
 
 
-def window(busy: list[socket.socket], seconds: float, rate_per_s: float) -> dict[str, float]:
-    """One window of load."""
-    poll = select.epoll()
-    for client in busy:
-        poll.register(client, select.EPOLLIN)
-    by_fd = {client.fileno(): client for client in busy}
-    took_s: list[float] = []
-    due_s: dict[int, float] = {}
-    free = list(by_fd)
-    begin_s = time.perf_counter()
-    end_s, next_s = begin_s + seconds, begin_s
-    while (now_s := time.perf_counter()) < end_s or due_s:
-        while free and now_s < end_s and (not rate_per_s or next_s <= now_s):
-            fd = free.pop()
+def start_timer(first_ns: int) -> int:
+    """A descriptor that can be read at every tick of CLOCK_MONOTONIC (timerfd_create(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+    moments = (ctypes.c_int64 * 4)(0, TICK_NS, first_ns // 10**9, first_ns % 10**9)
+    if fd < 0 or libc.timerfd_settime(fd, 1, ctypes.byref(moments), None) < 0:  # 1: absolute
+        raise OSError(ctypes.get_errno(), "timerfd")
+    return fd
+
+
+class Window:
+    """One window of load over the busy connections."""
+
+    def __init__(self, busy: list[socket.socket], seconds: float, rate_per_s: float) -> None:
+        self._by_fd = {client.fileno(): client for client in busy}
+        self._free = list(self._by_fd)
+        self._rate_per_s = rate_per_s
+        self._due_ns: dict[int, int] = {}
+        self._took_ns: list[int] = []
+        self._sent_count = 0
+        self._begin_ns = time.monotonic_ns() + 2 * TICK_NS
+        self._end_ns = self._begin_ns + round(seconds * 1e9)
+        self._poll = select.epoll()
+        for fd in self._by_fd:
+            self._poll.register(fd, select.EPOLLIN)
+
+    def run(self) -> dict[str, float]:
+        """Loads until the end and waits for what is under way."""
+        timer_fd = start_timer(self._begin_ns) if self._rate_per_s else -1
+        if timer_fd >= 0:
+            self._poll.register(timer_fd, select.EPOLLIN)
+        while (now_ns := time.monotonic_ns()) < self._end_ns or self._due_ns:
+            if now_ns < self._end_ns:
+                self._send(now_ns)
+            for fd, _ in self._poll.poll(0.05):
+                if fd == timer_fd:
+                    os.read(timer_fd, 8)
+                    continue
+                self._by_fd[fd].recv(4096)
+                self._took_ns.append(time.monotonic_ns() - self._due_ns.pop(fd))
+                self._free.append(fd)
+        if timer_fd >= 0:
+            os.close(timer_fd)
+        self._poll.close()
+        return self._figures((time.monotonic_ns() - self._begin_ns) / 1e9)
+
+    def _send(self, now_ns: int) -> None:
+        ticks = (now_ns - self._begin_ns) // TICK_NS
+        due_count = round((ticks + 1) * TICK_NS * self._rate_per_s / 1e9) if ticks >= 0 else 0
+        while self._free and (not self._rate_per_s or self._sent_count < due_count):
             # Late sends count from when they were due: a stall is not hidden by waiting for it.
-            due_s[fd] = next_s if rate_per_s else now_s
-            next_s += 1 / rate_per_s if rate_per_s else 0
-            by_fd[fd].send(PAYLOAD)
-        wait_s = max(0.0, min(end_s, next_s) - now_s) if rate_per_s and free else 0.05
-        for fd, _ in poll.poll(wait_s):
-            by_fd[fd].recv(4096)
-            took_s.append(time.perf_counter() - due_s.pop(fd))
-            free.append(fd)
-    poll.close()
-    took_s.sort()
-    length_s = time.perf_counter() - begin_s
-    return {
-        "messages_per_s": len(took_s) / length_s,
-        "p50_us": 1e6 * took_s[len(took_s) // 2],
-        "p99_us": 1e6 * took_s[int(len(took_s) * 0.99)],
-    }
+            due_ns = now_ns
+            if self._rate_per_s:
+                tick = int(self._sent_count * 1e9 / self._rate_per_s) // TICK_NS
+                due_ns = self._begin_ns + tick * TICK_NS
+            fd = self._free.pop()
+            self._due_ns[fd] = due_ns
+            self._by_fd[fd].send(PAYLOAD)
+            self._sent_count += 1
+
+    def _figures(self, length_s: float) -> dict[str, float]:
+        took_ns = sorted(self._took_ns)
+        return {
+            "message_count": len(took_ns),
+            "messages_per_s": len(took_ns) / length_s,
+            "p50_us": took_ns[len(took_ns) // 2] / 1e3,
+            "p99_us": took_ns[int(len(took_ns) * 0.99)] / 1e3,
+        }
 
 
 def load(port: int, idle_count: int, busy_count: int) -> None:
@@ -78,7 +121,7 @@ def load(port: int, idle_count: int, busy_count: int) -> None:
     print(json.dumps({"open": len(idle) + len(busy)}), flush=True)
     for line in sys.stdin:
         seconds, rate_per_s = map(float, line.split())
-        print(json.dumps(window(busy, seconds, rate_per_s)), flush=True)
+        print(json.dumps(Window(busy, seconds, rate_per_s).run()), flush=True)
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ from reports.terminal import LiveView
 SLOTS_COUNT = 128
 """Processes that can be followed in one run, those that were replaced included."""
 
-_TICK_S = 0.1
+_SETUP_TICK_S = 0.1
+_TICK_S = 0.2
 _PROBES_DEADLINE_S = 30.0
 _PROBE_STOP_DEADLINE_S = 4.0
 _LOOK_AGAIN_PERIOD_S = 1.0
@@ -155,12 +156,13 @@ class Watch:
         deadline_s = time.monotonic() + _PROBES_DEADLINE_S
         while not probes.is_ready and not self._is_over(processes):
             self._follow(processes)
-            self._view.update(status.read("setup", note="starting probes"))
+            if self._view.is_due("setup"):
+                self._view.update(status.read("setup", note="starting probes"))
             if time.monotonic() > deadline_s:
                 result.notes.append("the probe process was not ready in time: no probes")
                 self._event("probes_late", detail=result.notes[-1])
                 break
-            time.sleep(_TICK_S)
+            time.sleep(_SETUP_TICK_S)
         else:
             self._note_probes(probes, result)
         at_ns = time.monotonic_ns()
@@ -175,8 +177,9 @@ class Watch:
             left_s = end_s - time.monotonic() if end_s is not None else None
             if left_s is not None and left_s <= 0:
                 break
-            self._view.update(status.read("watch", time_left_s=left_s))
-            time.sleep(_TICK_S if left_s is None else min(_TICK_S, max(0.0, left_s)))
+            if self._view.is_due("watch"):
+                self._view.update(status.read("watch", time_left_s=left_s))
+            processes.wait(_TICK_S if left_s is None else min(_TICK_S, left_s))
         self._stop(live, processes, probes, status, result)
 
     def _is_over(self, processes: ForeignProcesses) -> bool:
@@ -210,7 +213,7 @@ class Watch:
     def _take(self, processes: ForeignProcesses, news: list[tuple[str, int, str]]) -> None:
         for event, pid, detail in news:
             self._event(event, pid=pid, detail=detail)
-        known = processes.describe()
+        known = processes.describe() if news else self._manifest.contents["server"]["processes"]
         if known != self._manifest.contents["server"]["processes"]:
             self._manifest.contents["server"]["processes"] = known
             self._manifest.write()

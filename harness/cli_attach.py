@@ -20,6 +20,7 @@ from harness.host import Host, read_host
 from harness.supervisor import Interrupt
 from probes import registry
 from probes.errors import ExitCode, HostError, UsageError
+from probes.own_cost import START_NICE, stand_back
 from probes.rundir import RunDir, create_run_dir
 from reports.terminal import LiveView
 
@@ -40,6 +41,8 @@ _EXIT_CODES = {
 
 _NEEDED_BYTES = 256 << 20
 """This process and the probe process with what they map; the target must not lack it."""
+
+_REDRAW_PERIOD_S = 1.0
 
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}")
 _CONTAINER = re.compile(rf"[0-9a-f]{{{cgroup_members.LEAST_ID_CHARACTERS},64}}")
@@ -205,7 +208,8 @@ def _record(
         },
     )
     _say(options, f"watching {target.selector}: {', '.join(target.listens_on)}; Ctrl-C ends it")
-    with LiveView(0, enabled=not options.quiet) as view:
+    stand_back(START_NICE)  # the server's work goes first; the probe process goes further
+    with LiveView(0, enabled=not options.quiet, redraw_period_s=_REDRAW_PERIOD_S) as view:
         return Watch(
             run=run,
             target=target,

@@ -25,6 +25,8 @@ from probes.live import Counter, Live, Role
 from probes.socket_owners import WALK_MOST_COUNT
 
 TREE_PERIOD_S = 0.5
+SERVICE_TREE_PERIOD_S = 1.0
+"""For a server in service; at once after one of its processes ended."""
 _SETUP_PERIOD_S = 0.1
 COUNT_PERIOD_S = 0.04
 YOUNG_S = 3.0
@@ -32,6 +34,7 @@ YOUNG_S = 3.0
 _YOUNG_MOST_COUNT = 1_024
 _FEW_COUNT = 256
 _STATUS_WAIT_S = 1.0
+_END_AGAIN_S = 0.05
 _FEW_CONNECTIONS_COUNT = 20
 _PROXY_LEAST_SHARE = 0.5
 """A process that opened a connection for at least every second one that it took is a proxy."""
@@ -76,6 +79,7 @@ class ForeignProcesses:
         self._ends = process_tree.EndWatch()
         self._ended_at_s: dict[int, float] = {}
         self._tree_due_s = 0.0
+        self._tree_period_s = TREE_PERIOD_S
         self._count_due_s = 0.0
         self._is_loaded = False
         self._overflown = False
@@ -114,6 +118,7 @@ class ForeignProcesses:
             Like ``follow``.
         """
         self._is_loaded = True
+        self._tree_period_s = SERVICE_TREE_PERIOD_S
         self._tree_due_s = self._count_due_s = 0.0
         news = self.follow()
         for each in self.held:
@@ -137,13 +142,20 @@ class ForeignProcesses:
             return []
         self._count_due_s = now_s + COUNT_PERIOD_S
         news = self._take_ends(now_s)
+        if news:  # a parent that replaces it does so now
+            self._tree_due_s = 0.0
         if now_s >= self._tree_due_s:
-            self._tree_due_s = now_s + (TREE_PERIOD_S if self._is_loaded else _SETUP_PERIOD_S)
+            self._tree_due_s = now_s + (self._tree_period_s if self._is_loaded else _SETUP_PERIOD_S)
             news += self._look_for_new(now_s)
         for each in self.held:
             if not each.ended_ns:
                 self._count(each)
         return news
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits until one of them ends, but not longer than that."""
+        if self._ends.wait(timeout_s):
+            time.sleep(min(_END_AGAIN_S, timeout_s))  # it may be a zombie for a while
 
     def describe(self) -> list[dict[str, int | str | bool]]:
         """The processes for the manifest; who owned the listener when it was first seen."""

@@ -34,6 +34,7 @@ from pathlib import Path
 from probes.clock import NS_PER_MS, NS_PER_S
 from probes.errors import ProbeUnavailableError
 from probes.live import Counter, Live
+from probes.own_cost import WATCH_NICE, stand_back
 from probes.probe import Target
 from probes.process_tree import is_python
 from probes.pyspy import find_py_spy
@@ -130,6 +131,9 @@ class BlockedSamplesProbe:
         self._dumped_ns: dict[int, int] = {}
         self._still: StillWatch | None = None
         self._is_python: dict[int, bool] = {}
+        self._looked_ns = 0
+        self._distance_ns = round(self.period_s * NS_PER_S)
+        self.is_alarmed = False
 
     def check(self) -> None:
         """Always possible where a fleet of ours runs."""
@@ -154,8 +158,16 @@ class BlockedSamplesProbe:
     def sample(self, at_ns: int) -> None:
         """Looks at every process in a turn; writes the row that waited for its Python stack."""
         self._take_dump()
+        self._distance_ns = round(self.period_s * NS_PER_S)
+        if self._still is not None:
+            if self._looked_ns:
+                self._distance_ns = min(at_ns - self._looked_ns, NS_PER_S)
+            self._looked_ns = at_ns
+        self.is_alarmed = False
         for slot in self._slots:
             if self._still is not None:
+                if not slot[Counter.PID]:
+                    break  # whoever follows a server that is not ours takes the slots in order
                 self._look_from_outside(at_ns, slot, self._still)
                 continue
             turn_ns = slot[Counter.LOOP_ENTERED_NS]
@@ -192,7 +204,7 @@ class BlockedSamplesProbe:
     def _look_from_outside(self, at_ns: int, slot: memoryview[int], still: StillWatch) -> None:
         """The same for a process that says nothing of its turns."""
         pid = slot[Counter.PID]
-        if not pid or slot[Counter.STOPPED_NS]:
+        if slot[Counter.STOPPED_NS]:
             return
         folder = f"/proc/{pid}"
         stat, channel = _read(f"{folder}/stat"), _read(f"{folder}/wchan")
@@ -202,6 +214,7 @@ class BlockedSamplesProbe:
         since_ns = still.since_ns(at_ns, pid, state_of(stat), channel)
         if not since_ns:
             return
+        self.is_alarmed = True
         call = syscall_of(_read(f"{folder}/syscall"))
         stack = kernel_stack_of(_read(f"{folder}/stack"))
         sample = _Sample(at_ns, pid, since_ns, state_of(stat), channel, call, stack)
@@ -229,6 +242,8 @@ class BlockedSamplesProbe:
             os.close(output_fd)
             self._py_spy = None
             return False
+        if self._still is not None:
+            stand_back(WATCH_NICE, child.pid)
         self._dumped_ns[sample.pid] = sample.at_ns
         self._dump = _Dump(sample, is_same, child, output_fd)
         return True
@@ -268,7 +283,7 @@ class BlockedSamplesProbe:
             sample.syscall,
             sample.kernel_stack,
             python_stack,
-            round(self.period_s * NS_PER_S),
+            self._distance_ns,
         )
 
     def stop(self, at_ns: int) -> None:

@@ -147,6 +147,7 @@ def failing_syscalls(btf: Btf) -> BpfSource:
             "failures": MapType(FAILURE_KEY, FAILURE),
             "failure_records": MapType(FAILURE_RECORD_KEY, FAILURE_RECORD),
             "failure_traces": MapType("<u4", STACK),
+            "calls_passed": MapType("<u4", "<u8"),
         },
     )
 

@@ -27,6 +27,7 @@ from probes import registry
 from probes.collector import Collector
 from probes.errors import ExitCode, ToolkitError, UsageError
 from probes.live import Live
+from probes.own_cost import END_NICE, START_NICE, WATCH_NICE, stand_back
 from probes.rundir import RunDir
 
 _PR_SET_PDEATHSIG = 1
@@ -107,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if arguments.attached:
+        stand_back(START_NICE)
     sys.meta_path.insert(0, NoPandas())
     try:
         if arguments.netns_fd is not None:
@@ -127,7 +130,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             with contextlib.suppress(BrokenPipeError):
                 os.write(arguments.ready_fd, line.encode())
             os.close(arguments.ready_fd)
+            if arguments.attached:
+                # Without root there is no way back, and the end has a deadline.
+                stand_back(WATCH_NICE if os.geteuid() == 0 else START_NICE)
             collector.loop()
+            if arguments.attached:
+                stand_back(END_NICE)
         collector.stop()
     except ToolkitError as error:
         sys.stderr.write(f"error: {error.message}\nfix: {error.fix}\n")

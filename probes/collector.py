@@ -1,7 +1,8 @@
 """Drives every probe of a run in one thread, by deadlines.
 
 A probe that cannot run or that breaks becomes its row in ``probe_health``; the others go on. Rows
-are flushed once a second, so that a killed probe process loses at most about that.
+are flushed once a second, so that a killed probe process loses at most about that. A server in
+service is watched within a budget (``probes/attached_pace.py``): then the periods are longer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
-from probes import registry
+from probes import attached_pace, registry
+from probes.attached_pace import AttachedPace
 from probes.clock import NS_PER_MS, NS_PER_S, now_ns
 from probes.errors import ProbeUnavailableError
 from probes.hot_worker import AcceptFailures, HotWorkerWatch
@@ -58,6 +60,7 @@ class Driven:
         cpu_ns: CPU time of this thread inside the probe.
         running: It is started and has not failed.
         reported: Its health row is written.
+        put_off_count: Samples that were not taken, to keep the cost within the budget.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Driven:
     cpu_ns: int = 0
     running: bool = False
     reported: bool = False
+    put_off_count: int = 0
 
 
 class _ProbeHangs(Exception):  # noqa: N818  # a signal inside this module, never shown
@@ -137,6 +141,7 @@ class Collector:
     _hot: HotWorkerWatch | None = None
     _target: Target | None = None
     _free_slots: list[memoryview] = field(default_factory=list)
+    _pace: AttachedPace | None = None
     _stop_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(self) -> None:
@@ -180,7 +185,7 @@ class Collector:
             self.server_ports,
             self.live,
             attached=self.attached,
-            is_sparing=self.attached and set(self.names) == set(registry.sparing()),
+            is_sparing=self.attached and set(self.names) <= set(registry.sparing()),
             allow_pauses=self.allow_pauses,
         )
         for entry in self.driven:
@@ -192,6 +197,8 @@ class Collector:
         if registry.syscall_mix_watches_all(list(self.names)):
             self._watch_syscalls(set(target.processes))
         self._hot = HotWorkerWatch(target.processes, self.live, self._accept_failures)
+        if target.is_sparing:
+            self._pace = AttachedPace(self.live)
         for note in target.notes:
             _log(f"note: {note}")
         for entry in self.driven:
@@ -205,9 +212,10 @@ class Collector:
 
     def _follow(self) -> None:
         """Tells the probes of processes that took a slot since the last look."""
-        taken = [slot for slot in self._free_slots if slot[Counter.ROLE] != Role.FREE]
-        if not taken or self._target is None:
+        # They are taken in order.
+        if self._target is None or self._free_slots[0][Counter.ROLE] == Role.FREE:
             return
+        taken = [slot for slot in self._free_slots if slot[Counter.ROLE] != Role.FREE]
         self._free_slots = [s for s in self._free_slots if s[Counter.ROLE] == Role.FREE]
         for slot in taken:
             pid = slot[Counter.PID]
@@ -238,7 +246,8 @@ class Collector:
     def loop(self) -> None:
         """Samples by deadlines until the supervisor asks to stop."""
         phase = self.live.phase
-        flush_due_ns = now_ns() + FLUSH_NS
+        flush_ns = attached_pace.FLUSH_NS if self._pace is not None else FLUSH_NS
+        flush_due_ns = now_ns() + flush_ns
         hot_due_ns = now_ns()
         follow_due_ns = now_ns()
         while True:
@@ -253,11 +262,14 @@ class Collector:
             if self._free_slots and at_ns >= follow_due_ns:
                 follow_due_ns = at_ns + FOLLOW_NS
                 self._follow()
+                if self._pace is not None and self._hot is not None and self._target is not None:
+                    follow_due_ns = self._pace.look_due_ns(at_ns)
+                    self._target.stretch = self._pace.look(at_ns, is_hot=self._hot.pid > 0)
             if at_ns >= hot_due_ns:
                 hot_due_ns = at_ns + HOT_NS
                 self._look_for_hot_worker(at_ns)
             if at_ns >= flush_due_ns:
-                flush_due_ns = at_ns + FLUSH_NS
+                flush_due_ns = at_ns + flush_ns
                 self._flush()
             due_ns = min(
                 [hot_due_ns, flush_due_ns, *(e.due_ns for e in self.driven if e.running)],
@@ -348,7 +360,7 @@ class Collector:
             error = next((writer.last_error for writer in writers if writer.last_error), "")
             reason = f"{lost_rows_count} rows could not be written: {error}"
             fix = f"df -h {self.run.path}; choose another place with --output DIR"
-        reason = reason or getattr(probe, "note", "")
+        reason = reason or attached_pace.notes(getattr(probe, "note", ""), entry.put_off_count)
         self._health.append(
             now_ns(),
             entry.name,
@@ -367,10 +379,18 @@ class Collector:
         assert entry.probe is not None
         at_ns = now_ns()
         period_ns = int(entry.probe.period_s * NS_PER_S)
-        entry.due_ns, is_late = next_due_ns(entry.due_ns, at_ns, period_ns)
+        if self._pace is None:
+            entry.due_ns, is_late = next_due_ns(entry.due_ns, at_ns, period_ns)
+        else:
+            is_late = at_ns - entry.due_ns > period_ns
+            is_self_paced = getattr(entry.probe, "is_self_paced", False)
+            entry.due_ns, put_off_count = self._pace.next_due_ns(at_ns, period_ns, is_self_paced)
+            entry.put_off_count += put_off_count
         entry.late_count += is_late
         with self._guarded(entry):
             entry.probe.sample(at_ns)
+        if self._pace is not None and getattr(entry.probe, "is_alarmed", False):
+            self._pace.alert(at_ns)
 
     def _sample_named(self, name: str) -> None:
         for entry in self.driven:

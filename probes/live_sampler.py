@@ -65,6 +65,7 @@ class LiveSamplesProbe:
         self._live: Live | None = None
         self._slots: list[tuple[int, memoryview[int], memoryview[int]]] = []
         self._before: dict[int, tuple[int, int, tuple[int, ...]]] = {}
+        self._attached = False
 
     def check(self) -> None:
         """Always possible where a fleet of ours runs."""
@@ -81,6 +82,7 @@ class LiveSamplesProbe:
                 fix="none needed: process_samples and the eBPF probes watch foreign servers",
             )
         self._live = target.live
+        self._attached = target.attached
         self.writers = [target.run.writer("live_samples", self.name)]
         self._slots = [
             (index, target.live.slot(index), target.live.lag_histogram(index))
@@ -91,6 +93,8 @@ class LiveSamplesProbe:
         """Appends a row for every slot that has an owner."""
         writer = self.writers[0]
         for index, slot, lags in self._slots:
+            if self._attached and not slot[Counter.PID]:
+                break  # whoever follows a server that is not ours takes the slots in order
             word = _SLOT.unpack_from(slot)
             role = _ROLES.get(word[Counter.ROLE])
             if role is None or not word[Counter.PID]:

@@ -4,7 +4,9 @@ Life of a probe, all in one thread of the probe process, which is root where the
 
     check() -> start(target) -> sample(at_ns) every period_s -> stop(at_ns)
 
-A probe may have ``add_process(ref)``: a process of a server that is not ours came later.
+A probe may have ``add_process(ref)``: a process of a server that is not ours came later. Of a
+server in service (``Target.is_sparing``) the collector makes the periods longer, except where the
+probe ``is_self_paced``; one that ``is_alarmed`` after a sample has seen what deserves close ones.
 
 ``check`` and ``start`` raise ``ProbeUnavailableError`` when the probe cannot run here: that becomes
 its row in ``probe_health`` and nothing else. ``sample`` reads what the kernel aggregated and
@@ -51,6 +53,7 @@ class Target:
             the shared memory are filled by those who watch.
         is_sparing: Probes whose cost falls on the target watch it a part of the time.
         allow_pauses: The user allows probes to stop the target for a moment.
+        stretch: How much longer than usual the periods are now, for the sake of the target.
     """
 
     run: RunDir
@@ -61,6 +64,7 @@ class Target:
     attached: bool = False
     is_sparing: bool = False
     allow_pauses: bool = False
+    stretch: float = 1.0
 
 
 class Probe(Protocol):

@@ -265,6 +265,10 @@ class EndWatch:
         """Those that have exited and were not forgotten yet; never waits."""
         return [self._pid_of[fd] for fd, _ in self._poll.poll(0)]
 
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until one ends that was not forgotten yet; False when none does in that time."""
+        return bool(self._poll.poll(max(0.0, timeout_s) * 1_000))
+
     def wait_status(self, pid: int) -> int | None:
         """Its wait status (wait(2)) once its parent has reaped it, None before or when unknown."""
         info = ctypes.create_string_buffer(64)

@@ -253,6 +253,7 @@ class LiveView:
         stream: Where to; sys.stderr when None.
         remarks: Lines that stay true all the time: what the plan expects, where metrics are. They
             are printed once, and stand below the picture where that leaves room.
+        redraw_period_s: How often a terminal gets a new picture at most.
     """
 
     def __init__(
@@ -261,7 +262,9 @@ class LiveView:
         enabled: bool,
         stream: TextIO | None = None,
         remarks: Sequence[str] = (),
+        redraw_period_s: float = REDRAW_PERIOD_S,
     ) -> None:
+        self._redraw_period_s = redraw_period_s
         self._target_connections = target_connections
         self._enabled = enabled
         self._remarks = [printable(remark) for remark in remarks]
@@ -279,6 +282,11 @@ class LiveView:
             self._picture = Redrawn(self._stream, colour=has_colour(self._stream))
         return self
 
+    def is_due(self, phase: str) -> bool:
+        """Whether ``update`` would show something now, for whom a status costs too much."""
+        phase_changed = self._last is None or self._last.phase != phase
+        return self._enabled and (phase_changed or time.monotonic() >= self._next_s)
+
     def update(self, status: Status) -> None:
         """Takes the newest status; draws it when enough time has passed or the phase changed."""
         if not self._enabled:
@@ -295,7 +303,7 @@ class LiveView:
         width, height = self._picture.size()
         lines = picture(status, self._target_connections, width, height)
         self._picture.draw(lines + remark_lines(self._remarks, width, height - 2 - len(lines)))
-        self._next_s = now_s + REDRAW_PERIOD_S
+        self._next_s = now_s + self._redraw_period_s
 
     def _print_plain(self, status: Status) -> None:
         self._printed = status

@@ -351,6 +351,9 @@ def test_a_killed_attach_leaves_no_process_and_no_program(world):
     assert len(tree) >= 2
     programs = programs_of(tree)
     assert programs
+    # meanwhile it takes only what others leave
+    world.deadline("it stands back", lambda: os.getpriority(os.PRIO_PROCESS, tree[1]) == 19)
+    assert os.sched_getscheduler(tree[1]) == os.SCHED_BATCH
     attach.child.kill()
     world.deadline(
         "all of it ends",

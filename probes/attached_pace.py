@@ -1,0 +1,112 @@
+"""How often the probes look at a server in service: close when something happens.
+
+The signs are in the shared memory, which whoever follows the processes fills: a process that came
+or ended, EMFILE, descriptors that run out. The collector adds a hot worker and a loop that stands
+still. ``probes/governor.py`` makes one factor of them and of what watching has cost so far.
+"""
+
+from __future__ import annotations
+
+import os
+
+from probes.clock import NS_PER_S
+from probes.governor import CALM_STRETCH, Governor, aligned_ns
+from probes.live import Counter, Live
+from probes.own_cost import OwnCost
+
+FLUSH_NS = 2 * NS_PER_S
+_LOOK_NS = NS_PER_S // 5
+_SPEND_NS = NS_PER_S
+_FULL_SHARE = 0.9
+
+Signs = tuple[int, int, int, int]
+
+
+def signs_of(live: Live) -> Signs:
+    """What the followed processes say of moments that matter: a change is a sign.
+
+    Returns:
+        Processes seen, ended, with nearly all of their descriptors in use; EMFILE so far.
+    """
+    seen = ended = full = emfile = 0
+    for index in range(live.slot_count):
+        slot = live.slot(index)
+        if not slot[Counter.PID]:
+            break  # they are taken in order
+        seen += 1
+        emfile += slot[Counter.ACCEPT_EMFILE_TOTAL]
+        if slot[Counter.STOPPED_NS]:
+            ended += 1
+            continue
+        used = slot[Counter.OPEN_COUNT] + slot[Counter.OWN_FDS_COUNT]
+        full += used >= _FULL_SHARE * slot[Counter.NOFILE_SOFT_COUNT] > 0
+    return seen, ended, full, emfile
+
+
+def notes(note: str, put_off_count: int) -> str:
+    """The note of a probe's health row, with what the budget took from it."""
+    if not put_off_count:
+        return note
+    put_off = f"{put_off_count} samples were not taken, to keep the cost within the budget"
+    return f"{note}; {put_off}" if note else put_off
+
+
+class AttachedPace:
+    """Reads the signs and clocks for a ``Governor``.
+
+    Args:
+        live: Shared memory of the run.
+        governor: Its budget; the default one when None.
+    """
+
+    def __init__(self, live: Live, governor: Governor | None = None) -> None:
+        self._live = live
+        self._governor = governor if governor is not None else Governor()
+        self._cost = OwnCost(os.getppid())
+        self._spend_due_ns = 0
+        self._signs: Signs | None = None
+
+    def alert(self, at_ns: int) -> None:
+        """Something happens that deserves close samples."""
+        self._governor.alert(at_ns)
+
+    def look_due_ns(self, at_ns: int) -> int:
+        """When to look for signs next."""
+        return aligned_ns(at_ns, _LOOK_NS)
+
+    def look(self, at_ns: int, *, is_hot: bool) -> float:
+        """Looks for signs, and at the clocks once a second.
+
+        Args:
+            at_ns: When.
+            is_hot: Some worker is hot.
+
+        Returns:
+            How much longer than usual the periods are from now on.
+        """
+        signs = signs_of(self._live)
+        if is_hot or (self._signs is not None and signs != self._signs):
+            self._governor.alert(at_ns)
+        self._signs = signs
+        if at_ns >= self._spend_due_ns:
+            self._spend_due_ns = at_ns + _SPEND_NS
+            self._governor.spend(at_ns, self._cost.total_ns())
+        return self._governor.stretch(at_ns)
+
+    def next_due_ns(self, at_ns: int, period_ns: int, is_self_paced: bool) -> tuple[int, int]:
+        """When a probe is due next.
+
+        Args:
+            at_ns: When it was sampled.
+            period_ns: Its own period.
+            is_self_paced: It keeps that period, having a budget of its own.
+
+        Returns:
+            The moment, and how many samples fewer there are until then than the calm pace takes,
+            since the budget is overdrawn.
+        """
+        if is_self_paced:
+            return aligned_ns(at_ns, period_ns), 0
+        longer_ns = self._governor.period_ns(at_ns, period_ns)
+        put_off_count = max(0, round(longer_ns / (CALM_STRETCH * period_ns)) - 1)
+        return aligned_ns(at_ns, longer_ns), put_off_count

@@ -1,0 +1,78 @@
+"""What watching costs by itself, and how the watching processes stand back for the others.
+
+``OwnCost`` adds up the CPU clocks of this process, of the one that started it and of its children
+(py-spy): one clock_gettime(2) each (clock ids of other processes: kernel/time/posix-cpu-timers.c).
+
+``stand_back`` makes this process one that only takes what others leave: SCHED_BATCH does not
+interrupt who runs when it wakes up, nice 19 has 15 of the 1,024 weights of a normal task, so 1.5 %
+of a core that others want whole (sched(7), kernel/sched/core.c sched_prio_to_weight). Where the
+scheduler groups tasks by session (sched(7), autogroup), the group gets the same value: else nice
+would count among the tasks of this session only. Between control groups nice does not count at all:
+there the budget of ``probes.governor`` is what bounds the cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import time
+from pathlib import Path
+
+from probes.clock import NS_PER_S
+
+START_NICE, WATCH_NICE, END_NICE = 5, 19, 5
+"""The end of a run is short and somebody waits for it; so is the start, which compiles."""
+
+_CPUCLOCK_SCHED = 2
+
+
+def process_cpu_ns(pid: int) -> int:
+    """CPU time of all threads of a process, -1 when it is gone.
+
+    Its children are not in it.
+    """
+    try:
+        return time.clock_gettime_ns(~pid << 3 | _CPUCLOCK_SCHED)
+    except OSError:
+        return -1
+
+
+class OwnCost:
+    """Adds up what this process, its parent and its children use.
+
+    Args:
+        parent_pid: The process that started this one and waits for it, 0 for none.
+    """
+
+    def __init__(self, parent_pid: int) -> None:
+        self._parent_pid = parent_pid
+        self._children_path = f"/proc/self/task/{os.getpid()}/children"
+
+    def total_ns(self) -> int:
+        """CPU time of all of them since they started; grows only.
+
+        A child's time moves to ``RUSAGE_CHILDREN`` when it is reaped, which is this thread's work.
+        """
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total_ns = time.process_time_ns() + round((ended.ru_utime + ended.ru_stime) * NS_PER_S)
+        pids = [self._parent_pid] if self._parent_pid else []
+        with contextlib.suppress(OSError), open(self._children_path, encoding="ascii") as stream:  # noqa: PTH123 - once a second
+            pids += map(int, stream.read().split())
+        return total_ns + sum(max(0, process_cpu_ns(pid)) for pid in pids)
+
+
+def stand_back(nice: int, pid: int = 0) -> None:
+    """Lets a process take only what others leave; what the kernel refuses is left as it is.
+
+    Args:
+        nice: ``START_NICE``, ``WATCH_NICE`` or ``END_NICE``; below the present one needs root.
+        pid: A process that is alone in its session with what it starts, 0 for this one.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
+    with contextlib.suppress(OSError):
+        if os.getsid(pid) == (pid or os.getpid()):  # else others are in the session: not ours
+            Path(f"/proc/{pid or 'self'}/autogroup").write_text(f"{nice}\n", encoding="ascii")

@@ -1,0 +1,146 @@
+"""What decides how often a server in service is looked at, on real clocks and shared memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from probes import own_cost
+from probes.attached_pace import AttachedPace, notes, signs_of
+from probes.clock import NS_PER_MS, NS_PER_S, now_ns
+from probes.governor import Governor
+from probes.live import Counter
+from probes.own_cost import OwnCost, process_cpu_ns, stand_back
+from probes.probe import ProcessRef, Target
+from probes.pyspy import ATTACHED_LOW_MOST_COUNT, PythonStacksProbe
+
+
+def occupy(slot, pid: int, **words: int) -> None:
+    slot[Counter.PID] = pid
+    for name, value in words.items():
+        slot[Counter[name.upper()]] = value
+
+
+def test_signs_are_of_the_processes_that_are_followed(new_live):
+    live, _ = new_live(4, 1)
+    assert signs_of(live) == (0, 0, 0, 0)
+    occupy(live.slot(0), 23, open_count=80, own_fds_count=10, nofile_soft_count=100)
+    occupy(live.slot(1), 24, open_count=79, own_fds_count=10, nofile_soft_count=100)
+    occupy(live.slot(2), 25, stopped_ns=7, accept_emfile_total=11, open_count=100)
+    assert signs_of(live) == (3, 1, 1, 11)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("ACCEPT_EMFILE_TOTAL", 1), ("STOPPED_NS", 1), ("OPEN_COUNT", 95)]
+)
+def test_a_sign_brings_close_samples(new_live, word, value):
+    live, _ = new_live(2, 1)
+    occupy(live.slot(0), os.getpid(), open_count=10, nofile_soft_count=100)
+    pace = AttachedPace(live)
+    assert pace.look(NS_PER_S, is_hot=False) == 2
+    assert pace.look(2 * NS_PER_S, is_hot=False) == 2
+    assert pace.next_due_ns(2 * NS_PER_S + 1, NS_PER_S, False) == (4 * NS_PER_S, 0)
+    live.slot(0)[Counter[word]] = value
+    assert pace.look(3 * NS_PER_S, is_hot=False) == 1
+    assert pace.next_due_ns(3 * NS_PER_S + 1, NS_PER_S, False) == (4 * NS_PER_S, 0)
+
+
+def test_what_the_budget_takes_is_counted(new_live):
+    live, _ = new_live(1, 1)
+    governor = Governor(budget_share=0.0, burst_ns=0)
+    pace = AttachedPace(live, governor)
+    at_ns = now_ns()
+    pace.look(at_ns, is_hot=False)
+    end_s = time.process_time() + 0.01
+    while time.process_time() < end_s:
+        pass
+    assert pace.look(at_ns + 2 * NS_PER_S, is_hot=True) == 4
+    due_ns, put_off_count = pace.next_due_ns(at_ns, NS_PER_S, False)
+    assert (due_ns % (4 * NS_PER_S), put_off_count) == (0, 1)
+    assert pace.next_due_ns(NS_PER_S, NS_PER_S // 5, True) == (NS_PER_S + NS_PER_S // 5, 0)
+    assert notes("seen half", 0) == "seen half"
+    assert notes("seen half", 3).startswith("seen half; 3 samples were not taken")
+
+
+BURN = """
+def burn(cpu_s):
+    end_s = time.process_time() + cpu_s
+    while time.process_time() < end_s:
+        pass
+burn(0.1)
+ready()
+select.select([0], [], [])
+"""
+
+
+def test_the_cost_is_of_this_process_its_parent_and_children_that_live_or_ended(python_child):
+    cost = OwnCost(0)
+    before_ns = cost.total_ns()
+    child, _ = python_child(BURN)
+    living_ns = cost.total_ns() - before_ns
+    assert living_ns >= 100 * NS_PER_MS
+    assert process_cpu_ns(child.pid) <= living_ns
+    child.kill()
+    child.wait()
+    # rusage counts whole microseconds, and the scheduler scales it to ticks
+    assert cost.total_ns() - before_ns >= living_ns - 5 * NS_PER_MS
+    assert OwnCost(os.getppid()).total_ns() > cost.total_ns() - NS_PER_S // 2
+    assert process_cpu_ns(child.pid) == -1
+
+
+def autogroup_of(pid: int) -> str:
+    """'' where the kernel has none (CONFIG_SCHED_AUTOGROUP), or the process is in none."""
+    try:
+        return Path(f"/proc/{pid}/autogroup").read_text()
+    except OSError:
+        return ""
+
+
+def test_who_stands_back_takes_what_others_leave(python_child):
+    child, _ = python_child("os.setsid()\nready(); time.sleep(60)")
+    stand_back(own_cost.WATCH_NICE, child.pid)
+    assert os.sched_getscheduler(child.pid) == os.SCHED_BATCH
+    assert os.getpriority(os.PRIO_PROCESS, child.pid) == 19
+    group = autogroup_of(child.pid)
+    assert group == "" or group.split()[-1] == "19"
+    stand_back(own_cost.WATCH_NICE, 1 << 30)  # gone: nothing to do
+
+
+def test_who_shares_a_session_slows_only_itself(python_child):
+    child, _ = python_child("ready(); time.sleep(60)")
+    before = autogroup_of(os.getpid())
+    stand_back(own_cost.START_NICE, child.pid)
+    assert os.getpriority(os.PRIO_PROCESS, child.pid) == 5
+    assert autogroup_of(os.getpid()) == before
+
+
+def test_many_workers_are_sampled_in_turn(run, monkeypatch):
+    opened: list[int] = []
+    probe = PythonStacksProbe()
+    monkeypatch.setattr(probe, "check", lambda: None)
+    monkeypatch.setattr(probe, "_open", lambda pid, *_: opened.append(pid))
+    monkeypatch.setattr(probe, "_is_there", lambda pid: pid != 12)
+    refs = {pid: ProcessRef(pid, "server", pid, is_python=True) for pid in range(10, 17)}
+    probe.start(Target(run, refs, frozenset(), None, attached=True, is_sparing=True))
+    assert opened == [10, 11, 12, 13]
+    assert len(opened) == ATTACHED_LOW_MOST_COUNT
+    probe._begun_ns = {10: 1, 11: 2, 12: 3, 13: 4, 14: 5}
+    probe._open_next(_window(11))
+    assert opened[-1] == 15  # was never sampled yet
+    probe._begun_ns |= {15: 6, 16: 7}
+    probe._open_next(_window(15))
+    assert opened[-1] == 10  # the longest ago; 12 is gone
+    for writer in probe.writers:
+        writer.close()
+
+
+def _window(pid: int):
+    class Window:
+        pass
+
+    window = Window()
+    window.pid = pid
+    return window
