@@ -19,10 +19,7 @@ _LOOK_NS = NS_PER_S // 5
 _SPEND_NS = NS_PER_S
 _FULL_SHARE = 0.9
 
-Signs = tuple[int, int, int, int]
-
-
-def signs_of(live: Live) -> Signs:
+def signs_of(live: Live) -> tuple[int, int, int, int]:
     """What the followed processes say of moments that matter: a change is a sign.
 
     Returns:
@@ -64,7 +61,7 @@ class AttachedPace:
         self._governor = governor if governor is not None else Governor()
         self._cost = OwnCost(os.getppid())
         self._spend_due_ns = 0
-        self._signs: Signs | None = None
+        self._signs: tuple[int, ...] | None = None
 
     def alert(self, at_ns: int) -> None:
         """Something happens that deserves close samples."""
@@ -84,8 +81,9 @@ class AttachedPace:
         Returns:
             How much longer than usual the periods are from now on.
         """
-        signs = signs_of(self._live)
-        if is_hot or (self._signs is not None and signs != self._signs):
+        # One that stays hot is sampled by those probes that look at it; the others need not hurry.
+        signs = *signs_of(self._live), int(is_hot)
+        if self._signs is not None and signs != self._signs:
             self._governor.alert(at_ns)
         self._signs = signs
         if at_ns >= self._spend_due_ns:
