@@ -80,7 +80,9 @@ def test_an_end_is_seen_with_its_status():
     child = subprocess.Popen(["sh", "-c", "read line; exit 23"], stdin=subprocess.PIPE)
     assert watch.add(child.pid)
     assert watch.ended() == []
+    assert not watch.wait(0.001)
     child.communicate()
+    assert watch.wait(20.0)
     assert watch.ended() == [child.pid]
     status = watch.wait_status(child.pid)
     major, minor = (int(part) for part in os.uname().release.split(".")[:2])

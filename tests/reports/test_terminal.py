@@ -62,6 +62,19 @@ def test_a_pipe_gets_plain_lines_one_per_phase():
     assert "\x1b" not in stream.getvalue()
 
 
+def test_a_status_is_asked_for_only_when_it_would_be_shown():
+    with LiveView(0, enabled=True, stream=io.StringIO()) as view:
+        assert view.is_due("watch")
+        view.update(_status(phase="watch"))
+        assert not view.is_due("watch")
+        assert view.is_due("collect")
+    with LiveView(0, enabled=True, stream=io.StringIO(), redraw_period_s=0.0) as view:
+        view.update(_status(phase="watch"))
+        assert not view.is_due("watch"), "a pipe keeps its own period"
+    with LiveView(0, enabled=False, stream=io.StringIO()) as view:
+        assert not view.is_due("watch")
+
+
 def test_disabled_shows_nothing():
     stream = io.StringIO()
     with LiveView(10, enabled=False, stream=stream) as view:
