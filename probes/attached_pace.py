@@ -19,6 +19,7 @@ _LOOK_NS = NS_PER_S // 5
 _SPEND_NS = NS_PER_S
 _FULL_SHARE = 0.9
 
+
 def signs_of(live: Live) -> tuple[int, int, int, int]:
     """What the followed processes say of moments that matter: a change is a sign.
 
