@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BAR_PCT = 1.0
-FOREIGN_MOST_PCT = 25.0
-"""CPU of a core that strangers may take in a window of a pair that counts."""
+FOREIGN_MOST_PCT = 15.0
+"""CPU of a core that strangers may take in a window of a pair that counts, beyond what they take in
+the quieter windows all the time."""
 LEAST_PAIRS = 6
 _TRIM_SHARE = 0.2
 _RESAMPLES = 4_000
@@ -41,12 +42,17 @@ class Change:
 
 
 def undisturbed(pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs in which strangers left the machine alone; the least disturbed where few were."""
+    """Pairs in which strangers took no more than usual; the least disturbed where few are so.
+
+    What they take all the time meets both windows of a pair alike; what comes and goes does not.
+    """
 
     def foreign_pct(pair: Pair) -> float:
         return max(window["foreign_cpu_pct"] for window in pair)
 
-    kept = [pair for pair in pairs if foreign_pct(pair) <= FOREIGN_MOST_PCT]
+    every = sorted(window["foreign_cpu_pct"] for pair in pairs for window in pair)
+    most_pct = every[len(every) // 4] + FOREIGN_MOST_PCT
+    kept = [pair for pair in pairs if foreign_pct(pair) <= most_pct]
     if len(kept) >= min(LEAST_PAIRS, len(pairs)):
         return kept
     return sorted(pairs, key=foreign_pct)[:LEAST_PAIRS]

@@ -60,6 +60,7 @@ def test_one_stall_does_not_decide():
 
 def test_pairs_that_strangers_disturbed_do_not_count():
     quiet, loud = pairs(1.0, 0.0, 8), pairs(1.0, 0.0, 3)
+    assert undisturbed(quiet) == quiet
     for off, _ in loud:
         off["foreign_cpu_pct"] = 60.0
     assert undisturbed([*loud, *quiet]) == quiet
