@@ -144,8 +144,8 @@ _HEAD = f"""\
 server (asyncio, one process) and one client process live through the whole bench. Windows without
 and with profile-attach come in pairs, in the order off on, on off. The change is the trimmed mean
 (inner 60 %) of the pairs' log ratios with its 95 % bootstrap interval. A pair counts when strangers
-took in neither window {FOREIGN_MOST_PCT:g} % of a core more than in the quieter windows, or is among
-the six least disturbed. "Within" is said only when the whole interval is.
+took in neither window {FOREIGN_MOST_PCT:g} % of a core more than in the quieter windows, or is
+among the six least disturbed. "Within" is said only when the whole interval is.
 
 At a given load messages are due a tick of a millisecond apart, and their time counts from when they
 were due. As fast as it goes is a machine without room: server and clients take both cores, and what
