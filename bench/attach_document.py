@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -59,7 +60,7 @@ def page(setting: Setting, parts: Sequence[Measured]) -> str:
         "",
         *_cost_table(parts),
         "",
-        *_summary(changes),
+        *(textwrap.fill(line, 100, break_on_hyphens=False) for line in _summary(changes)),
         "",
         _REST,
     ]
@@ -140,12 +141,12 @@ def _summary(changes: dict[tuple[str, str], Change]) -> list[str]:
 _HEAD = f"""\
 # What profile-attach costs the server that it watches
 
-`make bench-attach ARGS=--write` measures it and writes this page, in about 8 minutes. One echo
-server (asyncio, one process) and one client process live through the whole bench. Windows without
-and with profile-attach come in pairs, in the order off on, on off. The change is the trimmed mean
-(inner 60 %) of the pairs' log ratios with its 95 % bootstrap interval. A pair counts when strangers
-took in neither window {FOREIGN_MOST_PCT:g} % of a core more than in the quieter windows, or is
-among the six least disturbed. "Within" is said only when the whole interval is.
+`make bench-attach` measures it and prints this page, in about 8 minutes. One echo server (asyncio,
+one process) and one client process live through the whole bench. Windows without and with
+profile-attach come in pairs, in the order off on, on off. The change is the trimmed mean (inner
+60 %) of the pairs' log ratios with its 95 % bootstrap interval. A pair counts when strangers took
+in neither window {FOREIGN_MOST_PCT:g} % of a core more than in the quieter windows, or is among the
+six least disturbed. "Within" is said only when the whole interval is.
 
 At a given load messages are due a tick of a millisecond apart, and their time counts from when they
 were due. As fast as it goes is a machine without room: server and clients take both cores, and what
