@@ -165,6 +165,7 @@ def rows(*stacks, thread="node"):
         (JAVA + ";Interpreter_[j]", "busy-turns", False, "Java thread"),
         (JAVA + ";sun.nio.ch.SelectorImpl::select_[j]", "io-1", False, "event loop"),
         ("[anon]+0x1", "nioEventLoopGro", False, "event loop"),
+        ("runtime.goexit;runtime.gcBgMarkWorker", "server", True, "Go thread"),
         ("start_thread;uv_run;x", "server", False, "event loop"),
         ("_start;main;work", "a.out", True, "main thread"),
         ("start_thread;work", "a.out", False, "thread"),
