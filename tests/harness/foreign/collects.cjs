@@ -27,7 +27,7 @@ server.on('connection', (socket) => {
   socket.on('error', () => {});
   socket.on('message', (data, isBinary) => {
     replaceSome(REPLACED);
-    if (messages++ % 10 === 0) zlib.deflate(block, { level: 9 }, () => {});
+    if (messages++ % 6 === 0) zlib.deflate(block, { level: 9 }, () => {});
     socket.send(data, { binary: isBinary });
   });
 });
