@@ -55,6 +55,8 @@ _KINDS_BY_NAME = (
 )
 _JAVA_MAIN = re.compile(r"(?:^|;)(?:Thread)?JavaMain(?:;|$)")
 """The launcher runs main() in a thread that it starts (JDK's src/java.base/share/native/libjli)."""
+_GO = re.compile(r"(?:^|;)runtime\.(?:goexit|mcall|mstart|schedule|systemstack)")
+"""Any thread of Go runs any goroutine, so none is for anything (src/runtime/proc.go)."""
 _SERVES_NOBODY = ("libuv pool", "V8 worker", "compiler", "VM thread", "JVM service", _COLLECTOR)
 
 
@@ -101,6 +103,8 @@ def thread_kind(rows: pd.DataFrame, *, is_main: bool) -> str:
         is_main: Its tid is the pid of its process.
     """
     text = ";".join(rows["user_stack"])
+    if _GO.search(text):
+        return "Go thread"
     is_main = is_main or _JAVA_MAIN.search(text) is not None
     kind = _kind(str(rows["thread"].iloc[-1]), text)
     if is_main:
@@ -123,7 +127,7 @@ def who_waits(kind: str) -> str:
     """Whose connections wait while a thread of that kind runs: all, own (of the thread), none."""
     if any(word in kind for word in _SERVES_NOBODY):
         return "none"
-    return "own" if kind in ("Java thread", "worker_threads thread") else "all"
+    return "own" if kind in ("Java thread", "Go thread", "worker_threads thread") else "all"
 
 
 def with_threads(view: RunView, hot: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -154,7 +154,9 @@ def _java_advice(
         return None
     if share < _LEAST_UNNAMED:
         return None
-    if any(_TO_UNNAMED_JAVA.search(stack) for stack, _ in rows):
+    unnamed_count = sum(count for stack, count in rows if "[anon]" in stack)
+    reached_count = sum(count for stack, count in rows if _TO_UNNAMED_JAVA.search(stack))
+    if reached_count >= _MOSTLY * unnamed_count:  # the interpreter has frames in any case
         return NamingAdvice(
             (once_warm,),
             f"Java methods have no names: write a map with {write_map} (JDK 17 and newer) while "

@@ -105,7 +105,7 @@ def test_node_without_a_map_is_advised_to_write_one():
         # walkable, no map; not walkable: the compiler threads alone say that it is a JVM
         ([(JAVA + ";[anon]+0xcc8;[anon]+0x5", 90)], ["jcmd HotServer Compiler.perfmap"]),
         (
-            [("[anon]+0x76ad", 90), ("start_thread;JavaThread::thread_main_inner", 3)],
+            [("[anon]+0x76ad", 90), (JAVA + ";[anon]+0xcc8;[anon]+0x5", 9)],  # interpreted
             ["-XX:+PreserveFramePointer", "jcmd HotServer Compiler.perfmap"],
         ),
         # the map is there, and the frames below it are not; or newer code is
@@ -165,6 +165,7 @@ def rows(*stacks, thread="node"):
         (JAVA + ";Interpreter_[j]", "busy-turns", False, "Java thread"),
         (JAVA + ";sun.nio.ch.SelectorImpl::select_[j]", "io-1", False, "event loop"),
         ("[anon]+0x1", "nioEventLoopGro", False, "event loop"),
+        ("runtime.goexit;runtime.gcBgMarkWorker", "server", True, "Go thread"),
         ("start_thread;uv_run;x", "server", False, "event loop"),
         ("_start;main;work", "a.out", True, "main thread"),
         ("start_thread;work", "a.out", False, "thread"),

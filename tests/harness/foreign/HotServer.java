@@ -17,8 +17,8 @@ public final class HotServer {
 
   private static void turnForever(boolean isMapped) {
     for (int turn = 0; ; turn++) {
-      sum += turn(3_000_000, turn);
-      if (isMapped && turn == 100) {
+      sum += turn(30_000, turn);
+      if (isMapped && (turn == 20_000 || turn == 40_000)) { // compiled for good by then
         writeMap();
       }
     }

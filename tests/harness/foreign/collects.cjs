@@ -20,14 +20,14 @@ function replaceSome(count) {
 
 for (let i = 0; i < KEPT; i++) kept[i] = { next: i, list: [i, { next: i }] };
 
-const block = Buffer.from(Array.from({ length: 1 << 16 }, (_, i) => (i * i) % 251));
+const block = Buffer.from(Array.from({ length: 1 << 18 }, (_, i) => (i * i * i) >> 7));
 let messages = 0;
 const server = new WebSocketServer({ port: Number(process.argv[2]), host: '127.0.0.1' });
 server.on('connection', (socket) => {
   socket.on('error', () => {});
   socket.on('message', (data, isBinary) => {
     replaceSome(REPLACED);
-    if (messages++ % 5 === 0) zlib.deflate(block, () => {});
+    if (messages++ % 6 === 0) zlib.deflate(block, { level: 9 }, () => {});
     socket.send(data, { binary: isBinary });
   });
 });
