@@ -29,7 +29,7 @@ _DOCUMENT = _ROOT / "docs" / "benchmarks-servers.md"
 _PAGE = _ROOT / "docs" / "benchmarks-servers.html"
 SMALL, LARGE = 15_000, 120_000
 NONE, AUTO = "none", "auto"
-_UNKNOWN_S = {SMALL: 9.0, LARGE: 40.0}
+_UNKNOWN_S = {SMALL: 7.0, LARGE: 30.0}
 """What a run takes where none of its kind was made, for the estimate."""
 
 
