@@ -124,21 +124,6 @@ def bullets(sentences: Sequence[str]) -> str:
     )  # fmt: skip
 
 
-def busy_remarks(background_pct: Sequence[float | None]) -> list[str]:
-    """Says before how many runs the host was not quiet; nothing when it always was.
-
-    Args:
-        background_pct: Of each run, what the host used before it; None where nobody looked.
-    """
-    busy = [each for each in background_pct if each is not None and each > QUIET_PCT]
-    if not busy:
-        return []
-    return [
-        f"The host was not quiet before {len(busy)} of {len(background_pct)} runs: others used up "
-        f"to {max(busy):.0f} % of a core."
-    ]
-
-
 def render(runs: Runs, environment: Mapping[str, str]) -> str:
     """The whole document."""
     target = runs.target_connections
@@ -225,4 +210,10 @@ def _node_table(runs: Runs) -> str:
 
 def _remarks(runs: Sequence[RunFigures]) -> list[str]:
     remarks = [f"{run.subject}, round {run.number}: {run.error}" for run in runs if run.error]
-    return remarks + busy_remarks([run.background_pct for run in runs])
+    busy = [run.background_pct for run in runs if (run.background_pct or 0) > QUIET_PCT]
+    if busy:
+        remarks.append(
+            f"The host was not quiet before {len(busy)} of {len(runs)} runs: others used up to "
+            f"{max(each for each in busy if each is not None):.0f} % of a core."
+        )
+    return remarks

@@ -29,7 +29,7 @@ _DOCUMENT = _ROOT / "docs" / "benchmarks-servers.md"
 _PAGE = _ROOT / "docs" / "benchmarks-servers.html"
 SMALL, LARGE = 15_000, 120_000
 NONE, AUTO = "none", "auto"
-_UNKNOWN_S = {SMALL: 9.0, LARGE: 40.0}
+_UNKNOWN_S = {SMALL: 7.0, LARGE: 30.0}
 """What a run takes where none of its kind was made, for the estimate."""
 
 
@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     add("--repeats-at-most", type=count, default=3, metavar="N",
         help=f"the same at {LARGE:,} and more, default 3")  # fmt: skip
     add("--quiet-wait", type=float, default=10.0, metavar="S",
-        help="wait at most so long before each run for a quiet host, and mark it if it was not; "
-        "default 10")  # fmt: skip
+        help="wait at most so long before each run for a quiet host, default 10; what ran on "
+        "another is marked, and measured again by the next call")  # fmt: skip
     add("--seconds", type=float, default=0.0, metavar="S",
         help="begin no run that would not be done by then; the same command goes on with what is "
         "left; default no limit")  # fmt: skip
@@ -76,14 +76,14 @@ def missing_runs(
     """What is still to be measured, in rounds over all servers, the smallest size first.
 
     Of each size ``repeats`` runs without probes, for the figures (``at_most`` from ``LARGE``
-    connections on); of the largest one more with the default probes, for the verdict. Every second
-    round goes backwards, so that what drifts meets all servers alike.
+    connections on), on a quiet host; of the largest one more with the default probes, for the
+    verdict. Every second round goes backwards, so that what drifts meets all servers alike.
     """
     for size in sorted(sizes):
         wanted = at_most if size >= LARGE else repeats
         for number in range(1, wanted + 1):
             for server in servers if number % 2 else reversed(servers):
-                if len(runs.of(server, size, NONE)) < number:
+                if sum(run.was_quiet for run in runs.of(server, size, NONE)) < number:
                     yield ServerRun(server, size, NONE)
     for server in servers:
         if not runs.of(server, max(sizes), AUTO):
@@ -193,7 +193,7 @@ def _measure(run: ServerRun, peer: Peer, host: Host) -> None:
         f"{(run.server_pss_bytes or 0) / 1e3:.1f} kB and kernel "
         f"{(run.slab_bytes or 0) / 1e3:.1f} kB a connection, {run.cause}, "
         f"took {run.took_s:.1f} s"
-        + ("" if run.was_quiet else f"; host not quiet: {run.background_pct:.0f} %")
+        + ("" if run.was_quiet else f"; host not quiet, {run.background_pct:.0f} % before it")
         + (f"; {run.error}" if run.error else "")
     )
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from bench.figures import QUIET_PCT, Spread, summarise
 
+_OTHERS_MOST_SHARE = 0.25
+"""Of the CPU of a ramp: the kernel's own threads and what watches take up to about a sixth."""
+
 
 @dataclass(slots=True)
 class ServerRun:
@@ -80,8 +83,13 @@ class ServerRun:
 
     @property
     def was_quiet(self) -> bool:
-        """Nobody else used the host just before it."""
-        return self.background_pct is not None and self.background_pct < QUIET_PCT
+        """Nobody else used the host just before it, nor much of it in the ramp."""
+        if self.background_pct is None or self.background_pct >= QUIET_PCT:
+            return False
+        if not self.host_cpu_us or self.server_cpu_us is None or self.client_cpu_us is None:
+            return True
+        others_us = self.host_cpu_us - self.server_cpu_us - self.client_cpu_us
+        return others_us < _OTHERS_MOST_SHARE * self.host_cpu_us
 
 
 class ServerRuns:
@@ -108,8 +116,13 @@ class ServerRuns:
         ]
 
     def spread(self, server: str, connections: int, figure: str) -> Spread | None:
-        """Median and extremes of a figure over the runs without probes."""
-        return summarise(getattr(run, figure) for run in self.of(server, connections, "none"))
+        """Median and extremes of a figure over the runs that count."""
+        return summarise(getattr(run, figure) for run in self.counted(server, connections))
+
+    def counted(self, server: str, connections: int) -> list[ServerRun]:
+        """The runs without probes: those on a quiet host, where there are some; else all."""
+        runs = self.of(server, connections, "none")
+        return [run for run in runs if run.was_quiet] or runs
 
     def verdict(self, server: str, connections: int) -> ServerRun | None:
         """The run whose verdict counts: the last with probes, else the last."""

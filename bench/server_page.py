@@ -82,7 +82,7 @@ def bars(runs: ServerRuns, size: int, figure: Figure, *, of_reached: bool = Fals
         spread = runs.spread(peer.name, size, figure.field)
         if spread is None or (of_reached and not _is_reached(runs, peer.name, size)):
             continue
-        values = [getattr(run, figure.field) for run in runs.of(peer.name, size, "none")]
+        values = [getattr(run, figure.field) for run in runs.counted(peer.name, size)]
         found.append(
             Bar(
                 peer.title,

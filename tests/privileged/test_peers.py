@@ -51,7 +51,7 @@ EXPECTED = {
     # its loop tries as often as its backlog is long, and again every second for each of the tries
     "asyncio-4096": Expected(
         1, "python websockets_server.py", "accept-spin", True,
-        function="_accept_connection (asyncio/selector_events.py)", wait_s=3.0,
+        function="_accept_connection (asyncio/selector_events.py)", wait_s=2.0,
     ),
     "picows": Expected(
         1, "python picows_server.py", "accept-spin", True,
