@@ -233,9 +233,13 @@ def test_enobufs_of_a_server(watched):
     assert (summary.verdict.cause, summary.verdict.side) == ("enobufs", "server")
 
 
-def test_memory_that_ran_out(watched):
+@pytest.mark.parametrize("kills_total", [
+    [0, 0, 0, 0, 1, 1],
+    [7, 7, 0, 0, 1, 1],  # another group began to be the tightest
+])  # fmt: skip
+def test_memory_that_ran_out(watched, kills_total):
     idle(watched)
-    for half, kills in enumerate([0, 0, 0, 0, 1, 1]):
+    for half, kills in enumerate(kills_total):
         watched.add("cgroup_memory", at_s=half * 1.0, used_bytes=1 << 29, peak_bytes=1 << 29,
                     max_bytes=1 << 29, limit_hits_total=half, oom_kills_total=kills)  # fmt: skip
         watched.add("host_memory", at_s=half * 1.0, total_bytes=8 << 30, available_bytes=4 << 30,
@@ -244,6 +248,7 @@ def test_memory_that_ran_out(watched):
     row |= {"exited_ns": watched.ns(3.9), "exit_signal": 9}
     summary = summarise(watched.frames())
     assert (summary.verdict.cause, summary.verdict.side) == ("memory-exhausted", "host")
+    assert value(named(summary, "memory-exhausted"), "processes that the kernel killed") == 1
     assert named(summary, "worker-crash").follows_from == "memory-exhausted"
     # what the killed one held is gone with it
     assert summary.run["held_connections"] == 100
