@@ -182,7 +182,7 @@ def df_errors_over_time(view: RunView, errors: pd.DataFrame) -> pd.DataFrame:
     benign = [is_benign(s, n) for s, n in zip(raw["syscall"], raw["errno_name"], strict=True)]
     kernel = raw.assign(at_s=at_s)[~np.array(benign, dtype=bool)]
     kernel = kernel[kernel["at_s"] <= view.stop_s + 1.0]
-    kernel = kernel.assign(interval_s=intervals_s(kernel["at_s"], raw_at_s=at_s))
+    kernel = kernel.assign(interval_s=intervals_s(kernel["at_s"], at_s, view.counting_period_s))
     parts = [kernel[["at_s", "pid", "syscall", "errno", "errno_name", "event_count", "interval_s"]]]
     wanted = errors[(errors["source"] == "connections") & ~errors["benign"]]
     keys = set(zip(wanted["pid"], wanted["syscall"], wanted["errno_name"], strict=True))
@@ -209,15 +209,23 @@ def df_errors_over_time(view: RunView, errors: pd.DataFrame) -> pd.DataFrame:
     return frame[[*columns, "events_per_s"]]
 
 
-def intervals_s(at_s: pd.Series[float], raw_at_s: Sequence[float] | np.ndarray) -> np.ndarray:
-    """How long the interval of each row was: the distance between the table's moments."""
+def intervals_s(
+    at_s: pd.Series[float], raw_at_s: Sequence[float] | np.ndarray, most_s: float = np.inf
+) -> np.ndarray:
+    """How long the interval of each row was: the distance between the table's moments.
+
+    Args:
+        at_s: Ends of the intervals.
+        raw_at_s: All moments of the table.
+        most_s: The probe's own period, where it watches a part of the time only.
+    """
     moments = np.unique(np.asarray(raw_at_s, dtype=np.float64))
     if len(moments) < 2:
         return np.full(len(at_s), 1.0)
     steps = np.diff(moments)
-    typical_s = float(np.median(steps))
+    typical_s = min(most_s, float(np.median(steps)))
     # after a gap in which nothing failed, the interval is still the probe's own period
-    lengths = np.minimum(np.concatenate([[typical_s], steps]), 1.5 * typical_s)
+    lengths = np.minimum(np.concatenate([[typical_s], steps]), min(1.5 * typical_s, most_s))
     found: np.ndarray = lengths[np.searchsorted(moments, at_s.to_numpy())]
     return found
 

@@ -23,6 +23,8 @@ def until_stop(view: RunView, table: str) -> pd.DataFrame:
 def rise(frame: pd.DataFrame, column: str) -> tuple[int, float, float]:
     """How far a total rose, and when it was first and last seen higher; (0, 0, 0) when it did not.
 
+    Where it falls another source began, as the cgroup of a worker that replaced one: no less rose.
+
     Args:
         frame: From ``until_stop``.
         column: A total; negative values are unknown.
@@ -32,7 +34,7 @@ def rise(frame: pd.DataFrame, column: str) -> tuple[int, float, float]:
     moved = known["at_s"][steps > 0]
     if moved.empty:
         return 0, 0.0, 0.0
-    grown = int(known[column].iloc[-1] - known[column].iloc[0])
+    grown = int(steps[steps > 0].sum())
     return grown, float(moved.iloc[0]), float(moved.iloc[-1])
 
 

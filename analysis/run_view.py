@@ -302,6 +302,15 @@ class RunView:
         return bool((self.manifest.get("server") or {}).get("attached"))
 
     @property
+    def counting_period_s(self) -> float:
+        """The longest interval that a row of failing calls stands for.
+
+        Those of a server in service are watched now and then, and read once a second while they
+        are; otherwise all the time, and how far apart the rows are says it.
+        """
+        return 1.0 if self.is_attached else float("inf")
+
+    @property
     def is_reached(self) -> bool:
         """The target was established and held without a failure."""
         enough = self.target_count > 0 and self.held_count >= self.target_count

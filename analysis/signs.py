@@ -135,7 +135,7 @@ class Signs:
         at_s = view.seconds_of(raw["at_ns"])
         is_full = raw["syscall"].isin(ACCEPT_CALLS) & (raw["errno"] == EMFILE)
         rows = raw.assign(at_s=at_s)[is_full]
-        lengths = intervals_s(rows["at_s"], at_s)
+        lengths = intervals_s(rows["at_s"], at_s, view.counting_period_s)
         kernel = pd.DataFrame(
             {
                 "at_s": rows["at_s"],

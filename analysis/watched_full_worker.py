@@ -22,7 +22,7 @@ _LEAST_ROOM_COUNT = 4
 def find(signs: Signs) -> list[Finding]:
     """One finding about the worker that was full first, or none."""
     view = signs.view
-    emfile = signs.errors_of("accept4", EMFILE, role="server")
+    emfile = signs.accept_errors(EMFILE, role="server")
     if emfile.empty:
         return []
     first = emfile.sort_values("first_s", kind="stable").iloc[0]
@@ -49,7 +49,7 @@ def find(signs: Signs) -> list[Finding]:
             last_s=max(full_s, float(first["last_s"])),
             evidence=(
                 Evidence(
-                    "accept4 calls of it that returned EMFILE",
+                    f"{first['syscall']} calls of it that returned EMFILE",
                     count,
                     "count",
                     str(first["source"]),
@@ -74,7 +74,7 @@ def find(signs: Signs) -> list[Finding]:
                 f"Several processes accept from one listener. {name} was full while worker "
                 f"{sibling.worker} (pid {sibling.pid}) had {room:,} descriptors left. A full "
                 "worker that stays on the shared listener takes connections from its sibling, and "
-                f"cannot keep them: accept4 returned EMFILE {times(count)}."
+                f"cannot keep them: {first['syscall']} returned EMFILE {times(count)}."
             ),
             fix=(
                 Fix(

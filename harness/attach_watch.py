@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
 
 from harness import recording
 from harness.attach_status import AttachStatus
 from harness.attach_target import AttachTarget
 from harness.foreign_processes import ForeignProcesses
 from harness.probe_process import ProbeProcess
+from harness.recorder import PROBE_STOP_DEADLINE_S, Recorder, RunResult
 from harness.supervisor import Interrupt
 from probes import live as live_memory
 from probes import process_tree
@@ -32,21 +32,12 @@ SLOTS_COUNT = 128
 _SETUP_TICK_S = 0.1
 _TICK_S = 0.2
 _PROBES_DEADLINE_S = 30.0
-_PROBE_STOP_DEADLINE_S = 4.0
 _LOOK_AGAIN_PERIOD_S = 1.0
 _REPLACEMENT_WAIT_S = 3.0
 """A service manager that starts a dead server again does so within this."""
 
 
-@dataclass(slots=True)
-class WatchResult:
-    """How the recording went; the verdict is the analysis's."""
-
-    status: str = "finished"
-    notes: list[str] = field(default_factory=list)
-
-
-class Watch:
+class Watch(Recorder):
     """Watches one target and records it.
 
     Args:
@@ -72,28 +63,24 @@ class Watch:
         view: LiveView,
         allow_pauses: bool = False,
     ) -> None:
-        self._run = run
+        super().__init__(run, probes, manifest)
         self._target = target
-        self._probe_names = probes
-        self._manifest = manifest
         self._duration_s = duration_s
         self._interrupt = interrupt
         self._view = view
         self._allow_pauses = allow_pauses
-        self._events: list[tuple[int, str, int, str]] = []
-        self._stop_ns = 0
         self._roots = list(target.roots)
         self._look_due_s = 0.0
         self._gone_since_s = 0.0
 
-    def execute(self) -> WatchResult:
+    def execute(self) -> RunResult:
         """Watches until the end.
 
         Raises:
             ToolkitError: It could not begin, or the recording could not be written; what was
                 recorded until then stays.
         """
-        result = WatchResult(notes=list(self._target.notes))
+        result = RunResult(notes=list(self._target.notes))
         self._manifest.begin_stage("setup")
         namespace_fd = -1
         probes: ProbeProcess | None = None
@@ -150,7 +137,7 @@ class Watch:
         live: Live,
         processes: ForeignProcesses,
         probes: ProbeProcess,
-        result: WatchResult,
+        result: RunResult,
     ) -> None:
         status = AttachStatus(live, self._target.pid)
         deadline_s = time.monotonic() + _PROBES_DEADLINE_S
@@ -159,8 +146,7 @@ class Watch:
             if self._view.is_due("setup"):
                 self._view.update(status.read("setup", note="starting probes"))
             if time.monotonic() > deadline_s:
-                result.notes.append("the probe process was not ready in time: no probes")
-                self._event("probes_late", detail=result.notes[-1])
+                self._note_late_probes(result)
                 break
             time.sleep(_SETUP_TICK_S)
         else:
@@ -218,15 +204,12 @@ class Watch:
             self._manifest.contents["server"]["processes"] = known
             self._manifest.write()
 
-    def _note_probes(self, probes: ProbeProcess, result: WatchResult) -> None:
-        self._manifest.contents["probes_answer"] = probes.answer
-        if error := probes.answer.get("error"):
-            result.notes.append(f"{error}; see {self._run.path / 'logs' / 'probes.log'}")
+    def _note_probes(self, probes: ProbeProcess, result: RunResult) -> None:
+        super()._note_probes(probes, result)
         result.notes += [
             f"{each['name']} does not run: {each['reason']}; {each['fix']}"
             for each in probes.answer.get("unavailable", [])
         ]
-        self._event("probes_ready", detail=",".join(probes.answer.get("ready", [])))
 
     def _stop(
         self,
@@ -234,7 +217,7 @@ class Watch:
         processes: ForeignProcesses,
         probes: ProbeProcess,
         status: AttachStatus,
-        result: WatchResult,
+        result: RunResult,
     ) -> None:
         if self._interrupt.signal_name:
             self._event("stop_asked", detail=self._interrupt.signal_name)
@@ -243,9 +226,7 @@ class Watch:
             result.notes.append("the server ended while it was watched; what was seen is kept")
         self._manifest.begin_stage("collect")
         self._view.update(status.read("collect"))
-        if not probes.stop(_PROBE_STOP_DEADLINE_S):
-            result.notes.append("the probe process did not end by itself; its last rows may miss")
-            self._event("probes_killed", detail=result.notes[-1])
+        self._stop_probes(probes, PROBE_STOP_DEADLINE_S, result)
         self._follow(processes)
         self._stop_ns = time.monotonic_ns()
         live.header[Header.PHASE_STOP_NS] = self._stop_ns
@@ -254,12 +235,7 @@ class Watch:
         self._event("phase_stop", at_ns=self._stop_ns)
         self._view.update(status.read("stop"))
 
-    def _event(self, event: str, *, pid: int = 0, at_ns: int = 0, detail: str = "") -> None:
-        self._events.append((at_ns or time.monotonic_ns(), event, pid, detail))
-
-    def _record(
-        self, live_fd: int, processes: ForeignProcesses | None, result: WatchResult
-    ) -> None:
+    def _record(self, live_fd: int, processes: ForeignProcesses | None, result: RunResult) -> None:
         """Turns shared memory into tables; never hides the error that ended the watch."""
         self._manifest.contents["notes"] = result.notes
         try:

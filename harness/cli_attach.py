@@ -12,11 +12,12 @@ from typing import Any
 
 from harness import cgroup_members, netns, recording
 from harness.attach_target import AttachTarget, find_target
-from harness.attach_watch import Watch, WatchResult
+from harness.attach_watch import Watch
 from harness.command_end import end
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.host import Host, read_host
+from harness.recorder import RunResult
 from harness.supervisor import Interrupt
 from probes import registry
 from probes.errors import ExitCode, HostError, UsageError
@@ -193,7 +194,7 @@ def _record(
     probes: list[str],
     run: RunDir,
     interrupt: Interrupt,
-) -> WatchResult:
+) -> RunResult:
     manifest = recording.Manifest(
         run,
         {
@@ -232,7 +233,7 @@ def _settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
     }
 
 
-def _conclude(options: argparse.Namespace, run: RunDir, result: WatchResult) -> int:
+def _conclude(options: argparse.Namespace, run: RunDir, result: RunResult) -> int:
     verdict = end(run, result.notes, as_json=options.json, quiet=options.quiet)
     return ExitCode.REACHED if verdict["verdict"]["cause"] == "no-limit-met" else ExitCode.LIMIT_MET
 

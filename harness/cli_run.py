@@ -14,7 +14,8 @@ from harness.foreign_plan import make_foreign_plan
 from harness.host import read_host
 from harness.plan import Plan, make_plan
 from harness.plan_text import plan_json, plan_text, rung_text
-from harness.supervisor import Interrupt, RunResult, Supervisor
+from harness.recorder import RunResult
+from harness.supervisor import Interrupt, Supervisor
 from probes import registry
 from probes.errors import ExitCode
 from probes.rundir import RunDir, create_run_dir

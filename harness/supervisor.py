@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
 
 from harness import faults, live_status, netns, recording
@@ -22,6 +21,7 @@ from harness.foreign_notes import foreign_notes
 from harness.foreign_server import ForeignRequest, ForeignServer
 from harness.plan import Plan
 from harness.probe_process import ProbeProcess
+from harness.recorder import PROBE_STOP_DEADLINE_S, Recorder, RunResult
 from harness.run_cgroups import RunCgroups
 from probes import live as live_memory
 from probes.errors import HostError, ToolkitError
@@ -31,19 +31,10 @@ from reports.terminal import LiveView
 
 _TICK_S = 0.05
 _START_DEADLINE_S = 30.0
-_PROBE_STOP_DEADLINE_S = 4.0
 _FLEET_STOP_DEADLINE_S = 10.0
 _INTERRUPTED_PROBE_STOP_S = 1.5
 _INTERRUPTED_FLEET_STOP_S = 1.5
 _STALL_MARGIN_S = 5.0
-
-
-@dataclass(slots=True)
-class RunResult:
-    """How the recording went; the verdict is the analysis's."""
-
-    status: str
-    notes: list[str] = field(default_factory=list)
 
 
 class Interrupt:
@@ -67,7 +58,7 @@ class Interrupt:
                 signal.signal(number, handler)
 
 
-class Supervisor:
+class Supervisor(Recorder):
     """Runs one plan and records it.
 
     Args:
@@ -95,16 +86,12 @@ class Supervisor:
         view: LiveView,
         foreign: ForeignRequest | None = None,
     ) -> None:
-        self._run = run
+        super().__init__(run, probes, manifest)
         self._plan = plan
         self._config = config
-        self._probe_names = probes
-        self._manifest = manifest
         self._hold_s = hold_s
         self._interrupt = interrupt
         self._view = view
-        self._events: list[tuple[int, str, int, str]] = []
-        self._stop_ns = 0
         self._foreign_request = foreign
         self._foreign: ForeignServer | None = None
         self._told_refusals_count = 0
@@ -247,17 +234,10 @@ class Supervisor:
                         f"the fleet was not ready within {_START_DEADLINE_S:.0f} s",
                         fix=f"cat {self._run.path / 'logs'}/*.log",
                     )
-                result.notes.append("the probe process was not ready in time: no probes")
-                self._event("probes_late", detail=result.notes[-1])
+                self._note_late_probes(result)
                 return True
             time.sleep(0.005)
         return False
-
-    def _note_probes(self, probes: ProbeProcess, result: RunResult) -> None:
-        self._manifest.contents["probes_answer"] = probes.answer
-        if error := probes.answer.get("error"):
-            result.notes.append(f"{error}; see {self._run.path / 'logs' / 'probes.log'}")
-        self._event("probes_ready", detail=",".join(probes.answer.get("ready", [])))
 
     def _ramp(self, fleet: Fleet, status: live_status.LiveStatus, result: RunResult) -> None:
         self._burners.start()
@@ -310,9 +290,8 @@ class Supervisor:
         self._manifest.begin_stage("collect")
         self._view.update(status.read("collect"))
         hurried = bool(self._interrupt.signal_name)
-        if not probes.stop(_INTERRUPTED_PROBE_STOP_S if hurried else _PROBE_STOP_DEADLINE_S):
-            result.notes.append("the probe process did not end by itself; its last rows may miss")
-            self._event("probes_killed", detail=result.notes[-1])
+        deadline_s = _INTERRUPTED_PROBE_STOP_S if hurried else PROBE_STOP_DEADLINE_S
+        self._stop_probes(probes, deadline_s, result)
         self._burners.stop()
         self._note_ends(fleet)
         at_ns = time.monotonic_ns()
@@ -350,9 +329,6 @@ class Supervisor:
                 at_ns=end.exited_ns,
                 detail=f"slot {end.slot}, {how}, held {held} connections",
             )
-
-    def _event(self, event: str, *, pid: int = 0, at_ns: int = 0, detail: str = "") -> None:
-        self._events.append((at_ns or time.monotonic_ns(), event, pid, detail))
 
     def _record(self, live: Live, fleet: Fleet | None, result: RunResult) -> None:
         """Turns shared memory into tables; never hides the error that ended the run."""

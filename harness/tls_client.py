@@ -14,12 +14,12 @@ import select
 import ssl
 import time
 
-from harness.client import Client, _Exchange
+from harness.client import Client
+from harness.client_opening import READ_BYTES, Exchange
 from harness.fleet_config import FleetConfig
 from harness.handshake import HandshakeError
 from probes.live import CloseKind, Counter, Live, Stage
 
-_READ_BYTES = 65_536
 _HANDSHAKE = int(Stage.HANDSHAKE)
 
 
@@ -67,7 +67,7 @@ class _Session:
         parts: list[bytes] = []
         while True:
             try:
-                part = self.tls.read(_READ_BYTES)
+                part = self.tls.read(READ_BYTES)
             except (ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLEOFError) as error:
                 self.is_over = self.is_over or not isinstance(error, ssl.SSLWantReadError)
                 return b"".join(parts)
@@ -87,7 +87,7 @@ class TlsClient(Client):
         self._sessions: dict[int, _Session] = {}
         super().__init__(config, index, live, record_base, report_fd)
 
-    def _request(self, fd: int, record: int, exchange: _Exchange, *, is_registered: bool) -> None:
+    def _request(self, fd: int, record: int, exchange: Exchange, *, is_registered: bool) -> None:
         """Sends TLS's first message, or waits for the connection."""
         session = self._sessions.get(fd)
         if session is None:
@@ -120,7 +120,7 @@ class TlsClient(Client):
             return
         session = self._sessions[fd]
         try:
-            data = os.read(fd, _READ_BYTES)
+            data = os.read(fd, READ_BYTES)
             session.incoming.write(data)
             if not session.is_open and session.shake_hands():
                 session.tls.write(exchange.request)
@@ -161,7 +161,7 @@ class TlsClient(Client):
 
     def _read_more(self, fd: int) -> bytes:
         session = self._sessions[fd]
-        session.incoming.write(os.read(fd, _READ_BYTES))
+        session.incoming.write(os.read(fd, READ_BYTES))
         return session.plain()
 
     def _read(self, fd: int) -> None:
@@ -169,7 +169,7 @@ class TlsClient(Client):
             return
         session = self._sessions[fd]
         try:
-            data = os.read(fd, _READ_BYTES)
+            data = os.read(fd, READ_BYTES)
             session.incoming.write(data)
             plain = session.plain()
             self._flush(fd, session)

@@ -11,23 +11,23 @@ import contextlib
 import faulthandler
 import os
 import select
-import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import Any
 
 from probes import attached_pace, registry
 from probes.attached_pace import AttachedPace
 from probes.clock import NS_PER_MS, NS_PER_S, now_ns
+from probes.driven import Driven, ProbeHangs, next_due_ns, time_limit
 from probes.errors import ProbeUnavailableError
+from probes.fleet_slots import ROLE_NAMES, fleet_is_ready, free_slots_of, processes_of
 from probes.hot_worker import AcceptFailures, HotWorkerWatch
 from probes.live import Counter, Header, Live, Phase, Role
-from probes.probe import Probe, ProcessRef, Target
+from probes.probe import ProcessRef, Target
 from probes.process_tree import is_python
 from probes.rundir import RunDir, TableWriter
 
@@ -38,80 +38,6 @@ FLUSH_NS = NS_PER_S
 HOT_NS = NS_PER_S
 PHASE_NS = 50 * NS_PER_MS
 FOLLOW_NS = 250 * NS_PER_MS
-_ROLE_NAMES: dict[int, str] = {
-    Role.SERVER: "server",
-    Role.ACCEPTOR: "acceptor",
-    Role.CLIENT: "client",
-}
-
-
-@dataclass(slots=True)
-class Driven:
-    """One probe and what the collector knows of it.
-
-    Attributes:
-        name: Of the registry.
-        probe: None when it could not be made.
-        state: ran, unavailable or failed (``probe_health``).
-        reason: Why not, '' while it runs.
-        fix: What would help.
-        due_ns: When its next sample is due.
-        late_count: Samples that came more than a period late.
-        cpu_ns: CPU time of this thread inside the probe.
-        running: It is started and has not failed.
-        reported: Its health row is written.
-        put_off_count: Samples that were not taken, to keep the cost within the budget.
-    """
-
-    name: str
-    probe: Probe | None = None
-    state: str = "ran"
-    reason: str = ""
-    fix: str = ""
-    due_ns: int = 0
-    late_count: int = 0
-    cpu_ns: int = 0
-    running: bool = False
-    reported: bool = False
-    put_off_count: int = 0
-
-
-class _ProbeHangs(Exception):  # noqa: N818  # a signal inside this module, never shown
-    """A probe's stop took longer than its share."""
-
-
-def next_due_ns(due_ns: int, at_ns: int, period_ns: int) -> tuple[int, bool]:
-    """When the next sample is due, and whether this one came more than a period late.
-
-    A late probe does not catch up: samples in a burst would measure the same moment twice.
-    """
-    if at_ns - due_ns > period_ns:
-        return at_ns + period_ns, True
-    return due_ns + period_ns, False
-
-
-def processes_of(live: Live) -> dict[int, ProcessRef]:
-    """The fleet as its slots tell it, by pid; slots without a pid are left out."""
-    found = {}
-    for index in range(live.slot_count):
-        slot = live.slot(index)
-        role, pid = _ROLE_NAMES.get(slot[Counter.ROLE]), slot[Counter.PID]
-        if role is not None and pid:
-            found[pid] = ProcessRef(pid, role, slot[Counter.WORKER], is_python=True)
-    return found
-
-
-def free_slots_of(live: Live) -> list[memoryview]:
-    """Slots that nobody has yet: kept for the processes of a server that is not ours."""
-    slots = [live.slot(index) for index in range(live.slot_count)]
-    return [slot for slot in slots if slot[Counter.ROLE] == Role.FREE]
-
-
-def fleet_is_ready(live: Live) -> bool:
-    """Whether every slot that has a role has a process that reported for work."""
-    slots = [live.slot(index) for index in range(live.slot_count)]
-    used = [slot for slot in slots if slot[Counter.ROLE] != Role.FREE]
-    return bool(used) and all(slot[Counter.PID] and slot[Counter.READY_NS] for slot in used)
 
 
 @dataclass(slots=True)
@@ -219,7 +145,7 @@ class Collector:
         self._free_slots = [s for s in self._free_slots if s[Counter.ROLE] == Role.FREE]
         for slot in taken:
             pid = slot[Counter.PID]
-            role = _ROLE_NAMES.get(slot[Counter.ROLE], "server")
+            role = ROLE_NAMES.get(slot[Counter.ROLE], "server")
             ref = ProcessRef(pid, role, slot[Counter.WORKER], is_python=is_python(pid))
             self._target.processes[pid] = ref
             for entry in self.driven:
@@ -313,7 +239,7 @@ class Collector:
 
     def _stop_one(self, entry: Driven) -> None:
         assert entry.probe is not None
-        with self._guarded(entry), _time_limit(PROBE_STOP_LIMIT_S):
+        with self._guarded(entry), time_limit(PROBE_STOP_LIMIT_S):
             entry.probe.stop(now_ns())
         entry.running = False
         with self._stop_lock:
@@ -459,28 +385,12 @@ class Collector:
             if entry.state == "ran":  # the first failure is the one that explains
                 entry.state = "failed"
                 entry.reason = f"{type(error).__name__}: {error}"
-                if isinstance(error, _ProbeHangs):
+                if isinstance(error, ProbeHangs):
                     entry.reason = f"did not stop within {PROBE_STOP_LIMIT_S:g} s"
                 entry.fix = f"see {self.run.path / 'logs'}; run again with --probes without it"
             _log(f"{entry.name} failed:\n{traceback.format_exc()}")
         finally:
             entry.cpu_ns += time.thread_time_ns() - started_ns
-
-
-@contextlib.contextmanager
-def _time_limit(limit_s: float) -> Iterator[None]:
-    """Raises _ProbeHangs inside the block after so long, as far as a signal reaches it."""
-
-    def hangs(_number: int, _frame: FrameType | None) -> None:
-        raise _ProbeHangs
-
-    before = signal.signal(signal.SIGALRM, hangs)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _log(text: str) -> None:

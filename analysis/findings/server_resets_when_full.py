@@ -114,7 +114,7 @@ def _seen_from_the_server(signs: Signs, emfile: pd.DataFrame, full_s: float) -> 
             evidence=(
                 Evidence("resets that the server sent", count, "count", "tcp_resets", first_s),
                 Evidence(
-                    "accept4 calls that returned EMFILE",
+                    f"{first['syscall']} calls that returned EMFILE",
                     emfile_count,
                     "count",
                     str(first["source"]),

@@ -1,7 +1,8 @@
 """``worker-crash``: a process died and all its connections with it.
 
 Proof: exit status or signal from wait4 before the run began to stop, and the connections that it
-held or that clients lost within a second.
+held or that clients lost within a second. A worker of a server in service that held none, and ended
+by a request to end or nobody saw how, was replaced and did not crash.
 Told apart from ``server-resets-when-full``: there the process lives.
 """
 
@@ -16,6 +17,7 @@ from analysis.run_view import run_directory
 from analysis.signs import Signs
 
 _AT_ONCE_S = 1.0
+_ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -33,8 +35,23 @@ def find(signs: Signs) -> list[Finding]:
         & processes["role"].isin(["server", "acceptor", "client"])
     ]
     rows = dead.sort_values("exited_ns", kind="stable").to_dict("records")
-    found = [_finding(signs, row) for row in rows]
+    found = [_finding(signs, row) for row in rows if not _was_replaced(signs, row)]
     return [finding for finding in found if finding.first_s < view.stop_s]
+
+
+def _was_replaced(signs: Signs, row: Mapping[Hashable, Any]) -> bool:
+    """A reload of a server in service: the old worker served its last connection and ended."""
+    if not signs.view.is_attached or int(str(row["exit_status"])) > 0:
+        return False
+    number = int(str(row["exit_signal"]))
+    return (not number or number in _ASKED_TO_END) and not _held_count(signs, int(str(row["pid"])))
+
+
+def _held_count(signs: Signs, pid: int) -> int:
+    live = signs.view.frames["live_samples"]
+    mine = live[live["pid"] == pid]
+    # the counters outlive their writer: a later sample still shows what it held when it died
+    return int(mine["open_count"].iloc[-1]) if len(mine) else 0
 
 
 def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
@@ -43,10 +60,7 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
     subject = view.subject(pid)
     died_s = view.seconds(int(str(row["exited_ns"])))
     status, number = int(str(row["exit_status"])), int(str(row["exit_signal"]))
-    live = view.frames["live_samples"]
-    mine = live[live["pid"] == pid]
-    # the counters outlive their writer: a later sample still shows what it held when it died
-    held = int(mine["open_count"].iloc[-1]) if len(mine) else 0
+    held = _held_count(signs, pid)
     connections = view.connections
     near = connections["closed_s"].between(died_s - 0.3, died_s + _AT_ONCE_S)
     lost = int((near & connections["is_lost"]).sum())

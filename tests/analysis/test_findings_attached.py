@@ -45,12 +45,12 @@ def idle(build):
     hold(build, 1, 100)
 
 
-def emfile(build, pid, count, *, first_s=2.0, at_s=3.0, last_s=2.9):
+def emfile(build, pid, count, *, first_s=2.0, at_s=3.0, last_s=2.9, call="accept4"):
     build.add(
         "failing_syscalls",
         at_s=at_s,
         pid=pid,
-        syscall="accept4",
+        syscall=call,
         errno=24,
         errno_name="EMFILE",
         event_count=count,
@@ -162,10 +162,11 @@ def test_resets_at_the_limit_are_told_by_what_the_server_sent(watched):
     assert (resets.severity, resets.follows_from) == ("contributing", "fd-limit-process")
 
 
-def test_a_full_worker_beside_one_with_room_on_the_same_listener(watched):
+@pytest.mark.parametrize("call", ["accept4", "accept"])  # the JDK calls accept
+def test_a_full_worker_beside_one_with_room_on_the_same_listener(watched, call):
     hold(watched, 0, 993)
     hold(watched, 1, 100)
-    emfile(watched, 800, 40)
+    emfile(watched, 800, 40, call=call)
     for worker in range(2):
         listener(watched, worker, inode=70)
     summary = summarise(watched.frames())
@@ -232,9 +233,13 @@ def test_enobufs_of_a_server(watched):
     assert (summary.verdict.cause, summary.verdict.side) == ("enobufs", "server")
 
 
-def test_memory_that_ran_out(watched):
+@pytest.mark.parametrize("kills_total", [
+    [0, 0, 0, 0, 1, 1],
+    [7, 7, 0, 0, 1, 1],  # another group began to be the tightest
+])  # fmt: skip
+def test_memory_that_ran_out(watched, kills_total):
     idle(watched)
-    for half, kills in enumerate([0, 0, 0, 0, 1, 1]):
+    for half, kills in enumerate(kills_total):
         watched.add("cgroup_memory", at_s=half * 1.0, used_bytes=1 << 29, peak_bytes=1 << 29,
                     max_bytes=1 << 29, limit_hits_total=half, oom_kills_total=kills)  # fmt: skip
         watched.add("host_memory", at_s=half * 1.0, total_bytes=8 << 30, available_bytes=4 << 30,
@@ -243,6 +248,7 @@ def test_memory_that_ran_out(watched):
     row |= {"exited_ns": watched.ns(3.9), "exit_signal": 9}
     summary = summarise(watched.frames())
     assert (summary.verdict.cause, summary.verdict.side) == ("memory-exhausted", "host")
+    assert value(named(summary, "memory-exhausted"), "processes that the kernel killed") == 1
     assert named(summary, "worker-crash").follows_from == "memory-exhausted"
     # what the killed one held is gone with it
     assert summary.run["held_connections"] == 100
@@ -286,6 +292,28 @@ def test_a_worker_that_ended_well_is_no_crash(watched):
     idle(watched)
     watched.rows["processes"][0] |= {"exited_ns": watched.ns(3.1), "exit_status": 0}
     assert causes(summarise(watched.frames())) == {"no-limit-met"}
+
+
+@pytest.mark.parametrize(("exit_signal", "held", "is_crash"), [
+    (0, 0, False), (15, 0, False), (15, 100, True), (11, 0, True),
+])  # fmt: skip
+def test_a_worker_that_was_replaced_is_no_crash(watched, exit_signal, held, is_crash):
+    """A reload: the old worker serves its last connection, is asked to end, and does."""
+    hold(watched, 0, 100, held)
+    hold(watched, 1, 100)
+    watched.rows["processes"][0] |= {"exited_ns": watched.ns(5.5), "exit_signal": exit_signal}
+    assert ("worker-crash" in causes(summarise(watched.frames()))) is is_crash
+
+
+def test_failing_calls_that_are_watched_now_and_then_are_counted_per_watched_second(watched):
+    """A second of two and a half: 15,000 failures in each, and a core that is full."""
+    hold(watched, 0, 993, cpu_pct=99)
+    hold(watched, 1, 100)
+    for nth in range(3):
+        at_s = 1.0 + 2.4 * nth
+        emfile(watched, 800, 15_000, first_s=0.3, at_s=at_s, last_s=at_s)
+    spin = named(summarise(watched.frames()), "accept-spin")
+    assert value(spin, "accept4 calls that returned EMFILE, per second") == 15_000
 
 
 def test_uneven_workers_are_a_warning_beside_no_limit(watched):

@@ -8,11 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from probes.cgroup_memory import mounts
 from probes.elf import ElfFile, symbol_table
 from probes.rundir import RunDir
 
@@ -114,6 +117,55 @@ def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(tmp_path):
     assert "log record" in spin["explanation"]
     assert any("backlog" in fix["command"] for fix in spin["fix"])
     assert "_accept_connection" in page
+
+
+@pytest.fixture
+def quota() -> Iterator[str]:
+    """``cgroup.procs`` of a group that has half of a core; gone afterwards."""
+    found = mounts(Path("/proc/mounts").read_text(encoding="ascii"))
+    folder = (
+        found.get("cpu", found.get("", Path("/sys/fs/cgroup"))) / f"connscope-test-{os.getpid()}"
+    )
+    folder.mkdir()
+    try:
+        if "cpu" in found:
+            (folder / "cpu.cfs_period_us").write_text("20000")
+            (folder / "cpu.cfs_quota_us").write_text("10000")
+        else:
+            (folder.parent / "cgroup.subtree_control").write_text("+cpu")
+            (folder / "cpu.max").write_text("10000 20000")
+        yield str(folder / "cgroup.procs")
+    finally:
+        end_s = time.monotonic() + 5
+        while any((folder / "cgroup.procs").read_text().split()) and time.monotonic() < end_s:
+            time.sleep(0.01)
+        folder.rmdir()
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("runtime", ["asyncio", "node"])
+def test_both_are_explained_where_a_quota_holds_them_below_a_core(
+    tmp_path, has_symbols, quota, runtime
+):
+    program, function = (
+        (f"node {FOREIGN / 'lost_reserve.cjs'} {{port}}", "uv__server_io" if has_symbols else "")
+        if runtime == "node"
+        else (
+            f"{shlex.quote(sys.executable)} {FOREIGN / 'asyncio_retry.py'} {{port}} 4096",
+            "_accept_connection (asyncio/selector_events.py)",
+        )
+    )
+    command = f"ulimit -n {LIMIT}; echo 0 > {quota}; exec {program}"
+    verdict, _ = profile_run(
+        tmp_path,
+        f"sh -c {shlex.quote(command)}",
+        *("--connections", "450", "--ramp", "400", "--connect-timeout", "2", "--hold", "1"),
+    )
+    spin = finding_of(verdict, "accept-spin")
+    (cpu_pct,) = [e["value"] for e in spin["evidence"] if e["name"].startswith("CPU of this")]
+    assert cpu_pct < 65
+    assert "spins in accept4" in verdict["verdict"]["sentence"]
+    assert function in verdict["verdict"]["sentence"]
 
 
 @pytest.mark.node

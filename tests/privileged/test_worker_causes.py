@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -53,6 +55,26 @@ def test_connections_were_sent_away_while_there_was_room(provoked):
     assert values["connections sent away while another worker had room"] > 100
     for cause in ("fd-limit-process", "server-resets-when-full"):
         assert run.finding(cause)["follows_from"] == "full-worker-on-shared-listener"
+
+
+def test_however_fast_clients_come_a_reserve_descriptor_is_no_spin(tmp_path):
+    """10,000 failing accepts a second in each worker, each followed by one that is closed."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
+            *("--output", str(tmp_path), "--connections", "40000", "--hold", "1"),
+            *("--workers", "2", "--nofile", "400", "--at-fd-limit", "reset"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 3, done.stderr
+    findings = {f["cause"]: f for f in json.loads(done.stdout)["findings"]}
+    resets = findings["server-resets-when-full"]["evidence"]
+    assert resets[0]["name"] == "handshakes ended by RST"
+    assert resets[0]["value"] > 4_000
+    assert "accept-spin" not in findings
 
 
 def test_a_crash_takes_what_the_worker_held(provoked):

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+from probes import live as live_memory
 from probes.bpf_syscalls import FailingSyscallsProbe
 from probes.clock import now_ns
+from probes.live import Counter, Live
 from probes.probe import ProcessRef, Target
 from probes.rundir import RunDir
 
@@ -35,6 +37,11 @@ for _ in range(7):
         listener.accept()
     except OSError as error:
         failed += error.errno == errno.EMFILE
+for _ in range(9):
+    try:
+        os.open("/dev/null", os.O_RDONLY)
+    except OSError:
+        pass
 for _ in range(11):
     try:
         os.read(clients[0].fileno(), 0)
@@ -56,10 +63,13 @@ def started(code):
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     run = RunDir(tmp_path_factory.mktemp("run"))
+    live_fd = live_memory.create(run.path / "live.bin", 1, 1)
+    live = Live(live_fd)
     watched, bystander = started(CHILD), started(CHILD)
     probe = FailingSyscallsProbe()
     ref = ProcessRef(watched.pid, "client", 0, is_python=True)
-    target = Target(run, {watched.pid: ref}, frozenset({9000}), None)
+    live.slot(0)[Counter.PID] = watched.pid
+    target = Target(run, {watched.pid: ref}, frozenset({9000}), live, attached=True)
     probe.check()
     probe.start(target)
     begin_ns = now_ns()
@@ -82,6 +92,9 @@ def recorded(tmp_path_factory):
         name: run.read_table(name).table.to_pylist()
         for name in ("failing_syscalls", "failure_stacks")
     }
+    said[0]["counted_emfile"] = live.slot(0)[Counter.ACCEPT_EMFILE_TOTAL]
+    live.close()
+    os.close(live_fd)
     return watched.pid, said[0], tables, probe, begin_ns
 
 
@@ -103,6 +116,15 @@ def test_accepts_at_the_descriptor_limit_are_counted_exactly(recorded):
     pid, said, tables, _, _ = recorded
     assert said["emfile"] == 7
     assert counts(tables, pid)["accept4", "EMFILE"] == 7
+
+
+def test_a_watched_process_is_told_its_failing_accepts_and_no_other_calls(recorded):
+    pid, said, tables, probe, begin_ns = recorded
+    assert counts(tables, pid)["openat", "EMFILE"] >= 9
+    assert said["counted_emfile"] == 7
+    counted = probe.accept_failures()
+    assert counted.count_by_pid == {pid: 7}
+    assert 0 < counted.watched_ns < now_ns() - begin_ns + 10**9
 
 
 def test_calls_that_only_say_not_yet_are_no_failures(recorded):

@@ -17,8 +17,10 @@ from probes import collector as collector_module
 from probes import registry
 from probes.clock import NS_PER_S, now_ns
 from probes.collect import parse_ports
-from probes.collector import Collector, fleet_is_ready, next_due_ns, processes_of
+from probes.collector import Collector
+from probes.driven import next_due_ns
 from probes.errors import ProbeUnavailableError, UsageError
+from probes.fleet_slots import fleet_is_ready, processes_of
 from probes.live import Counter, Header, Live, Phase, Role
 from probes.probe import Target
 from probes.rundir import RunDir, TableWriter

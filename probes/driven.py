@@ -1,0 +1,72 @@
+"""One probe as the collector drives it: state, deadlines, and how long it may take to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from probes.probe import Probe
+
+
+@dataclass(slots=True)
+class Driven:
+    """One probe and what the collector knows of it.
+
+    Attributes:
+        name: Of the registry.
+        probe: None when it could not be made.
+        state: ran, unavailable or failed (``probe_health``).
+        reason: Why not, '' while it runs.
+        fix: What would help.
+        due_ns: When its next sample is due.
+        late_count: Samples that came more than a period late.
+        cpu_ns: CPU time of this thread inside the probe.
+        running: It is started and has not failed.
+        reported: Its health row is written.
+        put_off_count: Samples that were not taken, to keep the cost within the budget.
+    """
+
+    name: str
+    probe: Probe | None = None
+    state: str = "ran"
+    reason: str = ""
+    fix: str = ""
+    due_ns: int = 0
+    late_count: int = 0
+    cpu_ns: int = 0
+    running: bool = False
+    reported: bool = False
+    put_off_count: int = 0
+
+
+class ProbeHangs(Exception):  # noqa: N818  # a signal inside this module, never shown
+    """A probe's stop took longer than its share."""
+
+
+def next_due_ns(due_ns: int, at_ns: int, period_ns: int) -> tuple[int, bool]:
+    """When the next sample is due, and whether this one came more than a period late.
+
+    A late probe does not catch up: samples in a burst would measure the same moment twice.
+    """
+    if at_ns - due_ns > period_ns:
+        return at_ns + period_ns, True
+    return due_ns + period_ns, False
+
+
+@contextlib.contextmanager
+def time_limit(limit_s: float) -> Iterator[None]:
+    """Raises ProbeHangs inside the block after so long, as far as a signal reaches it."""
+
+    def hangs(_number: int, _frame: FrameType | None) -> None:
+        raise ProbeHangs
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
