@@ -1,4 +1,4 @@
-"""What a client tells the supervisor when a server answers with anything but the upgrade."""
+"""What a client tells the supervisor when a server refuses it: no upgrade, or a close frame."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RefusalReport:
 
     def __init__(self, report_fd: int) -> None:
         self._report_fd = report_fd
-        self._kinds: set[tuple[int, str]] = set()
+        self._kinds: set[tuple[object, ...]] = set()
 
     def tell(
         self,
@@ -42,20 +42,45 @@ class RefusalReport:
             key: Of the request.
             read_more: Reads what came since; may raise OSError.
         """
-        kind = error.status, error.reason
-        if self._report_fd < 0 or kind in self._kinds or len(self._kinds) >= _KINDS_MOST:
+        if not self._is_news(error.status, error.reason):
             return
-        self._kinds.add(kind)
         body = error.body_excerpt
         if not body and read_more is not None:
             time.sleep(_BODY_WAIT_S)  # _KINDS_MOST times in a run at most
             body = _late_body(head, key, read_more)
+        body = "; ".join(part for part in (error.header_excerpt, body) if part)
+        self._report("upgrade_refused", error.status, error.reason, body)
+
+    def tell_close(self, code: int, said: str) -> None:
+        """Reports that the server closed an open connection, unless its like was.
+
+        Args:
+            code: Of its close frame, 1005 where it carried none (RFC 6455 section 7.4).
+            said: The frame's reason.
+        """
+        if self._is_news("close", code, said):
+            text = "".join(c if c.isprintable() else " " for c in said)
+            self._report("connection_closed", code, "", text.strip())
+
+    def tell_violation(self, reason: str) -> None:
+        """Reports that a frame of the server broke the protocol, unless its like was."""
+        if self._is_news("violation", reason):
+            self._report("connection_closed", 0, f"a frame of the server: {reason}", "")
+
+    def _is_news(self, *kind: object) -> bool:
+        if self._report_fd < 0 or kind in self._kinds or len(self._kinds) >= _KINDS_MOST:
+            return False
+        self._kinds.add(kind)
+        return True
+
+    def _report(self, event: str, status: int, reason: str, body: str) -> None:
         told = {
             "pid": os.getpid(),
             "at_ns": time.monotonic_ns(),
-            "status": error.status,
-            "reason": error.reason,
-            "body": "; ".join(part for part in (error.header_excerpt, body) if part),
+            "status": status,
+            "reason": reason,
+            "body": body,
+            "event": event,
         }
         os.write(self._report_fd, json.dumps({"refusal": told}).encode() + b"\n")
 
