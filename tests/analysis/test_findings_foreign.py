@@ -104,6 +104,16 @@ def test_closing_at_the_descriptor_limit_is_no_refusal(foreign):
     assert not any("--workers" in command for command in commands)
 
 
+def test_a_server_that_listens_on_another_family_refuses_every_connect(foreign):
+    accepted(foreign, 0)
+    foreign.connect(100, stage="connect", close_kind="refused", errno=111)
+    (finding,) = summarise(foreign.frames()).findings
+    assert finding.cause == "upgrade-refused"
+    assert "upgraded none of 100 handshakes: ECONNREFUSED" in finding.sentence
+    assert "0.0.0.0" in finding.fix[0].command
+    assert "TCP connection" not in finding.explanation  # it took none
+
+
 @pytest.mark.parametrize(
     ("kind", "said", "sentence", "command"),
     [
