@@ -47,6 +47,19 @@ def test_a_status_instead_of_the_upgrade_is_named_with_the_process(foreign):
 
 
 @pytest.mark.parametrize(
+    ("may_raise", "hard", "nofile"), [(True, 20_000, 65_535), (False, 20_000, 20_000)]
+)
+def test_the_first_fix_of_a_server_that_the_run_starts_can_be_run(foreign, may_raise, hard, nofile):
+    foreign.manifest["server"]["command"] = ["node", "server.js"]
+    foreign.manifest["host"] |= {
+        "may_raise_nofile": may_raise, "limits": {"nofile_hard_count": hard}
+    }  # fmt: skip
+    full(foreign)
+    limit = by_cause(foreign)["fd-limit-process"]
+    assert limit.fix[0].command == f"profile-run --nofile {nofile}"
+
+
+@pytest.mark.parametrize(
     ("said", "sentence", "command"),
     [
         ("HTTP 302: Location: /v2/chat", "refused 100 handshakes with HTTP 302: Location: /v2/chat",
@@ -100,7 +113,7 @@ def test_closing_at_the_descriptor_limit_is_no_refusal(foreign):
     limit = named["fd-limit-process"]
     assert limit.subject.command == "node server.js"
     commands = [fix.command for fix in limit.fix]
-    assert any(command.startswith("prlimit --pid 800 --nofile=") for command in commands)
+    assert commands[0].startswith("prlimit --pid 800 --nofile=")  # can be pasted as it stands
     assert not any("--workers" in command for command in commands)
 
 
