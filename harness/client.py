@@ -415,13 +415,9 @@ class Client:
                 slot[_RX_MESSAGES] += 1
             elif isinstance(event, Ping):
                 slot[_RX_PINGS] += 1
-            elif isinstance(event, Violation):
-                slot[_PROTOCOL_ERRORS] += 1
-                kind = CloseKind.PROTOCOL
-                self._refusals.tell_violation(event.reason)
-            elif isinstance(event, Close):
-                kind = CloseKind.CLOSE
-                self._refusals.tell_close(event.code, event.reason)
+            elif isinstance(event, Violation | Close):
+                kind = self._refusals.tell_end(event)
+                slot[_PROTOCOL_ERRORS] += kind is CloseKind.PROTOCOL
         replies = connection.data_to_send()
         if replies:
             self._send(fd, replies)

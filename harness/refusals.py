@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 
 from harness import handshake
+from harness.protocol import Close, Violation
+from probes.live import CloseKind
 
 _KINDS_MOST = 8
 _BODY_WAIT_S = 0.02
@@ -51,21 +53,22 @@ class RefusalReport:
         body = "; ".join(part for part in (error.header_excerpt, body) if part)
         self._report("upgrade_refused", error.status, error.reason, body)
 
-    def tell_close(self, code: int, said: str) -> None:
-        """Reports that the server closed an open connection, unless its like was.
+    def tell_end(self, event: Close | Violation) -> CloseKind:
+        """Reports why an open connection ends, unless its like was.
 
         Args:
-            code: Of its close frame, 1005 where it carried none (RFC 6455 section 7.4).
-            said: The frame's reason.
-        """
-        if self._is_news("close", code, said):
-            text = "".join(c if c.isprintable() else " " for c in said)
-            self._report("connection_closed", code, "", text.strip())
+            event: The server's close frame, or what was wrong with a frame of it.
 
-    def tell_violation(self, reason: str) -> None:
-        """Reports that a frame of the server broke the protocol, unless its like was."""
-        if self._is_news("violation", reason):
-            self._report("connection_closed", 0, f"a frame of the server: {reason}", "")
+        Returns:
+            How the connection ended.
+        """
+        is_close = isinstance(event, Close)
+        code = event.code if is_close else 0  # of a violation it is the one that we answer with
+        if self._is_news(is_close, code, event.reason):
+            said = "".join(c if c.isprintable() else " " for c in event.reason).strip()
+            reason = "" if is_close else f"a frame of the server: {said}"
+            self._report("connection_closed", code, reason, said if is_close else "")
+        return CloseKind.CLOSE if is_close else CloseKind.PROTOCOL
 
     def _is_news(self, *kind: object) -> bool:
         if self._report_fd < 0 or kind in self._kinds or len(self._kinds) >= _KINDS_MOST:
