@@ -30,6 +30,7 @@ CAUSES: dict[str, str] = {
     "accept-imbalance": "connections are unevenly spread over the workers",
     "upgrade-refused": "the server answers the handshake with something else",
     "upgrade-unanswered": "the server accepts and never answers the handshake",
+    "closed-by-server": "the server closes connections that were open",
     "worker-crash": "a worker died and its connections with it",
     "host-cpu-saturated": "no core is free",
     "client-is-the-limit": "the load generator, not the server, is out",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 
-from harness.live_status import CpuUse
-from probes import process_tree
+from harness.live_status import CpuUse, ProcessLabels
 from probes.live import Counter, Live
 from reports.terminal import Status
 
@@ -30,7 +29,7 @@ class AttachStatus:
         self._since_s = time.monotonic()
         self._rate_from: tuple[float, int] | None = None
         self._rate_per_s = 0.0
-        self._labels: dict[int, str] = {}
+        self._labels = ProcessLabels()
         self._overflows_from = -1
         self._overflows_count = 0
         self._overflows_due_s = 0.0
@@ -69,7 +68,7 @@ class AttachStatus:
             errors=[error for error in errors if error[2]],
             workers=[
                 (
-                    self._label(slot),
+                    self._labels.of(slot[Counter.PID]),
                     slot[Counter.OPEN_COUNT],
                     slot[Counter.TARGET_COUNT],
                     self._cpu.pct.get(slot[Counter.PID], -1.0),
@@ -79,12 +78,6 @@ class AttachStatus:
             time_left_s=time_left_s,
             note=note,
         )
-
-    def _label(self, slot: memoryview[int]) -> str:
-        pid = slot[Counter.PID]
-        if pid not in self._labels:
-            self._labels[pid] = f"{process_tree.command_name(pid)[:20]} {pid}"
-        return self._labels[pid]
 
     def _read_overflows(self, now_s: float) -> None:
         if now_s < self._overflows_due_s:

@@ -16,7 +16,7 @@ from harness.client_opening import READ_BYTES, Opening, close_kind_of
 from harness.event_loop import HOLD, IDLE_WAIT_S, MAX_EVENTS, PHASE_WORD, RAMP, STOP, Turns
 from harness.fleet_config import FleetConfig
 from harness.load_shape import Pace
-from harness.protocol import BinaryMessage, Connection, Ping, TextMessage, Violation
+from harness.protocol import BinaryMessage, Close, Connection, Ping, TextMessage, Violation
 from harness.protocol import Role as End
 from harness.refusals import RefusalReport
 from probes.live import CloseKind, Counter, Live, Role, Stage
@@ -133,7 +133,7 @@ class Client(Opening):
     def _count_end(self, kind: CloseKind) -> None:
         if kind is CloseKind.RST:
             self._slot[_RESETS] += 1
-        elif kind is CloseKind.EOF:
+        elif kind in (CloseKind.EOF, CloseKind.CLOSE):
             self._slot[_EOFS] += 1
 
     # -- open connections ------------------------------------------------------------------------
@@ -176,18 +176,20 @@ class Client(Opening):
         connection = self._partial.get(fd)
         if connection is None:
             connection = Connection(End.CLIENT)
+        kind = CloseKind.EOF
         for event in connection.receive(data):
             if isinstance(event, TextMessage | BinaryMessage):
                 slot[_RX_MESSAGES] += 1
             elif isinstance(event, Ping):
                 slot[_RX_PINGS] += 1
-            elif isinstance(event, Violation):
-                slot[_PROTOCOL_ERRORS] += 1
+            elif isinstance(event, Violation | Close):
+                kind = self._refusals.tell_end(event)
+                slot[_PROTOCOL_ERRORS] += kind is CloseKind.PROTOCOL
         replies = connection.data_to_send()
         if replies:
             self._send(fd, replies)
         if connection.must_disconnect:
-            self._lose(fd, 0, CloseKind.EOF)
+            self._lose(fd, 0, kind)
         elif connection.is_idle:
             self._partial.pop(fd, None)
         else:

@@ -6,6 +6,10 @@ from harness.fleet import Fleet
 from harness.foreign_server import ForeignServer
 from probes.live import Counter
 
+_WORDS = {
+    "upgrade_refused": "the server refused the upgrade",
+    "connection_closed": "the server closed open connections",
+}
 _ANSWERED_SHARE = 0.95
 """Replies that are still under way when the run stops are no sign."""
 
@@ -18,9 +22,8 @@ def foreign_notes(foreign: ForeignServer, fleet: Fleet, *, echoes: bool) -> list
         fleet: The clients.
         echoes: Every message is expected to come back (``--server-mode echo``).
     """
-    notes = []
-    kinds = dict.fromkeys(str(refusal) for refusal in fleet.refusals)
-    notes += [f"the server refused the upgrade: {kind}" for kind in kinds]
+    notes: list[str] = []
+    notes += dict.fromkeys(f"{_WORDS[refusal.event]}: {refusal}" for refusal in fleet.refusals)
     sent = fleet.total(Counter.TX_MESSAGES_TOTAL)
     came = fleet.total(Counter.RX_MESSAGES_TOTAL)
     if echoes and sent and came < _ANSWERED_SHARE * sent:

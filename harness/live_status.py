@@ -9,6 +9,7 @@ from collections import Counter as Tally
 
 from harness.fleet import Fleet
 from harness.plan import Plan
+from probes import process_tree
 from probes.live import Counter, Header
 from reports.terminal import Status
 
@@ -16,6 +17,19 @@ _CPU_PERIOD_S = 0.5
 _ERRNO_SHARE = 0.01
 """Most of the time that counting errnos may take: the next count waits 100 times as long."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class ProcessLabels:
+    """What people call a process that is not ours: its command's name and pid."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, str] = {}
+
+    def of(self, pid: int) -> str:
+        """At most 20 characters of the name; read once, so that it outlives the process."""
+        if pid not in self._known:
+            self._known[pid] = f"{process_tree.command_name(pid)[:20]} {pid}"
+        return self._known[pid]
 
 
 class CpuUse:
@@ -52,6 +66,7 @@ class LiveStatus:
         self._rate_from = (time.monotonic(), 0)
         self._rate_per_s = 0.0
         self._cpu = CpuUse()
+        self._labels = ProcessLabels()
         self._errno_column = fleet.live.column("errno")
         self._errno_counts: Tally[int] = Tally()
         self._errno_of_failures = 0
@@ -83,7 +98,7 @@ class LiveStatus:
             errors=self._errors(failed + lost, now_s),
             workers=[
                 (
-                    f"worker {index}",
+                    f"worker {index}" if is_own else self._labels.of(slot[Counter.PID]),
                     slot[Counter.OPEN_COUNT],
                     slot[Counter.TARGET_COUNT],
                     self._cpu.pct.get(slot[Counter.PID], -1.0),

@@ -316,9 +316,7 @@ class Supervisor(Recorder):
         self._follow_foreign()
         ends = fleet.read_ends()
         for refusal in fleet.refusals[self._told_refusals_count :]:
-            self._event(
-                "upgrade_refused", pid=refusal.pid, at_ns=refusal.at_ns, detail=str(refusal)
-            )
+            self._event(refusal.event, pid=refusal.pid, at_ns=refusal.at_ns, detail=str(refusal))
         self._told_refusals_count = len(fleet.refusals)
         for end in ends:
             how = f"signal {end.signal}" if end.signal else f"status {end.status}"

@@ -135,6 +135,7 @@ class CloseKind(IntEnum):
     PROTOCOL = 5
     REFUSED = 6
     ERROR = 7
+    CLOSE = 8  # the server said so with a close frame
 
 
 # name, struct/memoryview type code, bytes; in file order, widest first so that all stay aligned

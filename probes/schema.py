@@ -116,7 +116,7 @@ _ALL: tuple[Table, ...] = (
             _n("closed_ns", "ns", "closed or failed; 0 when still open at the end of the run"),
             _t("stage", "where it is or ended: socket, bind, connect, handshake, open, closed"),
             _n("errno", "", "errno of the failure (Linux numbers), 0 for none"),
-            _t("close_kind", "none, eof, rst, local, timeout, protocol, refused, error"),
+            _t("close_kind", "none, eof, rst, local, timeout, protocol, refused, error, close"),
             _t("source_address", "address the client bound, dotted"),
             _n("destination_port", "", "server port"),
         ),

@@ -35,6 +35,7 @@ _MOMENT_WORDS = {
     "stalled": "no progress",
     "interrupted": "interrupted",
     "upgrade_refused": "upgrade refused",
+    "connection_closed": "closed by the server",
 }
 
 

@@ -207,6 +207,10 @@ def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
     wanted = max(view.target_count, 2 * view.peak_count)
     needed = own + int(np.ceil(share * wanted * 1.05))
     new = max(65_535 if needed <= 65_535 else -(-needed // 65_536) * 65_536, 2 * soft)
+    if view.server_command and not view.host.get("may_raise_nofile", True):
+        # the run starts it, and can give it no more than it has itself
+        hard = int((view.host.get("limits") or {}).get("nofile_hard_count") or new)
+        new = min(new, hard) if hard > soft else new
     moves = (
         f"moves this rung from about {round(capacity / share):,} connections to about "
         f"{round((new - own) / share):,} at the same share of {100 * share:.0f} % per process"
@@ -227,6 +231,7 @@ def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
         f"start {max(len(peers) + 1, per_target)} processes of it (cluster, workers, replicas)",
         more.effect,
     )
+    # what works as it stands goes first: the name of a unit is not known
     if view.server_command:
-        return systemd, Fix(f"profile-run --nofile {new}", moves), more
-    return systemd, Fix(f"prlimit --pid {row['pid']} --nofile={new}", moves), more
+        return Fix(f"profile-run --nofile {new}", moves), systemd, more
+    return Fix(f"prlimit --pid {row['pid']} --nofile={new}", moves), systemd, more

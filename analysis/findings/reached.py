@@ -27,7 +27,7 @@ def find(signs: Signs) -> list[Finding]:
     wall = next_wall(signs.ladder)
     explanation = (
         f"All {held:,} connections were established in {took_s:.3g} s and held for "
-        f"{view.hold.duration_s:.0f} s; none failed and none was lost."
+        f"{_seconds(view.hold.duration_s)} s; none failed and none was lost."
     )
     if wall is not None and wall.predicted_connections is not None:
         explanation += (
@@ -46,6 +46,10 @@ def find(signs: Signs) -> list[Finding]:
             explanation=explanation,
             at_connections=held,
             sentence=f"All {held:,} connections were established and held "
-            f"{view.hold.duration_s:.0f} s without a failure",
+            f"{_seconds(view.hold.duration_s)} s without a failure",
         )
     ]
+
+
+def _seconds(duration_s: float) -> str:
+    return f"{duration_s:.0f}" if duration_s >= 1 else f"{duration_s:.1g}"

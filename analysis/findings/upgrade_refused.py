@@ -2,7 +2,8 @@
 
 Proof: the HTTP status that came instead of 101 (event ``upgrade_refused``, with the start of its
 body), or the reason for which TLS or the reply was no handshake; and the handshakes that ended so.
-Where a server only closes, without a word, and no connection was ever established, that is it too.
+Where a server only closes, without a word, and no connection was ever established, that is it too;
+likewise where it lives, and every connect was refused.
 Told apart from ``server-resets-when-full``: no process of the server met EMFILE. From
 ``worker-crash``: the process lives. A status of 500 to 599 from a process that is at its descriptor
 limit (a proxy that gets no socket to what is behind it) follows from that limit
@@ -22,7 +23,9 @@ from analysis.signs import EMFILE, Signs
 _STATUS = re.compile(r"HTTP (\d{3})")
 _LOCATION = re.compile(r"^HTTP 3\d\d: Location: ([^\s;]+)")
 _CHOSEN = re.compile(r"subprotocol that was not offered: Sec-WebSocket-Protocol: (\S+)")
+_NOT_CONNECTED = "ECONNREFUSED: it takes no connection at this address"
 _HELP_BY_START = {
+    "ECONNREFUSED": "let it listen on 127.0.0.1 or 0.0.0.0  # not on IPv6 alone (ipv6Only)",
     "TLS": "profile-run --ca FILE  # who signed the certificate; or --insecure; ws:// where there "
     "is no TLS",
     "the reply is HTTP/2": "let the server speak HTTP/1.1 too  # Node: allowHTTP1: true",
@@ -55,6 +58,9 @@ def find(signs: Signs) -> list[Finding]:
     if refused.empty and view.is_foreign:
         refused = _closed_without_a_word(signs, ended)
         told = []
+    if refused.empty and view.is_foreign:
+        refused = _not_even_connected(signs)
+        told = [_NOT_CONNECTED] if len(refused) else []
     if refused.empty:
         return []
     return [_finding(signs, refused, told)]
@@ -69,6 +75,17 @@ def _closed_without_a_word(signs: Signs, ended: pd.DataFrame) -> pd.DataFrame:
     is_gone = bool((servers["exited_ns"] > 0).any())
     never = signs.view.connections["established_s"].isna().all()
     return closed if never and not is_full and not is_gone else closed.iloc[:0]
+
+
+def _not_even_connected(signs: Signs) -> pd.DataFrame:
+    """Connects that got a reset, where none was ever taken and the server lives."""
+    view = signs.view
+    processes = view.frames["processes"]
+    servers = processes[processes["role"].isin(["server", "acceptor"])]
+    connections = view.connections
+    if connections["connected_s"].notna().any() or bool((servers["exited_ns"] > 0).any()):
+        return connections.iloc[:0]
+    return connections[connections["is_failed"] & (connections["close_kind"] == "refused")]
 
 
 def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
@@ -112,6 +129,8 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
         explanation=(
             f"The server took {len(refused):,} TCP connection{plural} and upgraded none of them to "
             f"WebSocket: {_how(status, said)}.{others}"
+            if said != _NOT_CONNECTED
+            else f"{sentence}; the port is listened on, so at another address or family of them."
         ),
         fix=(fix,),
         at_connections=view.open_count_at(first_s),

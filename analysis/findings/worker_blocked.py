@@ -40,6 +40,14 @@ _WAITS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(_DISK_CALLS, ("the disk", "write and sync in a thread, or less often")),
 }
 _ELSE = ("something else", "make that call non-blocking, or in a thread")
+_HALTED = {
+    "T": ("stopped by a signal (SIGSTOP, SIGTSTP)", "kill -CONT {pid}"),
+    "t": (
+        "stopped by a debugger",
+        "grep TracerPid /proc/{pid}/status  # who holds it; detach that",
+    ),
+}
+"""By the letter of its state (proc(5)): the call that it was in says nothing then."""
 
 
 class _Block(NamedTuple):
@@ -54,6 +62,7 @@ class _Block(NamedTuple):
         syscall: The call it slept in most, '' unknown.
         frame: The Python function (file:line) that called it, '' unknown.
         table: Where this comes from.
+        state: Letter of the state that it was in most, '' unknown.
     """
 
     pid: int
@@ -64,6 +73,7 @@ class _Block(NamedTuple):
     syscall: str
     frame: str
     table: str
+    state: str = ""
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -136,7 +146,8 @@ def _described(
     if function:
         evidence.append(Evidence(f"Python stacks blocked in {function}", 100 * part, "pct", table))
         frame = _most(leaves[leaves.map(function_name) == function])[0]
-    return _Block(pid, since_s, until_s, share_pct, tuple(evidence), syscall, frame, table)
+    state = _most(rows["state"])[0]
+    return _Block(pid, since_s, until_s, share_pct, tuple(evidence), syscall, frame, table, state)
 
 
 def _most(values: pd.Series[str]) -> tuple[str, float]:
@@ -207,13 +218,19 @@ def _finding(signs: Signs, block: _Block) -> Finding:
     if not block.syscall:
         confidence = "medium"
         missing += ("the call that it was blocked in: blocked_samples was not recorded",)
-    where = f"in {block.syscall} ({kind})" if block.syscall else "outside of its poll"
+    where = (
+        f"blocked in {block.syscall} ({kind})" if block.syscall else "blocked outside of its poll"
+    )
     where += f", called from {block.frame}" if block.frame else ""
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
     if any(f.side == "server" for f in fd_limit_process.find(signs)):
         stalled = 0  # a full worker strands connections whether this one is blocked or not
     used = "" if cpu_pct is None else f", at {cpu_pct:.0f} % of a core"
     place = function_name(block.frame) if block.frame else "the call"
+    command = f"move {place} off the event loop: {remedy}"
+    if block.state in _HALTED:
+        where, command = _HALTED[block.state]
+        command = command.format(pid=block.pid)
     return Finding(
         cause="worker-blocked",
         severity="warning",
@@ -224,12 +241,12 @@ def _finding(signs: Signs, block: _Block) -> Finding:
         evidence=tuple(evidence),
         explanation=(
             f"{name} stood still for {block.share_pct:.0f} % of {until_s - since_s:.1f} s{used}: "
-            f"its event loop was blocked {where}. While it waits there, none of its connections "
+            f"its event loop was {where}. While it waits there, none of its connections "
             "is accepted, answered or pinged."
         ),
         fix=(
             Fix(
-                f"move {place} off the event loop: {remedy}",
+                command,
                 f"gives {block.share_pct / 100 * (until_s - since_s):.1f} s of "
                 f"{until_s - since_s:.1f} s back to the connections of this worker"
                 + (f"; its longest turn falls to about {others_ms:.0f} ms" if others_ms else ""),
@@ -239,7 +256,7 @@ def _finding(signs: Signs, block: _Block) -> Finding:
         confidence=confidence,
         missing=missing,
         sentence=f"{name} stood still for {block.share_pct:.0f} % of {until_s - since_s:.1f} s, "
-        f"blocked {where}{used}",
+        f"{where}{used}",
         explained_count=stalled,
     )
 

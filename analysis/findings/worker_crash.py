@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from analysis.evidence import Evidence, Finding, Fix, connections_text, side_of_role
-from analysis.run_view import run_directory
+from analysis.run_view import RunView, run_directory
 from analysis.signs import Signs
 
 _AT_ONCE_S = 1.0
@@ -100,7 +100,7 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
         ),
         fix=(
             Fix(
-                _where_it_says_why(signs, subject.role, pid),
+                log_command(view, subject.role, pid),
                 f"shows why it ended; {connections_text(held or lost)} more when it does not",
             ),
         ),
@@ -112,10 +112,11 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
     )
 
 
-def _where_it_says_why(signs: Signs, role: str, pid: int) -> str:
-    if signs.view.is_attached:
-        return f"journalctl _PID={pid} -n 40; dmesg | tail; or where its log goes"
-    return f"tail -n 40 {run_directory(signs.view.manifest)}/logs/*{role}*.log"
+def log_command(view: RunView, role: str, pid: int) -> str:
+    """Where a process says why: a log of this run, or of who started it."""
+    if view.is_attached or (view.is_foreign and not view.server_command and role != "client"):
+        return f"journalctl _PID={pid} -n 40; dmesg | tail  # or its own log"
+    return f"tail -n 40 {run_directory(view.manifest)}/logs/*{role}*.log"
 
 
 def _signal_name(number: int) -> str:

@@ -47,6 +47,19 @@ def test_a_status_instead_of_the_upgrade_is_named_with_the_process(foreign):
 
 
 @pytest.mark.parametrize(
+    ("may_raise", "hard", "nofile"), [(True, 20_000, 65_535), (False, 20_000, 20_000)]
+)
+def test_the_first_fix_of_a_server_that_the_run_starts_can_be_run(foreign, may_raise, hard, nofile):
+    foreign.manifest["server"]["command"] = ["node", "server.js"]
+    foreign.manifest["host"] |= {
+        "may_raise_nofile": may_raise, "limits": {"nofile_hard_count": hard}
+    }  # fmt: skip
+    full(foreign)
+    limit = by_cause(foreign)["fd-limit-process"]
+    assert limit.fix[0].command == f"profile-run --nofile {nofile}"
+
+
+@pytest.mark.parametrize(
     ("said", "sentence", "command"),
     [
         ("HTTP 302: Location: /v2/chat", "refused 100 handshakes with HTTP 302: Location: /v2/chat",
@@ -100,8 +113,72 @@ def test_closing_at_the_descriptor_limit_is_no_refusal(foreign):
     limit = named["fd-limit-process"]
     assert limit.subject.command == "node server.js"
     commands = [fix.command for fix in limit.fix]
-    assert any(command.startswith("prlimit --pid 800 --nofile=") for command in commands)
+    assert commands[0].startswith("prlimit --pid 800 --nofile=")  # can be pasted as it stands
     assert not any("--workers" in command for command in commands)
+
+
+def test_a_server_that_listens_on_another_family_refuses_every_connect(foreign):
+    accepted(foreign, 0)
+    foreign.connect(100, stage="connect", close_kind="refused", errno=111)
+    (finding,) = summarise(foreign.frames()).findings
+    assert finding.cause == "upgrade-refused"
+    assert "upgraded none of 100 handshakes: ECONNREFUSED" in finding.sentence
+    assert "0.0.0.0" in finding.fix[0].command
+    assert "TCP connection" not in finding.explanation  # it took none
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "sentence", "command"),
+    [
+        ("close", "code 4401: token missing", "closed 100 open connections with code 4401: token",
+         "profile-run --header 'Authorization"),
+        ("close", "code 1013: too busy", "with code 1013: too busy", "profile-run --ramp RATE"),
+        ("close", "code 1009", "with code 1009, 2.0 s after the upgrade", "profile-run --payload"),
+        ("close", "code 1000", "with code 1000", "profile-run --message-rate 100  "),
+        ("close", "code 1011: oops", "with code 1011", "profile-run --message-rate"),
+        ("protocol", "a frame of the server: reserved bit set",
+         "broke the protocol on 100 open connections", "turn compression off"),
+        ("protocol", "a frame of the server: text is not UTF-8",
+         "broke the protocol on 100 open connections", "correct what the server sends"),
+        ("eof", "", "closed 100 open connections without a close frame", "profile-run --message"),
+    ],
+)  # fmt: skip
+def test_open_connections_that_the_server_closes_are_told_with_code_and_reason(
+    foreign, kind, said, sentence, command
+):
+    accepted(foreign, 100)
+    foreign.connect(100, stage="closed", close_kind=kind, closed_s=2.0, from_s=0.0, until_s=0.001)
+    if said:
+        foreign.add("events", at_s=2.0, event="connection_closed", detail=said)
+    summary = summarise(foreign.frames())
+    (finding,) = summary.findings
+    assert (finding.cause, finding.severity) == ("closed-by-server", "binding")
+    assert finding.confidence == ("high" if said else "medium")
+    assert sentence in summary.verdict.sentence
+    assert "node server.js, pid 800" in summary.verdict.sentence
+    assert finding.fix[0].command.startswith(command)
+
+
+@pytest.mark.parametrize(
+    ("ends", "died", "is_named"),
+    [
+        ({"close": 9}, False, False),  # of 1,000: no limit
+        ({"close": 9, "eof": 200}, False, True),
+        ({"eof": 200}, True, False),  # that is worker-crash
+        ({"close": 200}, True, True),  # it said goodbye before
+    ],
+)
+def test_a_few_clients_and_those_of_a_server_that_died_were_not_closed_by_it(
+    foreign, ends, died, is_named
+):
+    accepted(foreign, 100)
+    foreign.connect(1000)
+    for kind, count in ends.items():
+        foreign.connect(count, stage="closed", close_kind=kind, closed_s=2.0)
+    if died:
+        foreign.process("server", 1, exited_s=2.0, exit_signal=9)
+    foreign.manifest["target_connections"] = 2000
+    assert ("closed-by-server" in causes(foreign)) is is_named
 
 
 def test_accepted_and_never_answered(foreign):

@@ -100,6 +100,21 @@ def test_what_it_waits_for_is_named(held, syscall, word):
     assert word in by_cause(summarise(held.frames()), "worker-blocked").sentence
 
 
+@pytest.mark.parametrize(
+    ("state", "said", "command"),
+    [
+        ("T", "stopped by a signal", "kill -CONT 801"),
+        ("t", "by a debugger", "grep TracerPid /proc/801"),
+    ],
+)
+def test_a_process_that_was_stopped_is_in_no_call_of_its_own(held, state, said, command):
+    block(held, 801, state=state, syscall="epoll_pwait", python_stack="")
+    finding = by_cause(summarise(held.frames()), "worker-blocked")
+    assert said in finding.sentence
+    assert "epoll_pwait" not in finding.sentence
+    assert finding.fix[0].command.startswith(command)
+
+
 def test_clients_that_wait_for_a_blocked_worker_are_explained(held):
     held.manifest["target_connections"] = TARGET + 40
     held.connect(

@@ -19,6 +19,7 @@ from harness import endpoint, foreign_main
 from harness.cli_attach import main as profile_attach
 from harness.foreign_server import ForeignRequest, check_running
 from harness.listen_failure import never_listened
+from harness.live_status import ProcessLabels
 from harness.server_command import cannot_start, words
 from harness.server_output import telling_lines
 from probes import process_tree, socket_owners
@@ -191,6 +192,17 @@ def test_a_thread_is_told_with_its_process(capsys):
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_process_keeps_its_name_for_people_after_its_end():
+    labels = ProcessLabels()
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        name = labels.of(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+    assert name == labels.of(child.pid) == f"sleep {child.pid}"
 
 
 def test_unix_sockets_that_are_listened_on_are_found(tmp_path):

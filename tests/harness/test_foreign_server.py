@@ -279,6 +279,19 @@ def test_a_refused_upgrade_is_told_with_status_and_body(profile_run):
     assert set(connections["close_kind"]) == {"protocol"}
 
 
+def test_open_connections_that_the_server_closes_are_told_with_code_and_reason(profile_run):
+    run = profile_run(
+        *("--connections", "60", "--hold", "0.5", "--server-cmd", f"{KINDS} {{port}} closes"),
+        probes="live_samples",
+    )
+    assert run.done.returncode == 3, run.done.stderr
+    said = run.verdict["verdict"]
+    assert (said["cause"], said["side"]) == ("closed-by-server", "server")
+    assert "closed 60 open connections with code 4401: token missing" in said["sentence"]
+    assert "the server closed open connections: code 4401: token missing" in run.notes
+    assert set(run.frames["connections"]["close_kind"]) == {"close"}
+
+
 def test_a_certificate_that_nobody_vouches_for_is_told(profile_run, certificate):
     cert, key = certificate
     run = profile_run(

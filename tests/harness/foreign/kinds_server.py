@@ -1,4 +1,4 @@
-"""websockets server: PORT echo|silent [CERT KEY]. Prints each connection's first message."""
+"""websockets server: PORT echo|silent|closes [CERT KEY]. Prints each connection's first message."""
 
 import asyncio
 import ssl
@@ -8,6 +8,8 @@ from websockets.asyncio.server import serve
 
 
 async def handle(connection):
+    if sys.argv[2] == "closes":
+        await connection.close(4401, "token missing")
     is_first = True
     async for message in connection:
         if is_first:

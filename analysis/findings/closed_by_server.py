@@ -1,0 +1,128 @@
+"""``closed-by-server``: the server closes connections that were open.
+
+Proof: connections that had been upgraded and that the server ended before the run did, and the code
+and reason of its close frame (event ``connection_closed``); or the rule of the protocol that one of
+its frames broke, for which the clients must close. Without a close frame the ends alone: less
+confidence, and only where the server's processes live.
+Told apart from ``upgrade-refused``: there no connection was ever open. From ``worker-crash``: the
+process lives. From ``server-resets-when-full``: those never got their upgrade.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from analysis.evidence import Evidence, Finding, Fix
+from analysis.findings import worker_crash
+from analysis.run_view import RunView
+from analysis.signs import Signs
+
+_CODE = re.compile(r"code (\d{4})")
+_LEAST_SHARE = 0.01
+"""Of the established: a client or two that a server in service drops are no limit."""
+
+_LATE_S = 1.0
+_SAYS_WHO = "profile-run --header 'Authorization: Bearer TOKEN'  # or --cookie, or --message: what"
+_SAYS_WHO += " it wants to hear"
+_HELP = {
+    1003: "profile-run --message TEXT --message-rate RATE  # --binary, or without it",
+    1007: "profile-run --message TEXT --message-rate RATE  # text that it can read, or --binary",
+    1008: _SAYS_WHO,
+    1009: "profile-run --payload BYTES  # at most what the server takes, or raise its limit",
+    1012: "profile-run --ramp RATE  # or raise the server's own limit of connections",
+    1013: "profile-run --ramp RATE  # or raise the server's own limit of connections",
+}
+"""By the codes of RFC 6455 section 7.4.1 and of the IANA registry."""
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding about the most telling way to close, or none."""
+    view = signs.view
+    if not view.is_foreign or view.is_attached:
+        return []
+    lost = view.connections[view.connections["is_lost"]]
+    events = view.frames["events"]
+    told = [str(detail) for detail in events[events["event"] == "connection_closed"]["detail"]]
+    closed = lost[lost["close_kind"].isin(["close", "protocol"])]
+    established = int(view.connections["established_s"].notna().sum())
+    few = _LEAST_SHARE * established
+    if len(closed) <= few and not _is_any_gone(view):
+        closed, told = lost[lost["close_kind"].isin(["eof", "rst"])], []
+    if len(closed) <= few:
+        return []
+    return [_finding(signs, closed, established, told)]
+
+
+def _is_any_gone(view: RunView) -> bool:
+    processes = view.frames["processes"]
+    servers = processes[processes["role"].isin(["server", "acceptor"])]
+    return bool((servers["exited_ns"] > 0).any())
+
+
+def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[str]) -> Finding:
+    view = signs.view
+    first_s = float(closed["closed_s"].min())
+    open_s = float((closed["closed_s"] - closed["established_s"]).median())
+    said = told[0].rstrip(".") if told else ""
+    match = _CODE.match(said)
+    code = int(match[1]) if match else 0
+    servers = view.who[view.who["role"] == "server"]["pid"]
+    subject = view.subject(int(servers.iloc[0]) if len(servers) == 1 else 0)
+    name = str(subject) if subject.pid else "the server"
+    name = name[:1].upper() + name[1:]
+    evidence = [
+        Evidence("open connections that it closed", len(closed), "count", "connections", first_s),
+        Evidence("connections established", established, "count", "connections", view.stop_s),
+        Evidence("time that they were open (median)", open_s, "s", "connections", first_s),
+    ]
+    if code:
+        evidence.append(Evidence("code of its close frame", code, "", "events", first_s))
+    how = f"with {said}" if code else "without a close frame"
+    many = f"{len(closed):,} open connection" + ("s" if len(closed) != 1 else "")
+    after = f"{open_s:.1f} s after" if open_s >= 0.1 else "right after"
+    others = f" Also: {'; '.join(told[1:4])}." if len(told) > 1 else ""
+    sentence = f"{name} closed {many} {how}, {after} the upgrade"
+    if said and not code:
+        sentence = f"{name} broke the protocol on {many}, {after} the upgrade: {said}"
+    return Finding(
+        cause="closed-by-server",
+        severity="warning",
+        side="server",
+        subject=subject,
+        first_s=first_s,
+        last_s=float(closed["closed_s"].max()),
+        evidence=tuple(evidence),
+        explanation=f"{sentence}; {established:,} had been established in all.{others}",
+        fix=(
+            Fix(
+                _help(view, subject.pid, code, said, open_s),
+                f"the {len(closed):,} connections stay open until the run ends them",
+            ),
+        ),
+        at_connections=view.open_count_at(first_s),
+        confidence="high" if told else "medium",
+        missing=() if told else ("what the server meant: no close frame came",),
+        sentence=sentence,
+        explained_count=len(closed),
+    )
+
+
+def _help(view: RunView, pid: int, code: int, said: str, open_s: float) -> str:
+    """What stops it: by the code, by how long it waited, else where the server says why."""
+    if code in _HELP:
+        return _HELP[code]
+    if 3000 <= code <= 4999:  # the application's own (RFC 6455 section 7.4.2)
+        return _SAYS_WHO
+    if said and not code and "reserved bit" in said:
+        return "turn compression off in the server  # it was not offered"
+    if said and not code:
+        return "correct what the server sends  # RFC 6455 section 5.2"
+    if open_s >= _LATE_S and not view.settings.get("message_rate_per_s"):
+        rate = max(1, round(2 * view.peak_count / open_s))
+        return (
+            f"profile-run --message-rate {rate}  # if it closes the silent: 2 messages in "
+            f"{open_s:.0f} s from each"
+        )
+    return worker_crash.log_command(view, "server", pid)
