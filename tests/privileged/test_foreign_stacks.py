@@ -6,8 +6,8 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from probes.elf import ElfFile, symbol_table
 from probes.rundir import RunDir
 
-pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 NODE_MODULES = Path(__file__).parents[1] / "node_modules"
@@ -27,23 +27,27 @@ DEADLINE_S = 90
 LIMIT = 300
 
 
-def profile_run(folder: Path, command: str, *arguments: str) -> tuple[dict[str, Any], str]:
+@pytest.fixture
+def profile_run(machine: Any, tmp_path: Path) -> Callable[..., tuple[dict[str, Any], str]]:
     """The verdict of a run against a server, and its page."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
-            *("--server-cmd", command, "--output", str(folder), *arguments),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        cwd=folder,  # node leaves an isolate-…-v8.log there
-        env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.stdout, done.stderr
-    run = (folder / "latest").resolve()
-    return json.loads(done.stdout), (run / "report.html").read_text()
+
+    def run(command: str, *arguments: str) -> tuple[dict[str, Any], str]:
+        done = machine.record(
+            [
+                *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
+                *("--server-cmd", command, "--output", str(tmp_path), *arguments),
+            ],
+            tmp_path,
+            timeout_s=DEADLINE_S,
+            cwd=tmp_path,  # node leaves an isolate-…-v8.log there
+            env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.stdout, done.stderr
+        path = (tmp_path / "latest").resolve()
+        return json.loads(done.stdout), (path / "report.html").read_text()
+
+    return run
 
 
 def native_stacks(run: Path, pid: int) -> dict[str, int]:
@@ -77,9 +81,8 @@ def has_symbols() -> bool:
 
 
 @pytest.mark.node
-def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(tmp_path, has_symbols):
+def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(profile_run, has_symbols):
     verdict, page = profile_run(
-        tmp_path,
         at_limit(f"node {FOREIGN / 'lost_reserve.cjs'} {{port}}"),
         *("--connections", "450", "--ramp", "400", "--connect-timeout", "2", "--hold", "1"),
     )
@@ -98,10 +101,9 @@ def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(tmp_path
     assert "accept4" in explanation
 
 
-def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(tmp_path):
+def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(profile_run):
     program = f"{shlex.quote(sys.executable)} {FOREIGN / 'asyncio_retry.py'} {{port}} 4096"
     verdict, page = profile_run(
-        tmp_path,
         at_limit(program),
         *("--connections", "450", "--connect-timeout", "2", "--hold", "1"),
     )
@@ -117,9 +119,8 @@ def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(tmp_path):
 
 
 @pytest.mark.node
-def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(tmp_path):
+def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(profile_run):
     verdict, page = profile_run(
-        tmp_path,
         f"node --perf-basic-prof {FOREIGN / 'hot_code.cjs'} {{port}}",
         *("--connections", "60", "--hold", "3"),
     )

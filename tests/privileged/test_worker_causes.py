@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 
 @pytest.mark.parametrize(
