@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 
 from harness import recording
+from harness.analysis_ahead import AnalysisAhead
 from harness.attach_status import AttachStatus
 from harness.attach_target import AttachTarget
 from harness.foreign_processes import ForeignProcesses
@@ -82,6 +83,7 @@ class Watch:
         self._allow_pauses = allow_pauses
         self._events: list[tuple[int, str, int, str]] = []
         self._stop_ns = 0
+        self._analysis = AnalysisAhead()
         self._roots = list(target.roots)
         self._look_due_s = 0.0
         self._gone_since_s = 0.0
@@ -243,6 +245,7 @@ class Watch:
             result.notes.append("the server ended while it was watched; what was seen is kept")
         self._manifest.begin_stage("collect")
         self._view.update(status.read("collect"))
+        self._analysis.begin()
         if not probes.stop(_PROBE_STOP_DEADLINE_S):
             result.notes.append("the probe process did not end by itself; its last rows may miss")
             self._event("probes_killed", detail=result.notes[-1])
@@ -261,6 +264,7 @@ class Watch:
         self, live_fd: int, processes: ForeignProcesses | None, result: WatchResult
     ) -> None:
         """Turns shared memory into tables; never hides the error that ended the watch."""
+        self._analysis.wait()
         self._manifest.contents["notes"] = result.notes
         try:
             if live_fd >= 0:

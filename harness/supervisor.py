@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from harness import faults, live_status, netns, recording
+from harness.analysis_ahead import AnalysisAhead
 from harness.burners import Burners
 from harness.fleet import Fleet
 from harness.fleet_config import FleetConfig
@@ -109,6 +110,7 @@ class Supervisor:
         self._foreign: ForeignServer | None = None
         self._told_refusals_count = 0
         self._burners = Burners(config.inject)
+        self._analysis = AnalysisAhead()
         self._cgroups = RunCgroups(config, run.path / "logs" / "cgroups.log")
 
     def execute(self) -> RunResult:
@@ -309,6 +311,7 @@ class Supervisor:
         self._note_ends(fleet)
         self._manifest.begin_stage("collect")
         self._view.update(status.read("collect"))
+        self._analysis.begin()
         hurried = bool(self._interrupt.signal_name)
         if not probes.stop(_INTERRUPTED_PROBE_STOP_S if hurried else _PROBE_STOP_DEADLINE_S):
             result.notes.append("the probe process did not end by itself; its last rows may miss")
@@ -356,6 +359,7 @@ class Supervisor:
 
     def _record(self, live: Live, fleet: Fleet | None, result: RunResult) -> None:
         """Turns shared memory into tables; never hides the error that ended the run."""
+        self._analysis.wait()
         self._manifest.contents["notes"] = result.notes
         try:
             recording.write_connections(self._run, live)
