@@ -10,7 +10,9 @@ CONNECTIONS ?= 120000
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-SIDE_BY_SIDE := 3  # tests mostly wait, for processes and timeouts
+# Tests mostly wait, for processes and timeouts; tests/conftest.py says where and in which order.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+IN_TURN := alone or shared or in_turn
 
 
 .PHONY: help install install-dev install-peers run test bench bench-servers bench-attach diagnose lint format clean lock man reference screenshots
@@ -36,10 +38,11 @@ lint: install-dev ## ruff, mypy --strict, import-linter
 format: install-dev ## let ruff format the tree
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-test: lint install-peers ## lint and every test; make test ARGS='tests/analysis -x' for some
+test: install-dev ## lint and every test; make test ARGS='tests/analysis -x' for some
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/pytest -m 'not alone' --numprocesses $(SIDE_BY_SIDE) --dist loadfile
-	@$(BIN)/pytest -m alone
+	@$(BIN)/pytest -m 'not ($(IN_TURN))' $(SIDE_BY_SIDE)
+	@$(BIN)/pytest -m '$(IN_TURN)' $(SIDE_BY_SIDE)
 else
 	@$(BIN)/pytest $(ARGS)
 endif

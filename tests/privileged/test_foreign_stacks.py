@@ -6,10 +6,9 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from probes.cgroup_memory import mounts
 from probes.elf import ElfFile, symbol_table
 from probes.rundir import RunDir
 
-pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 NODE_MODULES = Path(__file__).parents[1] / "node_modules"
@@ -30,23 +29,27 @@ DEADLINE_S = 90
 LIMIT = 300
 
 
-def profile_run(folder: Path, command: str, *arguments: str) -> tuple[dict[str, Any], str]:
+@pytest.fixture
+def profile_run(machine: Any, tmp_path: Path) -> Callable[..., tuple[dict[str, Any], str]]:
     """The verdict of a run against a server, and its page."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
-            *("--server-cmd", command, "--output", str(folder), *arguments),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        cwd=folder,  # node leaves an isolate-…-v8.log there
-        env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.stdout, done.stderr
-    run = (folder / "latest").resolve()
-    return json.loads(done.stdout), (run / "report.html").read_text()
+
+    def run(command: str, *arguments: str) -> tuple[dict[str, Any], str]:
+        done = machine.record(
+            [
+                *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
+                *("--server-cmd", command, "--output", str(tmp_path), *arguments),
+            ],
+            tmp_path,
+            timeout_s=DEADLINE_S,
+            cwd=tmp_path,  # node leaves an isolate-…-v8.log there
+            env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.stdout, done.stderr
+        path = (tmp_path / "latest").resolve()
+        return json.loads(done.stdout), (path / "report.html").read_text()
+
+    return run
 
 
 def native_stacks(run: Path, pid: int) -> dict[str, int]:
@@ -80,9 +83,8 @@ def has_symbols() -> bool:
 
 
 @pytest.mark.node
-def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(tmp_path, has_symbols):
+def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(profile_run, has_symbols):
     verdict, page = profile_run(
-        tmp_path,
         at_limit(f"node {FOREIGN / 'lost_reserve.cjs'} {{port}}"),
         *("--connections", "450", "--ramp", "400", "--connect-timeout", "2", "--hold", "1"),
     )
@@ -101,10 +103,9 @@ def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(tmp_path
     assert "accept4" in explanation
 
 
-def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(tmp_path):
+def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(profile_run):
     program = f"{shlex.quote(sys.executable)} {FOREIGN / 'asyncio_retry.py'} {{port}} 4096"
     verdict, page = profile_run(
-        tmp_path,
         at_limit(program),
         *("--connections", "450", "--connect-timeout", "2", "--hold", "1"),
     )
@@ -145,7 +146,7 @@ def quota() -> Iterator[str]:
 @pytest.mark.node
 @pytest.mark.parametrize("runtime", ["asyncio", "node"])
 def test_both_are_explained_where_a_quota_holds_them_below_a_core(
-    tmp_path, has_symbols, quota, runtime
+    profile_run, has_symbols, quota, runtime
 ):
     program, function = (
         (f"node {FOREIGN / 'lost_reserve.cjs'} {{port}}", "uv__server_io" if has_symbols else "")
@@ -157,7 +158,6 @@ def test_both_are_explained_where_a_quota_holds_them_below_a_core(
     )
     command = f"ulimit -n {LIMIT}; echo 0 > {quota}; exec {program}"
     verdict, _ = profile_run(
-        tmp_path,
         f"sh -c {shlex.quote(command)}",
         *("--connections", "450", "--ramp", "400", "--connect-timeout", "2", "--hold", "1"),
     )
@@ -169,9 +169,8 @@ def test_both_are_explained_where_a_quota_holds_them_below_a_core(
 
 
 @pytest.mark.node
-def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(tmp_path):
+def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(profile_run):
     verdict, page = profile_run(
-        tmp_path,
         f"node --perf-basic-prof {FOREIGN / 'hot_code.cjs'} {{port}}",
         *("--connections", "60", "--hold", "3"),
     )
@@ -188,9 +187,8 @@ def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(tmp_path):
 
 
 @pytest.mark.node
-def test_node_at_the_end_of_its_heap_is_told_from_hot_code(tmp_path, has_symbols):
+def test_node_at_the_end_of_its_heap_is_told_from_hot_code(profile_run, has_symbols):
     verdict, page = profile_run(
-        tmp_path,
         f"node --perf-basic-prof --max-old-space-size=200 {FOREIGN / 'collects.cjs'} {{port}}",
         *("--connections", "50", "--hold", "4", "--message-rate", "150"),
     )
@@ -211,11 +209,10 @@ def test_node_at_the_end_of_its_heap_is_told_from_hot_code(tmp_path, has_symbols
         assert thread in page
 
 
-def test_java_methods_are_named_by_the_map_of_jcmd_and_the_hot_thread_by_its_name(tmp_path):
+def test_java_methods_are_named_by_the_map_of_jcmd_and_the_hot_thread_by_its_name(profile_run):
     if not (CLASSES / "HotServer.class").is_file() or shutil.which("jcmd") is None:
         pytest.skip("no JDK and its classes: make install-peers")
     verdict, page = profile_run(
-        tmp_path,
         f"java -XX:+PreserveFramePointer -Xmx64m -cp {CLASSES} HotServer {{port}} map",
         *("--connections", "50", "--hold", "4"),
     )
@@ -229,12 +226,11 @@ def test_java_methods_are_named_by_the_map_of_jcmd_and_the_hot_thread_by_its_nam
     assert "Compiler.perfmap" not in page
 
 
-def test_java_without_a_map_is_told_the_commands(tmp_path):
+def test_java_without_a_map_is_told_the_commands(profile_run):
     """The advice of a run whose JVM is the same, and nothing else."""
     if not (CLASSES / "HotServer.class").is_file():
         pytest.skip("no JDK and its classes: make install-peers")
     verdict, page = profile_run(
-        tmp_path,
         f"java -Xmx64m -cp {CLASSES} HotServer {{port}}",
         *("--connections", "50", "--hold", "3"),
     )
@@ -246,11 +242,10 @@ def test_java_without_a_map_is_told_the_commands(tmp_path):
     assert "jcmd HotServer Compiler.perfmap" in page
 
 
-def test_python_with_its_trampoline_has_python_c_and_kernel_in_one_stack(tmp_path):
+def test_python_with_its_trampoline_has_python_c_and_kernel_in_one_stack(profile_run, tmp_path):
     if not PYTHON_WITH_FRAMES.is_file():
         pytest.skip("no Python 3.15 of Debian: make install-peers")
     verdict, page = profile_run(
-        tmp_path,
         f"{PYTHON_WITH_FRAMES} -X perf {FOREIGN / 'plain_server.py'} {{port}}",
         *("--connections", "20", "--path", "/hot", "--hold", "3"),
     )
