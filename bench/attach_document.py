@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from bench.attach_figures import BAR_PCT, FOREIGN_MOST_PCT, Change, Pair, change_of
@@ -17,6 +17,9 @@ _NAMES = {
 }
 _DECIDING = ("messages_per_s", "p50_us", "server_cpu_us")
 """99th percentiles move by many per cent from window to window without any watch."""
+
+QUIET_MOST_PCT = 25.0
+"""CPU of a core that strangers may take in the median window of a load that decides something."""
 
 Measured = tuple[str, tuple[str, ...], int, list[Pair]]
 """Title, figures, pairs measured, pairs that count."""
@@ -46,7 +49,7 @@ class Setting:
 def page(setting: Setting, parts: Sequence[Measured]) -> str:
     """The whole page."""
     changes = {
-        (title, name): change_of(pairs, name, more_is_better=_NAMES[name][2])
+        (title, name): _judged(change_of(pairs, name, more_is_better=_NAMES[name][2]), pairs)
         for title, names, _, pairs in parts
         for name in names
     }
@@ -60,11 +63,21 @@ def page(setting: Setting, parts: Sequence[Measured]) -> str:
         "",
         *_cost_table(parts),
         "",
-        *(textwrap.fill(line, 100, break_on_hyphens=False) for line in _summary(changes)),
+        *(textwrap.fill(line, 100, break_on_hyphens=False) for line in _summary(parts, changes)),
         "",
         _REST,
     ]
     return "\n".join(lines)
+
+
+def _foreign_pct(pairs: Sequence[Pair]) -> float:
+    return median(window["foreign_cpu_pct"] for pair in pairs for window in pair)
+
+
+def _judged(change: Change, pairs: Sequence[Pair]) -> Change:
+    """On a machine that strangers fill no interval decides anything."""
+    is_quiet = _foreign_pct(pairs) <= QUIET_MOST_PCT
+    return change if is_quiet else replace(change, verdict="not decided")
 
 
 def _change_table(parts: Sequence[Measured], changes: dict[tuple[str, str], Change]) -> list[str]:
@@ -104,7 +117,7 @@ def _cost_table(parts: Sequence[Measured]) -> list[str]:
             f"{median(each['server_cpu_pct'] for each in windows):.0f} %",
             f"{_mean(on, 'probe_cpu_pct'):.2f} %",
             f"{_mean(on, 'supervisor_cpu_pct'):.2f} %",
-            f"{median(each['foreign_cpu_pct'] for each in windows):.0f} %",
+            f"{_foreign_pct(pairs):.0f} %",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -114,7 +127,12 @@ def _mean(windows: Sequence[dict[str, float]], name: str) -> float:
     return sum(window[name] for window in windows) / len(windows)
 
 
-def _summary(changes: dict[tuple[str, str], Change]) -> list[str]:
+def _summary(parts: Sequence[Measured], changes: dict[tuple[str, str], Change]) -> list[str]:
+    most_pct = max(_foreign_pct(pairs) for _, _, _, pairs in parts)
+    disturbed = (
+        f"**The machine was not quiet**: other programs took {most_pct:.0f} % of a core. A load "
+        f"with more than {QUIET_MOST_PCT:g} % decides nothing, whatever its interval says."
+    )
     deciding = {key: change for key, change in changes.items() if key[1] in _DECIDING}
     found = {
         verdict: [
@@ -129,7 +147,7 @@ def _summary(changes: dict[tuple[str, str], Change]) -> list[str]:
             f"**The bar of {BAR_PCT:g} % is met** for throughput, median latency and CPU of the "
             "server: the whole interval of each is within it.",
         ]
-    lines = []
+    lines = [disturbed] if most_pct > QUIET_MOST_PCT else []
     for verdict, what in found.items():
         if what:
             said = "The bar is missed" if verdict == "over" else "Not decided here"

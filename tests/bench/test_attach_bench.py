@@ -83,6 +83,18 @@ def test_the_page_says_what_the_intervals_say(factor, said):
     assert max(map(len, text.splitlines())) < 200
 
 
+def test_a_machine_that_strangers_fill_decides_nothing():
+    setting = attach_document.Setting("6.18", "2 cores", 2_032, 32, 2.5, "auto")
+    measured = pairs(1.2, 0.001)
+    for pair in measured:
+        for window in pair:
+            window["foreign_cpu_pct"] = 90.0
+    text = attach_document.page(setting, [("30 % of the most", ("p50_us",), 20, measured)])
+    assert "**The machine was not quiet**: other programs took 90 % of a core." in text
+    assert "| not decided |" in text
+    assert "is missed" not in text
+
+
 def test_the_load_holds_its_rate_and_is_counted():
     load = attach.Load(3, 4)
     try:
