@@ -103,6 +103,7 @@ class NamingAdvice(NamedTuple):
 
 _LEAST_UNNAMED = 0.05
 _MOSTLY = 0.5
+_NEARLY_ALL = 0.9
 _NODE = NamingAdvice(
     ("node --perf-basic-prof server.js",),
     "JavaScript functions have no names: start the server with --perf-basic-prof and run again",
@@ -156,7 +157,7 @@ def _java_advice(
         return None
     unnamed_count = sum(count for stack, count in rows if "[anon]" in stack)
     reached_count = sum(count for stack, count in rows if _TO_UNNAMED_JAVA.search(stack))
-    if reached_count >= _MOSTLY * unnamed_count:  # the interpreter has frames in any case
+    if reached_count >= _NEARLY_ALL * unnamed_count:  # the interpreter has frames in any case
         return NamingAdvice(
             (once_warm,),
             f"Java methods have no names: write a map with {write_map} (JDK 17 and newer) while "
