@@ -12,6 +12,8 @@ import re
 from binascii import b2a_base64
 from collections.abc import Iterable
 
+from harness.reply_excerpt import body_of, excerpt
+
 try:
     # hashlib maps OpenSSL's libcrypto: 3.4 MB resident in every worker, for 0.2 us a handshake.
     from _sha1 import sha1  # type: ignore[import-not-found,unused-ignore]  # typeshed has no stub
@@ -21,10 +23,6 @@ except ImportError:
 HEAD_LIMIT_BYTES = 16_384
 """Largest request or response head, its final empty line included."""
 
-BODY_EXCERPT_BYTES = 200
-"""How much of a refusal's body ``check_response`` keeps for the person who reads the report."""
-
-_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _TELLING_HEADERS = {
     **dict.fromkeys((301, 302, 303, 307, 308), ("Location",)),
     401: ("WWW-Authenticate",),
@@ -35,10 +33,6 @@ _TELLING_HEADERS = {
     503: ("Retry-After",),
 }
 """RFC 9110 sections 10.2.2, 10.2.3, 11.6.1, 15.5.22; RFC 6455 section 4.4."""
-
-_HTML = re.compile(r"\s*<(?:!doctype|html)", re.IGNORECASE)
-_TITLE = re.compile(r"<title>.*?</title>", re.IGNORECASE)
-_TAG = re.compile(r"<[^>]*>?")
 
 SUPPORTED_VERSION = b"13"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
@@ -266,7 +260,7 @@ def check_response(
         raise HandshakeError(
             status,
             f"the server answered {status} instead of 101",
-            body_excerpt=_excerpt(_body(block, response[head_bytes:])),
+            body_excerpt=excerpt(body_of(block, response[head_bytes:])),
             header_excerpt=_telling_header(status, block),
         )
     if match[1] != b"1" or match[2] == b"0":
@@ -377,7 +371,7 @@ def _check_response_fields(
         raise HandshakeError(
             status,
             "the reply names a subprotocol that was not offered",
-            header_excerpt=f"Sec-WebSocket-Protocol: {_excerpt(chosen[0])}",
+            header_excerpt=f"Sec-WebSocket-Protocol: {excerpt(chosen[0])}",
         )
 
 
@@ -398,7 +392,7 @@ def _not_http(response: bytes) -> HandshakeError:
         return HandshakeError(0, "the reply is TLS")
     if response[3:4] in (b"\x04", b"\x07") and response[5:9] == bytes(4):
         return HandshakeError(0, "the reply is HTTP/2")  # SETTINGS, GOAWAY: RFC 9113 section 6
-    return HandshakeError(0, "the reply is not HTTP", body_excerpt=_excerpt(response))
+    return HandshakeError(0, "the reply is not HTTP", body_excerpt=excerpt(response))
 
 
 def _telling_header(status: int, block: bytes) -> str:
@@ -410,30 +404,5 @@ def _telling_header(status: int, block: bytes) -> str:
     for name in _TELLING_HEADERS.get(status, ()):
         values = fields.get(name.lower().encode())
         if values:
-            return f"{name}: {_excerpt(values[0])}"
+            return f"{name}: {excerpt(values[0])}"
     return ""
-
-
-def _body(block: bytes, data: bytes) -> bytes:
-    """The body without the frame of its chunks (RFC 9112 section 7.1), as far as it is there."""
-    if b"\r\ntransfer-encoding: chunked" not in b"\r\n" + block.lower():
-        return data
-    found = b""
-    while data and len(found) < BODY_EXCERPT_BYTES:
-        size, _, data = data.partition(b"\r\n")
-        match = _CHUNK_SIZE.match(size)
-        if match is None or not int(match[0], 16):
-            break
-        found += data[: int(match[0], 16)]
-        data = data[int(match[0], 16) + 2 :]
-    return found
-
-
-def _excerpt(body: bytes) -> str:
-    # isprintable() also stops line separators and marks that turn the direction of writing.
-    text = body[:BODY_EXCERPT_BYTES].decode("utf-8", "replace")
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    if _HTML.match(printable):  # what people read of a page
-        shown = _TAG.sub(" ", _TITLE.sub("", printable)).split()
-        printable = " ".join(shown or _TAG.sub(" ", printable).split())
-    return printable.strip()

@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from analysis.matrix import Outcome, RowResult, compare, document
+from analysis.matrix import Outcome, RowResult, compare
+from analysis.matrix_document import document
 from harness.matrix_rows import MatrixRow, Scale
 from probes.errors import RunDirError, UsageError
 from probes.rundir import write_atomically

@@ -37,7 +37,7 @@ from probes.live import Counter, Live
 from probes.own_cost import WATCH_NICE, stand_back
 from probes.probe import Target
 from probes.process_tree import is_python
-from probes.pyspy import find_py_spy
+from probes.pyspy_process import find_py_spy
 from probes.pyspy_trace import frame_text
 from probes.rundir import TableWriter
 from probes.still_process import OFF_CPU, StillWatch

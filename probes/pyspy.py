@@ -28,11 +28,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +40,7 @@ from probes.errors import ProbeUnavailableError
 from probes.hot_worker import parse_cpu_ns
 from probes.own_cost import END_NICE, WATCH_NICE, stand_back
 from probes.probe import ProcessRef, Target
+from probes.pyspy_process import Window, find_py_spy, launcher
 from probes.pyspy_trace import CpuBilling, explain_failure, parse_outcome, parse_trace
 from probes.rundir import TableWriter
 
@@ -63,15 +62,6 @@ _SUB_INTERPRETERS = re.compile(r"/_(?:xxsub|xx)?interpreters\.[^/]*so$", re.MULT
 _SAMPLED_ROLES = ("server", "acceptor")
 
 
-def find_py_spy() -> Path | None:
-    """The py-spy of this environment, else one on PATH; None when there is none."""
-    for folder in (Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))):
-        if os.access(folder / "py-spy", os.X_OK):
-            return folder / "py-spy"
-    found = shutil.which("py-spy")
-    return Path(found) if found else None
-
-
 def python_build_note(pid: int) -> str:
     """What py-spy cannot see of this process by the kind of its interpreter, '' for nothing.
 
@@ -90,80 +80,6 @@ def python_build_note(pid: int) -> str:
     if _SUB_INTERPRETERS.search(maps):
         return f"pid {pid}: of several interpreters py-spy reads only the one created last"
     return ""
-
-
-def launcher(parent_pid: int) -> list[str]:
-    """Words before a command that make it die with its parent; none where setpriv is missing.
-
-    util-linux's setpriv asks the kernel for the signal (PR_SET_PDEATHSIG survives exec); the shell
-    then looks whether the parent died before that. Nothing is interpolated into its script.
-
-    Args:
-        parent_pid: The process that starts the command.
-    """
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        return []
-    script = 'test "$PPID" = "$0" && exec "$@"'
-    return [setpriv, "--pdeathsig", "KILL", "sh", "-c", script, str(parent_pid)]
-
-
-@dataclass(slots=True)
-class Window:
-    """One running py-spy.
-
-    Attributes:
-        pid: The process it samples.
-        rate_per_s: Samples a second.
-        child: The py-spy process.
-        output_fd: Anonymous file that it writes its trace to.
-        error_fd: The same for its messages.
-        started_ns: When it began.
-        ends_ns: When it is to be asked to write.
-        asked: SIGINT was sent.
-    """
-
-    pid: int
-    rate_per_s: int
-    child: subprocess.Popen[bytes]
-    output_fd: int
-    error_fd: int
-    started_ns: int
-    ends_ns: int
-    asked: bool = False
-
-    def ask_to_write(self) -> None:
-        """SIGINT makes py-spy write what it has and exit.
-
-        May be called again: one that came before py-spy installed its handler had no effect.
-        """
-        self.asked = True
-        self.signal(signal.SIGINT)
-
-    def signal(self, number: signal.Signals) -> None:
-        """Sends a signal. Not through Popen, which would reap the child and lose its CPU time."""
-        os.kill(self.child.pid, number)  # until ``ended`` reaps it, the pid is its own
-
-    def ended(self) -> int:
-        """Reaps it without waiting.
-
-        Returns:
-            Its CPU time in ns when it has ended, -1 while it runs.
-        """
-        pid, status, usage = os.wait4(self.child.pid, os.WNOHANG)
-        if pid == 0:
-            return -1
-        self.child.returncode = os.waitstatus_to_exitcode(status)
-        return round((usage.ru_utime + usage.ru_stime) * NS_PER_S)
-
-    def close(self) -> tuple[str, str]:
-        """Reads trace and messages and gives the memory back."""
-        texts = []
-        for fd in (self.output_fd, self.error_fd):
-            size_bytes = os.fstat(fd).st_size
-            texts.append(os.pread(fd, size_bytes, 0).decode("utf-8", "replace"))
-            os.close(fd)
-        return texts[0], texts[1]
 
 
 @dataclass(slots=True)

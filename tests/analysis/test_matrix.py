@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from analysis.confusion import confusion
-from analysis.matrix import Outcome, RowSpec, compare, document, effects
+from analysis.matrix import Outcome, RowSpec, compare, effects
+from analysis.matrix_document import document
 
 
 def spec(row_id, **changes):

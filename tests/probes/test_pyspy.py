@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import pyspy
+from probes import pyspy, pyspy_process
 from probes.clock import NS_PER_S, now_ns
 from probes.errors import ProbeUnavailableError
 from probes.probe import ProcessRef, Target
@@ -218,16 +218,19 @@ def test_a_py_spy_that_does_not_run_makes_the_probe_unavailable(monkeypatch, tmp
 
 
 def test_py_spy_is_that_of_this_environment():
-    assert pyspy.find_py_spy() == Path(sys.executable).parent / "py-spy"
+    assert pyspy_process.find_py_spy() == Path(sys.executable).parent / "py-spy"
 
 
 def test_a_command_whose_parent_died_before_it_began_does_not_begin(tmp_path):
     witness = tmp_path / "began"
-    foreign = [*pyspy.launcher(1), "touch", str(witness)]  # init never started it
+    foreign = [*pyspy_process.launcher(1), "touch", str(witness)]  # init never started it
     assert subprocess.run(foreign, check=False).returncode == 1
     assert not witness.exists()
     assert (
-        subprocess.run([*pyspy.launcher(os.getpid()), *foreign[-2:]], check=False).returncode == 0
+        subprocess.run(
+            [*pyspy_process.launcher(os.getpid()), *foreign[-2:]], check=False
+        ).returncode
+        == 0
     )
     assert witness.exists()
 
