@@ -175,7 +175,9 @@ def df_queues(signs: Signs) -> pd.DataFrame:
     view = signs.view
     raw = view.frames["listeners"]
     rows = raw.assign(at_s=view.seconds_of(raw["at_ns"]))
-    rows = rows[(rows["at_s"] <= view.stop_s) & (rows["socket_inode"] > 0)]
+    if not view.is_attached:  # else its clients went on when the watch was over
+        rows = rows[rows["at_s"] <= view.stop_s]
+    rows = rows[rows["socket_inode"] > 0]
     owners = view.frames["listener_owners"]
     found = []
     for inode, mine in rows.groupby("socket_inode", sort=True):

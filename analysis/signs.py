@@ -264,6 +264,7 @@ PROBES_OF_TABLE: dict[str, tuple[str, ...]] = {
     "sockstat": ("host_counters",),
     "net_counters": ("host_counters",),
     "listeners": ("tcp_snapshot",),
+    "socket_traffic": ("tcp_snapshot",),
     "runq_latency": ("runq_latency",),
     "tcp_resets": ("tcp_events",),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import cgroup_members
 from probes import process_tree, socket_owners
-from probes.errors import HostError, UsageError
+from probes.errors import HostError, ToolkitError, UsageError
 from probes.socket_owners import Listener
 
 _LISTED_MOST = 4
@@ -66,19 +66,36 @@ class AttachTarget:
         """Its network namespace where that is not ours, -1 where it is.
 
         Raises:
+            ToolkitError: It ended meanwhile.
             HostError: It may not be entered.
         """
-        theirs = socket_owners.network_namespace(self.pid)
+        pid = next((each for each in (self.pid, *self.roots) if _is_alive(each)), 0)
+        if not pid:
+            raise self.ended()
+        theirs = socket_owners.network_namespace(pid)
         if theirs == socket_owners.network_namespace("self"):
             return -1
         try:
-            return os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            if not _is_alive(pid):
+                raise self.ended() from None
             raise HostError(
-                f"pid {self.pid} is in another network namespace, which cannot be entered: "
+                f"pid {pid} is in another network namespace, which cannot be entered: "
                 f"{error.strerror}",
                 fix="run as root",
             ) from None
+
+    def ended(self) -> ToolkitError:
+        """What to say when nothing of it is left before the watch could begin."""
+        return ToolkitError(
+            f"{self.selector}: the server ended before it could be watched", fix="start it again"
+        )
+
+
+def _is_alive(pid: int) -> bool:
+    stat = process_tree.read_stat(pid)
+    return stat is not None and stat.is_alive
 
 
 def find_target(
@@ -228,8 +245,7 @@ def _listening(target: AttachTarget, found: list[Listener]) -> AttachTarget:
 
 def _notes(target: AttachTarget) -> tuple[str, ...]:
     return tuple(
-        f"pid {pid} is a 32-bit program: of its system calls those of sockets are named, others by "
-        "their number alone"
+        f"pid {pid} is a 32-bit program: its functions are not named, only module and offset"
         for pid in dict.fromkeys((target.pid, *target.roots))
         if process_tree.is_32_bit(pid)
     )

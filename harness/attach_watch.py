@@ -123,10 +123,7 @@ class Watch(Recorder):
         if processes.pids:
             return
         if not any(process_tree.tree_of(root) for root in self._roots):
-            raise ToolkitError(
-                f"{self._target.selector}: the server ended before it could be watched",
-                fix="start it again",
-            )
+            raise self._target.ended()
         raise HostError(
             f"{self._target.selector}: none of its processes could be seen to hold its listener",
             fix="run as root" if os.geteuid() != 0 else "--pid PID of the process that does",

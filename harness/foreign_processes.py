@@ -10,7 +10,8 @@ A proxy opens a second socket for each connection, to what is behind it: those c
 connection, so that its limit is met where it is.
 
 A process whose children hold the connections instead of itself is an acceptor: the primary of a
-node cluster, which accepts for all and passes on, or a parent that only keeps the listener.
+node cluster, which accepts for all and passes on, or a parent that only keeps the listener. So is
+one that has the listener while its siblings, which have it not, hold the connections.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _FEW_COUNT = 256
 _STATUS_WAIT_S = 1.0
 _END_AGAIN_S = 0.05
 _FEW_CONNECTIONS_COUNT = 20
+_PASSING_SHARE = 0.05
+"""Of the connections that others hold, an acceptor has this part at most: those on their way."""
 _PROXY_LEAST_SHARE = 0.5
 """A process that opened a connection for at least every second one that it took is a proxy."""
 
@@ -293,16 +296,23 @@ class ForeignProcesses:
         return [("server_process", pid, detail)]
 
     def _find_acceptors(self) -> None:
-        """Tells parents that serve nobody from workers; the last look counts."""
-        children: dict[int, list[int]] = {}
-        for each in self.held:
-            if each.parent_pid:
-                children.setdefault(each.parent_pid, []).append(each.slot[Counter.OPEN_COUNT])
-        for each in self.held:
-            theirs = children.get(each.pid)
-            if theirs and self._is_loaded:
-                serves = each.slot[Counter.OPEN_COUNT] > sum(theirs) / len(theirs)
-                each.slot[Counter.ROLE] = Role.SERVER if serves else Role.ACCEPTOR
+        """Tells processes that accept for others from workers; the last look counts."""
+        alive = [each for each in self.held if not each.ended_ns]
+        for each in alive if self._is_loaded else ():
+            children = [o.slot[Counter.OPEN_COUNT] for o in self.held if o.parent_pid == each.pid]
+            served = self._served_by_others(each, alive)
+            if not children and not served:
+                continue
+            own = each.slot[Counter.OPEN_COUNT]
+            accepts = bool(children) and own <= sum(children) / len(children)
+            accepts |= own <= _PASSING_SHARE * served
+            each.slot[Counter.ROLE] = Role.ACCEPTOR if accepts else Role.SERVER
+
+    def _served_by_others(self, each: Held, alive: list[Held]) -> int:
+        """Connections of processes that have no listener to accept from, when this one has it."""
+        if not each.owns_listener:
+            return 0
+        return sum(o.slot[Counter.OPEN_COUNT] for o in alive if not o.owns_listener)
 
     def _take_ends(self, now_s: float) -> list[tuple[str, int, str]]:
         news: list[tuple[str, int, str]] = []

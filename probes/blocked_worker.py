@@ -36,7 +36,7 @@ from probes.errors import ProbeUnavailableError
 from probes.live import Counter, Live
 from probes.own_cost import WATCH_NICE, stand_back
 from probes.probe import Target
-from probes.process_tree import is_python
+from probes.process_tree import is_32_bit, is_python
 from probes.pyspy_process import find_py_spy
 from probes.pyspy_trace import frame_text
 from probes.rundir import TableWriter
@@ -53,10 +53,10 @@ def state_of(stat: str) -> str:
     return stat[stat.rindex(")") + 2 : stat.rindex(")") + 3]
 
 
-def syscall_of(text: str) -> str:
+def syscall_of(text: str, *, is_32_bit: bool = False) -> str:
     """The name of the call that ``/proc/PID/syscall`` shows, '' when it is in none or hidden."""
     number = text.split(" ", 1)[0].strip()
-    return syscall_name(int(number)) if number.isdigit() else ""
+    return syscall_name(int(number), is_32_bit=is_32_bit) if number.isdigit() else ""
 
 
 def kernel_stack_of(text: str) -> str:
@@ -215,7 +215,7 @@ class BlockedSamplesProbe:
         if not since_ns:
             return
         self.is_alarmed = True
-        call = syscall_of(_read(f"{folder}/syscall"))
+        call = syscall_of(_read(f"{folder}/syscall"), is_32_bit=is_32_bit(pid))
         stack = kernel_stack_of(_read(f"{folder}/stack"))
         sample = _Sample(at_ns, pid, since_ns, state_of(stat), channel, call, stack)
         if pid not in self._is_python:

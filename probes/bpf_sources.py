@@ -88,6 +88,10 @@ STATE_SUMS = np.dtype(
         ("rcvbuf", "<i8"),
         ("rmem_alloc_max", "<i8"),
         ("wmem_queued_max", "<i8"),
+        ("data_segs_out", "<u8"),
+        ("bytes_sent", "<u8"),
+        ("data_segs_in", "<u8"),
+        ("bytes_received", "<u8"),
     ]
 )
 SNAPSHOT_SUMS = np.dtype([("by", STATE_SUMS, (4, 16))])
@@ -252,6 +256,12 @@ def tcp_snapshot(btf: Btf) -> BpfSource:
                 "sk_drops": ["sk_drops.counter"],
             },
             "inet_connection_sock": {"syn_queue": ["icsk_accept_queue.qlen.counter"]},
+            "tcp_sock": {
+                "data_segs_out": ["data_segs_out"],
+                "bytes_sent": ["bytes_sent"],
+                "data_segs_in": ["data_segs_in"],
+                "bytes_received": ["bytes_received"],
+            },
         },
         constants,
         {"bpf_iter__tcp": TRACING},

@@ -9,7 +9,7 @@ Cost
     10 to 17 % of ramp time when every process is watched, which is why the default set watches
     only a hot one, with siblings that are idle and so make few calls.
 Misses
-    A call that is still running. 32-bit callers are named by the 64-bit table.
+    A call that is still running.
 Checked against
     A process that makes 1,009 calls of one kind.
 """
@@ -23,7 +23,7 @@ from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
 from probes.probe import Target
-from probes.syscall_names import syscall_name
+from probes.syscall_names import CallNames
 
 
 class SyscallMixProbe(BpfProbe):
@@ -37,6 +37,7 @@ class SyscallMixProbe(BpfProbe):
         super().__init__()
         self._counts: dict[tuple[int, int], tuple[int, int]] = {}
         self._watched: set[int] = set()
+        self._names = CallNames()
         self._follows_hot = False
 
     def _source(self) -> SourceBuilder:
@@ -93,5 +94,5 @@ class SyscallMixProbe(BpfProbe):
             self._counts[key] = total
             pid, number = key
             news, failed = total[0] - before[0], total[1] - before[1]
-            self.writers[0].append(at_ns, pid, syscall_name(number), news, failed)
+            self.writers[0].append(at_ns, pid, self._names.name(pid, number), news, failed)
         self.lost_count = bpf_shared.lost(loaded, "syscall_mix")

@@ -17,8 +17,8 @@ Cost
 Misses
     EAGAIN, EINPROGRESS and EINTR, which are answers and not failures, and ERESTART*, which the
     caller never sees. An error that arrives otherwise than as a return value: SO_ERROR after a
-    non-blocking connect, epoll's EPOLLERR. Of a 32-bit program the calls of sockets are named by
-    its own table (x86), others by the 64-bit one.
+    non-blocking connect, epoll's EPOLLERR. Calls of a 32-bit program are named by its own table
+    (x86); a 64-bit program that makes 32-bit calls (int 0x80) is not told apart.
 Checked against
     A process that counts its own failures: 23 refused connects, accept4 at RLIMIT_NOFILE.
 """
@@ -38,9 +38,8 @@ from probes.governor import KernelPurse
 from probes.hot_worker import AcceptFailures
 from probes.live import Counter
 from probes.probe import Target
-from probes.process_tree import is_32_bit
 from probes.symbols import frames_of, kernel_symbols, user_symbols
-from probes.syscall_names import syscall_name
+from probes.syscall_names import CallNames
 
 _NEVER = np.iinfo(np.uint64).max
 _FAULT = -errno.EFAULT  # get_stackid of a thread without that stack: not a loss
@@ -92,7 +91,7 @@ class FailingSyscallsProbe(BpfProbe):
         self._recorded: set[tuple[Key, int]] = set()
         self._lost_stacks_count = 0
         self._target: Target | None = None
-        self._is_32_bit: dict[int, bool] = {}
+        self._names = CallNames()
         self._failing_accepts: dict[int, int] = {}
         self._unread_since_ns = 0
         self._counted_ns = 0
@@ -188,7 +187,7 @@ class FailingSyscallsProbe(BpfProbe):
             self._counts[key] = total
             pid, number, code = key
             label = errno.errorcode.get(code, str(code))
-            name = self._call_name(pid, number)
+            name = self._names.name(pid, number)
             if name in _ACCEPT_CALLS:
                 self._failing_accepts[pid] = self._failing_accepts.get(pid, 0) + total - before
                 if code == errno.EMFILE and self._target is not None:
@@ -219,12 +218,7 @@ class FailingSyscallsProbe(BpfProbe):
             pid, number, code = key
             kernel = self._kernel.stack(self._frames(loaded, kernel_id))
             user = self._user.stack(pid, self._frames(loaded, user_id))
-            stacks.append(at_ns, pid, tid, self._call_name(pid, number), code, kernel, user)
-
-    def _call_name(self, pid: int, number: int) -> str:
-        if pid not in self._is_32_bit:
-            self._is_32_bit[pid] = is_32_bit(pid)
-        return syscall_name(number, is_32_bit=self._is_32_bit[pid])
+            stacks.append(at_ns, pid, tid, self._names.name(pid, number), code, kernel, user)
 
     def _frames(self, loaded: BpfObject, stack_id: int) -> list[int]:
         if stack_id < 0:

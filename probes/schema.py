@@ -289,6 +289,22 @@ _ALL: tuple[Table, ...] = (
         ),
     ),
     Table(
+        "socket_traffic",
+        "probes.tcp_snapshot",
+        "(side) at one snapshot",
+        "few per snapshot",
+        "iter/tcp: struct tcp_sock",
+        (
+            _at(),
+            _SIDE,
+            _n("socket_count", "count", "established sockets; a closed one takes its sums along"),
+            _n("tx_segments_total", "count", "sum of data_segs_out: segments with data"),
+            _n("tx_bytes_total", "bytes", "sum of bytes_sent: what they carried"),
+            _n("rx_segments_total", "count", "sum of data_segs_in"),
+            _n("rx_bytes_total", "bytes", "sum of bytes_received"),
+        ),
+    ),
+    Table(
         "listeners",
         "probes.tcp_snapshot",
         "one listening socket at one snapshot",

@@ -2,7 +2,8 @@
 
 Measures
     By (side, state): sockets, and for full sockets the sums and largest values of sk_rmem_alloc,
-    sk_wmem_alloc - 1, sk_wmem_queued, sk_forward_alloc, sk_sndbuf and sk_rcvbuf. Each listener's
+    sk_wmem_alloc - 1, sk_wmem_queued, sk_forward_alloc, sk_sndbuf and sk_rcvbuf; of established
+    ones what they sent and received so far, in segments with data and in bytes. Each listener's
     accept queue, backlog, half-open connections and drops, and the processes that own it. Local
     ports in use per (source, destination, port).
 Hook
@@ -45,6 +46,7 @@ PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 _LISTENER = struct.Struct("=Q4I6I")
 _AF_INET6 = 10
+_ESTABLISHED = 1  # include/net/tcp_states.h
 _DUTY_FACTOR = 200
 _SPARING_DUTY_FACTOR = 1_000
 _LONGEST_PAUSE_NS = 30 * NS_PER_S
@@ -66,14 +68,21 @@ def dotted(words: tuple[int, ...], family: int) -> str:
 
 
 class TcpSnapshotProbe(BpfProbe):
-    """Writes tcp_states, socket_memory, listeners, port_groups and listener_owners.
+    """Writes tcp_states, socket_memory, socket_traffic, listeners, port_groups, listener_owners.
 
     ``sample`` takes a snapshot when one is due or the fleet's phase changed; ``snapshot_now``
     always does.
     """
 
     name = "tcp_snapshot"
-    tables = ("tcp_states", "socket_memory", "listeners", "port_groups", "listener_owners")
+    tables = (
+        "tcp_states",
+        "socket_memory",
+        "listeners",
+        "port_groups",
+        "listener_owners",
+        "socket_traffic",
+    )
     programs = ("bpf_iter__tcp",)
 
     def __init__(self) -> None:
@@ -99,6 +108,18 @@ class TcpSnapshotProbe(BpfProbe):
             self._phase = phase
             super().sample(at_ns)
 
+    def focus(self, pid: int) -> None:
+        """Is told that another process is hot, or none any more.
+
+        Snapshots of a server in service are far apart, so one is due now: it sees who waits and
+        what the sockets carry.
+
+        Args:
+            pid: The hot process, 0 for none.
+        """
+        if self._target is not None and self._target.attached:
+            self._due_ns = 0
+
     def snapshot_now(self) -> None:
         """Takes a snapshot, whether or not one is due."""
         super().sample(now_ns())
@@ -112,7 +133,7 @@ class TcpSnapshotProbe(BpfProbe):
         at_ns = now_ns()
         is_sparing = self._target is not None and self._target.is_sparing
         self._due_ns = at_ns + next_pause_ns(self.snapshot_cost_ns, is_sparing=is_sparing)
-        states, memory, listeners, groups, _ = self.writers
+        states, memory, listeners, groups, _, traffic = self.writers
         sums = sums_map.get(0)
         assert sums is not None
         for side, by_state in zip(SIDES, sums[0]["by"], strict=False):
@@ -120,7 +141,9 @@ class TcpSnapshotProbe(BpfProbe):
                 if sockets:
                     states.append(at_ns, side, state_name(number), sockets)
                 if full:
-                    memory.append(at_ns, side, state_name(number), full, *values)
+                    memory.append(at_ns, side, state_name(number), full, *values[:-4])
+                if full and number == _ESTABLISHED:
+                    traffic.append(at_ns, side, full, *values[-4:])
         inodes: set[int] = set()
         for record in _LISTENER.iter_unpack(records):
             inode, *words, family, port, queue, backlog, half_open, drops = record

@@ -5,8 +5,9 @@ N/k: named is only what lies at least six standard deviations above (once in 10^
 whatever N and k) and is three times what the others have on average (less is certain, but no harm).
 Handed-off connections are even to within one, so they are judged by the same rule.
 Told apart from ``full-worker-on-shared-listener`` and ``fd-limit-process``: where a worker was
-full, its number is its limit. A worker that died, stood still, or was busy otherwise got less than
-its share for that reason, and the others more: then that is the cause.
+full, its number is its limit. A worker that died, stood still, let its accept queue overflow, lost
+some to calls that fail, or was busy otherwise got less than its share for that reason, and the
+others more: then that is the cause.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix
-from analysis.findings import accept_spin, worker_blocked
+from analysis.findings import accept_queue_overflow, accept_spin, enobufs, worker_blocked
 from analysis.signs import Signs
 
 _LEAST_SIGMAS = 6.0
@@ -26,6 +27,8 @@ _LEAST_TIMES_OTHERS = 3.0
 have (measured: 1.9 times); with EPOLLEXCLUSIVE at a quiet rate it has everything."""
 _LEAST_MEAN_COUNT = 20
 """Of fewer connections no spread is worth a word."""
+
+_TAKEN = ("established_total",)
 
 _HOW = {
     "shared": "all workers wait on one listener, and whoever is awake first takes what waits",
@@ -90,11 +93,15 @@ def find(signs: Signs) -> list[Finding]:
     workers = view.who[view.who["role"] == "server"]["pid"]
     at_s = view.seconds_of(live["at_ns"])
     live = live.assign(at_s=at_s)[at_s <= view.stop_s + 0.3]
-    # Of a server that was there before: what a worker holds, however it came to it.
-    column = "open_count" if view.is_attached else "established_total"
-    totals = live.groupby("pid")[column].max()
-    spread = spread_of({int(pid): int(totals.get(pid, 0)) for pid in workers})
-    if spread is None or not is_uneven(spread) or _is_explained(signs, spread):
+    # Of a server that was there before: what a worker holds, however it came to it; and what it got
+    # must be uneven too, since one that loses connections holds fewer.
+    spread = None
+    for column in ("established_total", "open_count") if view.is_attached else _TAKEN:
+        totals = live.groupby("pid")[column].max()
+        spread = spread_of({int(pid): int(totals.get(pid, 0)) for pid in workers})
+        if spread is None or not is_uneven(spread):
+            return []
+    if spread is None or _is_explained(signs, spread):
         return []
     return [_finding(signs, spread, live)]
 
@@ -110,6 +117,8 @@ def _is_explained(signs: Signs, spread: Spread) -> bool:
     if bool((view.seconds_of(died["exited_ns"]) < view.stop_s).any()):
         return True
     busy = worker_blocked.blocked_pids(signs) | accept_spin.spinning_pids(signs)
+    failing = accept_queue_overflow.find(signs) + enobufs.find(signs)
+    busy |= {finding.subject.pid for finding in failing}
     hot = signs.hot_worker
     if hot is not None:
         busy.add(int(hot["pid"]))

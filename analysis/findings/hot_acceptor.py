@@ -2,7 +2,9 @@
 
 Proof: CPU of the acceptor at 90 % of a core or more for a second, descriptors passed per second
 (SCM_RIGHTS), workers at less than half of that CPU, and clients that wait for it: half of those
-that got in meanwhile had waited 0.1 s.
+that got in meanwhile had waited 0.1 s. Of a server that is only watched: it alone has the
+listener, the connections a second that its workers got, and its accept queue, which at that rate is
+a wait of 0.1 s (Little's law), or dropped handshakes.
 Told apart from ``hot-worker-code``: it is the process through which every connection goes, and what
 it does it does for each of them. From ``accept-spin``: it makes progress. A hand-off that keeps up
 is busy too, but nobody waits for it.
@@ -15,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.evidence import Evidence, Finding, Fix
-from analysis.findings import accept_spin
+from analysis.findings import accept_queue_overflow, accept_spin
 from analysis.hot_worker import runs_of
 from analysis.signs import Signs
 
@@ -23,6 +25,7 @@ _FULL_PCT = 80.0
 """As for a hot worker (``analysis.hot_worker``): what shares a core never has all of it, and its
 workers' idleness tells whether that is a wall."""
 _LEAST_S = 0.9  # two samples of half a second, which come a little early or late
+_NEAR_S = 2.0
 _WAIT_S = 0.1
 """On loopback a handshake takes under 10 ms; a tenth of a second is a queue."""
 
@@ -37,7 +40,9 @@ class _Hot(NamedTuple):
         cpu_pct: Its CPU there.
         workers_pct: Median CPU of the workers there.
         handoffs_per_s: Descriptors passed a second.
-        wait_s: Median wait of clients that were established there, NaN when none was.
+        wait_s: Median wait of clients that were established there, NaN when none was; of a server
+            that is only watched, what its queue says.
+        stalled_count: Attempts that waited in vain, or handshakes that were dropped.
     """
 
     pid: int
@@ -47,6 +52,7 @@ class _Hot(NamedTuple):
     workers_pct: float
     handoffs_per_s: float
     wait_s: float
+    stalled_count: int
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -63,11 +69,17 @@ def hot_acceptor_pids(signs: Signs) -> set[int]:
 
 def _hot(signs: Signs) -> _Hot | None:
     view = signs.view
-    cpu = signs.worker_cpu
-    mine = cpu[(cpu["role"] == "acceptor") & (cpu["at_s"] <= view.stop_s + 0.1)]
-    if mine.empty or view.connections.empty:
+    if view.connections.empty and not view.is_attached:
         return None
-    pid = int(mine["pid"].iloc[0])
+    acceptors = view.who[view.who["role"] == "acceptor"]["pid"]
+    found = (_hot_one(signs, int(pid)) for pid in acceptors)
+    return next((hot for hot in found if hot is not None), None)
+
+
+def _hot_one(signs: Signs, pid: int) -> _Hot | None:
+    view = signs.view
+    cpu = signs.worker_cpu
+    mine = cpu[(cpu["pid"] == pid) & (cpu["at_s"] <= view.stop_s + 0.1)]
     at_s = mine["at_s"].to_numpy()
     best: tuple[float, float] | None = None
     for start, stop in runs_of(mine["cpu_pct"].to_numpy() >= _FULL_PCT):
@@ -81,35 +93,58 @@ def _hot(signs: Signs) -> _Hot | None:
     since_s, until_s = best
     inside = cpu["at_s"].between(since_s + 0.01, until_s + 0.01)
     cpu_pct = float(cpu["cpu_pct"][inside & (cpu["pid"] == pid)].mean())
-    workers = cpu[inside & (cpu["role"] == "server")].groupby("pid")["cpu_pct"].mean()
+    servers = view.who[view.who["role"] == "server"]["pid"]
+    workers = cpu[inside & cpu["pid"].isin(servers)].groupby("pid")["cpu_pct"].mean()
     workers_pct = float(workers.median()) if len(workers) else 0.0
     per_s = _handoffs_per_s(signs, pid, since_s, until_s)
-    if per_s <= 0 or workers_pct > cpu_pct / 2:
+    if per_s <= 0 or workers_pct > cpu_pct / 2 or not _accepts_alone(signs, pid):
         return None
+    wait_s, stalled = _waits(signs, since_s, until_s, per_s)
+    if not wait_s >= _WAIT_S and not (stalled or signs.stalled_count):
+        return None
+    return _Hot(pid, since_s, until_s, cpu_pct, workers_pct, per_s, wait_s, stalled)
+
+
+def _accepts_alone(signs: Signs, pid: int) -> bool:
+    """No worker has the listener: else a parent that kept it may be hot for its own reasons."""
+    if not signs.view.is_foreign:
+        return True
+    known = (signs.view.manifest.get("server") or {}).get("processes") or []
+    owners = {int(each["pid"]) for each in known if each.get("owns_listener")}
+    servers = signs.view.who[signs.view.who["role"] == "server"]["pid"]
+    return pid in owners and owners.isdisjoint(int(each) for each in servers)
+
+
+def _waits(signs: Signs, since_s: float, until_s: float, per_s: float) -> tuple[float, int]:
+    """Median wait of clients, NaN when none is known, and how many waited in vain."""
+    view = signs.view
+    if view.is_attached:
+        queue = _longest_queue_count(signs, since_s, until_s)
+        dropped = sum(found.explained_count for found in accept_queue_overflow.find(signs))
+        return (queue / per_s if queue else float("nan")), dropped
     connections = view.connections
     done = connections[connections["established_s"].between(since_s, until_s)]
     waits = (done["established_s"] - done["start_s"]).to_numpy()
     wait_s = float(np.median(waits)) if len(waits) else float("nan")
-    if not wait_s >= _WAIT_S and not signs.stalled_count:
-        return None
-    return _Hot(pid, since_s, until_s, cpu_pct, workers_pct, per_s, wait_s)
+    return wait_s, signs.stalled_count if signs.first_stalled_s >= since_s - 2.0 else 0
 
 
 def _handoffs_per_s(signs: Signs, pid: int, since_s: float, until_s: float) -> float:
-    """By its own counter; of a foreign one by its sendmsg calls."""
-    view = signs.view
-    live = view.frames["live_samples"]
+    """By its own counter; of one that is not ours by the connections that its workers got."""
+    who = signs.view.who
+    if signs.view.is_foreign:
+        servers = who[who["role"] == "server"]["pid"]
+        return sum(_per_s(signs, int(p), "established_total", since_s, until_s) for p in servers)
+    return _per_s(signs, pid, "tx_messages_total", since_s, until_s)
+
+
+def _per_s(signs: Signs, pid: int, total: str, since_s: float, until_s: float) -> float:
+    live = signs.view.frames["live_samples"]
     mine = live[live["pid"] == pid]
-    at_s = view.seconds_of(mine["at_ns"])
+    at_s = signs.view.seconds_of(mine["at_ns"])
     inside = (at_s >= since_s) & (at_s <= until_s + 0.3)
-    sent, at_s = mine["tx_messages_total"].to_numpy()[inside], at_s[inside]
-    if len(sent) >= 2:
-        return float(sent[-1] - sent[0]) / float(at_s[-1] - at_s[0])
-    mix = view.frames["syscall_mix"]
-    at_s = view.seconds_of(mix["at_ns"])
-    calls = mix[(mix["pid"] == pid) & (mix["syscall"] == "sendmsg")]
-    calls = calls[((at_s >= since_s) & (at_s <= until_s + 0.5))[calls.index]]
-    return float(calls["event_count"].sum()) / (until_s - since_s)
+    sent, at_s = mine[total].to_numpy()[inside], at_s[inside]
+    return float(sent[-1] - sent[0]) / float(at_s[-1] - at_s[0]) if len(sent) >= 2 else 0.0
 
 
 def _finding(signs: Signs, hot: _Hot) -> Finding:
@@ -125,18 +160,14 @@ def _finding(signs: Signs, hot: _Hot) -> Finding:
         Evidence("descriptors passed on", hot.handoffs_per_s, "per_s", "live_samples", since_s),
         Evidence("CPU of the acceptor per connection", cost_us, "us", "process_samples"),
     ]
-    waited = ""
-    if np.isfinite(hot.wait_s):
-        evidence.append(
-            Evidence("median wait of those that got in", 1e3 * hot.wait_s, "ms", "connections")
-        )
-        waited = f" Half of the clients that got in had waited {1e3 * hot.wait_s:,.0f} ms or more."
-    queue = _longest_queue_count(signs, hot)
+    waited = _waited(signs, hot, evidence)
+    queue = _longest_queue_count(signs, hot.since_s, hot.until_s)
     if queue:
         evidence.append(Evidence("connections in the accept queue", queue, "count", "listeners"))
-    stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 2.0 else 0
+    stalled = hot.stalled_count
     if stalled:
-        evidence.append(Evidence("attempts that waited in vain", stalled, "count", "connections"))
+        name_of, table = _STALLED[view.is_attached]
+        evidence.append(Evidence(name_of, stalled, "count", table))
     confidence, missing = signs.trust("process_samples", "live_samples")
     workers = len(view.who[view.who["role"] == "server"])
     return Finding(
@@ -155,7 +186,12 @@ def _finding(signs: Signs, hot: _Hot) -> Finding:
         ),
         fix=(
             Fix(
-                "profile-run --accept reuseport  # in node: cluster.schedulingPolicy = "
+                (
+                    "give each worker a listener of its own (SO_REUSEPORT; in node: "
+                    "cluster.schedulingPolicy = cluster.SCHED_NONE, or reusePort: true)"
+                )
+                if view.is_foreign
+                else "profile-run --accept reuseport  # in node: cluster.schedulingPolicy = "
                 "cluster.SCHED_NONE, or a listener with reusePort in each worker",
                 f"each of {workers} workers accepts for itself: the ceiling of "
                 f"{hot.handoffs_per_s:,.0f} connections a second and the {cost_us:,.0f} us each "
@@ -177,8 +213,33 @@ def _finding(signs: Signs, hot: _Hot) -> Finding:
     )
 
 
-def _longest_queue_count(signs: Signs, hot: _Hot) -> int:
-    listeners = signs.view.frames["listeners"]
-    at_s = signs.view.seconds_of(listeners["at_ns"])
-    queue = listeners["accept_queue_count"][(at_s >= hot.since_s) & (at_s <= hot.until_s + 0.5)]
+_STALLED = {
+    False: ("attempts that waited in vain", "connections"),
+    True: ("handshakes that its full queue dropped", "net_counters"),
+}
+
+
+def _waited(signs: Signs, hot: _Hot, evidence: list[Evidence]) -> str:
+    """How long clients wait for it, for people; the number is added to the evidence."""
+    if not np.isfinite(hot.wait_s):
+        return ""
+    wait_ms = 1e3 * hot.wait_s
+    if signs.view.is_attached:
+        evidence.append(Evidence("wait in its accept queue", wait_ms, "ms", "listeners"))
+        return f" Who connected meanwhile waited up to {wait_ms:,.0f} ms in its accept queue."
+    evidence.append(Evidence("median wait of those that got in", wait_ms, "ms", "connections"))
+    return f" Half of the clients that got in had waited {wait_ms:,.0f} ms or more."
+
+
+def _longest_queue_count(signs: Signs, since_s: float, until_s: float) -> int:
+    view = signs.view
+    listeners = view.frames["listeners"]
+    at_s = view.seconds_of(listeners["at_ns"])
+    inside = (at_s >= since_s) & (at_s <= until_s + 0.5)
+    if view.is_attached:
+        # Snapshots are seconds apart, and one is taken when a process turns hot, which is a little
+        # before its core is full; the namespace may have listeners of others.
+        inside = (at_s >= since_s - _NEAR_S) & (at_s <= until_s + _NEAR_S)
+        inside &= listeners["local_port"].isin(view.server_ports)
+    queue = listeners["accept_queue_count"][inside]
     return int(queue.max()) if len(queue) else 0

@@ -17,7 +17,13 @@ from typing import Any
 
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, side_of_role
-from analysis.findings import accept_spin, fd_limit_process, garbage_collection, hot_acceptor
+from analysis.findings import (
+    accept_spin,
+    fd_limit_process,
+    garbage_collection,
+    hot_acceptor,
+    keepalive_storm,
+)
 from analysis.hot_thread import df_threads, thread_label, who_waits
 from analysis.hot_worker import dominant_function, dominant_own_function, function_shares
 from analysis.runtime_frames import (
@@ -42,7 +48,7 @@ def find(signs: Signs) -> list[Finding]:
     pid = int(hot["pid"])
     if pid in accept_spin.spinning_pids(signs) or pid in hot_acceptor.hot_acceptor_pids(signs):
         return []
-    if pid in garbage_collection.collecting_pids(signs):
+    if pid in garbage_collection.collecting_pids(signs) | keepalive_storm.storming_pids(signs):
         return []
     if signs.messages_explain_cpu_of(pid, float(hot["since_s"]), float(hot["until_s"])):
         return []

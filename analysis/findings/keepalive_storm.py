@@ -5,6 +5,8 @@ else happens; and that the core (or the host) is full while they go out, or that
 their interval. The same cost per message, at the rate that is due, gives the ceiling in
 connections, in proportion to the interval.
 Told apart from ``hot-worker-code`` and ``accept-spin``: those burn without messages.
+Of a server that is only watched (``analysis.watched_keepalive``): what its sockets carry is as
+small as pings, answered one by one, with no connection that is new, while a worker's core is full.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 from analysis.evidence import Evidence, Finding, Fix
 from analysis.keepalive import PingWork, fleet_cpu_pct, ping_work
 from analysis.signs import MOST_MESSAGE_CPU_US, Signs
+from analysis.watched_keepalive import WatchedKeepalives, watched_keepalives
 
 _FULL_PCT = 85.0
 _LEAST_DUTY = 0.25
@@ -23,6 +26,9 @@ _FLEET_SHARE = 0.6
 
 def find(signs: Signs) -> list[Finding]:
     """One finding about the worker that spends most on keep-alives, or none."""
+    if signs.view.is_attached:
+        watched = watched_keepalives(signs)
+        return [_of_watched(signs, watched)] if watched else []
     work = ping_work(signs.view)
     if not work or work[0].cpu_us >= MOST_MESSAGE_CPU_US:
         return []
@@ -121,6 +127,61 @@ def _finding(signs: Signs, work: list[PingWork], full: list[Evidence]) -> Findin
         sentence=f"{name[:1].upper() + name[1:]} spends {worst.cpu_pct:.0f} % of a core on "
         f"{worst.messages_per_s:,.0f} keep-alive messages a second",
         explained_count=int(lost.sum()),
+    )
+
+
+def storming_pids(signs: Signs) -> set[int]:
+    """The worker of a server that is only watched whose core goes to keep-alives."""
+    watched = watched_keepalives(signs)
+    return {watched.pid} if watched else set()
+
+
+def _of_watched(signs: Signs, watched: WatchedKeepalives) -> Finding:
+    view = signs.view
+    subject = view.subject(watched.pid)
+    name = str(subject)[:1].upper() + str(subject)[1:]
+    since_s, longer_s = watched.since_s, _longer(watched.interval_s)
+    factor = longer_s / watched.interval_s
+    _, missing = signs.trust("process_samples", "live_samples")
+    evidence = (
+        Evidence("CPU of this worker", watched.cpu_pct, "pct", "process_samples", since_s),
+        Evidence("length", watched.until_s - since_s, "s", "process_samples", since_s),
+        Evidence("messages, both ways", watched.messages_per_s, "per_s", "socket_traffic", since_s),
+        Evidence("mean size of one sent", watched.tx_bytes, "bytes", "socket_traffic"),
+        Evidence("mean size of one received", watched.rx_bytes, "bytes", "socket_traffic"),
+        Evidence("CPU of the servers per message", watched.cpu_us, "us", "process_samples"),
+        Evidence("connections", watched.socket_count, "count", "socket_traffic"),
+        Evidence("time between two to one connection", watched.interval_s, "s", "socket_traffic"),
+    )
+    return Finding(
+        cause="keepalive-storm",
+        severity="warning",
+        side="server",
+        subject=subject,
+        first_s=since_s,
+        last_s=watched.until_s,
+        evidence=evidence,
+        explanation=(
+            f"{name} was at {watched.cpu_pct:.0f} % of a core for {watched.until_s - since_s:.1f} "
+            f"s while the server's {watched.socket_count:,} connections exchanged "
+            f"{watched.messages_per_s:,.0f} messages a second, at {watched.cpu_us:.0f} us of CPU "
+            f"each. They are as small as pings and pongs ({watched.tx_bytes:.0f} bytes sent, "
+            f"{watched.rx_bytes:.0f} received), each is answered, and hardly a connection was new: "
+            f"a keep-alive to each connection every {watched.interval_s:.2g} s."
+        ),
+        fix=(
+            Fix(
+                f"raise the interval of the server's pings (of WebSocket, or of its protocol) from "
+                f"{watched.interval_s:.2g} to {longer_s:g} s",
+                f"CPU of this worker falls from {watched.cpu_pct:.0f} % to about "
+                f"{watched.cpu_pct / factor:.0f} %",
+            ),
+        ),
+        at_connections=view.open_count_at(since_s),
+        confidence="medium",
+        missing=(*missing, "what the messages say: they are known by their size alone"),
+        sentence=f"{name} spends {watched.cpu_pct:.0f} % of a core on "
+        f"{watched.messages_per_s:,.0f} messages a second that are as small as keep-alives",
     )
 
 

@@ -126,7 +126,13 @@ def _finding(
                 "however many are half open",
             ),
             Fix(
-                f"profile-run --backlog {wanted} --sysctl net.ipv4.tcp_max_syn_backlog={wanted}",
+                (
+                    f"sysctl -w net.ipv4.tcp_max_syn_backlog={wanted} net.core.somaxconn={wanted}  "
+                    "# and listen with that backlog"
+                )
+                if view.is_foreign
+                else f"profile-run --backlog {wanted} "
+                f"--sysctl net.ipv4.tcp_max_syn_backlog={wanted}",
                 f"room for {wanted:,} half-open connections of each listener",
             ),
         ),

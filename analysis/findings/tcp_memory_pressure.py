@@ -79,7 +79,7 @@ def find(signs: Signs) -> list[Finding]:
                 "had room: what arrives is dropped and sent again, and send buffers shrink, so "
                 f"senders wait or give up{gave_up(view)}. Somebody does not read what is sent."
             ),
-            fix=_fixes(whose, int(most), int(used)),
+            fix=_fixes(whose, int(most), int(used), is_foreign=view.is_foreign),
             at_connections=view.open_count_at(first_s),
             confidence=confidence,
             missing=missing,
@@ -130,13 +130,18 @@ def _pair(table: str, at_s: float, used: float, most: float) -> list[Evidence]:
     ]
 
 
-def _fixes(whose: str, most_bytes: int, used_bytes: int) -> tuple[Fix, ...]:
+def _fixes(whose: str, most_bytes: int, used_bytes: int, *, is_foreign: bool) -> tuple[Fix, ...]:
     wanted = 4 * max(most_bytes, used_bytes)
     read = Fix(
         "ss -tmn state established | sort -k1 -n | tail",
         f"shows whose data wait to be read; read, they free up to {used_bytes:,} bytes",
     )
-    if whose == "the cgroup":
+    if whose == "the cgroup" and is_foreign:
+        command = (
+            f"echo {wanted} > memory.kmem.tcp.limit_in_bytes  # of the server's control group; of "
+            "one of version 2: memory.max"
+        )
+    elif whose == "the cgroup":
         command = "profile-run --tcp-memory-max " + str(wanted)
     else:
         pages = wanted // 4096

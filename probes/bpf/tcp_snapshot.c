@@ -12,6 +12,10 @@ struct state_sums {
   s64 rcvbuf;
   s64 rmem_alloc_max;
   s64 wmem_queued_max;
+  u64 data_segs_out;
+  u64 bytes_sent;
+  u64 data_segs_in;
+  u64 bytes_received;
 };
 struct snapshot_sums {
   struct state_sums by[4][16];  // side, state
@@ -93,5 +97,12 @@ int bpf_iter__tcp(struct bpf_iter__tcp *ctx) {
   sum->rcvbuf += sk->sk_rcvbuf;
   if (rmem > sum->rmem_alloc_max) sum->rmem_alloc_max = rmem;
   if (queued > sum->wmem_queued_max) sum->wmem_queued_max = queued;
+  if (state == 1) {
+    struct tcp_sock *tcp = (struct tcp_sock *)sk;
+    sum->data_segs_out += tcp->data_segs_out;
+    sum->bytes_sent += tcp->bytes_sent;
+    sum->data_segs_in += tcp->data_segs_in;
+    sum->bytes_received += tcp->bytes_received;
+  }
   return 0;
 }

@@ -326,6 +326,116 @@ def test_uneven_workers_are_a_warning_beside_no_limit(watched):
     assert "profile-run" not in uneven.fix[0].command
 
 
+def passing_on(build, *, queue, acceptor_pct=97.0, worker_pct=10.0, workers_listen=False):
+    """An acceptor that passes on 100 connections a second to each of two workers."""
+    pid = build.process("acceptor", 2)
+    build.cpu(pid, acceptor_pct, from_s=-0.5, until_s=6.0)
+    for worker in range(2):
+        for quarter in range(25):
+            build.live(800 + worker, quarter / 4, open_count=25 * quarter,
+                       established_total=25 * quarter)  # fmt: skip
+        build.cpu(800 + worker, worker_pct, from_s=-0.5, until_s=6.0)
+    build.manifest["server"]["processes"] = [
+        {"pid": pid, "worker": 2, "command": "node", "owns_listener": True},
+        *({"pid": 800 + w, "worker": w, "command": "node", "owns_listener": workers_listen}
+          for w in range(2)),
+    ]  # fmt: skip
+    for second in range(6):
+        build.add("listeners", at_s=second, local_address="127.0.0.1", local_port=PORT,
+                  socket_inode=70, backlog_count=511, accept_queue_count=queue)  # fmt: skip
+    return pid
+
+
+def test_an_acceptor_that_is_full_is_named_with_the_wait_in_its_queue(watched):
+    pid = passing_on(watched, queue=120)
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == "hot-acceptor"
+    hot = named(summary, "hot-acceptor")
+    assert (hot.side, hot.subject.pid) == ("server", pid)
+    assert value(hot, "descriptors passed on") == pytest.approx(200, rel=0.05)
+    assert value(hot, "wait in its accept queue") == pytest.approx(600, rel=0.05)
+    assert value(hot, "connections in the accept queue") == 120
+    assert "SCHED_NONE" in hot.fix[0].command
+    assert "hot-worker-code" not in causes(summary)
+
+
+@pytest.mark.parametrize(
+    ("change", "also"),
+    [
+        ({"queue": 0}, {"hot-worker-code"}),  # nobody waits
+        ({"queue": 120, "workers_listen": True}, {"hot-worker-code"}),  # it passes nothing on
+        ({"queue": 120, "worker_pct": 60.0}, {"hot-worker-code"}),  # its workers are as busy
+        ({"queue": 120, "acceptor_pct": 60.0}, set()),
+    ],
+)
+def test_a_parent_that_is_busy_is_not_always_a_hot_acceptor(watched, change, also):
+    passing_on(watched, **change)
+    assert causes(summarise(watched.frames())) - {"no-limit-met"} == also
+
+
+def traffic(build, *, per_s=10_000, tx_bytes=6, rx_bytes=10, answered=1.0, count=200):
+    """What the sockets of two workers carry, summed at each second."""
+    for second in range(-1, 7):
+        total = per_s * (second + 1)
+        build.add("socket_traffic", at_s=second, side="server", socket_count=count,
+                  tx_segments_total=total, tx_bytes_total=total * tx_bytes,
+                  rx_segments_total=int(total * answered),
+                  rx_bytes_total=int(total * answered * rx_bytes))  # fmt: skip
+
+
+def test_pings_that_fill_a_core_are_told_by_their_size(watched):
+    hold(watched, 0, 190, cpu_pct=97.0)
+    hold(watched, 1, 10, cpu_pct=5.0)
+    traffic(watched)
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == "keepalive-storm"
+    storm = named(summary, "keepalive-storm")
+    assert (storm.side, storm.subject.pid, storm.confidence) == ("server", 800, "medium")
+    assert value(storm, "messages, both ways") == pytest.approx(20_000)
+    assert value(storm, "mean size of one sent") == 6
+    assert value(storm, "time between two to one connection") == pytest.approx(0.02)
+    assert "interval" in storm.fix[0].command
+    assert "profile-run" not in storm.fix[0].command
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tx_bytes": 90, "rx_bytes": 96},  # a chat
+        {"tx_bytes": 6, "rx_bytes": 60},  # what comes is longer than a pong
+        {"answered": 0.05},  # a broadcast of something short
+        {"per_s": 1_000},  # 500 us of CPU each: other work
+        {"per_s": 40},
+    ],
+)
+def test_other_traffic_of_a_full_core_is_no_keepalive_storm(watched, change):
+    hold(watched, 0, 190, cpu_pct=97.0)
+    hold(watched, 1, 10, cpu_pct=5.0)
+    traffic(watched, **change)
+    assert causes(summarise(watched.frames())) - {"accept-imbalance"} == {"hot-worker-code"}
+
+
+def test_a_worker_that_is_hot_beside_one_with_as_many_pings_is_hot_of_something_else(watched):
+    hold(watched, 0, 100, cpu_pct=97.0)
+    hold(watched, 1, 100, cpu_pct=5.0)
+    traffic(watched)
+    assert causes(summarise(watched.frames())) == {"hot-worker-code"}
+
+
+def test_pings_while_connections_come_are_not_what_fills_the_core(watched):
+    hold(watched, 0, 100, 5_000, 9_000, 13_000, 17_000, cpu_pct=97.0, fds=False)
+    hold(watched, 1, 10, cpu_pct=1.0)
+    traffic(watched)
+    assert "keepalive-storm" not in causes(summarise(watched.frames()))
+
+
+def test_a_core_that_pings_take_70_percent_of_is_no_limit(watched):
+    hold(watched, 0, 190, cpu_pct=70.0)
+    hold(watched, 1, 10, cpu_pct=5.0)
+    traffic(watched)
+    assert causes(summarise(watched.frames())) - {"accept-imbalance"} == {"no-limit-met"}
+
+
 def test_a_full_core_is_a_limit_also_when_no_function_stands_out(watched):
     hold(watched, 0, 100, cpu_pct=98.0)
     hold(watched, 1, 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import resource
@@ -20,8 +21,9 @@ import pytest
 from harness import cgroup_members, netns
 from harness.attach_target import find_target
 from harness.cli_attach import main
+from harness.probe_process import ProbeProcess
 from probes import process_tree, socket_owners
-from probes.errors import HostError, UsageError
+from probes.errors import ExitCode, HostError, UsageError
 
 FOREIGN = Path(__file__).parent / "foreign"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -339,6 +341,44 @@ def test_without_root_it_watches_what_it_may_and_says_what_is_missing(start, por
     assert "note: failing_syscalls does not run" in done.stderr
     assert "No limit was met" in done.stdout
     assert server.poll() is None
+
+
+# -- gone meanwhile -------------------------------------------------------------------------------
+
+
+def test_a_server_that_dies_after_it_was_found_is_told_in_two_lines(
+    start, port, tmp_path, monkeypatch, capsys
+):
+    server = start(*python(LISTENS, port))
+
+    def found_and_gone(**named: Any) -> Any:
+        target = find_target(**named)
+        server.kill()
+        server.wait()
+        return target
+
+    monkeypatch.setattr("harness.cli_attach.find_target", found_and_gone)
+    words = ["--pid", str(server.pid), "--probes", "none", "--quiet", "--output", str(tmp_path)]
+    assert main(words) == ExitCode.FAILED
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2, lines
+    assert "the server ended before it could be watched" in lines[0]
+
+
+def test_a_server_that_dies_while_its_probes_start_is_a_crash(start, port, tmp_path, monkeypatch):
+    server = start(*python(LISTENS, port))
+
+    class Killing(ProbeProcess):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            server.kill()
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr("harness.attach_watch.ProbeProcess", Killing)
+    words = ["--pid", str(server.pid), "--probes", "none", "--quiet", "--output", str(tmp_path)]
+    assert main(words) == ExitCode.LIMIT_MET
+    verdict = json.loads((tmp_path / "latest" / "verdict.json").read_text())
+    assert verdict["verdict"]["cause"] == "worker-crash"
+    assert verdict["findings"][0]["subject"]["pid"] == server.pid
 
 
 # -- 32-bit and static ----------------------------------------------------------------------------

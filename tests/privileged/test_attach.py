@@ -68,9 +68,10 @@ class World:
             if stream is not None:
                 stream.close()
 
-    def own_namespace(self) -> None:
+    def own_namespace(self, **sysctls: str) -> None:
         """From now on servers and clients are in a namespace of their own."""
-        self.namespace_fd = netns.create({})
+        named = {f"net/ipv4/{name}": value for name, value in sysctls.items()}
+        self.namespace_fd = netns.create(named)
         self._stack.callback(os.close, self.namespace_fd)
 
     def serve(self, *words: str, nofile: int = 0) -> subprocess.Popen[str]:
@@ -341,6 +342,94 @@ def test_an_event_loop_that_stands_still_or_burns_is_named(world, path, cause, w
     assert found["subject"]["pid"] == server.pid
     # a hot worker's first second has few stacks: then its function is on the page alone
     assert words in found["explanation"] + (attach.run / "report.html").read_text()
+
+
+def test_with_allow_pauses_stacks_are_exact_and_the_server_goes_on(world):
+    server = world.plain()
+    clients = world.clients()
+    assert clients.open(10) == (10, 0)
+    attach = world.attach("--port", str(world.port), "--allow-pauses")
+    attach.watches()
+    deep = ["main", "run", "run_until_complete", "run_forever", "_run_once", "serve", "calculate"]
+    assert clients.open(1, "/spin/2.5") == (11, 0)
+    records = [words for words in commands_of(attach.child.pid) if "record" in words]
+    assert records
+    assert not [words for words in records if "--nonblocking" in words]
+    world.deadline("the loop is away", lambda: clients.open(1)[1] == 1)
+    world.deadline("the loop answers again", lambda: clients.open(1)[1] == 0)
+    attach.end()
+    stacks = open_run_dir(attach.run).read_table("python_stacks").table.to_pylist()
+    seen = [row["stack"] for row in stacks if "calculate" in row["stack"]]
+    assert seen
+    for stack in seen:  # each is whole and in order
+        names = [frame.split(" ")[0].rpartition(".")[2] for frame in stack.split(";")]
+        assert [n for n in dict.fromkeys(names) if n in deep] == deep, stack
+    assert server.poll() is None
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    assert re.search(r"^State:\s+[SR]", status, re.MULTILINE), status
+    assert re.search(r"^TracerPid:\s+0$", status, re.MULTILINE), status
+
+
+def commands_of(root: int) -> list[list[str]]:
+    found = []
+    for pid in process_tree.tree_of(root):
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            found.append([word.decode() for word in words])
+    return found
+
+
+def test_the_calls_of_a_32_bit_server_are_named_by_its_own_table(world):
+    if os.uname().machine != "x86_64":
+        pytest.skip("a 32-bit program for x86")
+    world.own_namespace()
+    world.port = 9001
+    program = world.path / "program_32"
+    writer = [sys.executable, str(FOREIGN / "program_32.py"), str(program)]
+    subprocess.run(writer, check=True, timeout=DEADLINE_S)
+    server = world.serve(str(program), nofile=64)
+    attach = world.attach("--pid", str(server.pid), "--probes", "full")
+    attach.watches()
+    clients = world.clients()
+    clients.open(100)  # it answers none of them
+    sample_until(world, attach, "samples of a full server", periods=4)
+    assert attach.end() == 3
+    assert "32-bit program" in attach.said
+    limit = attach.finding("fd-limit-process")
+    assert limit["subject"]["pid"] == server.pid
+    values = {e["name"]: e["value"] for e in limit["evidence"]}
+    assert values["accept4 calls that returned EMFILE"] >= 1
+    run = open_run_dir(attach.run)
+    failing = run.read_table("failing_syscalls").table.to_pylist()
+    mine = {(row["syscall"], row["errno_name"]) for row in failing if row["pid"] == server.pid}
+    assert mine == {("close", "EBADF"), ("accept4", "EMFILE")}  # 6 and 364; 6 is lstat of x86-64
+    mix = run.read_table("syscall_mix").table.to_pylist()
+    assert {row["syscall"] for row in mix if row["pid"] == server.pid} == {
+        "close",
+        "accept4",
+        "nanosleep",  # 162, which is sync of x86-64
+    }
+
+
+def test_a_proxy_without_local_ports_is_told_from_outside(world):
+    world.own_namespace(ip_local_port_range="40000 40049")
+    behind = world.port + 1 if world.port < 65_000 else world.port - 1
+    world.start([sys.executable, str(FOREIGN / "plain_server.py"), str(behind)])
+    server = world.plain()
+    clients = world.clients()
+    assert clients.open(10) == (10, 0)
+    attach = world.attach("--pid", str(server.pid), "--probes", "full")
+    attach.watches()
+    assert clients.open(20, f"/dial/{behind}/3") == (30, 0)  # 60 of its own, and 50 ports
+    sample_until(world, attach, "samples after it", periods=2)
+    assert attach.end() == 3
+    ports = attach.finding("ephemeral-ports-exhausted")
+    assert attach.cause == "ephemeral-ports-exhausted"
+    assert (ports["side"], ports["subject"]["pid"]) == ("server", server.pid)
+    values = {e["name"]: e["value"] for e in ports["evidence"]}
+    assert values["connect calls that returned EADDRNOTAVAIL"] == 10
+    assert values["size of ip_local_port_range"] == 50
+    assert not [fix for fix in ports["fix"] if "profile-run" in fix["command"]]
 
 
 def test_a_killed_attach_leaves_no_process_and_no_program(world):

@@ -14,6 +14,7 @@ from probes.clock import now_ns
 from probes.live import Counter, Live
 from probes.probe import ProcessRef, Target
 from probes.rundir import RunDir
+from probes.syscall_names import syscall_name
 
 pytestmark = pytest.mark.privileged
 
@@ -167,3 +168,16 @@ def test_nothing_stays_open(recorded):
 
 def fd_is(fd):
     return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(6, "close"), (54, "ioctl"), (162, "nanosleep"), (256, "epoll_wait"), (364, "accept4"),
+     (422, "futex_time64"), (425, "io_uring_setup"), (222, "compat_syscall_222")],
+)  # fmt: skip
+def test_calls_of_a_32_bit_program_have_names_of_their_own(monkeypatch, number, name):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert syscall_name(number, is_32_bit=True) == name
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    if number < 424:
+        assert syscall_name(number, is_32_bit=True) == f"compat_syscall_{number}"

@@ -252,6 +252,16 @@ def test_socket_memory_is_what_the_sockets_say_themselves(recorded):
 
 
 @pytest.mark.privileged
+def test_socket_traffic_is_what_was_sent(recorded):
+    rows = {row["side"]: row for row in first_snapshot(recorded["tables"]["socket_traffic"])}
+    assert rows["server"]["socket_count"] == CONNECTIONS + 5
+    for side, way in (("client", "tx"), ("server", "rx")):
+        assert rows[side][f"{way}_bytes_total"] == UNREAD_BYTES
+        assert rows[side][f"{way}_segments_total"] == 1
+    assert rows["server"]["tx_bytes_total"] == rows["client"]["rx_bytes_total"] == 0
+
+
+@pytest.mark.privileged
 def test_a_listener_shows_its_queue_and_backlog(recorded):
     rows = {row["local_port"]: row for row in first_snapshot(recorded["tables"]["listeners"])}
     waiting = rows[QUEUE_PORT]

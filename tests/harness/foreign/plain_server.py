@@ -1,8 +1,9 @@
 """plain_server.py PORT [WORKERS]: asyncio's own server, which answers upgrades and reads on.
 
 The path of a request asks for more: /block/S sleeps in the event loop, /spin/S calculates in it,
-/hot goes on calculating in it, /exit/N ends the process. With WORKERS processes share the
-listener, and one that ends is replaced.
+/hot goes on calculating in it, /exit/N ends the process, /dial/PORT/N opens so many connections to
+another server and keeps them, as a proxy does. With WORKERS processes share the listener, and one
+that ends is replaced.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import sys
 import time
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+dialled = []
 BACKGROUND = []
 
 
@@ -29,6 +31,14 @@ async def keep_calculating():
     while True:
         calculate(0.05)
         await asyncio.sleep(0)
+
+
+async def dial(port, count):
+    for _ in range(count):
+        try:
+            dialled.append(await asyncio.open_connection("127.0.0.1", port))
+        except OSError as error:
+            print(error)
 
 
 async def serve(reader, writer):
@@ -53,6 +63,8 @@ async def serve(reader, writer):
         calculate(float(value[0]))
     elif what == "hot" and not BACKGROUND:
         BACKGROUND.append(asyncio.create_task(keep_calculating()))
+    elif what == "dial":
+        await dial(int(value[0]), int(value[1]))
     elif what == "exit":
         os._exit(int(value[0]))
     while await reader.read(4096):

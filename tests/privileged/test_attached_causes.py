@@ -1,0 +1,224 @@
+"""What profile-attach names of a server that it watches from outside while the cause comes about.
+
+The rows are those of ``harness/scenarios/every-cause.toml`` that have ``attached``: what must be
+named from outside. Their fleet is started without a supervisor and without probes, its server is
+watched by its pid, and the clients begin when the watch has. Other causes are in ``test_attach``;
+docs/explanation/attached.md has the table of all, and of those that cannot be seen from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import conntrack_fill, faults, netns, run_options, scenario
+from harness.burners import Burners
+from harness.fleet import Fleet
+from harness.host import read_host
+from harness.plan import make_plan
+from harness.run_cgroups import RunCgroups
+from probes import live as live_memory
+from probes.live import Counter, Live, Phase
+
+pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+
+DEADLINE_S = 60
+AT_ONCE = 4
+CROWDED = "host-cpu-saturated"
+CGROUPS = threading.Lock()
+"""The control groups of a run are named by its supervisor's pid: here all have the same."""
+BUSY = scenario.Row(
+    id="busy-and-healthy",
+    shows="one worker with real traffic that takes most of a core, and keeps up",
+    options={"connections": 500, "workers": 1, "clients": 1, "hold": 4, "message_rate": 6000,
+             "payload": 100},
+    expect=scenario.Expectation(cause="reached"),
+    extra={"attached": {"cause": "no-limit-met"}},
+)  # fmt: skip
+ROWS = {
+    row.id: row for row in (*scenario.load("every-cause").rows, BUSY) if row.extra.get("attached")
+}
+CALM = [
+    row.id for row in ROWS.values() if row.extra.get("calm") or row.extra["attached"].get("calm")
+]
+
+
+def wait_until(what: str, condition: Callable[[], Any]) -> None:
+    end_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end_s, f"waited {DEADLINE_S} s for: {what}"
+        time.sleep(0.01)
+
+
+class WaitingFleet:
+    """The fleet of one row, its namespace and its control groups; the clients wait for a word."""
+
+    def __init__(self, path: Path, row: scenario.Row) -> None:
+        self._stack = ExitStack()
+        try:
+            self._start(path, row)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _start(self, path: Path, row: scenario.Row) -> None:
+        (path / "logs").mkdir()
+        for part in (path, *path.parents[:-2]):  # the fleet gives up root
+            part.chmod(part.stat().st_mode | 0o055)
+        options = run_options.parse(row.arguments())
+        host = run_options.limited(read_host(), options)
+        plan = make_plan(run_options.plan_request(options, own_namespace=True), host)
+        config = run_options.fleet_config(options, plan, give_up_root=True)
+        self._hold_s = float(row.extra["attached"].get("hold", min(options.hold, 4)))
+        live_fd = live_memory.create(path / "live.bin", config.slot_count, plan.target_connections)
+        self._stack.callback(os.close, live_fd)
+        namespace_fd = netns.create(plan.sysctls)
+        self._stack.callback(os.close, namespace_fd)
+        for fault in map(faults.parse, config.inject):
+            if fault.name == "conntrack-full":
+                with netns.inside(namespace_fd):
+                    conntrack_fill.fill(fault.number)
+        if config.memory_max_bytes or config.tcp_memory_max_bytes:
+            self._stack.enter_context(CGROUPS)
+        cgroups = RunCgroups(config, path / "logs" / "cgroups.log")
+        self._stack.callback(cgroups.stop)
+        self._burners = Burners(config.inject)
+        self._stack.callback(self._burners.stop)
+        self._fleet = Fleet(cgroups.start(), Live(live_fd), live_fd, path, namespace_fd)
+        self._stack.callback(self._fleet.kill)
+        wait_until("the fleet is ready", lambda: self._fleet.is_ready)
+
+    def pid_of_slot(self, slot: int) -> int:
+        """Of worker 0, 1, …, and of the acceptor after them."""
+        return int(self._fleet.slots[slot][Counter.PID])
+
+    @property
+    def server_pid(self) -> int:
+        """The parent of the server's processes."""
+        stat = Path(f"/proc/{self.pid_of_slot(0)}/stat").read_text()
+        return int(stat.rpartition(")")[2].split()[1])
+
+    def play(self) -> None:
+        """The ramp, and the hold as long as the row wants it."""
+        self._burners.start()
+        self._fleet.set_phase(Phase.RAMP)
+        wait_until("all attempts are made", self._are_attempts_done)
+        self._fleet.set_phase(Phase.HOLD)
+        time.sleep(self._hold_s)  # the workload's own length
+
+    def _are_attempts_done(self) -> bool:
+        self._fleet.read_ends()
+        return self._fleet.are_attempts_done
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class Watched:
+    """One row's server, watched by profile-attach, and the verdict."""
+
+    def __init__(self, path: Path, row: scenario.Row) -> None:
+        assert os.geteuid() == 0, "these tests need root: sudo make test"
+        self.row = row
+        attached = dict(row.extra["attached"])
+        probes = ["--probes", attached.pop("probes")] if "probes" in attached else []
+        slot = int(attached.pop("slot", -1))
+        for key in ("calm", "hold"):
+            attached.pop(key, None)
+        self.expect = scenario.Expectation(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in attached.items()}
+        )
+        fleet = WaitingFleet(path, row)
+        try:
+            self.pid = fleet.pid_of_slot(slot) if slot >= 0 else 0
+            self._watch(path, fleet, probes)
+        finally:
+            fleet.close()
+
+    def _watch(self, path: Path, fleet: WaitingFleet, probes: list[str]) -> None:
+        log = path / "attach.log"
+        words = [
+            *(sys.executable, "-P", "-m", "harness.cli_attach", "--pid", str(fleet.server_pid)),
+            *(*probes, "--json", "--output", str(path / "runs")),
+        ]
+        with log.open("w") as stream:
+            attach = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stream, text=True)
+
+        def begun() -> bool:
+            return attach.poll() is not None or "| watch " in log.read_text()
+
+        try:
+            wait_until("the watch begins", begun)
+            fleet.play()
+            attach.send_signal(signal.SIGINT)
+            out, _ = attach.communicate(timeout=DEADLINE_S)
+        finally:
+            attach.kill()
+            attach.wait()
+        said = log.read_text()
+        assert "Traceback" not in said, said
+        assert out, said
+        self.verdict: dict[str, Any] = json.loads(out)
+        self.exit_code = attach.returncode
+
+    def finding(self, cause: str) -> dict[str, Any]:
+        """The finding of that cause, which the test has found to be there."""
+        return next(f for f in self.verdict["findings"] if f["cause"] == cause)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Watched]]:
+    """Watches a row when it is asked for; rows that mostly wait side by side."""
+    known: dict[str, Future[Watched]] = {}
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+
+        def submit(row_id: str) -> None:
+            path = tmp_path_factory.mktemp(row_id)
+            known[row_id] = pool.submit(Watched, path, ROWS[row_id])
+
+        def get(row_id: str) -> Watched:
+            if row_id in CALM and row_id not in known:
+                for each in CALM:
+                    submit(each)
+            if row_id not in known:
+                wait(known.values())  # what needs the cores has them for itself
+                submit(row_id)
+            return known[row_id].result()
+
+        yield get
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("row_id", [*CALM, *(each for each in ROWS if each not in CALM)])
+def test_the_cause_is_named_from_outside_with_its_process_and_a_fix_for_its_owner(watched, row_id):
+    seen = watched(row_id)
+    findings = seen.verdict["findings"]
+    expect = seen.expect
+    if row_id in CALM and any(f["cause"] == CROWDED for f in findings):
+        # side by side they may take all cores; then that is named as well, and may come first
+        named_cause = expect.named or expect.cause
+        expect = replace(expect, cause="", named=named_cause, may=(*expect.may, CROWDED))
+    everything = json.dumps({"verdict": seen.verdict["verdict"], "findings": findings}, indent=1)
+    assert expect.complaints(seen.verdict) == [], everything
+    is_good = seen.verdict["verdict"]["cause"] == "no-limit-met"
+    assert seen.exit_code == (0 if is_good else 3)
+    named = seen.finding(seen.expect.named or seen.expect.cause)
+    if seen.pid:
+        assert named["subject"]["pid"] == seen.pid, everything
+    assert is_good or named["fix"], everything
+    for finding in findings:
+        for fix in finding["fix"]:
+            assert "profile-run" not in fix["command"], fix
