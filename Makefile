@@ -36,7 +36,8 @@ lint: install-dev ## ruff, mypy --strict, import-linter
 format: install-dev ## let ruff format the tree
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-test: lint install-peers ## lint and every test; make test ARGS='tests/analysis -x' for some
+test: install-dev ## lint and every test; make test ARGS='tests/analysis -x' for some
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 ifeq ($(strip $(ARGS)),)
 	@$(BIN)/pytest -m 'not alone' --numprocesses $(SIDE_BY_SIDE) --dist loadfile
 	@$(BIN)/pytest -m alone
