@@ -11,6 +11,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SIDE_BY_SIDE := 3  # tests mostly wait, for processes and timeouts
+IN_TURN := alone or shared or in_turn
 
 
 .PHONY: help install install-dev install-peers run test bench bench-servers bench-attach diagnose lint format clean lock man reference screenshots
@@ -39,8 +40,8 @@ format: install-dev ## let ruff format the tree
 test: install-dev ## lint and every test; make test ARGS='tests/analysis -x' for some
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/pytest -m 'not alone' --numprocesses $(SIDE_BY_SIDE) --dist loadfile
-	@$(BIN)/pytest -m alone
+	@$(BIN)/pytest -m 'not ($(IN_TURN))' --numprocesses $(SIDE_BY_SIDE) --dist loadgroup
+	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses $(SIDE_BY_SIDE) --dist loadgroup
 else
 	@$(BIN)/pytest $(ARGS)
 endif

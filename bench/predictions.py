@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from harness.scenario import Row, ScenarioFile, load
 from probes.errors import ToolkitError
 
 SCENARIO = Path(__file__).parent / "predictions.toml"
-_DEADLINE_S = 120
+DEADLINE_S = 120
 _HEAD = """\
 # Predictions against facts
 
@@ -70,17 +70,27 @@ class PredictionError(ToolkitError):
     """A run did not say what was asked of it."""
 
 
-def predict_and_meet(row: Row, folder: Path) -> Outcome:
+Execute = Callable[[list[str], Path], "subprocess.CompletedProcess[str]"]
+
+
+def _execute(command: list[str], _folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, cwd=Path.cwd()
+    )
+
+
+def predict_and_meet(row: Row, folder: Path, execute: Execute = _execute) -> Outcome:
     """Makes both runs of a row.
 
     Args:
         row: With ``limit``, ``into``, ``bar_pct``, perhaps ``beyond_factor`` in its extra values.
         folder: Where the run directories go.
+        execute: Runs a command that records there.
 
     Raises:
         PredictionError: A run failed, the first met a limit, or the second another than expected.
     """
-    below = _run(row, folder)
+    below = _run(row, folder, execute)
     if below["verdict"]["cause"] != "reached":
         raise _not_said(row, f"the run below the wall ended with {below['verdict']['cause']}")
     rung = _rung(row, below)
@@ -89,7 +99,7 @@ def predict_and_meet(row: Row, folder: Path) -> Outcome:
     if "beyond_factor" in row.extra:
         # How fast a core is differs by machine: go past its own prediction, not past a number.
         into["connections"] = round(predicted_connections * float(row.extra["beyond_factor"]))
-    beyond = _run(replace(row, options=into), folder)
+    beyond = _run(replace(row, options=into), folder, execute)
     complaints = row.expect.complaints(beyond)
     if complaints:
         raise _not_said(row, "; ".join(complaints))
@@ -142,16 +152,14 @@ def _rung(row: Row, verdict: Mapping[str, Any]) -> Mapping[str, Any]:
     raise _not_said(row, f"no rung {row.extra['limit']} has a prediction")
 
 
-def _run(row: Row, folder: Path) -> dict[str, Any]:
+def _run(row: Row, folder: Path, execute: Execute) -> dict[str, Any]:
     command = [
         *(sys.executable, "-P", "-m", "harness.cli_run", *row.arguments()),
         *("--json", "--quiet", "--output", str(folder)),
     ]
     if row.client_nofile:
         command = ["prlimit", f"--nofile={row.client_nofile}:{row.client_nofile}", *command]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_DEADLINE_S, check=False, cwd=Path.cwd()
-    )
+    done = execute(command, folder)
     if not done.stdout:
         raise _not_said(row, done.stderr.strip() or f"exit status {done.returncode}")
     verdict: dict[str, Any] = json.loads(done.stdout)

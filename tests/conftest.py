@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from probes.rundir import MANIFEST
+
 # A busy machine is no defect of the code under test.
 settings.register_profile("connscope", deadline=None)
 settings.load_profile("connscope")
+
+POLL_S = 0.02
+IN_TURN_TIMEOUT_S = 400
 
 
 @pytest.fixture
@@ -26,3 +36,155 @@ def deadline() -> Callable[..., Any]:
         return value
 
     return wait
+
+
+class Machine:
+    """Whose turn it is on the cores, among the test processes of ``make test``.
+
+    Somebody has the machine alone, or several that mostly wait share it. Who comes first gets it
+    first. A run of profile-run that must not share has the machine until it is recorded: its
+    analysis and its page need no quiet, and go on beside the start of the next.
+
+    Args:
+        folder: For the locks (flock(2)), the same for all processes of the session; None when there
+            is only this one.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nothing else runs meanwhile."""
+        with self._turn(fcntl.LOCK_EX), self._lock("analysis", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Others that share may run meanwhile, and nobody who wants to be alone."""
+        with self._turn(fcntl.LOCK_SH):
+            yield
+
+    def record(
+        self, command: Sequence[str], output: Path, *, timeout_s: float, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """A run that has the machine alone until it is recorded.
+
+        Args:
+            command: With ``--output``.
+            output: That folder.
+            timeout_s: For all of it.
+            options: Of Popen.
+        """
+        with ExitStack() as analysis:
+            with self._turn(fcntl.LOCK_EX):
+                analysis.enter_context(self._lock("analysis", fcntl.LOCK_SH))
+                before = _latest(output)
+                end_s = time.monotonic() + timeout_s
+                child = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+                )
+                while child.poll() is None and time.monotonic() < end_s:
+                    run = _latest(output)
+                    if run not in (None, before) and _is_recorded(run):
+                        break
+                    time.sleep(POLL_S)
+            try:
+                stdout, stderr = child.communicate(timeout=max(1.0, end_s - time.monotonic()))
+            except BaseException:
+                child.kill()
+                child.communicate()
+                raise
+        return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
+
+    @contextmanager
+    def _turn(self, how: int) -> Iterator[None]:
+        with ExitStack() as stack:
+            with self._lock("queue", fcntl.LOCK_EX):  # who waits for a turn lets nobody pass
+                stack.enter_context(self._lock("turn", how))
+            yield
+
+    @contextmanager
+    def _lock(self, name: str, how: int) -> Iterator[None]:
+        if self._folder is None:
+            yield
+            return
+        with (self._folder / f"{name}.lock").open("w") as stream:
+            fcntl.flock(stream, how)
+            yield
+
+
+def _latest(output: Path) -> Path | None:
+    path = output / "latest"
+    return path.resolve() if path.is_symlink() else None
+
+
+def _is_recorded(run: Path | None) -> bool:
+    try:
+        text = (run / MANIFEST).read_text() if run else ""
+    except FileNotFoundError:
+        return False
+    return '"status": "running"' not in text
+
+
+def _common_folder(config: pytest.Config) -> Path | None:
+    """A folder that all processes of the session have in common, None when there is but one."""
+    own = config.getoption("basetemp") if hasattr(config, "workerinput") else None
+    return Path(own).parent if own else None
+
+
+@pytest.fixture(scope="session")
+def machine(pytestconfig: pytest.Config) -> Machine:
+    """The turns on the machine."""
+    return Machine(_common_folder(pytestconfig))
+
+
+Once = Callable[[str, Callable[[Path], Any]], Any]
+
+
+@pytest.fixture(scope="session")
+def once(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``once(name, make)``: what ``make(folder)`` returned, as JSON.
+
+    The first process of the session that asks makes it, in a folder that stays; the others wait.
+    """
+    common = _common_folder(pytestconfig) or tmp_path_factory.mktemp("common", numbered=False)
+
+    def made(name: str, make: Callable[[Path], Any]) -> Any:
+        folder = common / "once" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder.parent / f"{name}.json"
+        with (folder.parent / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.exists():
+                result = make(folder)
+                kept.write_text(json.dumps(result))
+        return json.loads(kept.read_text())
+
+    return made
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process has all tests of a file, as its fixtures want it.
+
+    What takes its turn goes to whoever is free; there waiting for it is part of a test's time.
+    """
+    for item in items:
+        if item.get_closest_marker("in_turn"):
+            item.add_marker(pytest.mark.timeout(IN_TURN_TIMEOUT_S))
+        elif not item.get_closest_marker("shared") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """Gives a test its turn, with all of its fixtures; waiting is not part of its time."""
+    machine = Machine(_common_folder(item.config))
+    turn: Any = nullcontext()
+    if item.get_closest_marker("alone"):
+        turn = machine.alone()
+    elif item.get_closest_marker("shared"):
+        turn = machine.shared()
+    with turn:
+        return (yield)

@@ -16,8 +16,6 @@ from bench import bars, document, proc_figures
 from bench.__main__ import schedule
 from bench.figures import AUTO, NODE_NONE, NODE_RR, NONE, RunFigures, Runs, Spread, summarise
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -207,6 +205,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "before",
     ["", "import threading; threading.Thread(target=sys.stdin.read, daemon=True).start()"],
@@ -227,6 +226,7 @@ def test_cpu_time_is_what_the_kernel_bills_at_the_end(before):
     assert used_ns >= 0.25e9
 
 
+@pytest.mark.alone
 def test_a_child_that_ended_stays_in_the_cpu_of_its_tree():
     burnt = "import subprocess; subprocess.run([sys.executable, '-S', '-c', {!r}])".format(
         "import time\nwhile time.process_time() < 0.3: pass"
@@ -266,6 +266,7 @@ def test_busy_time_is_what_is_left_of_idle_iowait_and_steal():
 
 
 @pytest.mark.node
+@pytest.mark.shared
 def test_a_small_bench_measures_every_subject(tmp_path):
     result = tmp_path / "bench.json"
     command = [

@@ -11,17 +11,20 @@ import pytest
 from bench import predictions
 from harness import run_options
 
-pytestmark = pytest.mark.alone
-
 COUNTED = [row.id for row in predictions.scenario().rows if row.extra["limit"] != "cpu_worker"]
 
 
 @pytest.mark.privileged
+@pytest.mark.in_turn
 @pytest.mark.parametrize("row_id", COUNTED)
-def test_a_run_below_the_wall_says_where_it_is(tmp_path, row_id):
+def test_a_run_below_the_wall_says_where_it_is(machine, tmp_path, row_id):
     row = predictions.scenario().row(row_id)
     tmp_path.chmod(0o755)
-    outcome = predictions.predict_and_meet(row, tmp_path)
+    outcome = predictions.predict_and_meet(
+        row,
+        tmp_path,
+        lambda command, folder: machine.record(command, folder, timeout_s=predictions.DEADLINE_S),
+    )
     assert outcome.below_connections < 0.6 * outcome.met_connections
     assert outcome.holds, outcome
 

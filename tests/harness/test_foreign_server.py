@@ -28,7 +28,7 @@ CLUSTER = shlex.quote(str(FOREIGN / "cluster.cjs"))
 KINDS = f"{shlex.quote(sys.executable)} {shlex.quote(str(FOREIGN / 'kinds_server.py'))}"
 STRICT = f"{shlex.quote(sys.executable)} {shlex.quote(str(FOREIGN / 'strict_server.py'))}"
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.shared
 
 needs_node = pytest.mark.skipif(
     shutil.which("node") is None or not (NODE_MODULES / "ws").is_dir(),

@@ -22,7 +22,7 @@ from harness import netns
 from probes import process_tree
 from probes.rundir import open_run_dir
 
-pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.shared]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 COMMAND = [sys.executable, "-P", "-m", "harness.cli_attach"]
@@ -324,6 +324,7 @@ def test_workers_that_die_and_come_anew_are_followed(world):
         ("/spin/4.5", "hot-worker-code", "calculate"),
     ],
 )
+@pytest.mark.alone
 def test_an_event_loop_that_stands_still_or_burns_is_named(world, path, cause, words):
     server = world.plain()
     clients = world.clients()

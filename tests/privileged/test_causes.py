@@ -12,7 +12,7 @@ import pytest
 
 from harness import scenario
 
-pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 ROWS = [row.id for row in scenario.load("every-cause").rows]
 
@@ -24,7 +24,7 @@ def test_the_cause_is_named_and_no_other(provoked, row_id):
         {"verdict": run.verdict["verdict"], "findings": run.findings}, indent=1
     )
     is_reached = run.verdict["verdict"]["cause"] == "reached"
-    assert run.done.returncode == (0 if is_reached else 3)
+    assert run.returncode == (0 if is_reached else 3)
 
 
 @pytest.mark.parametrize("row_id", ["healthy", "fd-limit-server"])

@@ -10,7 +10,7 @@ import json
 
 import pytest
 
-pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 
 def test_ports_end_at_bind_while_destinations_have_room(provoked):

@@ -6,10 +6,9 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from probes.cgroup_memory import mounts
 from probes.elf import ElfFile, symbol_table
 from probes.rundir import RunDir
 
-pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 NODE_MODULES = Path(__file__).parents[1] / "node_modules"
@@ -30,23 +29,27 @@ DEADLINE_S = 90
 LIMIT = 300
 
 
-def profile_run(folder: Path, command: str, *arguments: str) -> tuple[dict[str, Any], str]:
-    """The verdict of a run against a server, and its page."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
-            *("--server-cmd", command, "--output", str(folder), *arguments),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        cwd=folder,  # node leaves an isolate-…-v8.log there
-        env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.stdout, done.stderr
-    run = (folder / "latest").resolve()
-    return json.loads(done.stdout), (run / "report.html").read_text()
+@pytest.fixture
+def profile_run(machine: Any) -> Callable[..., tuple[dict[str, Any], str]]:
+    """``profile_run(folder, command, *arguments)``: the verdict of a run, and its page."""
+
+    def run(folder: Path, command: str, *arguments: str) -> tuple[dict[str, Any], str]:
+        done = machine.record(
+            [
+                *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
+                *("--server-cmd", command, "--output", str(folder), *arguments),
+            ],
+            folder,
+            timeout_s=DEADLINE_S,
+            cwd=folder,  # node leaves an isolate-…-v8.log there
+            env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.stdout, done.stderr
+        path = (folder / "latest").resolve()
+        return json.loads(done.stdout), (path / "report.html").read_text()
+
+    return run
 
 
 def native_stacks(run: Path, pid: int) -> dict[str, int]:
@@ -80,7 +83,9 @@ def has_symbols() -> bool:
 
 
 @pytest.mark.node
-def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(tmp_path, has_symbols):
+def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(
+    profile_run, tmp_path, has_symbols
+):
     verdict, page = profile_run(
         tmp_path,
         at_limit(f"node {FOREIGN / 'lost_reserve.cjs'} {{port}}"),
@@ -101,7 +106,7 @@ def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(tmp_path
     assert "accept4" in explanation
 
 
-def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(tmp_path):
+def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(profile_run, tmp_path):
     program = f"{shlex.quote(sys.executable)} {FOREIGN / 'asyncio_retry.py'} {{port}} 4096"
     verdict, page = profile_run(
         tmp_path,
@@ -145,7 +150,7 @@ def quota() -> Iterator[str]:
 @pytest.mark.node
 @pytest.mark.parametrize("runtime", ["asyncio", "node"])
 def test_both_are_explained_where_a_quota_holds_them_below_a_core(
-    tmp_path, has_symbols, quota, runtime
+    profile_run, tmp_path, has_symbols, quota, runtime
 ):
     program, function = (
         (f"node {FOREIGN / 'lost_reserve.cjs'} {{port}}", "uv__server_io" if has_symbols else "")
@@ -169,7 +174,7 @@ def test_both_are_explained_where_a_quota_holds_them_below_a_core(
 
 
 @pytest.mark.node
-def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(tmp_path):
+def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(profile_run, tmp_path):
     verdict, page = profile_run(
         tmp_path,
         f"node --perf-basic-prof {FOREIGN / 'hot_code.cjs'} {{port}}",
@@ -188,7 +193,7 @@ def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(tmp_path):
 
 
 @pytest.mark.node
-def test_node_at_the_end_of_its_heap_is_told_from_hot_code(tmp_path, has_symbols):
+def test_node_at_the_end_of_its_heap_is_told_from_hot_code(profile_run, tmp_path, has_symbols):
     verdict, page = profile_run(
         tmp_path,
         f"node --perf-basic-prof --max-old-space-size=200 {FOREIGN / 'collects.cjs'} {{port}}",
@@ -211,7 +216,9 @@ def test_node_at_the_end_of_its_heap_is_told_from_hot_code(tmp_path, has_symbols
         assert thread in page
 
 
-def test_java_methods_are_named_by_the_map_of_jcmd_and_the_hot_thread_by_its_name(tmp_path):
+def test_java_methods_are_named_by_the_map_of_jcmd_and_the_hot_thread_by_its_name(
+    profile_run, tmp_path
+):
     if not (CLASSES / "HotServer.class").is_file() or shutil.which("jcmd") is None:
         pytest.skip("no JDK and its classes: make install-peers")
     verdict, page = profile_run(
@@ -229,7 +236,7 @@ def test_java_methods_are_named_by_the_map_of_jcmd_and_the_hot_thread_by_its_nam
     assert "Compiler.perfmap" not in page
 
 
-def test_java_without_a_map_is_told_the_commands(tmp_path):
+def test_java_without_a_map_is_told_the_commands(profile_run, tmp_path):
     """The advice of a run whose JVM is the same, and nothing else."""
     if not (CLASSES / "HotServer.class").is_file():
         pytest.skip("no JDK and its classes: make install-peers")
@@ -246,7 +253,7 @@ def test_java_without_a_map_is_told_the_commands(tmp_path):
     assert "jcmd HotServer Compiler.perfmap" in page
 
 
-def test_python_with_its_trampoline_has_python_c_and_kernel_in_one_stack(tmp_path):
+def test_python_with_its_trampoline_has_python_c_and_kernel_in_one_stack(profile_run, tmp_path):
     if not PYTHON_WITH_FRAMES.is_file():
         pytest.skip("no Python 3.15 of Debian: make install-peers")
     verdict, page = profile_run(

@@ -49,7 +49,8 @@ KINDS = [*PROVOKED, *RUNS, "interrupted", "cut_short", "million"]
 
 pytestmark = [
     pytest.mark.privileged,
-    pytest.mark.alone,
+    pytest.mark.in_turn,
+    pytest.mark.xdist_group("pages"),  # the pages are opened once, by one process
     pytest.mark.browser,
     pytest.mark.node,
     pytest.mark.skipif(
@@ -196,25 +197,27 @@ def _write(run, table, columns, count):
 
 
 @pytest.fixture(scope="module")
-def pages(provoked, tmp_path_factory):
+def pages(machine, provoked, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    runs = {kind: provoked(row).run for kind, row in PROVOKED.items()}
-    for kind, arguments in RUNS.items():
-        runs[kind] = profile_run(folder / kind, *arguments)
-    runs["interrupted"] = interrupted(folder / "interrupted")
-    runs["cut_short"] = cut_short(runs["spin"], folder)
-    runs["million"] = million(folder)
+    with machine.shared():
+        runs = {kind: profile_run(folder / kind, *words) for kind, words in RUNS.items()}
+        runs["interrupted"] = interrupted(folder / "interrupted")
+        runs["million"] = million(folder)
+    runs |= {kind: provoked(row).run for kind, row in PROVOKED.items()}
+    with machine.shared():
+        runs["cut_short"] = cut_short(runs["spin"], folder)
     return {kind: runs[kind] / "report.html" for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
-def seen(pages):
-    done = subprocess.run(
-        ["node", str(CHECK), "", *map(str, pages.values())],
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
+def seen(machine, pages):
+    with machine.alone():  # it takes both cores
+        done = subprocess.run(
+            ["node", str(CHECK), "", *map(str, pages.values())],
+            capture_output=True,
+            text=True,
+            timeout=150,
+        )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     return {kind: results[str(path)] for kind, path in pages.items()}

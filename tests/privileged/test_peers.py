@@ -15,7 +15,7 @@ import pytest
 
 from bench.peers import catalogue
 
-pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.in_turn]
 
 DEADLINE_S = 60
 NOFILE = 300
@@ -76,23 +76,11 @@ EXPECTED = {
 
 
 class Run:
-    """One run of profile-run that meets a limit of the server."""
+    """One run of profile-run that met a limit of the server: its verdict and its folder."""
 
-    def __init__(self, path: Path, command: str, *arguments: str) -> None:
-        self.path = path
-        self.done = subprocess.run(
-            [
-                *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
-                *("--server-cmd", command, "--hold", "0.2", "--output", str(path), *arguments),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-            env=catalogue.environment(),
-        )
-        assert "Traceback" not in self.done.stderr, self.done.stderr
-        assert self.done.returncode == 3, self.done.stderr
-        self.verdict: dict[str, Any] = json.loads(self.done.stdout)
+    def __init__(self, made: dict[str, Any]) -> None:
+        self.verdict: dict[str, Any] = made["verdict"]
+        self.path = Path(made["path"])
 
     def finding(self, cause: str) -> dict[str, Any]:
         found = [f for f in self.verdict["findings"] if f["cause"] == cause]
@@ -103,10 +91,30 @@ class Run:
         return {e["name"]: e["value"] for e in self.finding(cause)["evidence"]}
 
 
-def run_into_limit(path: Path, name: str) -> Run:
+def record(machine: Any, path: Path, command: str, *arguments: str) -> dict[str, Any]:
+    """One run; what it says of CPU time needs the machine alone."""
+    words = [
+        *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
+        *("--server-cmd", command, "--hold", "0.2", "--output", str(path), *arguments),
+    ]
+    environment = catalogue.environment()
+    if STACKS in arguments:
+        done = machine.record(words, path, timeout_s=DEADLINE_S, env=environment)
+    else:
+        with machine.shared():
+            done = subprocess.run(
+                words, capture_output=True, text=True, timeout=DEADLINE_S, env=environment
+            )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 3, done.stderr
+    return {"verdict": json.loads(done.stdout), "path": str(path)}
+
+
+def run_into_limit(machine: Any, path: Path, name: str) -> dict[str, Any]:
     expected = EXPECTED[name]
     ramp = ("--ramp", "600") if name == "greedy" else ()  # some must come when it is full
-    return Run(
+    return record(
+        machine,
         path,
         COMMANDS.get(name) or installed(name).command(expected.workers),
         *("--connections", str(NOFILE * (expected.workers + 2)), "--nofile", str(NOFILE), *ramp),
@@ -115,8 +123,9 @@ def run_into_limit(path: Path, name: str) -> Run:
     )
 
 
-def run_out_of_ports(path: Path, _name: str) -> Run:
-    return Run(
+def run_out_of_ports(machine: Any, path: Path, _name: str) -> dict[str, Any]:
+    return record(
+        machine,
         path,
         installed("nginx").command(1),
         *("--connections", "400", "--port-range", "40000-40249", "--source-addresses", "2"),
@@ -130,16 +139,16 @@ def installed(name: str) -> catalogue.Peer:
     return peer
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory, side_by_side) -> Callable[[str], Run]:
-    """Runs a server into its limit the first time it is asked for; the calm ones together."""
+@pytest.fixture(scope="session")
+def full(once: Callable[..., Any], machine: Any) -> Callable[[str], Run]:
+    """Runs a server into its limit the first time that a test of the session asks for it."""
     assert os.geteuid() == 0, "these tests need root: sudo make test"
-    folder = tmp_path_factory.mktemp("peers")
-    return side_by_side(
-        lambda name: (run_out_of_ports if name == PORTS else run_into_limit)(folder / name, name),
-        "name",
-        lambda name: name == PORTS or EXPECTED[name].consequence != "accept-spin",
-    )
+
+    def get(name: str) -> Run:
+        run_into = run_out_of_ports if name == PORTS else run_into_limit
+        return Run(once(f"peer {name}", lambda folder: run_into(machine, folder, name)))
+
+    return get
 
 
 @pytest.mark.parametrize("name", EXPECTED)

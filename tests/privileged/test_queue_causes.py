@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 CORES = os.cpu_count() or 1
 CONNTRACK_MAX = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 
 @pytest.mark.parametrize(
