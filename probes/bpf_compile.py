@@ -12,21 +12,23 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from probes.bcc_import import import_bcc
 from probes.errors import ProbeUnavailableError
 from probes.kernel_tree import kernel_tree
 
-CFLAGS = ["-Wno-address-of-packed-member", "-Wno-unused-function", "-Wno-macro-redefined"]
+CFLAGS = ("-Wno-address-of-packed-member", "-Wno-unused-function", "-Wno-macro-redefined")
 
 
 def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     """Does what the request says.
 
     Args:
-        request: ``text`` (C), ``constants`` (name to number), ``programs`` (name to
-            BPF_PROG_TYPE_*), ``maps`` (names), ``attach_types`` (name to BPF_*, where needed).
+        request: ``text`` (C), ``flags`` (of clang), ``constants`` (name to number), ``programs``
+            (name to BPF_PROG_TYPE_*), ``maps`` (names), ``attach_types`` (name to BPF_*, where
+            needed), ``keep`` (where ``bpf_cache`` keeps it, if at all).
 
     Returns:
         The answer and the descriptors that it counts: ``maps`` and ``programs`` list names in
@@ -41,7 +43,7 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
     with kernel_tree() as tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         try:
-            compiled = bcc.BPF(text=request["text"], cflags=CFLAGS + flags)
+            compiled = bcc.BPF(text=request["text"], cflags=[*request["flags"], *flags])
         except Exception as error:  # noqa: BLE001  # bcc raises bare Exception; it is reported
             return {"error": str(error), "fix": ""}, []
     descriptors: list[int] = []
@@ -62,6 +64,10 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
             continue
         answer["programs"].append(name)
         descriptors.append(loaded.fd)
+    if not answer["refused"] and "keep" in request:
+        from probes import bpf_cache  # numpy, which nothing else here needs
+
+        bpf_cache.keep(Path(request["keep"]), bcc.libbcc.lib, compiled.module, request)
     return answer, descriptors
 
 

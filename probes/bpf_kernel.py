@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, OBJ_GET_INFO = 1, 2, 3, 15
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, PROG_LOAD, OBJ_GET_INFO = 0, 1, 2, 3, 5, 15
 RAW_TRACEPOINT_OPEN, LOOKUP_BATCH, LOOKUP_AND_DELETE_BATCH = 17, 24, 25
 LINK_CREATE, ITER_CREATE = 28, 33
 ATTACH_TRACE_ITER = 28
@@ -96,6 +96,62 @@ def _info(fd: int, size_bytes: int) -> bytes:
     buffer = ctypes.create_string_buffer(size_bytes)
     bpf(OBJ_GET_INFO, _attributes("IIQ", fd, size_bytes, ctypes.addressof(buffer)))
     return buffer.raw
+
+
+_NAME_BYTES = 15  # BPF_OBJ_NAME_LEN less its end
+
+
+def map_layout(fd: int) -> list[int]:
+    """Type, bytes of a key, bytes of a value, entries and flags of a map, as ``create_map`` takes.
+
+    Raises:
+        OSError: As the kernel says.
+    """
+    map_type, _, *layout = struct.unpack_from("=6I", _info(fd, 80))
+    return [map_type, *layout]
+
+
+def create_map(
+    name: str, map_type: int, key_bytes: int, value_bytes: int, max_entries: int, flags: int
+) -> int:
+    """A new map; its descriptor is the caller's.
+
+    Raises:
+        OSError: As the kernel says.
+    """
+    raw = name.encode()[:_NAME_BYTES]
+    values = (map_type, key_bytes, value_bytes, max_entries, flags, 0, 0)
+    packed = struct.pack("=7I16s", *values, raw)
+    return bpf(MAP_CREATE, ctypes.create_string_buffer(packed, len(packed)))
+
+
+def load_program(
+    name: str, program_type: int, code: bytes, licence: str, attach_type: int, attach_btf_id: int
+) -> int:
+    """Has the kernel verify a program; its descriptor is the caller's.
+
+    Args:
+        name: Shown by ``bpftool prog``.
+        program_type: BPF_PROG_TYPE_*.
+        code: Instructions (struct bpf_insn).
+        licence: Some helpers are for GPL programs only.
+        attach_type: BPF_* where the type wants one, else 0.
+        attach_btf_id: The kernel function of a tracing program, else 0.
+
+    Raises:
+        OSError: The kernel refuses it.
+    """
+    instructions = ctypes.create_string_buffer(code, len(code))
+    words = ctypes.create_string_buffer(licence.encode())
+    addresses = ctypes.addressof(instructions), ctypes.addressof(words)
+    raw = name.encode()[:_NAME_BYTES]
+    packed = struct.pack(
+        "=IIQQIIQII16sII",
+        *(program_type, len(code) // 8, *addresses, 0, 0, 0, 0, 0, raw, 0, attach_type),
+    )
+    if attach_btf_id:  # the kernel refuses what is longer than it knows
+        packed += struct.pack("=IIQIIQII", 0, 0, 0, 0, 0, 0, 0, attach_btf_id)
+    return bpf(PROG_LOAD, ctypes.create_string_buffer(packed, len(packed)))
 
 
 class BpfMap:

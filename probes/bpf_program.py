@@ -2,8 +2,9 @@
 
 ``BpfObject.load`` composes one text from one or more sources (common part, generated kernel
 structs, the sources), has it compiled and loaded by ``probes/bpf_compile.py`` and takes over the
-descriptors. Everything is validated against the running kernel's BTF before the compiler starts:
-a source is built from a ``Btf`` and raises ``MissingTypeError`` for what this kernel lacks.
+descriptors, unless ``probes/bpf_cache.py`` has it from an earlier run. Everything is validated
+against the running kernel's BTF before that: a source is built from a ``Btf`` and raises
+``MissingTypeError`` for what this kernel lacks.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from probes import bpf_kernel
+from probes import bpf_cache, bpf_kernel
 from probes.bcc_import import find_bcc, package_directories
+from probes.bpf_compile import CFLAGS
 from probes.bpf_kernel import BpfMap
 from probes.btf import VMLINUX_BTF, Btf, MissingTypeError
 from probes.errors import ProbeUnavailableError
@@ -150,12 +152,17 @@ class BpfObject:
             raise ProbeUnavailableError(str(error), fix="run a newer kernel") from error
         request = {
             "text": text,
+            "flags": CFLAGS,
             "constants": parts.constants,
             "programs": parts.programs,
             "attach_types": parts.attach_types,
             "maps": list(parts.maps),
         }
-        answer, fds, log = _ask_compiler(request)
+        kept = bpf_cache.load(btf, request)
+        if kept is not None:
+            return cls._of(btf, parts, *kept, {})
+        path = str(bpf_cache.path_of(request))
+        answer, fds, log = _ask_compiler(request | {"keep": path})
         if "error" in answer:
             for fd in fds:
                 os.close(fd)
@@ -165,17 +172,29 @@ class BpfObject:
                 or "report it with the output of: uname -r; apt list python3-bpfcc",
             )
         map_count = len(answer["maps"])
+        maps = dict(zip(answer["maps"], fds[:map_count], strict=True))
+        programs = dict(zip(answer["programs"], fds[map_count:], strict=True))
+        refused = {name: _with_log(why, log) for name, why in answer["refused"].items()}
+        return cls._of(btf, parts, maps, programs, refused)
+
+    @classmethod
+    def _of(
+        cls,
+        btf: Btf,
+        parts: _Parts,
+        map_fds: Mapping[str, int],
+        programs: dict[str, int],
+        refused: dict[str, str],
+    ) -> BpfObject:
         try:
             maps = {
                 name: BpfMap(fd, parts.maps[name].key, parts.maps[name].value)
-                for name, fd in zip(answer["maps"], fds[:map_count], strict=True)
+                for name, fd in map_fds.items()
             }
         except ValueError:
-            for fd in fds:
+            for fd in (*map_fds.values(), *programs.values()):
                 os.close(fd)
             raise
-        programs = dict(zip(answer["programs"], fds[map_count:], strict=True))
-        refused = {name: _with_log(why, log) for name, why in answer["refused"].items()}
         loaded = cls(maps, programs, refused)
         with contextlib.suppress(MissingTypeError):
             loaded._run_time_offset_bytes = btf.field("bpf_prog_info", "run_time_ns").offset_bytes

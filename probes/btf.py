@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,16 +118,16 @@ class Btf:
 
     # -- lookup by name ------------------------------------------------------------------------
 
-    def _find(self, name: str, kinds: Iterable[int]) -> Iterator[int]:
+    def _find(self, name: str, kinds: Collection[int]) -> Iterator[int]:
         wanted = name.encode() + b"\0"
         offsets, at = [], self._names.find(wanted)
         while at >= 0:
             offsets.append(at)
             at = self._names.find(wanted, at + 1)
         hits = np.isin(self._name_offsets, np.array(offsets, dtype=np.uint32))
-        hits &= np.isin(self._kinds, np.fromiter(kinds, dtype=np.uint32))
         for index in np.flatnonzero(hits):
-            yield int(index) + 1
+            if self._kinds[index] in kinds:
+                yield int(index) + 1
 
     def struct_id(self, name: str) -> int:
         """The BTF id of a struct or union.
@@ -187,6 +187,16 @@ class Btf:
         except MissingTypeError:
             return False
         return True
+
+    def function_id(self, name: str) -> int:
+        """The BTF id of a kernel function.
+
+        Raises:
+            MissingTypeError: This kernel has none of that name.
+        """
+        for type_id in self._find(name, (FUNC,)):
+            return type_id
+        raise MissingTypeError(f"this kernel has no function {name}")
 
     def enum(self, name: str) -> dict[str, int]:
         """Values of an enum by enumerator.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probes import bpf_program, bpf_shared, bpf_sources
+from probes import bpf_cache, bpf_program, bpf_shared, bpf_sources
 from probes.bpf_program import RAW_TRACEPOINT, BpfObject, BpfSource, MapType, check_bpf, compose
 from probes.btf import Btf
 from probes.errors import ProbeUnavailableError
@@ -17,6 +17,11 @@ PAIR = np.dtype([("low", "<u4"), ("high", "<u4")])
 @pytest.fixture(scope="module")
 def btf():
     return Btf.of_kernel()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(bpf_cache, "FOLDER", tmp_path / "kept")
 
 
 def source(name, *, structs=None, constants=None, programs=None, maps=None):
