@@ -237,6 +237,7 @@ class Watch(Recorder):
 
     def _record(self, live_fd: int, processes: ForeignProcesses | None, result: RunResult) -> None:
         """Turns shared memory into tables; never hides the error that ended the watch."""
+        self._analysis.wait()
         self._manifest.contents["notes"] = result.notes
         try:
             if live_fd >= 0:

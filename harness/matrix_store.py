@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from analysis.matrix import Outcome, RowResult, compare, document
-from analysis.verdict import json_safe
 from harness.matrix_rows import MatrixRow, Scale
 from probes.errors import RunDirError, UsageError
 from probes.rundir import write_atomically
@@ -105,6 +104,8 @@ class Matrix:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; ``comparison`` is for readers, the rest is what a resume needs."""
+        from analysis.verdict import json_safe  # pandas: not for a list, nor for what is refused
+
         plain = {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 from harness import recording
+from harness.analysis_ahead import AnalysisAhead
 from harness.probe_process import ProbeProcess
 from probes.rundir import RunDir
 
@@ -38,6 +39,7 @@ class Recorder:
         self._manifest = manifest
         self._events: list[tuple[int, str, int, str]] = []
         self._stop_ns = 0
+        self._analysis = AnalysisAhead()
 
     def _event(self, event: str, *, pid: int = 0, at_ns: int = 0, detail: str = "") -> None:
         self._events.append((at_ns or time.monotonic_ns(), event, pid, detail))
@@ -56,6 +58,7 @@ class Recorder:
 
     def _stop_probes(self, probes: ProbeProcess, deadline_s: float, result: RunResult) -> None:
         """Lets them take their last samples; says so when they do not end."""
+        self._analysis.begin()
         if not probes.stop(deadline_s):
             result.notes.append("the probe process did not end by itself; its last rows may miss")
             self._event("probes_killed", detail=result.notes[-1])

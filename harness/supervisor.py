@@ -330,6 +330,7 @@ class Supervisor(Recorder):
 
     def _record(self, live: Live, fleet: Fleet | None, result: RunResult) -> None:
         """Turns shared memory into tables; never hides the error that ended the run."""
+        self._analysis.wait()
         self._manifest.contents["notes"] = result.notes
         try:
             recording.write_connections(self._run, live)

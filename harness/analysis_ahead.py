@@ -1,0 +1,37 @@
+"""Imports the analysis while the last probes and the fleet end, so that the report comes sooner.
+
+pandas and matplotlib take half a second of one core. They are not wanted while a run is watched;
+once the probes have been asked to stop, the supervisor only waits, for py-spy above all.
+"""
+
+from __future__ import annotations
+
+import threading
+
+_LAST_SAMPLES_S = 0.1
+"""The probes take their last samples meanwhile; they would see the import as CPU time of others."""
+
+
+class AnalysisAhead:
+    """The import in a thread of its own; used once."""
+
+    def __init__(self) -> None:
+        self._timer = threading.Timer(_LAST_SAMPLES_S, _import_analysis)
+        self._timer.daemon = True
+
+    def begin(self) -> None:
+        """Called when the probes have been asked to stop."""
+        self._timer.start()
+
+    def wait(self) -> None:
+        """Waits for its end: two threads should not import the same packages."""
+        self._timer.cancel()  # for one that has not begun
+        if self._timer.ident is not None:
+            self._timer.join()
+
+
+def _import_analysis() -> None:
+    try:
+        import harness.pipeline  # noqa: F401
+    except Exception:  # noqa: BLE001, S110 - whoever needs it imports it again and says what is wrong
+        pass
