@@ -155,57 +155,70 @@ async function axe(page) {
   return report.violations.map((v) => `${v.id} (${v.impact}): ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(" | ")}`);
 }
 
+// All contexts of a browser have one clipboard: who uses it has it alone.
+let clipboard = Promise.resolve();
+function withClipboard(work) {
+  const done = clipboard.then(work);
+  clipboard = done.catch(() => {});
+  return done;
+}
+
+async function check(browser, file, thorough) {
+  const result = { requests: [], console: [], dialogs: [], overflow: {}, axe: {} };
+  const ways = thorough ? [[1400, "light"], [1400, "dark"], [360, "light"], [360, "dark"]] : [[1400, "light"]];
+  for (const [width, scheme] of ways) {
+    const { context, page } = await open(browser, file, width, scheme, result);
+    const name = `${width}-${scheme}`;
+    result.overflow[name] = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+    if (name === "1400-light") {
+      result.look = await page.evaluate(look);
+      result.zoom = await zoom(page);
+      result.flame = await flame(page);
+      result.tables = await tables(page);
+      result.copy = await withClipboard(() => copy(page, context));
+    }
+    const huge = (await page.locator("#processes-table tbody tr").count()) > 150;
+    if (thorough || !huge) { result.axe[name] = await axe(page); }
+    result.background = result.background || {};
+    result.background[name] = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+    if (name === "1400-dark") {
+      await page.setViewportSize({ width: 720, height: 1000 });
+      await page.emulateMedia({ media: "print" });
+      result.print = await page.evaluate(() => ({
+        overflow: document.documentElement.scrollWidth - window.innerWidth,
+        background: getComputedStyle(document.body).backgroundColor,
+        text: getComputedStyle(document.querySelector("h1")).color,
+        wideFigures: Array.from(document.querySelectorAll("figure")).every((f) => f.querySelector(".wide").checkVisibility()),
+        narrowestCell: Math.min(...Array.from(document.querySelectorAll("tbody td")).filter((c) => c.textContent.length > 3 && c.checkVisibility()).map((c) => c.getBoundingClientRect().width)),
+        hero: (getComputedStyle(document.querySelector(".hero") || document.body).backgroundColor.match(/\d+/g) || []).map(Number),
+      }));
+      const pdf = await page.pdf({ format: "A4", margin: { top: "12mm", bottom: "12mm", left: "10mm", right: "10mm" } });
+      result.print.pages = (pdf.toString("latin1").match(/\/Type\s*\/Page\b(?!s)/g) || []).length;
+      result.print.bytes = pdf.length;
+    }
+    if (!thorough || width === 360) {
+      // The other pages are not loaded anew, only turned narrow and dark.
+      await page.setViewportSize({ width: 360, height: 900 });
+      await page.emulateMedia({ colorScheme: "dark" });
+      // What is laid out anew after a resize (the flame graph) comes with the next frames.
+      await page.waitForFunction(() => document.documentElement.scrollWidth <= window.innerWidth, null, { timeout: 5000 }).catch(() => {});
+      result.overflow["360-dark"] = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+      result.narrowFigures = (await page.evaluate(look)).figuresShown;
+    }
+    await context.close();
+  }
+  return result;
+}
+
 (async () => {
   const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: FLAGS });
+  const [first, ...others] = process.argv.slice(2);
+  const files = [...(first ? [first] : []), ...others];
   const results = {};
-  for (const file of process.argv.slice(2)) {
-    if (!file) { continue; }
-    const result = { requests: [], console: [], dialogs: [], overflow: {}, axe: {} };
-    const thorough = file === process.argv[2];
-    const ways = thorough ? [[1400, "light"], [1400, "dark"], [360, "light"], [360, "dark"]] : [[1400, "light"]];
-    for (const [width, scheme] of ways) {
-      const { context, page } = await open(browser, file, width, scheme, result);
-      const name = `${width}-${scheme}`;
-      result.overflow[name] = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
-      if (name === "1400-light") {
-        result.look = await page.evaluate(look);
-        result.zoom = await zoom(page);
-        result.flame = await flame(page);
-        result.tables = await tables(page);
-        result.copy = await copy(page, context);
-      }
-      const huge = (await page.locator("#processes-table tbody tr").count()) > 150;
-      if (thorough || !huge) { result.axe[name] = await axe(page); }
-      result.background = result.background || {};
-      result.background[name] = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
-      if (name === "1400-dark") {
-        await page.setViewportSize({ width: 720, height: 1000 });
-        await page.emulateMedia({ media: "print" });
-        result.print = await page.evaluate(() => ({
-          overflow: document.documentElement.scrollWidth - window.innerWidth,
-          background: getComputedStyle(document.body).backgroundColor,
-          text: getComputedStyle(document.querySelector("h1")).color,
-          wideFigures: Array.from(document.querySelectorAll("figure")).every((f) => f.querySelector(".wide").checkVisibility()),
-          narrowestCell: Math.min(...Array.from(document.querySelectorAll("tbody td")).filter((c) => c.textContent.length > 3 && c.checkVisibility()).map((c) => c.getBoundingClientRect().width)),
-          hero: (getComputedStyle(document.querySelector(".hero") || document.body).backgroundColor.match(/\d+/g) || []).map(Number),
-        }));
-        const pdf = await page.pdf({ format: "A4", margin: { top: "12mm", bottom: "12mm", left: "10mm", right: "10mm" } });
-        result.print.pages = (pdf.toString("latin1").match(/\/Type\s*\/Page\b(?!s)/g) || []).length;
-        result.print.bytes = pdf.length;
-      }
-      if (!thorough || width === 360) {
-        // The other pages are not loaded anew, only turned narrow and dark.
-        await page.setViewportSize({ width: 360, height: 900 });
-        await page.emulateMedia({ colorScheme: "dark" });
-        // What is laid out anew after a resize (the flame graph) comes with the next frames.
-        await page.waitForFunction(() => document.documentElement.scrollWidth <= window.innerWidth, null, { timeout: 5000 }).catch(() => {});
-        result.overflow["360-dark"] = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
-        result.narrowFigures = (await page.evaluate(look)).figuresShown;
-      }
-      await context.close();
-    }
-    results[file] = result;
-  }
+  // Two at a time: a page keeps one core busy.
+  await Promise.all([0, 1].map(async () => {
+    for (let file = files.shift(); file; file = files.shift()) { results[file] = await check(browser, file, file === first); }
+  }));
   await browser.close();
   process.stdout.write(JSON.stringify(results));
 })().catch((error) => { console.error(error); process.exit(1); });
