@@ -10,7 +10,8 @@ CONNECTIONS ?= 120000
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-SIDE_BY_SIDE := 3  # tests mostly wait, for processes and timeouts
+# Tests mostly wait, for processes and timeouts; tests/conftest.py says where and in which order.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 IN_TURN := alone or shared or in_turn
 
 
@@ -40,8 +41,8 @@ format: install-dev ## let ruff format the tree
 test: install-dev ## lint and every test; make test ARGS='tests/analysis -x' for some
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/pytest -m 'not ($(IN_TURN))' --numprocesses $(SIDE_BY_SIDE) --dist loadgroup
-	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses $(SIDE_BY_SIDE) --dist loadgroup
+	@$(BIN)/pytest -m 'not ($(IN_TURN))' $(SIDE_BY_SIDE)
+	@$(BIN)/pytest -m '$(IN_TURN)' $(SIDE_BY_SIDE)
 else
 	@$(BIN)/pytest $(ARGS)
 endif

@@ -20,6 +20,30 @@ from probes.rundir import MANIFEST
 settings.register_profile("connscope", deadline=None)
 settings.load_profile("connscope")
 
+TESTS = Path(__file__).parent
+SPREAD = (
+    "bench/test_predictions.py",
+    "harness/test_foreign_server.py",
+    "privileged/test_attach.py",
+    "privileged/test_causes.py",
+    "privileged/test_foreign_stacks.py",
+    "privileged/test_peers.py",
+)
+"""Files whose tests have nothing in common but what ``once`` keeps: any process may run them."""
+LONG = (
+    "documentation/test_commands.py",
+    "harness/test_cli_compare.py",
+    "harness/test_cli_matrix.py",
+    "reports/test_page_in_browser.py",
+    "harness/test_cli_run.py",
+    "reports/test_comparison_page.py",
+    "reports/test_figures.py",
+    "reports/test_exports_in_browser.py",
+    "bench/test_bench.py",
+    "privileged/test_pages.py",
+)
+"""Files of 20 s and more: one that began last would keep the others waiting."""
+
 POLL_S = 0.02
 IN_TURN_TIMEOUT_S = 400
 
@@ -164,17 +188,26 @@ def once(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
     return made
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process has all tests of a file, as its fixtures want it.
-
-    What takes its turn goes to whoever is free; there waiting for it is part of a test's time.
-    """
+    """What takes long begins first; waiting for a turn is part of a test's time."""
+    long = {TESTS / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: long.get(item.path, len(long)))
     for item in items:
         if item.get_closest_marker("in_turn"):
             item.add_marker(pytest.mark.timeout(IN_TURN_TIMEOUT_S))
-        elif not item.get_closest_marker("shared") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process has all tests of a file, as its fixtures want it, but for those of ``SPREAD``."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return nodeid if file.removeprefix("tests/") in SPREAD else file
+
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -21,7 +21,6 @@ from harness.commands import COMMANDS
 pytestmark = [
     pytest.mark.privileged,
     pytest.mark.timeout(400),
-    pytest.mark.xdist_group("documentation"),  # the pages are run once, by one worker
 ]
 
 NAMES = [str(page.relative_to(ROOT)) for page in pages()]

@@ -50,7 +50,6 @@ KINDS = [*PROVOKED, *RUNS, "interrupted", "cut_short", "million"]
 pytestmark = [
     pytest.mark.privileged,
     pytest.mark.in_turn,
-    pytest.mark.xdist_group("pages"),  # the pages are opened once, by one process
     pytest.mark.browser,
     pytest.mark.node,
     pytest.mark.skipif(
