@@ -23,6 +23,8 @@ settings.load_profile("connscope")
 TESTS = Path(__file__).parent
 SPREAD = (
     "bench/test_predictions.py",
+    "harness/test_cli_doctor.py",
+    "harness/test_cli_run.py",
     "harness/test_foreign_server.py",
     "privileged/test_attach.py",
     "privileged/test_causes.py",
@@ -35,7 +37,6 @@ LONG = (
     "harness/test_cli_compare.py",
     "harness/test_cli_matrix.py",
     "reports/test_page_in_browser.py",
-    "harness/test_cli_run.py",
     "reports/test_comparison_page.py",
     "reports/test_figures.py",
     "reports/test_exports_in_browser.py",
