@@ -321,10 +321,9 @@ def test_workers_that_die_and_come_anew_are_followed(world):
     ("path", "cause", "words"),
     [
         ("/block/2.5", "worker-blocked", "clock_nanosleep"),
-        ("/spin/4.5", "hot-worker-code", "calculate"),
+        pytest.param("/spin/4.5", "hot-worker-code", "calculate", marks=pytest.mark.alone),
     ],
 )
-@pytest.mark.alone
 def test_an_event_loop_that_stands_still_or_burns_is_named(world, path, cause, words):
     server = world.plain()
     clients = world.clients()

@@ -25,7 +25,7 @@ from probes.live import Counter, Header, Live, Phase, Role
 from probes.probe import Target
 from probes.rundir import RunDir, TableWriter
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.shared
 
 CHEAP = "live_samples,process_samples,host_counters"
 SLEEPER = "ready(); time.sleep(60)"
@@ -391,6 +391,7 @@ def test_every_probe_runs_here(run, fleet, start, deadline):
 
 
 @pytest.mark.privileged
+@pytest.mark.alone
 def test_a_hot_worker_is_announced_and_looked_at(
     run, new_live, occupy, python_child, start, deadline
 ):
