@@ -16,6 +16,10 @@ from probes.live import Live, Role
 from probes.live_records import read_connections, read_slots
 from probes.rundir import LIVE, RunDir, TableRead
 
+# Tables have hundreds of rows and many small steps: Python's strings take a third less time for
+# them than Arrow's, and no more for 120,000 rows.
+pd.options.mode.string_storage = "python"
+
 _DTYPES: dict[str, Any] = {
     schema.I64: "int64",
     schema.F64: "float64",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import subprocess
 import time
@@ -36,8 +37,10 @@ LONG = (
     "documentation/test_commands.py",
     "harness/test_cli_compare.py",
     "harness/test_cli_matrix.py",
-    "reports/test_page_in_browser.py",
     "reports/test_comparison_page.py",
+    "reports/test_page_in_browser.py",
+    "reports/test_exports_of_a_run.py",
+    "reports/test_cli_report.py",
     "reports/test_figures.py",
     "reports/test_exports_in_browser.py",
     "bench/test_bench.py",
@@ -196,6 +199,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("in_turn"):
             item.add_marker(pytest.mark.timeout(IN_TURN_TIMEOUT_S))
+
+
+def pytest_collection_finish() -> None:
+    """The 2,700 tests themselves are no garbage: the collector need not look at them each time."""
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.hookimpl(optionalhook=True)
