@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,7 @@ def render_page(
     """
     css = "\n".join(_asset(name) for name in styles) + "\n" + str(context["figure_css"])
     script = "\n".join(_asset(name) for name in scripts)
-    environment = Environment(
-        loader=PackageLoader("reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(template).render(
+    page = _environment().get_template(template).render(
         **context,
         # Our own files, never a stranger's text; the policy names exactly these two by hash.
         css=Markup(css),  # noqa: S704
@@ -94,6 +88,18 @@ def render_page(
     )
     # A file name that is not UTF-8 comes as lone surrogates, which no file can hold.
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    """With the templates compiled once for all pages of a process."""
+    return Environment(
+        loader=PackageLoader("reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def content_security_policy(css: str, script: str) -> str:
