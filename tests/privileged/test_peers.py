@@ -151,7 +151,8 @@ def full(once: Callable[..., Any], machine: Any) -> Callable[[str], Run]:
     return get
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+# First those that share the machine: each change to those that have it alone waits.
+@pytest.mark.parametrize("name", sorted(EXPECTED, key=lambda name: bool(EXPECTED[name].function)))
 def test_the_limit_and_what_follows_from_it_are_named(full, name):
     run, expected = full(name), EXPECTED[name]
     said = run.verdict["verdict"]
