@@ -79,12 +79,16 @@ def render_page(
     """
     css = "\n".join(_asset(name) for name in styles) + "\n" + str(context["figure_css"])
     script = "\n".join(_asset(name) for name in scripts)
-    page = _environment().get_template(template).render(
-        **context,
-        # Our own files, never a stranger's text; the policy names exactly these two by hash.
-        css=Markup(css),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        policy=content_security_policy(css, script),
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            **context,
+            # Our own files, never a stranger's text; the policy names exactly these two by hash.
+            css=Markup(css),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            policy=content_security_policy(css, script),
+        )
     )
     # A file name that is not UTF-8 comes as lone surrogates, which no file can hold.
     return page.encode("utf-8", "replace").decode("utf-8")
