@@ -234,7 +234,7 @@ def main() -> None:
         most_per_s = max(load.window(1.0, 0)["messages_per_s"] for _ in range(3))
         rate_per_s = options.share * most_per_s
         at_rate = ("p50_us", "p99_us", "server_cpu_us")
-        share = f"{options.share:.0%} of the most"
+        share = f"{100 * options.share:.0f} % of the most"
         near_count = int(load.connections / _NEAR_USE_SHARE)
         known = {
             "room": (Part(share, at_rate, rate_per_s), load.room_limit_count),

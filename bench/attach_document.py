@@ -153,7 +153,9 @@ def _summary(parts: Sequence[Measured], changes: dict[tuple[str, str], Change]) 
             said = "The bar is missed" if verdict == "over" else "Not decided here"
             lines.append(f"**{said}:** {', '.join(what)}.")
     within = len(deciding) - sum(map(len, found.values()))
-    return [*lines, f"The other {within} of {len(deciding)} deciding figures are within it."]
+    if within:
+        lines.append(f"The other {within} of {len(deciding)} deciding figures are within it.")
+    return lines
 
 
 _HEAD = f"""\
