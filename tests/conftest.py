@@ -28,6 +28,7 @@ SPREAD = (
     "harness/test_cli_run.py",
     "harness/test_foreign_server.py",
     "privileged/test_attach.py",
+    "privileged/test_attached_causes.py",
     "privileged/test_causes.py",
     "privileged/test_foreign_stacks.py",
     "privileged/test_peers.py",

@@ -76,6 +76,7 @@ def test_options_that_are_named_exist():
     others = {  # of other programs
         "--cap-add", "--ulimit", "--volume", "--privileged", "--pid", "--rm", "--workdir",
         "--format", "--port", "--subprocesses", "--nonblocking",
+        "--max-old-space-size", "--max-semi-space-size",
         "--perf-basic-prof", "--interpreted-frames-native-stack",
     }  # fmt: skip
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:

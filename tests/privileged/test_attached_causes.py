@@ -13,10 +13,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,13 +31,10 @@ from harness.run_cgroups import RunCgroups
 from probes import live as live_memory
 from probes.live import Counter, Live, Phase
 
-pytestmark = [pytest.mark.privileged, pytest.mark.alone]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 DEADLINE_S = 60
-AT_ONCE = 4
 CROWDED = "host-cpu-saturated"
-CGROUPS = threading.Lock()
-"""The control groups of a run are named by its supervisor's pid: here all have the same."""
 BUSY = scenario.Row(
     id="busy-and-healthy",
     shows="one worker with real traffic that takes most of a core, and keeps up",
@@ -91,8 +86,6 @@ class WaitingFleet:
             if fault.name == "conntrack-full":
                 with netns.inside(namespace_fd):
                     conntrack_fill.fill(fault.number)
-        if config.memory_max_bytes or config.tcp_memory_max_bytes:
-            self._stack.enter_context(CGROUPS)
         cgroups = RunCgroups(config, path / "logs" / "cgroups.log")
         self._stack.callback(cgroups.stop)
         self._burners = Burners(config.inject)
@@ -127,33 +120,19 @@ class WaitingFleet:
         self._stack.close()
 
 
-class Watched:
-    """One row's server, watched by profile-attach, and the verdict."""
-
-    def __init__(self, path: Path, row: scenario.Row) -> None:
-        assert os.geteuid() == 0, "these tests need root: sudo make test"
-        self.row = row
-        attached = dict(row.extra["attached"])
-        probes = ["--probes", attached.pop("probes")] if "probes" in attached else []
-        slot = int(attached.pop("slot", -1))
-        for key in ("calm", "hold"):
-            attached.pop(key, None)
-        self.expect = scenario.Expectation(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in attached.items()}
-        )
-        fleet = WaitingFleet(path, row)
-        try:
-            self.pid = fleet.pid_of_slot(slot) if slot >= 0 else 0
-            self._watch(path, fleet, probes)
-        finally:
-            fleet.close()
-
-    def _watch(self, path: Path, fleet: WaitingFleet, probes: list[str]) -> None:
-        log = path / "attach.log"
+def watch(path: Path, row: scenario.Row) -> dict[str, Any]:
+    """Has profile-attach watch the server of a row: its verdict, exit code, and the pid to name."""
+    assert os.geteuid() == 0, "these tests need root: sudo make test"
+    attached = row.extra["attached"]
+    probes = ["--probes", attached["probes"]] if "probes" in attached else []
+    fleet = WaitingFleet(path, row)
+    log = path / "attach.log"
+    try:
         words = [
             *(sys.executable, "-P", "-m", "harness.cli_attach", "--pid", str(fleet.server_pid)),
             *(*probes, "--json", "--output", str(path / "runs")),
         ]
+        pid = fleet.pid_of_slot(attached["slot"]) if "slot" in attached else 0
         with log.open("w") as stream:
             attach = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stream, text=True)
 
@@ -168,38 +147,50 @@ class Watched:
         finally:
             attach.kill()
             attach.wait()
-        said = log.read_text()
-        assert "Traceback" not in said, said
-        assert out, said
-        self.verdict: dict[str, Any] = json.loads(out)
-        self.exit_code = attach.returncode
+    finally:
+        fleet.close()
+    said = log.read_text()
+    assert "Traceback" not in said, said
+    assert out, said
+    return {"verdict": json.loads(out), "exit_code": attach.returncode, "pid": pid}
+
+
+class Watched:
+    """One row's server as it was watched.
+
+    Args:
+        row: Which.
+        made: What ``watch`` made of it.
+    """
+
+    def __init__(self, row: scenario.Row, made: dict[str, Any]) -> None:
+        self.verdict: dict[str, Any] = made["verdict"]
+        self.exit_code: int = made["exit_code"]
+        self.pid: int = made["pid"]
+        wanted = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in row.extra["attached"].items()
+            if key not in ("calm", "hold", "probes", "slot")
+        }
+        self.expect = scenario.Expectation(**wanted)
 
     def finding(self, cause: str) -> dict[str, Any]:
         """The finding of that cause, which the test has found to be there."""
         return next(f for f in self.verdict["findings"] if f["cause"] == cause)
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Watched]]:
-    """Watches a row when it is asked for; rows that mostly wait side by side."""
-    known: dict[str, Future[Watched]] = {}
-    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+@pytest.fixture(scope="session")
+def watched(once: Callable[..., Any], machine: Any) -> Callable[[str], Watched]:
+    """Watches a row the first time it is asked for; rows that mostly wait side by side."""
 
-        def submit(row_id: str) -> None:
-            path = tmp_path_factory.mktemp(row_id)
-            known[row_id] = pool.submit(Watched, path, ROWS[row_id])
+    def get(row_id: str) -> Watched:
+        def made(folder: Path) -> dict[str, Any]:
+            with machine.shared() if row_id in CALM else machine.alone():
+                return watch(folder, ROWS[row_id])
 
-        def get(row_id: str) -> Watched:
-            if row_id in CALM and row_id not in known:
-                for each in CALM:
-                    submit(each)
-            if row_id not in known:
-                wait(known.values())  # what needs the cores has them for itself
-                submit(row_id)
-            return known[row_id].result()
+        return Watched(ROWS[row_id], once(f"attached {row_id}", made))
 
-        yield get
-        pool.shutdown(cancel_futures=True)
+    return get
 
 
 @pytest.mark.parametrize("row_id", [*CALM, *(each for each in ROWS if each not in CALM)])
