@@ -403,13 +403,16 @@ def test_a_server_that_does_not_come_is_one_line_and_the_recording_is_kept(
     assert (run.path / "logs" / "server.log").exists()
 
 
-def test_what_is_not_there_is_usage(profile_run, tmp_path, free_port):
+def test_what_is_not_there_is_usage(profile_run, tmp_path, free_port, request):
     gone = subprocess.Popen(["true"])
     gone.wait()
+    deaf = subprocess.Popen(["sleep", "60"])
+    request.addfinalizer(lambda: (deaf.kill(), deaf.wait()))
     target = ("--connections", "10", "--target", f"ws://127.0.0.1:{free_port}/")
     cases = [
         ((*target, "--server-pid", str(gone.pid)), "no such process"),
-        ((*target, "--server-pid", str(os.getpid())), "nobody listens"),
+        ((*target, "--server-pid", str(deaf.pid)), "nobody listens"),
+        ((*target, "--server-pid", str(os.getpid())), "is an ancestor of this command"),
         (target, "nobody listens"),
         ((*target, "--server-pid", "x"), "not a process id"),
         (("--connections", "10", "--target", "ftp://x/"), "not a ws://"),
