@@ -358,6 +358,7 @@ def test_a_server_that_dies_after_it_was_found_is_told_in_two_lines(
         return target
 
     monkeypatch.setattr("harness.cli_attach.find_target", found_and_gone)
+    monkeypatch.setattr("harness.cli_attach.stand_back", lambda _: None)  # this is pytest's process
     words = ["--pid", str(server.pid), "--probes", "none", "--quiet", "--output", str(tmp_path)]
     assert main(words) == ExitCode.FAILED
     lines = capsys.readouterr().err.splitlines()
@@ -374,6 +375,7 @@ def test_a_server_that_dies_while_its_probes_start_is_a_crash(start, port, tmp_p
             super().__init__(*arguments, **named)
 
     monkeypatch.setattr("harness.attach_watch.ProbeProcess", Killing)
+    monkeypatch.setattr("harness.cli_attach.stand_back", lambda _: None)
     words = ["--pid", str(server.pid), "--probes", "none", "--quiet", "--output", str(tmp_path)]
     assert main(words) == ExitCode.LIMIT_MET
     verdict = json.loads((tmp_path / "latest" / "verdict.json").read_text())
