@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.fleet import ProcessEnd
@@ -34,6 +35,8 @@ YOUNG_S = 3.0
 """A new worker opens descriptors of its own for so long after it was first seen."""
 _YOUNG_MOST_COUNT = 1_024
 _FEW_COUNT = 256
+_REST_FACTOR = 9.0
+"""After a look at all sockets of the namespace, so many times as long without one."""
 _STATUS_WAIT_S = 1.0
 _END_AGAIN_S = 0.05
 _FEW_CONNECTIONS_COUNT = 20
@@ -78,6 +81,8 @@ class ForeignProcesses:
         self._roots: list[int] = []
         self._excluded: set[int] = set()
         self._looked_at: dict[int, int] = {}  # pid to descriptors when it held no connection
+        self._no_connections: dict[int, set[int]] = {}  # pid to its sockets that are none
+        self._rest_until_s = 0.0
         self._listening: set[int] = set()
         self._ends = process_tree.EndWatch()
         self._ended_at_s: dict[int, float] = {}
@@ -108,10 +113,10 @@ class ForeignProcesses:
         """The first connection comes next: what is open now is a process's own."""
         self._tree_due_s = self._count_due_s = 0.0
         self.follow()
-        for each in self.held:
-            if not each.ended_ns:
-                self._set_own(each)
-                each.outward_count = self._outward_count(each.pid)
+        alive = [each for each in self.held if not each.ended_ns]
+        self._set_own(alive)
+        for each in alive:
+            each.outward_count = self._outward_count(each.pid)
         self._is_loaded = True
 
     def begin_watch(self) -> list[tuple[str, int, str]]:
@@ -124,10 +129,10 @@ class ForeignProcesses:
         self._tree_period_s = SERVICE_TREE_PERIOD_S
         self._tree_due_s = self._count_due_s = 0.0
         news = self.follow()
+        # Again, now that all are known: one with many descriptors is told by all together.
+        self._set_own(self.held)
         for each in self.held:
             each.since_s -= YOUNG_S  # none of them is new
-            # Again, now that all are known: one with many descriptors is told by all together.
-            self._set_own(each)
             for word in (Counter.OPEN_COUNT, Counter.ESTABLISHED_TOTAL, Counter.ATTEMPTED_TOTAL):
                 each.slot[word] = 0
             self._count(each)
@@ -189,12 +194,19 @@ class ForeignProcesses:
             each.slot[Counter.ESTABLISHED_TOTAL] += grown
             each.slot[Counter.ATTEMPTED_TOTAL] += grown
 
-    def _set_own(self, each: Held) -> None:
-        """Counts what is open and no connection, as far as that can be told cheaply."""
-        count = socket_owners.descriptor_count(each.pid)
-        if count < 0:
-            return
-        connections = self._connections_of(each.pid, count)
+    def _set_own(self, some: Sequence[Held]) -> None:
+        """Counts what is open and no connection, as far as that can be told cheaply.
+
+        All of them are told by one look at the sockets of their namespace, which in a ramp are many
+        and become more meanwhile.
+        """
+        counts = [socket_owners.descriptor_count(each.pid) for each in some]
+        connections = self._connection_inodes([each.pid for each in some])
+        for each, count in zip(some, counts, strict=True):
+            if count >= 0:
+                self._set_own_count(each, count, self._connections_of(each.pid, count, connections))
+
+    def _set_own_count(self, each: Held, count: int, connections: int) -> None:
         if self._is_loaded and connections >= _FEW_CONNECTIONS_COUNT:
             outward = self._outward_count(each.pid) - each.outward_count
             if outward >= _PROXY_LEAST_SHARE * connections:
@@ -215,8 +227,18 @@ class ForeignProcesses:
         mine = set(socket_owners.socket_inodes(pid))
         return len(mine & socket_owners.connection_inodes(pid, without=self._ports))
 
-    def _connections_of(self, pid: int, descriptors_count: int) -> int:
-        connections = socket_owners.connection_inodes(pid, *self._ports)
+    def _connection_inodes(self, pids: Iterable[int]) -> set[int]:
+        """The connections in the namespaces of some processes; the next look may wait."""
+        began_s = time.monotonic()
+        namespaces = {socket_owners.network_namespace(pid): pid for pid in pids}
+        found: set[int] = set()
+        for pid in namespaces.values():
+            found |= socket_owners.connection_inodes(pid, *self._ports)
+        now_s = time.monotonic()
+        self._rest_until_s = now_s + _REST_FACTOR * (now_s - began_s)
+        return found
+
+    def _connections_of(self, pid: int, descriptors_count: int, connections: set[int]) -> int:
         if not connections:
             return 0
         if descriptors_count <= WALK_MOST_COUNT:
@@ -234,29 +256,47 @@ class ForeignProcesses:
         tree = [pid for root in self._roots for pid in process_tree.tree_of(root)]
         fresh = [pid for pid in dict.fromkeys(tree) if pid not in known | self._excluded]
         news: list[tuple[str, int, str]] = []
-        for pid in fresh:
-            if self._holds(pid):
-                news += self._take(pid, now_s)
+        for pid in self._holders(fresh):
+            news += self._take(pid, now_s)
         self._find_acceptors()
-        for each in self.held:
-            if not each.ended_ns and self._is_loaded and now_s - each.since_s < YOUNG_S:
-                count = socket_owners.descriptor_count(each.pid)
-                if 0 <= count <= _YOUNG_MOST_COUNT:
-                    self._set_own(each)
+        young = [
+            each
+            for each in self.held
+            if not each.ended_ns
+            and now_s - each.since_s < YOUNG_S
+            and 0 <= socket_owners.descriptor_count(each.pid) <= _YOUNG_MOST_COUNT
+        ]
+        if young and self._is_loaded and now_s >= self._rest_until_s:
+            self._set_own(young)
         return news
 
-    def _holds(self, pid: int) -> bool:
-        """Whether a process owns the listener or a connection of it."""
-        count = socket_owners.descriptor_count(pid)
-        if count < 0 or count > WALK_MOST_COUNT:
-            return count > WALK_MOST_COUNT  # so many can only be connections
-        # The same count need not be the same descriptors: a file may have been closed and the
-        # listener opened. Looking at few of them costs less than missing that.
-        if count > _FEW_COUNT and self._looked_at.get(pid) == count:
-            return False
-        self._looked_at[pid] = count
-        mine = set(socket_owners.socket_inodes(pid))
-        if not mine:
+    def _holders(self, fresh: Sequence[int]) -> list[int]:
+        """Those that own the listener or a connection of it."""
+        found: list[int] = []
+        unclear: dict[int, set[int]] = {}
+        for pid in fresh:
+            count = socket_owners.descriptor_count(pid)
+            if count > WALK_MOST_COUNT:
+                found.append(pid)  # so many can only be connections
+            # The same count need not be the same descriptors: a file may have been closed and the
+            # listener opened. Looking at few of them costs less than missing that.
+            elif count > 0 and (count <= _FEW_COUNT or self._looked_at.get(pid) != count):
+                mine = set(socket_owners.socket_inodes(pid))
+                if self._has_listener(pid, mine):
+                    found.append(pid)
+                elif mine - self._no_connections.get(pid, set()):
+                    unclear[pid] = mine
+                else:
+                    self._looked_at[pid] = count
+        if unclear and self._is_loaded and time.monotonic() >= self._rest_until_s:
+            connections = self._connection_inodes(unclear)
+            found += [pid for pid, mine in unclear.items() if mine & connections]
+            # A connection is one from the start: what is none now needs no other look at all.
+            self._no_connections |= unclear
+        return [pid for pid in fresh if pid in found]
+
+    def _has_listener(self, pid: int, inodes: set[int]) -> bool:
+        if not inodes:
             return False
         try:
             listening = {
@@ -264,10 +304,10 @@ class ForeignProcesses:
             }
         except OSError:
             return False
-        if mine & listening:
-            self._listening.add(pid)
-            return True
-        return self._is_loaded and bool(mine & socket_owners.connection_inodes(pid, *self._ports))
+        if not inodes & listening:
+            return False
+        self._listening.add(pid)
+        return True
 
     def _take(self, pid: int, now_s: float) -> list[tuple[str, int, str]]:
         index = len(self.held)
@@ -286,7 +326,7 @@ class ForeignProcesses:
         at_ns = time.monotonic_ns()
         slot[Counter.WORKER] = index
         slot[Counter.STARTED_NS] = at_ns
-        self._set_own(each)
+        self._set_own([each])
         slot[Counter.READY_NS] = at_ns
         slot[Counter.PID] = pid
         slot[Counter.ROLE] = Role.SERVER

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 
 import pytest
 
-from harness.foreign_processes import ForeignProcesses
+from harness.foreign_processes import YOUNG_S, ForeignProcesses
 from probes import live as live_memory
+from probes import socket_owners
 from probes.live import Counter, Live, Role
 
 # Reads a file, closes it and listens: as many descriptors as before, and another one among them.
@@ -137,3 +139,59 @@ def test_the_second_socket_of_a_proxy_counts_with_the_connection(live, proxy, de
         for sock in ours:
             sock.close()
         processes.close()
+
+
+# A parent that has a socket, which is no connection, and a child that serves.
+PARENT = """
+import os, select, socket
+other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+other.bind(('127.0.0.1', 0))
+server = socket.create_server(('127.0.0.1', 0), backlog=64)
+if child := os.fork():
+    port = server.getsockname()[1]
+    server.close()
+    print(port, flush=True)
+    os.waitpid(child, 0)
+kept = []
+while select.select([server], [], []):
+    kept.append(server.accept())
+"""
+
+
+def test_all_sockets_are_not_read_again_for_a_process_with_nothing_new(live, deadline, monkeypatch):
+    reads = []
+    read = socket_owners.connection_inodes
+
+    def counted(*arguments, **options):
+        reads.append(arguments)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(socket_owners, "connection_inodes", counted)
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        port = int(parent.stdout.readline())
+        processes = ForeignProcesses(live, 4, port)
+        processes.watch_tree([parent.pid])
+
+        def look():
+            processes._tree_due_s = processes._count_due_s = processes._rest_until_s = 0.0
+            processes.follow()
+
+        try:
+            deadline("the child is followed", lambda: look() or processes.pids)
+            (worker,) = processes.held
+            processes.begin_load()
+            worker.since_s -= YOUNG_S  # as if it were old: for a young one they are read
+            look()
+            assert reads
+            reads.clear()
+            ours = [socket.create_connection(("127.0.0.1", port)) for _ in range(23)]
+            deadline("23 of them", lambda: look() or worker.slot[Counter.OPEN_COUNT] == 23)
+            assert processes.pids == [worker.pid]
+            assert not reads
+            for sock in ours:
+                sock.close()
+        finally:
+            processes.close()
+            os.killpg(parent.pid, signal.SIGKILL)
