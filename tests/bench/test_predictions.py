@@ -6,6 +6,8 @@ timing.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench import predictions
@@ -20,11 +22,16 @@ COUNTED = [row.id for row in predictions.scenario().rows if row.extra["limit"] !
 def test_a_run_below_the_wall_says_where_it_is(machine, tmp_path, row_id):
     row = predictions.scenario().row(row_id)
     tmp_path.chmod(0o755)
-    outcome = predictions.predict_and_meet(
-        row,
-        tmp_path,
-        lambda command, folder: machine.record(command, folder, timeout_s=predictions.DEADLINE_S),
-    )
+    if "SO_REUSEPORT" in row_id:  # how even the hash spreads is judged where nothing times out
+        outcome = predictions.predict_and_meet(
+            row,
+            tmp_path,
+            lambda command, path: machine.record(command, path, timeout_s=predictions.DEADLINE_S),
+        )
+    else:
+        beside_others = replace(row.expect, may=(*row.expect.may, "host-cpu-saturated"))
+        with machine.shared():
+            outcome = predictions.predict_and_meet(replace(row, expect=beside_others), tmp_path)
     assert outcome.below_connections < 0.6 * outcome.met_connections
     assert outcome.holds, outcome
 

@@ -78,7 +78,7 @@ class WaitingFleet:
         host = run_options.limited(read_host(), options)
         plan = make_plan(run_options.plan_request(options, own_namespace=True), host)
         config = run_options.fleet_config(options, plan, give_up_root=True)
-        self._hold_s = min(HOLD_MOST_S, float(options.hold))
+        self._hold_s = float(row.extra["attached"].get("hold", min(HOLD_MOST_S, options.hold)))
         live_fd = live_memory.create(path / "live.bin", config.slot_count, plan.target_connections)
         self._stack.callback(os.close, live_fd)
         namespace_fd = netns.create(plan.sysctls)
@@ -171,7 +171,7 @@ class Watched:
         wanted = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in row.extra["attached"].items()
-            if key not in ("calm", "probes", "slot")
+            if key not in ("calm", "hold", "probes", "slot")
         }
         self.expect = scenario.Expectation(**wanted)
 
