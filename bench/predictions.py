@@ -154,7 +154,7 @@ def _rung(row: Row, verdict: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _run(row: Row, folder: Path, execute: Execute) -> dict[str, Any]:
     command = [
-        *(sys.executable, "-P", "-m", "harness.cli_run", *row.arguments()),
+        *(sys.executable, "-P", "-m", "harness.cli_run", "--no-report", *row.arguments()),
         *("--json", "--quiet", "--output", str(folder)),
     ]
     if row.client_nofile:

@@ -111,7 +111,15 @@ def _load(run: ServerRun, folder: Path, pids: list[int]) -> None:
     with output.open("wb") as stdout, log.open("wb") as stderr:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-P", "-m", "harness.cli_run", "--quiet", "--json"),
+                *(
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "harness.cli_run",
+                    "--quiet",
+                    "--json",
+                    "--no-report",
+                ),
                 *("--connections", str(run.target_connections), "--hold", str(hold_s)),
                 *("--target", f"ws://127.0.0.1:{_PORT}/", "--server-pid", str(pids[0])),
                 *("--probes", run.probes, "--output", str(folder / "runs")),

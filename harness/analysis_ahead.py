@@ -1,7 +1,8 @@
 """Imports the analysis while the last probes and the fleet end, so that the report comes sooner.
 
-pandas and matplotlib take half a second of one core. They are not wanted while a run is watched;
-once the probes have been asked to stop, the supervisor only waits, for py-spy above all.
+pandas, and matplotlib for a page, take half a second of one core. They are not wanted while a run
+is watched; once the probes have been asked to stop, the supervisor only waits, for py-spy above
+all.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ _LAST_SAMPLES_S = 0.1
 
 
 class AnalysisAhead:
-    """The import in a thread of its own; used once."""
+    """The import in a thread of its own; used once.
 
-    def __init__(self) -> None:
-        self._timer = threading.Timer(_LAST_SAMPLES_S, _import_analysis)
+    Args:
+        with_page: A page is wanted as well.
+    """
+
+    def __init__(self, *, with_page: bool = True) -> None:
+        self._timer = threading.Timer(_LAST_SAMPLES_S, _import_analysis, (with_page,))
         self._timer.daemon = True
 
     def begin(self) -> None:
@@ -30,8 +35,11 @@ class AnalysisAhead:
             self._timer.join()
 
 
-def _import_analysis() -> None:
+def _import_analysis(with_page: bool) -> None:
     try:
-        import harness.pipeline  # noqa: F401
+        import harness.pipeline  # noqa: F401 - for whoever imports it next
+
+        if with_page:
+            import reports.page  # noqa: F401 - likewise
     except Exception:  # noqa: BLE001, S110 - whoever needs it imports it again and says what is wrong
         pass

@@ -49,6 +49,7 @@ class Watch(Recorder):
         interrupt: Set by signals: the usual end.
         view: Where progress is shown.
         allow_pauses: Probes may stop the target for a moment.
+        with_page: Its page will be wanted at the end.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class Watch(Recorder):
         interrupt: Interrupt,
         view: LiveView,
         allow_pauses: bool = False,
+        with_page: bool = True,
     ) -> None:
-        super().__init__(run, probes, manifest)
+        super().__init__(run, probes, manifest, with_page=with_page)
         self._target = target
         self._duration_s = duration_s
         self._interrupt = interrupt

@@ -111,6 +111,8 @@ def parser() -> Parser:
     out("--output", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     out("--name", default="attach", help="part of the run directory's name, default: attach")
     out("--json", action="store_true", help="verdict.json to stdout")
+    out("--no-report", action="store_true",
+        help="verdict.json alone; profile-report RUN makes the page later")  # fmt: skip
     out("--quiet", action="store_true", help="no live view")
     return top
 
@@ -220,6 +222,7 @@ def _record(
             interrupt=interrupt,
             view=view,
             allow_pauses=options.allow_pauses,
+            with_page=not options.no_report,
         ).execute()
 
 
@@ -234,7 +237,13 @@ def _settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
 
 
 def _conclude(options: argparse.Namespace, run: RunDir, result: RunResult) -> int:
-    verdict = end(run, result.notes, as_json=options.json, quiet=options.quiet)
+    verdict = end(
+        run,
+        result.notes,
+        as_json=options.json,
+        quiet=options.quiet,
+        with_page=not options.no_report,
+    )
     return ExitCode.REACHED if verdict["verdict"]["cause"] == "no-limit-met" else ExitCode.LIMIT_MET
 
 

@@ -101,6 +101,7 @@ def _record(
             interrupt=interrupt,
             view=view,
             foreign=options.foreign,
+            with_page=not options.no_report,
         ).execute()
 
 
@@ -121,7 +122,13 @@ def _metrics(
 def _conclude(
     options: argparse.Namespace, run: RunDir, result: RunResult, interrupt: Interrupt
 ) -> int:
-    verdict = end(run, result.notes, as_json=options.json, quiet=options.quiet)
+    verdict = end(
+        run,
+        result.notes,
+        as_json=options.json,
+        quiet=options.quiet,
+        with_page=not options.no_report,
+    )
     if result.status == "interrupted" or interrupt.signal_name:
         return ExitCode.INTERRUPTED
     return ExitCode.REACHED if verdict["verdict"]["cause"] == "reached" else ExitCode.LIMIT_MET

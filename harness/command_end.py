@@ -13,7 +13,9 @@ from probes.rundir import REPORT, RunDir
 from reports.terminal import print_end
 
 
-def end(run: RunDir, notes: Sequence[str], *, as_json: bool, quiet: bool) -> dict[str, Any]:
+def end(
+    run: RunDir, notes: Sequence[str], *, as_json: bool, quiet: bool, with_page: bool = True
+) -> dict[str, Any]:
     """Concludes a recorded run and shows the result.
 
     Args:
@@ -21,6 +23,7 @@ def end(run: RunDir, notes: Sequence[str], *, as_json: bool, quiet: bool) -> dic
         notes: What a person should know of it, one line each on stderr.
         as_json: verdict.json goes to stdout, what people read to stderr.
         quiet: No notes.
+        with_page: Write report.html.
 
     Returns:
         The content of verdict.json.
@@ -34,7 +37,7 @@ def end(run: RunDir, notes: Sequence[str], *, as_json: bool, quiet: bool) -> dic
         for note in notes:
             sys.stderr.write(f"note: {note}\n")
     try:
-        verdict = conclude(run)
+        verdict = conclude(run, with_page=with_page)
     except ToolkitError as error:
         raise type(error)(
             f"{error.message} (the recording is kept in {run.path})", fix=error.fix
@@ -42,7 +45,8 @@ def end(run: RunDir, notes: Sequence[str], *, as_json: bool, quiet: bool) -> dic
     try:
         if as_json:
             print(json.dumps(verdict, indent=2))  # noqa: T201 - the command's own output
-        print_end(verdict, run.path / REPORT, sys.stderr if as_json else sys.stdout)
+        report = run.path / REPORT if with_page else f"profile-report {run.path}"
+        print_end(verdict, report, sys.stderr if as_json else sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:  # the exit code still says how the run went
         standard_streams.discard(sys.stdout)

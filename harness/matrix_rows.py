@@ -42,7 +42,7 @@ MOST_ROWS = 400
 DEADLINE_S = 150.0
 """For start, stop, analysis and page of one run; its ramp and hold come on top."""
 
-_OURS = ("output", "name", "json", "plan", "quiet")
+_OURS = ("output", "name", "json", "plan", "quiet", "no_report")
 _SHORTEST_KEEPALIVE_S = 0.01
 """profile-run takes no shorter one."""
 LEAST_SCALE = 1000
@@ -287,11 +287,15 @@ def rows_of_vary(varies: Sequence[str], base_words: Sequence[str]) -> list[Matri
     return rows
 
 
+def _name(word: str) -> str:
+    return word[2:].partition("=")[0].replace("-", "_")
+
+
 def _ready(
     spec: RowSpec, words: Sequence[str], expect: Expectation, client_nofile: int, deadline_s: float
 ) -> MatrixRow:
     """Checks the command line before anything runs."""
-    ours = [word for word in words if word.startswith("--") and word[2:].partition("=")[0] in _OURS]
+    ours = [word for word in words if word.startswith("--") and _name(word) in _OURS]
     if ours:
         raise UsageError(f"{ours[0]} is set by profile-matrix itself", fix=f"leave {ours[0]} away")
     try:

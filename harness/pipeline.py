@@ -1,6 +1,6 @@
 """From a recorded run to its verdict and page: the sequence that every command shares.
 
-Imported only after the fleet is gone: pandas and matplotlib come with it.
+Imported only after the fleet is gone: pandas comes with it, and matplotlib when a page is wanted.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from analysis.summary import Summary, summarise
 from analysis.verdict import document
 from probes.errors import RunDirError
 from probes.rundir import VERDICT, RunDir, write_atomically
-from reports.page import render, write_report
 
 DERIVED = "derived"
 
 
-def conclude(run: RunDir, report_path: Path | None = None) -> dict[str, Any]:
+def conclude(
+    run: RunDir, report_path: Path | None = None, *, with_page: bool = True
+) -> dict[str, Any]:
     """Understands a run and writes what follows: verdict.json, report.html, derived/*.parquet.
 
     The verdict is written first, the largest part last, so that a full disk costs least. The
@@ -31,6 +32,7 @@ def conclude(run: RunDir, report_path: Path | None = None) -> dict[str, Any]:
     Args:
         run: A recorded run, also one that was interrupted or killed.
         report_path: Where the page goes; report.html of the run directory when None.
+        with_page: Write it at all.
 
     Returns:
         The content of verdict.json.
@@ -41,12 +43,19 @@ def conclude(run: RunDir, report_path: Path | None = None) -> dict[str, Any]:
     summary = summarise(load(run))
     verdict = document(summary)
     write_atomically(run.path / VERDICT, json.dumps(verdict, indent=2) + "\n")
+    if with_page:
+        _write_page(run, report_path, summary)
+    write_derived(run, summary)
+    return verdict
+
+
+def _write_page(run: RunDir, report_path: Path | None, summary: Summary) -> None:
+    from reports.page import render, write_report  # matplotlib: only for a page
+
     if report_path is None:
         write_report(run, summary)
     else:
         write_atomically(report_path, render(summary))
-    write_derived(run, summary)
-    return verdict
 
 
 def render_only(run: RunDir, report_path: Path) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def render_only(run: RunDir, report_path: Path) -> dict[str, Any]:
         RunDirError: The recording cannot be read, or the page cannot be written.
     """
     summary = summarise(load(run))
-    write_atomically(report_path, render(summary))
+    _write_page(run, report_path, summary)
     return document(summary)
 
 

@@ -31,15 +31,23 @@ class Recorder:
         run: An empty run directory.
         probes: Names of the probes.
         manifest: Already written with status "running".
+        with_page: Its page will be wanted at the end.
     """
 
-    def __init__(self, run: RunDir, probes: list[str], manifest: recording.Manifest) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        probes: list[str],
+        manifest: recording.Manifest,
+        *,
+        with_page: bool = True,
+    ) -> None:
         self._run = run
         self._probe_names = probes
         self._manifest = manifest
         self._events: list[tuple[int, str, int, str]] = []
         self._stop_ns = 0
-        self._analysis_ahead = AnalysisAhead()
+        self._analysis_ahead = AnalysisAhead(with_page=with_page)
 
     def _event(self, event: str, *, pid: int = 0, at_ns: int = 0, detail: str = "") -> None:
         self._events.append((at_ns or time.monotonic_ns(), event, pid, detail))

@@ -213,6 +213,8 @@ def parser() -> Parser:
     out("--metrics", type=_metrics, metavar="[ADDR:]PORT",
         help="live OpenMetrics over HTTP, on 127.0.0.1 when no address is given")  # fmt: skip
     out("--json", action="store_true", help="verdict (or plan) as JSON on stdout")
+    out("--no-report", action="store_true",
+        help="verdict.json alone; profile-report RUN makes the page later")  # fmt: skip
     out("--quiet", action="store_true", help="no progress")
     return top
 

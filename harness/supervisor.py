@@ -71,6 +71,7 @@ class Supervisor(Recorder):
         interrupt: Set by signals; every phase ends early when it is.
         view: Where progress is shown.
         foreign: The server where it is not ours.
+        with_page: Its page will be wanted at the end.
     """
 
     def __init__(
@@ -85,8 +86,9 @@ class Supervisor(Recorder):
         interrupt: Interrupt,
         view: LiveView,
         foreign: ForeignRequest | None = None,
+        with_page: bool = True,
     ) -> None:
-        super().__init__(run, probes, manifest)
+        super().__init__(run, probes, manifest, with_page=with_page)
         self._plan = plan
         self._config = config
         self._hold_s = hold_s

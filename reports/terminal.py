@@ -330,13 +330,14 @@ class LiveView:
 
 
 def print_end(
-    verdict: Mapping[str, Any], report_path: Path | None, stream: TextIO | None = None
+    verdict: Mapping[str, Any], report_path: Path | str | None, stream: TextIO | None = None
 ) -> None:
     """Prints the end of a run: verdict, fix, next rung and report, three lines each at most.
 
     Args:
         verdict: The content of verdict.json.
-        report_path: The page that was written, None when it could not be.
+        report_path: The page that was written, or the command that writes it; None when it could
+            not be.
         stream: Where to; sys.stdout when None (pass sys.stderr when stdout carries JSON).
     """
     stream = stream if stream is not None else sys.stdout
@@ -346,7 +347,7 @@ def print_end(
 
 
 def end_lines(
-    verdict: Mapping[str, Any], report_path: Path | None, width: int, *, colour: bool = False
+    verdict: Mapping[str, Any], report_path: Path | str | None, width: int, *, colour: bool = False
 ) -> list[str]:
     """The lines of ``print_end``; a path or command is never wrapped, so that it can be copied."""
     result = verdict.get("verdict", {})

@@ -124,7 +124,8 @@ def record(parent: Path, *options: str) -> Path:
     before = set(parent.iterdir())
     done = subprocess.run(
         [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--quiet", "--output", str(parent)),
+            *(sys.executable, "-P", "-m", "harness.cli_run", "--quiet", "--no-report"),
+            *("--output", str(parent)),
             *("--connections", str(CONNECTIONS), "--workers", "2", "--clients", "1"),
             *("--hold", "1", "--connect-timeout", "1", "--probes", "light", *options),
         ],

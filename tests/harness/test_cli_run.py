@@ -98,6 +98,18 @@ def test_plan_is_printed_and_nothing_runs(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_a_report_the_verdict_is_written_and_the_command_for_the_page_said(tmp_path):
+    done = profile_run(
+        *("--connections", "23", "--hold", "0.2", "--probes", "none", "--no-report", "--quiet"),
+        *("--output", str(tmp_path / "runs")),
+    )
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "runs")
+    assert json.loads((run / "verdict.json").read_text())["run"]["peak_connections"] == 23
+    assert not (run / "report.html").exists()
+    assert f"report   profile-report {run}" in done.stdout
+
+
 def test_json_is_alone_on_stdout_and_progress_on_stderr(tmp_path):
     done = profile_run(
         *("--connections", "23", "--hold", "0.2", "--probes", "none", "--json"),

@@ -78,11 +78,11 @@ class Run:
 def profile_run(tmp_path: Path) -> Callable[..., Run]:
     """Runs the command with the output in a folder of the test."""
 
-    def run(*arguments: str, probes: str = "auto") -> Run:
+    def run(*arguments: str, probes: str = "auto", with_page: bool = False) -> Run:
         done = subprocess.run(
             [
                 *(*COMMAND, *arguments, "--json", "--quiet", "--probes", probes),
-                *("--output", str(tmp_path / "runs")),
+                *("--output", str(tmp_path / "runs"), *([] if with_page else ["--no-report"])),
             ],
             capture_output=True,
             text=True,
@@ -142,6 +142,7 @@ def test_every_connection_of_a_node_cluster_is_counted_in_its_worker(profile_run
         *("--connections", "600", "--hold", "2"),
         *("--server-cmd", f"node {CLUSTER} {{port}} 2 {scheduling}"),
         probes="light" if os.geteuid() == 0 else "live_samples,process_samples",
+        with_page=True,
     )
     assert run.done.returncode == 0, run.done.stderr
     frames = run.frames

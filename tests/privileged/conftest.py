@@ -15,6 +15,11 @@ import pytest
 from harness import scenario
 
 DEADLINE_S = 120
+WITH_PAGE = {
+    *("healthy", "fd-limit-server", "ephemeral-ports", "accept-spin", "hot-worker-code"),
+    "worker-crash",
+}
+"""Rows whose page is looked at; the verdicts of the others need none."""
 EVERY_CAUSE = scenario.load("every-cause")
 
 
@@ -25,6 +30,7 @@ def provoke(machine: Any, row: scenario.Row, folder: Path) -> dict[str, Any]:
     command = [
         *(["prlimit", f"--nofile={limit}:{limit}"] if limit else []),
         *(sys.executable, "-P", "-m", "harness.cli_run"),
+        *(() if row.id in WITH_PAGE else ("--no-report",)),
         *(*row.arguments(), "--json", "--output", str(folder), "--name", row.id),
     ]
     if row.extra.get("calm"):

@@ -131,7 +131,7 @@ def watch(path: Path, row: scenario.Row) -> dict[str, Any]:
     try:
         words = [
             *(sys.executable, "-P", "-m", "harness.cli_attach", "--pid", str(fleet.server_pid)),
-            *(*probes, "--json", "--output", str(path / "runs")),
+            *(*probes, "--json", "--no-report", "--output", str(path / "runs")),
         ]
         pid = fleet.pid_of_slot(attached["slot"]) if "slot" in attached else 0
         with log.open("w") as stream:

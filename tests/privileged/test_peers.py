@@ -94,7 +94,7 @@ class Run:
 def record(machine: Any, path: Path, command: str, *arguments: str) -> dict[str, Any]:
     """One run; what it says of CPU time needs the machine alone."""
     words = [
-        *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
+        *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
         *("--server-cmd", command, "--hold", "0.2", "--output", str(path), *arguments),
     ]
     environment = catalogue.environment()

@@ -61,7 +61,7 @@ def test_however_fast_clients_come_a_reserve_descriptor_is_no_spin(tmp_path):
     """10,000 failing accepts a second in each worker, each followed by one that is closed."""
     done = subprocess.run(
         [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
+            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
             *("--output", str(tmp_path), "--connections", "40000", "--hold", "1"),
             *("--workers", "2", "--nofile", "400", "--at-fd-limit", "reset"),
         ],
