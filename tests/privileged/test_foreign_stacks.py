@@ -215,7 +215,8 @@ def test_node_at_the_end_of_its_heap_is_told_from_hot_code(profile_run, has_symb
     assert found["fix"][0]["command"].startswith("node --max-old-space-size=")
     assert found["fix"][0]["command"].endswith("collects.cjs")
     assert "hot-worker-code" not in {f["cause"] for f in verdict["findings"]}
-    for thread in ("main thread, event loop", "V8 worker thread", "libuv pool thread"):
+    # its own stacks need not reach the loop: the collector runs deep below the program
+    for thread in ("main thread", "V8 worker thread", "libuv pool thread"):
         assert thread in page
 
 
