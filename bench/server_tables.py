@@ -275,6 +275,12 @@ def remarks(runs: ServerRuns) -> list[str]:
         said.append(
             f"The host was not quiet in {len(disturbed)} of {len(runs.all)} runs, of {names}."
         )
+    measured = {run.server for run in runs.all}
+    said += [
+        f"{peer.title}: {peer.remark}."
+        for peer in PEERS
+        if peer.remark and peer.name in measured
+    ]
     return said
 
 

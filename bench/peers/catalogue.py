@@ -36,6 +36,7 @@ class Peer:
         capacity_factor: Workers for a number of connections are multiplied by it: listeners that
             are shared, or that hash, fill unevenly.
         needs: Files without which it does not start.
+        remark: What one must know to read its figures, a sentence.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Peer:
     capacity_factor: float = 1.1
     needs: tuple[Path, ...] = ()
     debian: tuple[tuple[str, str], ...] = ()
+    remark: str = ""
 
     def command(self, workers: int) -> str:
         """The command for ``profile-run --server-cmd``."""
@@ -153,7 +155,10 @@ PEERS = (
     Peer("node-rr", "Node ws, cluster round robin", _node("rr"), (), _NODE,
          needs=(_NODE_MODULES / "ws",)),
     Peer("socketify", "socketify (uWebSockets)", _python("socketify_server.py"), ("socketify",),
-         needs=_IN_VENV),
+         needs=_IN_VENV,
+         remark="after 5 s without work its loop looks at its sockets every 10 ms only "
+                "(idle_relaxation_time), and seven processes have too little work each to leave "
+                "that mode; started right before the clients they take 120,000 in 3.7 s"),
     Peer("websockets", "websockets on asyncio", _python("websockets_server.py"), ("websockets",),
          needs=_IN_VENV),
     Peer("picows", "picows on uvloop", _python("picows_server.py"),
