@@ -119,6 +119,12 @@ def test_the_document_has_repeats_spread_versions_and_walls(measured):
     assert "Linux 6.18" in text
 
 
+def test_what_one_must_know_of_a_server_stands_where_it_was_measured():
+    (said,) = server_tables.remarks(ServerRuns([run(server="socketify")]))
+    assert "idle_relaxation_time" in said
+    assert server_tables.remarks(ServerRuns([run(server="java")])) == []
+
+
 def test_the_page_says_the_same_and_runs_no_stranger_s_text(measured):
     measured.all.append(run(size=LARGE, error="<script>pwned</script>"))
     page = server_page.page(measured)
