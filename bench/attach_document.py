@@ -180,9 +180,9 @@ it moves by many per cent from window to window without any watch. How the cost 
 that takes from what is seen: [design note 0008](design/0008-harmless-watching.md).
 
 Each window with a watch begins when that watch does, so what may be spent at once is in it: up to
-150 ms of the probes' CPU and 60 ms in the server's calls when its descriptors run out, which is 6 and
-2.4 % of a core in a window of 2.5 s. In the long run it is 0.5 and 0.2 % of a core, by design; a watch
-of a minute has that and the same start.
+150 ms of the probes' CPU and 60 ms in the server's calls when its descriptors run out, which is 6
+and 2.4 % of a core in a window of 2.5 s. In the long run it is 0.5 and 0.2 % of a core, by design;
+a watch of a minute has that and the same start.
 
 ## What it was
 The first version watched failing system calls all the time and sampled a hot worker 100 times a
