@@ -277,9 +277,7 @@ def remarks(runs: ServerRuns) -> list[str]:
         )
     measured = {run.server for run in runs.all}
     said += [
-        f"{peer.title}: {peer.remark}."
-        for peer in PEERS
-        if peer.remark and peer.name in measured
+        f"{peer.title}: {peer.remark}." for peer in PEERS if peer.remark and peer.name in measured
     ]
     return said
 
