@@ -37,6 +37,11 @@ def times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
+def capitalised(text: str) -> str:
+    """A name at the beginning of a sentence: its first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One number of this run.

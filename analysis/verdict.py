@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.alternatives import Alternative, alternatives
 from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
-from analysis.evidence import Finding, Side
+from analysis.evidence import Finding, Side, capitalised
 from analysis.ladder import Rung, next_wall
 from analysis.run_view import RunView
 from probes.errors import ExitCode
@@ -127,7 +127,7 @@ def _without_cause(view: RunView, wall: str) -> Verdict:
         sentence = "No connection was recorded, so this run cannot say what limits it."
     else:
         sentence = (
-            f"{counts[:1].upper() + counts[1:]}; {view.failed_count:,} attempts failed, "
+            f"{capitalised(counts)}; {view.failed_count:,} attempts failed, "
             f"{view.lost_count:,} were lost, {view.waiting_count:,} waited to the end, and nothing "
             "that was measured explains why."
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, times, unit_limit_command
+from analysis.evidence import Evidence, Finding, Fix, capitalised, times, unit_limit_command
 from analysis.signs import EMFILE, Signs
 
 _ROOM_PART = 0.02
@@ -36,7 +36,7 @@ def find(signs: Signs) -> list[Finding]:
     roomiest = max(roomy, key=lambda each: (roomy[each], -each))
     room = roomy[roomiest]
     subject, sibling = view.subject(pid), view.subject(roomiest)
-    name = str(subject)[:1].upper() + str(subject)[1:]
+    name = capitalised(str(subject))
     soft, count = _soft_count(signs, pid), int(first["event_count"])
     confidence, missing = signs.trust("failing_syscalls", "process_samples")
     return [

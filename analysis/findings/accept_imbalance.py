@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix
+from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import accept_queue_overflow, accept_spin, enobufs, worker_blocked
 from analysis.signs import Signs
 
@@ -130,7 +130,7 @@ def _is_explained(signs: Signs, spread: Spread) -> bool:
 def _finding(signs: Signs, spread: Spread, live: pd.DataFrame) -> Finding:
     view = signs.view
     subject = view.subject(spread.pid)
-    name = str(subject)[:1].upper() + str(subject)[1:]
+    name = capitalised(str(subject))
     accept = str(view.settings.get("accept") or "")
     most, least = spread.counts[spread.pid], min(spread.counts.values())
     total, count = sum(spread.counts.values()), len(spread.counts)

@@ -28,7 +28,7 @@ from analysis.accept_caller import (
     busiest_function,
 )
 from analysis.accept_outcomes import is_closing_at_once
-from analysis.evidence import Evidence, Finding, Fix, side_of_role, unit_limit_command
+from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role, unit_limit_command
 from analysis.hot_worker import runs_of
 from analysis.signs import EMFILE, Signs
 
@@ -188,7 +188,7 @@ def _finding(
         last_s=until_s,
         evidence=tuple(evidence),
         explanation=(
-            f"{name[:1].upper() + name[1:]} has no descriptor left but keeps its listener in the "
+            f"{capitalised(name)} has no descriptor left but keeps its listener in the "
             f"event loop. {_why(caller)}, {syscall} fails with EMFILE {rate:,.0f} times a second, "
             f"and nothing gets done{busy}.{where}"
         ),
@@ -210,7 +210,7 @@ def _finding(
         at_connections=view.open_count_at(since_s),
         confidence=confidence,
         missing=missing,
-        sentence=f"{name[:1].upper() + name[1:]} spins in {syscall}: {rate:,.0f} EMFILE a second"
+        sentence=f"{capitalised(name)} spins in {syscall}: {rate:,.0f} EMFILE a second"
         f"{in_function}{busy}, without one connection accepted",
         explained_count=0,
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, Subject, times
+from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.ports import by_source
 from analysis.signs import EADDRINUSE, Signs
 
@@ -59,7 +59,7 @@ def _finding(signs: Signs, refused: pd.DataFrame) -> Finding:
         Evidence("connections begun by then", at_connections, "count", "connections", first_s),
     )
     who = str(subject) if subject.role else "a client"
-    who = who[:1].upper() + who[1:]
+    who = capitalised(who)
     room = ""
     if destinations > 1:
         room = (

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix
+from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import port_search_cost
 from analysis.run_view import RunView
 from analysis.signs import EADDRINUSE, EADDRNOTAVAIL, EMFILE, ENFILE, ETIMEDOUT, Signs
@@ -187,7 +187,7 @@ def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding 
             "this client waited for one",
         )
     name = str(subject)
-    name = name[:1].upper() + name[1:]
+    name = capitalised(name)
     state = "blocked off the CPU" if is_blocked else f"at {cpu_pct:.0f} % of a core"
     if client.unmet:
         harm = f"{client.unmet:,} of its connections were never made"

@@ -14,7 +14,7 @@ import re
 
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix
+from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import worker_crash
 from analysis.run_view import RunView
 from analysis.signs import Signs
@@ -71,7 +71,7 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
     servers = view.who[view.who["role"] == "server"]["pid"]
     subject = view.subject(int(servers.iloc[0]) if len(servers) == 1 else 0)
     name = str(subject) if subject.pid else "the server"
-    name = name[:1].upper() + name[1:]
+    name = capitalised(name)
     evidence = [
         Evidence("open connections that it closed", len(closed), "count", "connections", first_s),
         Evidence("connections established", established, "count", "connections", view.stop_s),

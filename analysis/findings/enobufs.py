@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, times
+from analysis.evidence import Evidence, Finding, Fix, capitalised, times
 from analysis.memory_signs import ENOBUFS, until_stop
 from analysis.signs import Signs
 
@@ -75,7 +75,7 @@ def _finding(signs: Signs, syscall: str, rows: pd.DataFrame) -> Finding:
     stack = [f for f in str(mine["user_stack"].iloc[0]).split(";") if f] if len(mine) else []
     where = f" It was called by {' > '.join(stack[-4:])}." if stack else ""
     name = str(subject)
-    name = name[:1].upper() + name[1:]
+    name = capitalised(name)
     fix = _FIXES.get("sendmsg" if syscall == "sendmmsg" else syscall, _MEMORY_FIX)
     return Finding(
         cause="enobufs",

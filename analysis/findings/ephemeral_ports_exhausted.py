@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, Subject, times
+from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.ports import port_range
 from analysis.signs import EADDRNOTAVAIL, Signs
 
@@ -83,7 +83,7 @@ def _of_clients(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
             at_connections=at_connections,
             confidence=confidence,
             missing=missing,
-            sentence=f"{who[:1].upper() + who[1:]} had no local port left: {used:,} of {size:,} "
+            sentence=f"{capitalised(who)} had no local port left: {used:,} of {size:,} "
             f"were in use from {source} to port {port}, at {at_connections:,} connections",
             explained_count=_explained(view.connections),
         )
@@ -141,7 +141,7 @@ def _of_a_proxy(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
                 Evidence("processes that met it", len(refused), "count", str(first["source"])),
             ),
             explanation=(
-                f"{who[:1].upper() + who[1:]} opens a connection of its own for each one that it "
+                f"{capitalised(who)} opens a connection of its own for each one that it "
                 f"takes, and had no local port left for that: connect failed with EADDRNOTAVAIL "
                 f"{times(count)}, at {at_connections:,} connections of {size:,} ports in the "
                 "range. What is behind it is not involved."
@@ -150,7 +150,7 @@ def _of_a_proxy(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
             at_connections=at_connections,
             confidence=confidence,
             missing=missing,
-            sentence=f"{who[:1].upper() + who[1:]} had no local port left for the connections that "
+            sentence=f"{capitalised(who)} had no local port left for the connections that "
             f"it opens itself, at {at_connections:,} connections of {size:,} ports",
             explained_count=max(1, int(after.sum()) + view.waiting_count),
         )

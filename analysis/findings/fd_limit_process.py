@@ -22,6 +22,7 @@ from analysis.evidence import (
     Finding,
     Fix,
     Subject,
+    capitalised,
     side_of_role,
     times,
     unit_limit_command,
@@ -131,8 +132,8 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         taken = f"{soft - own:,} of {(soft - own) // each_count:,} connections"
     doing = "accepts" if subject.role != "client" else "opens"
     explanation = (
-        f"{_capital(subject)} {doing} no further connection: its {soft:,} descriptors are all in "
-        f"use, {own:,} by itself, {taken}."
+        f"{capitalised(str(subject))} {doing} no further connection: its {soft:,} descriptors are "
+        f"all in use, {own:,} by itself, {taken}."
         + (f" {syscall} returned EMFILE {times(emfile_count)}." if emfile_count else "")
         + others
     )
@@ -149,7 +150,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         at_connections=at_connections,
         confidence=confidence,
         missing=missing,
-        sentence=f"{_capital(subject)} was at its descriptor limit of {soft:,} "
+        sentence=f"{capitalised(str(subject))} was at its descriptor limit of {soft:,} "
         f"({taken} + {own:,} own) at {at_connections:,} connections",
         explained_count=_explained(signs, subject),
     )
@@ -162,11 +163,6 @@ def _at_that_moment(signs: Signs, pid: int, at_s: float, capacity: int) -> int:
     before = samples[view.seconds_of(samples["at_ns"]) <= at_s]
     latest = before.drop_duplicates("pid", keep="last")
     return int(latest["open_count"][latest["pid"] != pid].sum()) + capacity
-
-
-def _capital(subject: Subject) -> str:
-    text = str(subject)
-    return text[:1].upper() + text[1:]
 
 
 def _explained(signs: Signs, subject: Subject) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import watched_full_worker
-from analysis.evidence import Evidence, Finding, Fix, unit_limit_command
+from analysis.evidence import Evidence, Finding, Fix, capitalised, unit_limit_command
 from analysis.signs import EMFILE, Signs
 
 _ROOM_PART = 0.01
@@ -120,7 +120,7 @@ def _sampled_at(signs: Signs, pid: int, at_s: float) -> float:
 def _finding(signs: Signs, full: _Full) -> Finding:
     view = signs.view
     subject = view.subject(full.pid)
-    name = str(subject)[:1].upper() + str(subject)[1:]
+    name = capitalised(str(subject))
     capacity = full.capacities[full.pid]
     total, sum_of_limits = sum(full.open_counts.values()), sum(full.capacities.values())
     siblings = sorted(

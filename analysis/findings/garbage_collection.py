@@ -14,7 +14,7 @@ import math
 from analysis.collector import CollectorTime, collector_time
 from analysis.collector_frames import Collecting, describe_collecting
 from analysis.cpu import df_flame
-from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import fd_limit_process
 from analysis.runtime_frames import naming_advice
 from analysis.signs import Signs
@@ -52,7 +52,7 @@ def _found(signs: Signs) -> list[tuple[int, CollectorTime]]:
 def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
     view = signs.view
     subject = view.subject(pid)
-    name = str(subject)[:1].upper() + str(subject)[1:]
+    name = capitalised(str(subject))
     since_s, until_s, table = time.since_s, time.until_s, time.table
     what = "time" if table == "live_samples" else "CPU samples"
     evidence = [

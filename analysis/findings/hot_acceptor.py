@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.evidence import Evidence, Finding, Fix
+from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import accept_queue_overflow, accept_spin
 from analysis.hot_worker import runs_of
 from analysis.signs import Signs
@@ -150,7 +150,7 @@ def _per_s(signs: Signs, pid: int, total: str, since_s: float, until_s: float) -
 def _finding(signs: Signs, hot: _Hot) -> Finding:
     view = signs.view
     subject = view.subject(hot.pid)
-    name = str(subject)[:1].upper() + str(subject)[1:]
+    name = capitalised(str(subject))
     since_s = hot.since_s
     cost_us = hot.cpu_pct * 1e4 / hot.handoffs_per_s
     evidence = [

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.cpu import df_flame
-from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import (
     accept_spin,
     fd_limit_process,
@@ -184,10 +184,10 @@ def _finding(
         last_s=until_s,
         evidence=tuple(evidence),
         explanation=(
-            f"{name[:1].upper() + name[1:]} used {cpu_pct:.0f} % of a core for "
+            f"{capitalised(name)} used {cpu_pct:.0f} % of a core for "
             f"{until_s - since_s:.1f} s, {share_pct:.0f} % of its samples {where}"
             if function
-            else f"{name[:1].upper() + name[1:]} used {cpu_pct:.0f} % of a core for "
+            else f"{capitalised(name)} used {cpu_pct:.0f} % of a core for "
             f"{until_s - since_s:.1f} s{_beside(signs)}"
         )
         + f"{on_thread}. {_WHILE_IT_RUNS[waits]}"
@@ -205,7 +205,7 @@ def _finding(
         at_connections=view.open_count_at(since_s),
         confidence=confidence,
         missing=missing,
-        sentence=f"{name[:1].upper() + name[1:]} was at {cpu_pct:.0f} % of a core {where}",
+        sentence=f"{capitalised(name)} was at {cpu_pct:.0f} % of a core {where}",
         explained_count=stalled,
     )
 

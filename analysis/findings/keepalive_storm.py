@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.evidence import Evidence, Finding, Fix
+from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.keepalive import PingWork, fleet_cpu_pct, ping_work
 from analysis.signs import MOST_MESSAGE_CPU_US, Signs
 from analysis.watched_keepalive import WatchedKeepalives, watched_keepalives
@@ -124,7 +124,7 @@ def _finding(signs: Signs, work: list[PingWork], full: list[Evidence]) -> Findin
         at_connections=view.open_count_at(view.hold.start_s),
         confidence=confidence,
         missing=missing,
-        sentence=f"{name[:1].upper() + name[1:]} spends {worst.cpu_pct:.0f} % of a core on "
+        sentence=f"{capitalised(name)} spends {worst.cpu_pct:.0f} % of a core on "
         f"{worst.messages_per_s:,.0f} keep-alive messages a second",
         explained_count=int(lost.sum()),
     )
@@ -139,7 +139,7 @@ def storming_pids(signs: Signs) -> set[int]:
 def _of_watched(signs: Signs, watched: WatchedKeepalives) -> Finding:
     view = signs.view
     subject = view.subject(watched.pid)
-    name = str(subject)[:1].upper() + str(subject)[1:]
+    name = capitalised(str(subject))
     since_s, longer_s = watched.since_s, _longer(watched.interval_s)
     factor = longer_s / watched.interval_s
     _, missing = signs.trust("process_samples", "live_samples")

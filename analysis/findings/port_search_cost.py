@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, Subject
+from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
 from analysis.ports import by_source
 from analysis.run_view import RunView
 from analysis.signs import Signs
@@ -217,7 +217,7 @@ def _finding(
         at_connections=view.open_count_at(half_s),
         confidence=confidence,
         missing=missing,
-        sentence=f"{name[:1].upper() + name[1:]} searched {high.median_us:,.0f} us for each local "
+        sentence=f"{capitalised(name)} searched {high.median_us:,.0f} us for each local "
         f"port instead of {low.median_us:,.0f}, with {used:,} of {size:,} in use from {source}",
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, Side, Subject
+from analysis.evidence import Evidence, Finding, Fix, Side, Subject, capitalised
 from analysis.memory_signs import (
     gave_up,
     lost_to_full_buffers,
@@ -47,7 +47,7 @@ def find(signs: Signs) -> list[Finding]:
     if not subject.pid:
         missing += ("which process does not read could not be told: all of them received",)
     name = str(subject)
-    name = name[:1].upper() + name[1:]
+    name = capitalised(name)
     lost = lost_to_full_buffers(view)
     return [
         Finding(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.accept_outcomes import CLOSED_LEAST_SHARE, refused_at_once, resets_sent
-from analysis.evidence import Evidence, Finding, Fix, side_of_role, unit_limit_command
+from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role, unit_limit_command
 from analysis.signs import EMFILE, Signs
 
 _LEAST_EMFILE_SHARE = 0.01
@@ -63,7 +63,7 @@ def find(signs: Signs) -> list[Finding]:
                 ),
             ),
             explanation=(
-                f"{name[:1].upper() + name[1:]} is at its descriptor limit and alive. It gives up "
+                f"{capitalised(name)} is at its descriptor limit and alive. It gives up "
                 f"a reserve descriptor, accepts and closes at once: {resets:,} clients saw "
                 f"ECONNRESET (their request was unread) and {len(refused) - resets:,} saw EOF. "
                 "The application is never told."
@@ -84,7 +84,7 @@ def find(signs: Signs) -> list[Finding]:
             at_connections=view.open_count_at(first_s),
             confidence=confidence,
             missing=missing,
-            sentence=f"{name[:1].upper() + name[1:]} accepted and closed {len(refused):,} "
+            sentence=f"{capitalised(name)} accepted and closed {len(refused):,} "
             f"connection{'s' if len(refused) != 1 else ''} at its descriptor limit",
             explained_count=len(refused),
         )
@@ -100,7 +100,7 @@ def _seen_from_the_server(signs: Signs, emfile: pd.DataFrame, full_s: float) -> 
         return []
     first = emfile.sort_values("first_s", kind="stable").iloc[0]
     subject = view.subject(int(first["pid"]))
-    name = str(subject)[:1].upper() + str(subject)[1:]
+    name = capitalised(str(subject))
     first_s = max(full_s, float(view.seconds(int(sent["first_ns"].min()))))
     confidence, missing = signs.trust("failing_syscalls", "tcp_resets")
     return [

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, Subject, times
+from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.signs import EADDRNOTAVAIL, Signs
 
 
@@ -52,7 +52,7 @@ def _finding(signs: Signs, refused: pd.DataFrame) -> Finding:
         Evidence("connections established from others", elsewhere, "count", "connections"),
     )
     who = str(subject) if subject.role else "a client"
-    who = who[:1].upper() + who[1:]
+    who = capitalised(who)
     others = f" and {len(by_address) - 1} more" if len(by_address) > 1 else ""
     lost = len(failed) + never_tried
     return Finding(

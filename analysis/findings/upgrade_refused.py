@@ -17,7 +17,7 @@ import shlex
 
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix
+from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.signs import EMFILE, Signs
 
 _STATUS = re.compile(r"HTTP (\d{3})")
@@ -110,7 +110,7 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
         f"the {len(refused):,} refused handshakes are answered with 101",
     )
     name = str(subject) if subject.pid else "the server"
-    name = name[:1].upper() + name[1:]
+    name = capitalised(name)
     plural = "s" if len(refused) != 1 else ""
     handshakes = f"{len(refused):,} handshake{plural}"
     sentence = f"{name} closed {handshakes} without a word"

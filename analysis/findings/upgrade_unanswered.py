@@ -9,7 +9,7 @@ kernel, and no descriptor of the server grows. From ``upgrade-refused``: there a
 
 from __future__ import annotations
 
-from analysis.evidence import Evidence, Finding, Fix
+from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.signs import Signs
 
 _LEAST_SHARE = 0.5
@@ -38,7 +38,7 @@ def find(signs: Signs) -> list[Finding]:
     confidence, missing = signs.trust("live_samples")
     waited_s = float(view.settings.get("connect_timeout_s") or 0)
     name = str(subject)
-    name = name[:1].upper() + name[1:]
+    name = capitalised(name)
     return [
         Finding(
             cause="upgrade-unanswered",

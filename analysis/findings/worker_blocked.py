@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, side_of_role
+from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import fd_limit_process
 from analysis.hot_worker import function_name
 from analysis.signs import Signs
@@ -198,7 +198,7 @@ def _finding(signs: Signs, block: _Block) -> Finding:
     view = signs.view
     subject = view.subject(block.pid)
     since_s, until_s = block.since_s, block.until_s
-    name = str(subject)[:1].upper() + str(subject)[1:]
+    name = capitalised(str(subject))
     kind, remedy = _WAITS.get(block.syscall, _ELSE)
     evidence = [
         *block.evidence,

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from analysis.evidence import Evidence, Finding, Fix, connections_text, side_of_role
+from analysis.evidence import Evidence, Finding, Fix, capitalised, connections_text, side_of_role
 from analysis.run_view import RunView, run_directory
 from analysis.signs import Signs
 
@@ -95,7 +95,7 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
         last_s=died_s,
         evidence=tuple(evidence),
         explanation=(
-            f"{name[:1].upper() + name[1:]} ended with {how} while the run went on; the kernel "
+            f"{capitalised(name)} ended with {how} while the run went on; the kernel "
             f"closed what it held, {connections_text(held)}, all at once; {seen}."
         ),
         fix=(
@@ -106,7 +106,7 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
         ),
         at_connections=view.open_count_at(died_s - 0.01),
         confidence="medium" if status < 0 and not number else "high",
-        sentence=f"{name[:1].upper() + name[1:]} ended with {how} and took "
+        sentence=f"{capitalised(name)} ended with {how} and took "
         f"{connections_text(held or lost)} with it",
         explained_count=lost + failed,
     )
