@@ -98,6 +98,13 @@ class Signs:
             wanted &= rows["role"] == role
         return rows[wanted]
 
+    @cached_property
+    def is_server_process_gone(self) -> bool:
+        """Some process of the server ended before the run did."""
+        processes = self.view.frames["processes"]
+        servers = processes[processes["role"].isin(["server", "acceptor"])]
+        return bool((servers["exited_ns"] > 0).any())
+
     def accept_errors(self, errno: int, *, role: str = "") -> pd.DataFrame:
         """The same for both calls that accept, one row a process."""
         return self.errors_by_pid(ACCEPT_CALLS, errno, role=role)

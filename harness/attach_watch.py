@@ -198,7 +198,9 @@ class Watch(Recorder):
     def _take(self, processes: ForeignProcesses, news: list[tuple[str, int, str]]) -> None:
         for event, pid, detail in news:
             self._event(event, pid=pid, detail=detail)
-        known = processes.describe() if news else self._manifest.contents["server"]["processes"]
+        if not news:
+            return
+        known = processes.describe()
         if known != self._manifest.contents["server"]["processes"]:
             self._manifest.contents["server"]["processes"] = known
             self._manifest.write()

@@ -134,10 +134,5 @@ def _conclude(
     return ExitCode.REACHED if verdict["verdict"]["cause"] == "reached" else ExitCode.LIMIT_MET
 
 
-def _say(options: argparse.Namespace, text: str) -> None:
-    if not options.quiet:
-        sys.stderr.write(text + "\n")
-
-
 if __name__ == "__main__":
     sys.exit(main())

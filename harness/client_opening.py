@@ -192,21 +192,26 @@ class Opening:
             else:
                 self._epoll.register(fd, select.EPOLLIN)
             return
+        self._send_first(fd, record, exchange.request, is_registered=is_registered)
+
+    def _send_first(self, fd: int, record: int, data: bytes, *, is_registered: bool) -> bool:
+        """Sends what comes first on a connection; False when it is not connected yet, or lost."""
         try:
-            os.write(fd, exchange.request)  # fits any send buffer
+            os.write(fd, data)  # fits any send buffer
         except BlockingIOError:
             if not is_registered:
                 self._epoll.register(fd, select.EPOLLOUT)
-            return
+            return False
         except OSError as error:
             self._abandon(fd, error.errno or 0)
-            return
+            return False
         self._connected_ns[record] = time.monotonic_ns()
         self._stage[record] = _HANDSHAKE
         if is_registered:
             self._epoll.modify(fd, select.EPOLLIN)
         else:
             self._epoll.register(fd, select.EPOLLIN)
+        return True
 
     def _progress(self, fd: int, mask: int) -> None:
         """Something happened on a connection that is not open yet."""

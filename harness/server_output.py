@@ -31,13 +31,9 @@ def telling_lines(text: str) -> list[str]:
     shown = [_one_line(line) for line in text.splitlines() if not _FRAME.fullmatch(line)]
     lines = [line for line in shown if line]
     last = max((at for at, line in enumerate(lines) if _ERROR.match(line)), default=-1)
-    if last >= 0 and len(lines) - last > LINES_MOST_COUNT:
-        return lines[last : last + LINES_MOST_COUNT]
-    return (
-        lines[max(last, len(lines) - LINES_MOST_COUNT) :]
-        if last >= 0
-        else lines[-LINES_MOST_COUNT:]
-    )
+    if last < 0:
+        return lines[-LINES_MOST_COUNT:]
+    return lines[last : last + LINES_MOST_COUNT]
 
 
 def _one_line(line: str) -> str:

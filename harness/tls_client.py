@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import ssl
-import time
 
 from harness.client import Client
 from harness.client_opening import READ_BYTES, Exchange
 from harness.fleet_config import FleetConfig
 from harness.handshake import HandshakeError
-from probes.live import CloseKind, Counter, Live, Stage
-
-_HANDSHAKE = int(Stage.HANDSHAKE)
+from probes.live import CloseKind, Counter, Live
 
 
 def make_context(config: FleetConfig) -> ssl.SSLContext:
@@ -95,22 +91,8 @@ class TlsClient(Client):
             self._sessions[fd] = session
             session.shake_hands()
             session.unsent = session.outgoing.read()
-        try:
-            os.write(fd, session.unsent)
-        except BlockingIOError:
-            if not is_registered:
-                self._epoll.register(fd, select.EPOLLOUT)
-            return
-        except OSError as error:
-            self._abandon(fd, error.errno or 0)
-            return
-        session.unsent = b""
-        self._connected_ns[record] = time.monotonic_ns()
-        self._stage[record] = _HANDSHAKE
-        if is_registered:
-            self._epoll.modify(fd, select.EPOLLIN)
-        else:
-            self._epoll.register(fd, select.EPOLLIN)
+        if self._send_first(fd, record, session.unsent, is_registered=is_registered):
+            session.unsent = b""
 
     def _progress(self, fd: int, mask: int) -> None:
         """Goes on with TLS's handshake, then with ours."""

@@ -54,11 +54,6 @@ _ACCEPT_CALLS = ("accept", "accept4")
 Key = tuple[int, int, int]
 
 
-def is_near_limit(target: Target) -> bool:
-    """Some process of the target has most of its descriptors in use: EMFILE is to be expected."""
-    return most_used_share(target) >= NEAR_SHARE
-
-
 def most_used_share(target: Target) -> float:
     """The largest part of its descriptors that a living process of the target has in use."""
     live = target.live

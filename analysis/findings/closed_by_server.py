@@ -48,17 +48,11 @@ def find(signs: Signs) -> list[Finding]:
     closed = lost[lost["close_kind"].isin(["close", "protocol"])]
     established = int(view.connections["established_s"].notna().sum())
     few = _LEAST_SHARE * established
-    if len(closed) <= few and not _is_any_gone(view):
+    if len(closed) <= few and not signs.is_server_process_gone:
         closed, told = lost[lost["close_kind"].isin(["eof", "rst"])], []
     if len(closed) <= few:
         return []
     return [_finding(signs, closed, established, told)]
-
-
-def _is_any_gone(view: RunView) -> bool:
-    processes = view.frames["processes"]
-    servers = processes[processes["role"].isin(["server", "acceptor"])]
-    return bool((servers["exited_ns"] > 0).any())
 
 
 def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[str]) -> Finding:

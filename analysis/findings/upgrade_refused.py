@@ -69,21 +69,16 @@ def find(signs: Signs) -> list[Finding]:
 def _closed_without_a_word(signs: Signs, ended: pd.DataFrame) -> pd.DataFrame:
     """Handshakes that the server ended, where it never completed one and was not full."""
     closed = ended[ended["close_kind"].isin(["eof", "rst"])]
-    processes = signs.view.frames["processes"]
-    servers = processes[processes["role"].isin(["server", "acceptor"])]
     is_full = len(signs.accept_errors(EMFILE)) > 0
-    is_gone = bool((servers["exited_ns"] > 0).any())
     never = signs.view.connections["established_s"].isna().all()
-    return closed if never and not is_full and not is_gone else closed.iloc[:0]
+    is_it = never and not is_full and not signs.is_server_process_gone
+    return closed if is_it else closed.iloc[:0]
 
 
 def _not_even_connected(signs: Signs) -> pd.DataFrame:
     """Connects that got a reset, where none was ever taken and the server lives."""
-    view = signs.view
-    processes = view.frames["processes"]
-    servers = processes[processes["role"].isin(["server", "acceptor"])]
-    connections = view.connections
-    if connections["connected_s"].notna().any() or bool((servers["exited_ns"] > 0).any()):
+    connections = signs.view.connections
+    if connections["connected_s"].notna().any() or signs.is_server_process_gone:
         return connections.iloc[:0]
     return connections[connections["is_failed"] & (connections["close_kind"] == "refused")]
 

@@ -12,7 +12,7 @@ import pytest
 
 from probes import live as live_memory
 from probes import registry
-from probes.bpf_syscalls import is_near_limit
+from probes.bpf_syscalls import NEAR_SHARE, most_used_share
 from probes.live import Counter, Live
 from probes.probe import Target
 from probes.still_process import POLL_CHANNELS, StillWatch, threads_share_the_loop
@@ -112,9 +112,9 @@ def test_most_descriptors_in_use_are_near_the_limit(tmp_path, open_count, near):
     slot[Counter.PID], slot[Counter.NOFILE_SOFT_COUNT], slot[Counter.OWN_FDS_COUNT] = 1, 1009, 16
     slot[Counter.OPEN_COUNT] = open_count
     target = Target(run=None, processes={}, server_ports=frozenset(), live=live)  # type: ignore[arg-type]  # not looked at
-    assert is_near_limit(target) is near
+    assert (most_used_share(target) >= NEAR_SHARE) is near
     slot[Counter.STOPPED_NS] = 1
-    assert not is_near_limit(target)
+    assert not most_used_share(target) >= NEAR_SHARE
     live.close()
     os.close(fd)
 
