@@ -67,8 +67,13 @@ def path_of(request: Request) -> Path:
     return FOLDER / f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}.json"
 
 
-def load(btf: Btf, request: Request) -> tuple[dict[str, int], dict[str, int]] | None:
+def load(path: Path, btf: Btf, request: Request) -> tuple[dict[str, int], dict[str, int]] | None:
     """Loads what is kept for a request.
+
+    Args:
+        path: As ``path_of`` said.
+        btf: The kernel's types.
+        request: What is wanted.
 
     Returns:
         Descriptors of the maps that the request names and of its programs; None when nothing is
@@ -76,7 +81,7 @@ def load(btf: Btf, request: Request) -> tuple[dict[str, int], dict[str, int]] | 
     """
     opened: list[int] = []
     try:
-        kept = _read(path_of(request))
+        kept = _read(path)
         maps: dict[str, int] = {}
         for each in kept["maps"]:
             fd = bpf_kernel.create_map(each["name"], *each["layout"])

@@ -158,11 +158,11 @@ class BpfObject:
             "attach_types": parts.attach_types,
             "maps": list(parts.maps),
         }
-        kept = bpf_cache.load(btf, request)
+        path = bpf_cache.path_of(request)
+        kept = bpf_cache.load(path, btf, request)
         if kept is not None:
             return cls._of(btf, parts, *kept, {})
-        path = str(bpf_cache.path_of(request))
-        answer, fds, log = _ask_compiler(request | {"keep": path})
+        answer, fds, log = _ask_compiler(request | {"keep": str(path)})
         if "error" in answer:
             for fd in fds:
                 os.close(fd)
