@@ -25,6 +25,8 @@ from pathlib import Path
 
 from bench import attach_document
 from bench.attach_figures import Figures, Pair, undisturbed
+from bench.command import say, write
+from bench.proc_figures import host_busy_ns
 from harness.host import read_host
 from probes import process_tree
 from probes.own_cost import process_cpu_ns
@@ -33,7 +35,6 @@ _DEADLINE_S = 60.0
 _SETTLE_S = 1.5
 _ROOM_LIMIT_COUNT = 16_384
 _NEAR_USE_SHARE = 0.95
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks-attach.md"
 
 
@@ -81,7 +82,7 @@ class Load:
         """One window, with what the server, the watch and strangers used of the CPU."""
         assert self.client.stdin is not None
         ours = [self.server.pid, self.client.pid, os.getpid(), *(watch.pids() if watch else [])]
-        busy_s, used_s = host_busy_s(), {pid: cpu_s(pid) for pid in ours}
+        busy_ns, used_s = host_busy_ns(), {pid: cpu_s(pid) for pid in ours}
         begin_s = time.monotonic()
         self.client.stdin.write(f"{seconds} {rate_per_s}\n")
         self.client.stdin.flush()
@@ -91,7 +92,7 @@ class Load:
         used = {pid: max(0.0, cpu_s(pid) - used_s.get(pid, 0.0)) for pid in ours}
         server_s = used[self.server.pid]
         # What a py-spy used that was reaped meanwhile is taken for a stranger's.
-        foreign_s = host_busy_s() - busy_s - sum(used.values())
+        foreign_s = (host_busy_ns() - busy_ns) / 1e9 - sum(used.values())
         found["server_cpu_us"] = 1e6 * server_s / found["message_count"]
         found["server_cpu_pct"] = 100 * server_s / length_s
         found["foreign_cpu_pct"] = 100 * max(0.0, foreign_s) / length_s
@@ -153,12 +154,6 @@ def cpu_s(pid: int) -> float:
     return max(0, process_cpu_ns(pid)) / 1e9
 
 
-def host_busy_s() -> float:
-    """Time that all cores together were not idle (/proc/stat, proc(5))."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return (sum(ticks) - ticks[3] - ticks[4]) / _TICKS_PER_S
-
-
 @dataclass(slots=True)
 class Part:
     """One kind of load.
@@ -205,7 +200,7 @@ def measure(load: Load, part: Part, *, pair_count: int, seconds: float, probes: 
             if len(windows) == 2:
                 part.pairs.append((windows["off"], windows["on"]))
                 windows = {}
-                _say(f"{part.title}: pair {len(part.pairs)} of {pair_count}")
+                say(f"{part.title}: pair {len(part.pairs)} of {pair_count}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -274,12 +269,7 @@ def main() -> None:
     )
     sys.stdout.write(text)
     if options.write:
-        _DOCUMENT.write_text(text, encoding="utf-8")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+        write(_DOCUMENT, text)
 
 
 if __name__ == "__main__":

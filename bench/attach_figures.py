@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 BAR_PCT = 1.0
 FOREIGN_MOST_PCT = 15.0
@@ -86,8 +87,8 @@ def change_of(pairs: Sequence[Pair], name: str, *, more_is_better: bool, seed: i
     low_pct, high_pct = _as_pct(means[tail]), _as_pct(means[-1 - tail])
     best_pct, worst_pct = (-high_pct, -low_pct) if more_is_better else (low_pct, high_pct)
     return Change(
-        _median([off[name] for off, _ in pairs]),
-        _median([on[name] for _, on in pairs]),
+        median([off[name] for off, _ in pairs]),
+        median([on[name] for _, on in pairs]),
         _as_pct(trimmed_mean(logs)),
         low_pct,
         high_pct,
@@ -97,9 +98,3 @@ def change_of(pairs: Sequence[Pair], name: str, *, more_is_better: bool, seed: i
 
 def _as_pct(log_ratio: float) -> float:
     return 100 * math.expm1(log_ratio)
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
