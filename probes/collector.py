@@ -139,7 +139,9 @@ class Collector:
     def _follow(self) -> None:
         """Tells the probes of processes that took a slot since the last look."""
         # They are taken in order.
-        if self._target is None or self._free_slots[0][Counter.ROLE] == Role.FREE:
+        if self._target is None or not self._free_slots:
+            return
+        if self._free_slots[0][Counter.ROLE] == Role.FREE:
             return
         taken = [slot for slot in self._free_slots if slot[Counter.ROLE] != Role.FREE]
         self._free_slots = [s for s in self._free_slots if s[Counter.ROLE] == Role.FREE]
@@ -178,6 +180,7 @@ class Collector:
         follow_due_ns = now_ns()
         while True:
             at_ns = now_ns()
+            is_following = bool(self._free_slots) or self._pace is not None
             if self.live.phase != phase:
                 phase = self.live.phase
                 if phase == Phase.HOLD:
@@ -185,7 +188,7 @@ class Collector:
             for entry in self.driven:
                 if entry.running and now_ns() >= entry.due_ns:
                     self._sample(entry)
-            if self._free_slots and at_ns >= follow_due_ns:
+            if is_following and at_ns >= follow_due_ns:
                 follow_due_ns = at_ns + FOLLOW_NS
                 self._follow()
                 if self._pace is not None and self._hot is not None and self._target is not None:
@@ -202,7 +205,7 @@ class Collector:
             )
             if phase < Phase.HOLD:
                 due_ns = min(due_ns, at_ns + PHASE_NS)
-            if self._free_slots:
+            if is_following:
                 due_ns = min(due_ns, follow_due_ns)
             if self.stop_is_asked(timeout_s=max(0, due_ns - now_ns()) / NS_PER_S):
                 return

@@ -15,6 +15,7 @@ import pytest
 
 from probes import collector as collector_module
 from probes import registry
+from probes.attached_pace import AttachedPace
 from probes.clock import NS_PER_S, now_ns
 from probes.collect import parse_ports
 from probes.collector import Collector
@@ -463,11 +464,12 @@ def drive(run, fleet, monkeypatch):
     """``drive(*probes)`` runs them in a Collector of this process until each was sampled twice."""
     live, _, _ = fleet
 
-    def collect(*probes, names: list[str] | None = None) -> Collector:
+    def collect(*probes, names: list[str] | None = None, attached: bool = False) -> Collector:
         by_name = {probe.name: probe for probe in probes}
         monkeypatch.setattr(registry, "make", lambda name: by_name[name])
         stop_read, stop_write = os.pipe()
         collector = Collector(run, names or list(by_name), live, frozenset({9_001}), stop_read)
+        collector.attached = attached
         collector.prepare()
         assert collector.wait_for_fleet()
         collector.start()
@@ -520,6 +522,24 @@ def test_a_probe_that_cannot_run_says_why(run, drive, call: str):
         "install a kernel with BTF",
     )
     assert collector.ready_message()["unavailable"][0]["name"] == "tcp_events"
+
+
+def test_a_watch_keeps_its_budget_also_when_every_slot_is_taken(
+    fleet, drive, occupy, python_child, monkeypatch
+):
+    live, _, _ = fleet
+    occupy(live, 2, Role.SERVER, python_child(SLEEPER)[0].pid)
+    assert all(live.slot(index)[Counter.PID] for index in range(live.slot_count))
+    looks = []
+    look = AttachedPace.look
+
+    def noted(self, at_ns, *, is_hot):
+        looks.append(at_ns)
+        return look(self, at_ns, is_hot=is_hot)
+
+    monkeypatch.setattr(AttachedPace, "look", noted)
+    drive(FakeProbe("cpu_stacks"), attached=True)
+    assert looks
 
 
 def test_a_row_of_the_wrong_shape_fails_only_its_probe(run, drive, monkeypatch):
