@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from harness import handshake
 from harness.protocol import Close, Violation
+from harness.reply_excerpt import printable
 from probes.live import CloseKind
 
 _KINDS_MOST = 8
@@ -65,7 +66,7 @@ class RefusalReport:
         is_close = isinstance(event, Close)
         code = event.code if is_close else 0  # of a violation it is the one that we answer with
         if self._is_news(is_close, code, event.reason):
-            said = "".join(c if c.isprintable() else " " for c in event.reason).strip()
+            said = printable(event.reason)
             reason = "" if is_close else f"a frame of the server: {said}"
             self._report("connection_closed", code, reason, said if is_close else "")
         return CloseKind.CLOSE if is_close else CloseKind.PROTOCOL

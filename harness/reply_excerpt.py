@@ -28,12 +28,16 @@ def body_of(block: bytes, data: bytes) -> bytes:
     return found
 
 
+def printable(text: str) -> str:
+    """A stranger's text in one line that a terminal shows as it is."""
+    # isprintable() also stops line separators and marks that turn the direction of writing.
+    return "".join(c if c.isprintable() else " " for c in text).strip()
+
+
 def excerpt(body: bytes) -> str:
     """Its start in printable characters; of a page of HTML what people read."""
-    # isprintable() also stops line separators and marks that turn the direction of writing.
-    text = body[:BODY_EXCERPT_BYTES].decode("utf-8", "replace")
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    if _HTML.match(printable):  # what people read of a page
-        shown = _TAG.sub(" ", _TITLE.sub("", printable)).split()
-        printable = " ".join(shown or _TAG.sub(" ", printable).split())
-    return printable.strip()
+    text = printable(body[:BODY_EXCERPT_BYTES].decode("utf-8", "replace"))
+    if _HTML.match(text):  # what people read of a page
+        shown = _TAG.sub(" ", _TITLE.sub("", text)).split()
+        return " ".join(shown or _TAG.sub(" ", text).split())
+    return text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from harness.reply_excerpt import printable
+
 LINES_MOST_COUNT = 5
 LINE_CHARACTERS = 300
 
@@ -28,13 +30,13 @@ def telling_lines(text: str) -> list[str]:
     Returns:
         At most ``LINES_MOST_COUNT`` lines without control characters.
     """
-    shown = [_one_line(line) for line in text.splitlines() if not _FRAME.fullmatch(line)]
+    shown = [
+        printable(line)[:LINE_CHARACTERS]
+        for line in text.splitlines()
+        if not _FRAME.fullmatch(line)
+    ]
     lines = [line for line in shown if line]
     last = max((at for at, line in enumerate(lines) if _ERROR.match(line)), default=-1)
     if last < 0:
         return lines[-LINES_MOST_COUNT:]
     return lines[last : last + LINES_MOST_COUNT]
-
-
-def _one_line(line: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in line).strip()[:LINE_CHARACTERS]
