@@ -179,9 +179,9 @@ The CPU columns are of one core, while it watches. The 99th percentile is shown 
 it moves by many per cent from window to window without any watch. How the cost is bounded, and what
 that takes from what is seen: [design note 0008](design/0008-harmless-watching.md).
 
-A watch has run for 1.5 s when its first window begins and for 4 s when its second does, so a part of
-what it may spend at once is in these figures: up to 150 ms of the probes' CPU. In the long run that
-is 0.5 % of a core, by design.
+A watch has run for 1.5 s when its first window begins and for 4 s when its second does, so a part
+of what it may spend at once is in these figures: up to 150 ms of the probes' CPU. In the long run
+that is 0.5 % of a core, by design.
 
 ## What it was
 The first version watched failing system calls all the time and sampled a hot worker 100 times a
