@@ -23,6 +23,7 @@ settings.load_profile("connscope")
 
 TESTS = Path(__file__).parent
 SPREAD = (
+    "bench/test_bench.py",
     "bench/test_predictions.py",
     "harness/test_cli_doctor.py",
     "harness/test_cli_run.py",
@@ -31,7 +32,9 @@ SPREAD = (
     "privileged/test_attached_causes.py",
     "privileged/test_causes.py",
     "privileged/test_foreign_stacks.py",
+    "privileged/test_pages.py",
     "privileged/test_peers.py",
+    "probes/test_collect.py",
 )
 """Files whose tests have nothing in common but what ``once`` keeps: any process may run them."""
 LONG = (
@@ -44,8 +47,7 @@ LONG = (
     "reports/test_cli_report.py",
     "reports/test_figures.py",
     "reports/test_exports_in_browser.py",
-    "bench/test_bench.py",
-    "privileged/test_pages.py",
+    "harness/test_foreign_server.py",
 )
 """Files of 20 s and more: one that began last would keep the others waiting."""
 
@@ -95,36 +97,70 @@ class Machine:
             yield
 
     def record(
-        self, command: Sequence[str], output: Path, *, timeout_s: float, **options: Any
+        self,
+        command: Sequence[str],
+        output: Path,
+        *,
+        timeout_s: float,
+        shares: bool = False,
+        **options: Any,
     ) -> subprocess.CompletedProcess[str]:
-        """A run that has the machine alone until it is recorded.
+        """A run that has the machine alone, or shares it, until it is recorded.
 
         Args:
             command: With ``--output``.
             output: That folder.
             timeout_s: For all of it.
+            shares: Others that share may run meanwhile.
             options: Of Popen.
         """
-        with ExitStack() as analysis:
-            with self._turn(fcntl.LOCK_EX):
-                analysis.enter_context(self._lock("analysis", fcntl.LOCK_SH))
-                before = _latest(output)
-                end_s = time.monotonic() + timeout_s
-                child = subprocess.Popen(
-                    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-                )
-                while child.poll() is None and time.monotonic() < end_s:
-                    run = _latest(output)
-                    if run not in (None, before) and _is_recorded(run):
-                        break
-                    time.sleep(POLL_S)
+        with self.until_recorded(shares=shares) as release:
+            before = _latest(output)
+            end_s = time.monotonic() + timeout_s
+            child = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+            )
             try:
+                self.wait_for_recording(child, output, before=before, end_s=end_s)
+                release()
                 stdout, stderr = child.communicate(timeout=max(1.0, end_s - time.monotonic()))
             except BaseException:
                 child.kill()
                 child.communicate()
                 raise
         return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
+
+    @contextmanager
+    def until_recorded(self, *, shares: bool = False) -> Iterator[Callable[[], None]]:
+        """The machine until the function that it gives is called: then the run is recorded.
+
+        Its analysis may go on beside the start of the next run, but not beside ``alone``.
+
+        Args:
+            shares: Others that share may run meanwhile.
+        """
+        with ExitStack() as analysis, ExitStack() as turn:
+            turn.enter_context(self._turn(fcntl.LOCK_SH if shares else fcntl.LOCK_EX))
+            analysis.enter_context(self._lock("analysis", fcntl.LOCK_SH))
+            yield turn.close
+
+    @staticmethod
+    def wait_for_recording(
+        child: subprocess.Popen[str], output: Path, *, before: Path | None = None, end_s: float
+    ) -> None:
+        """Waits until a run is recorded, its process ends, or it is too late.
+
+        Args:
+            child: Makes the run.
+            output: The folder of its runs.
+            before: The newest run there until now.
+            end_s: When it is too late, of time.monotonic().
+        """
+        while child.poll() is None and time.monotonic() < end_s:
+            run = _latest(output)
+            if run not in (None, before) and _is_recorded(run):
+                return
+            time.sleep(POLL_S)
 
     @contextmanager
     def _turn(self, how: int) -> Iterator[None]:
@@ -194,12 +230,21 @@ def once(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long begins first; waiting for a turn is part of a test's time."""
+    """What shares the machine comes first, then what has it alone; in each what takes long.
+
+    Each change from the one to the other waits until nobody has a turn.
+    """
     long = {TESTS / name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: long.get(item.path, len(long)))
+    items.sort(key=lambda item: (_is_alone(item), long.get(item.path, len(long))))
     for item in items:
         if item.get_closest_marker("in_turn"):
             item.add_marker(pytest.mark.timeout(IN_TURN_TIMEOUT_S))
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    in_turn = item.get_closest_marker("in_turn")
+    shares = in_turn.kwargs.get("shares", False) if in_turn else True
+    return item.get_closest_marker("alone") is not None or not shares
 
 
 def pytest_collection_finish() -> None:

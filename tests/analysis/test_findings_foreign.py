@@ -332,6 +332,23 @@ def test_with_a_part_of_a_core_it_spins_where_that_part_goes_into_accepts(
         assert "called by _accept_connection (loop.py)" in found["accept-spin"].sentence
 
 
+@pytest.mark.parametrize(
+    ("rate", "accepts_count", "spins"), [(4_000, 20, True), (4_000, 5, False), (3_000, 20, False)]
+)
+def test_often_for_the_cpu_that_it_got_a_tenth_of_its_stacks_will_do(
+    foreign, rate, accepts_count, spins
+):
+    """At 70 % of a core: of stacks that nothing stops for, some are torn."""
+    full(foreign, rate=rate)
+    foreign.cpu(800, 70, from_s=0.5, until_s=5.0)
+    stacks(
+        foreign, "python_stacks",
+        ("run (app.py:1);_accept_connection (loop.py:9)", accepts_count),
+        ("run (app.py:1);render (views.py:9)", 100 - accepts_count),
+    )  # fmt: skip
+    assert ("accept-spin" in by_cause(foreign)) is spins
+
+
 # -- a server that accepts and closes fails as often as clients come -------------------------------
 
 

@@ -15,8 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,10 @@ from harness.run_cgroups import RunCgroups
 from probes import live as live_memory
 from probes.live import Counter, Live, Phase
 
-pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
+pytestmark = pytest.mark.privileged
 
 DEADLINE_S = 60
 HOLD_MOST_S = 4.0
-CROWDED = "host-cpu-saturated"
 BUSY = scenario.Row(
     id="busy-and-healthy",
     shows="one worker with real traffic that takes most of a core, and keeps up",
@@ -121,39 +119,46 @@ class WaitingFleet:
         self._stack.close()
 
 
-def watch(path: Path, row: scenario.Row) -> dict[str, Any]:
-    """Has profile-attach watch the server of a row: its verdict, exit code, and the pid to name."""
+def watch(machine: Any, path: Path, row: scenario.Row) -> dict[str, Any]:
+    """Has profile-attach watch the server of a row: its verdict, exit code, and the pid to name.
+
+    A row that is calm shares the machine.
+    """
     assert os.geteuid() == 0, "these tests need root: sudo make test"
     attached = row.extra["attached"]
     probes = ["--probes", attached["probes"]] if "probes" in attached else []
-    fleet = WaitingFleet(path, row)
     log = path / "attach.log"
-    try:
-        words = [
-            *(sys.executable, "-P", "-m", "harness.cli_attach", "--pid", str(fleet.server_pid)),
-            *(*probes, "--json", "--no-report", "--output", str(path / "runs")),
-        ]
+    with machine.until_recorded(shares=row.id in CALM) as release, ExitStack() as stack:
+        fleet = stack.enter_context(closing(WaitingFleet(path, row)))
         pid = fleet.pid_of_slot(attached["slot"]) if "slot" in attached else 0
+        words = [
+            *(sys.executable, "-P", "-m", "harness.cli_attach"),
+            *("--pid", str(fleet.server_pid), *probes, "--json", "--no-report"),
+            *("--output", str(path / "runs")),
+        ]
         with log.open("w") as stream:
             attach = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stream, text=True)
+        stack.callback(end, attach)
 
         def begun() -> bool:
             return attach.poll() is not None or "| watch " in log.read_text()
 
-        try:
-            wait_until("the watch begins", begun)
-            fleet.play()
-            attach.send_signal(signal.SIGINT)
-            out, _ = attach.communicate(timeout=DEADLINE_S)
-        finally:
-            attach.kill()
-            attach.wait()
-    finally:
+        wait_until("the watch begins", begun)
+        fleet.play()
+        attach.send_signal(signal.SIGINT)
+        machine.wait_for_recording(attach, path / "runs", end_s=time.monotonic() + DEADLINE_S)
         fleet.close()
+        release()
+        out, _ = attach.communicate(timeout=DEADLINE_S)
     said = log.read_text()
     assert "Traceback" not in said, said
     assert out, said
     return {"verdict": json.loads(out), "exit_code": attach.returncode, "pid": pid}
+
+
+def end(child: subprocess.Popen[str]) -> None:
+    child.kill()
+    child.wait()
 
 
 class Watched:
@@ -185,24 +190,22 @@ def watched(once: Callable[..., Any], machine: Any) -> Callable[[str], Watched]:
     """Watches a row the first time it is asked for; rows that mostly wait side by side."""
 
     def get(row_id: str) -> Watched:
-        def made(folder: Path) -> dict[str, Any]:
-            with machine.shared() if row_id in CALM else machine.alone():
-                return watch(folder, ROWS[row_id])
-
-        return Watched(ROWS[row_id], once(f"attached {row_id}", made))
+        row = ROWS[row_id]
+        return Watched(row, once(f"attached {row_id}", lambda folder: watch(machine, folder, row)))
 
     return get
 
 
-@pytest.mark.parametrize("row_id", [*CALM, *(each for each in ROWS if each not in CALM)])
-def test_the_cause_is_named_from_outside_with_its_process_and_a_fix_for_its_owner(watched, row_id):
+@pytest.mark.parametrize(
+    "row_id",
+    [pytest.param(row_id, marks=pytest.mark.in_turn(shares=row_id in CALM)) for row_id in ROWS],
+)
+def test_the_cause_is_named_from_outside_with_its_process_and_a_fix_for_its_owner(
+    watched, beside_others, row_id
+):
     seen = watched(row_id)
     findings = seen.verdict["findings"]
-    expect = seen.expect
-    if row_id in CALM and any(f["cause"] == CROWDED for f in findings):
-        # side by side they may take all cores; then that is named as well, and may come first
-        named_cause = expect.named or expect.cause
-        expect = replace(expect, cause="", named=named_cause, may=(*expect.may, CROWDED))
+    expect = beside_others(seen.expect, findings) if row_id in CALM else seen.expect
     everything = json.dumps({"verdict": seen.verdict["verdict"], "findings": findings}, indent=1)
     assert expect.complaints(seen.verdict) == [], everything
     is_good = seen.verdict["verdict"]["cause"] == "no-limit-met"

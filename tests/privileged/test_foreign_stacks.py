@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,8 @@ CLASSES = Path(__file__).parents[2] / ".venv-peers" / "java"
 PYTHON_WITH_FRAMES = CLASSES.parent / "python3.15" / "usr" / "bin" / "python3.15"
 DEADLINE_S = 90
 LIMIT = 300
+LOSES_ITS_RESERVE = ("--connections", "1500", "--clients", "6")
+"""Six clients: each gives up after a hundred resets, and each reset is a chance to lose it."""
 
 
 @pytest.fixture
@@ -42,17 +43,14 @@ def profile_run(machine: Any, tmp_path: Path) -> Callable[..., tuple[dict[str, A
             *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
             *("--server-cmd", command, "--output", str(tmp_path), *arguments),
         ]
-        options: dict[str, Any] = {
-            "cwd": tmp_path,  # node leaves an isolate-…-v8.log there
-            "env": {**os.environ, "NODE_PATH": str(NODE_MODULES)},
-        }
-        if shares:
-            with machine.shared():
-                done = subprocess.run(
-                    words, capture_output=True, text=True, timeout=DEADLINE_S, **options
-                )
-        else:
-            done = machine.record(words, tmp_path, timeout_s=DEADLINE_S, **options)
+        done = machine.record(
+            words,
+            tmp_path,
+            timeout_s=DEADLINE_S,
+            shares=shares,
+            cwd=tmp_path,  # node leaves an isolate-…-v8.log there
+            env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
+        )
         assert "Traceback" not in done.stderr, done.stderr
         assert done.stdout, done.stderr
         path = (tmp_path / "latest").resolve()
@@ -87,6 +85,11 @@ def share_of(finding: dict[str, Any], function: str) -> float:
     return float(value)
 
 
+def value_of(finding: dict[str, Any], name: str) -> float:
+    (value,) = [e["value"] for e in finding["evidence"] if e["name"] == name]
+    return float(value)
+
+
 def cpu_pct_of(spin: dict[str, Any]) -> float:
     (value,) = [e["value"] for e in spin["evidence"] if e["name"].startswith("CPU of this")]
     return float(value)
@@ -102,11 +105,16 @@ def has_symbols() -> bool:
 def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(profile_run, has_symbols):
     verdict, page = profile_run(
         at_limit(f"node {FOREIGN / 'lost_reserve.cjs'} {{port}}"),
-        *("--connections", "450", "--ramp", "400", "--connect-timeout", "2", "--hold", "1"),
+        *LOSES_ITS_RESERVE,
+        *("--ramp", "800", "--connect-timeout", "2", "--hold", "0.2"),
     )
     assert verdict["verdict"]["cause"] == "fd-limit-process"
-    spin = finding_of(verdict, "accept-spin")
+    limit, spin = finding_of(verdict, "fd-limit-process"), finding_of(verdict, "accept-spin")
+    assert value_of(limit, "clients whose handshake was not answered until their timeout") > 0
     assert spin["side"] == "server"
+    assert spin["follows_from"] == "fd-limit-process"
+    assert spin["subject"]["pid"] == limit["subject"]["pid"]
+    assert value_of(spin, "handshakes it completed meanwhile") == 0
     assert spin["subject"]["command"] == "node lost_reserve.cjs"
     explanation = spin["explanation"]
     if has_symbols:
@@ -142,6 +150,7 @@ def quota() -> Iterator[str]:
         folder.rmdir()
 
 
+@pytest.mark.in_turn(shares=True)
 def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(profile_run, quota):
     program = f"{shlex.quote(sys.executable)} {FOREIGN / 'asyncio_retry.py'} {{port}} 4096"
     verdict, page = profile_run(
@@ -162,14 +171,14 @@ def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(profile_run
 
 
 @pytest.mark.node
+@pytest.mark.in_turn(shares=True)
 def test_node_without_its_reserve_descriptor_is_explained_with_half_of_a_core(
     profile_run, has_symbols, quota
 ):
     verdict, _ = profile_run(
         at_limit(f"node {FOREIGN / 'lost_reserve.cjs'} {{port}}", quota),
-        # six clients: each gives up after a hundred resets, and a reset is a chance to lose it
-        *("--connections", "1500", "--clients", "6", "--ramp", "400"),
-        *("--connect-timeout", "2", "--hold", "1"),
+        *LOSES_ITS_RESERVE,
+        *("--ramp", "400", "--connect-timeout", "2", "--hold", "1"),
         shares=True,
     )
     assert cpu_pct_of(finding_of(verdict, "accept-spin")) < 65

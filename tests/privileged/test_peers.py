@@ -1,11 +1,12 @@
-"""Other people's servers at their descriptor limit: what each does there, named by the verdict."""
+"""Other people's servers at their descriptor limit: what each does there, named by the verdict.
+
+Node that has lost its reserve descriptor is in ``test_foreign_stacks``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,12 @@ import pytest
 
 from bench.peers import catalogue
 
-pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.in_turn]
+pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.in_turn(shares=True)]
 
 DEADLINE_S = 60
 NOFILE = 300
 PORTS = "nginx without ports"
-GREEDY = Path(__file__).parents[1] / "harness" / "foreign" / "greedy.cjs"
 COMMANDS = {
-    "greedy": f"node {shlex.quote(str(GREEDY))} {{port}}",
     "asyncio-4096": f"{catalogue.BY_NAME['websockets'].command(1)} 4096",
 }
 COUNTS = "failing_syscalls,live_samples,process_samples"
@@ -69,9 +68,6 @@ EXPECTED = {
     "java": Expected(
         1, "java EchoServer", "accept-spin", True, calls=("accept",), function="accept", wait_s=2.0
     ),
-    "greedy": Expected(
-        1, "node greedy.cjs", "accept-spin", True, function="uv__server_io", wait_s=2.0
-    ),
 }  # fmt: skip
 
 
@@ -97,14 +93,13 @@ def record(machine: Any, path: Path, command: str, *arguments: str) -> dict[str,
         *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
         *("--server-cmd", command, "--hold", "0.2", "--output", str(path), *arguments),
     ]
-    environment = catalogue.environment()
-    if STACKS in arguments:
-        done = machine.record(words, path, timeout_s=DEADLINE_S, env=environment)
-    else:
-        with machine.shared():
-            done = subprocess.run(
-                words, capture_output=True, text=True, timeout=DEADLINE_S, env=environment
-            )
+    done = machine.record(
+        words,
+        path,
+        timeout_s=DEADLINE_S,
+        shares=STACKS not in arguments,
+        env=catalogue.environment(),
+    )
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 3, done.stderr
     return {"verdict": json.loads(done.stdout), "path": str(path)}
@@ -112,12 +107,11 @@ def record(machine: Any, path: Path, command: str, *arguments: str) -> dict[str,
 
 def run_into_limit(machine: Any, path: Path, name: str) -> dict[str, Any]:
     expected = EXPECTED[name]
-    ramp = ("--ramp", "600") if name == "greedy" else ()  # some must come when it is full
     return record(
         machine,
         path,
         COMMANDS.get(name) or installed(name).command(expected.workers),
-        *("--connections", str(NOFILE * (expected.workers + 2)), "--nofile", str(NOFILE), *ramp),
+        *("--connections", str(NOFILE * (expected.workers + 2)), "--nofile", str(NOFILE)),
         *("--connect-timeout", str(expected.wait_s)),
         *("--probes", STACKS if expected.function else COUNTS),
     )
@@ -151,8 +145,13 @@ def full(once: Callable[..., Any], machine: Any) -> Callable[[str], Run]:
     return get
 
 
-# First those that share the machine: each change to those that have it alone waits.
-@pytest.mark.parametrize("name", sorted(EXPECTED, key=lambda name: bool(EXPECTED[name].function)))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.in_turn(shares=not expected.function))
+        for name, expected in EXPECTED.items()
+    ],
+)
 def test_the_limit_and_what_follows_from_it_are_named(full, name):
     run, expected = full(name), EXPECTED[name]
     said = run.verdict["verdict"]
@@ -172,14 +171,14 @@ def test_the_limit_and_what_follows_from_it_are_named(full, name):
     # A full worker on a shared listener also takes, and resets, what its sibling has room for.
     assert capacity - 12 <= held <= expected.workers * capacity + 12
     named = {f["cause"] for f in run.verdict["findings"]} - {"fd-limit-process"}
-    greedy_resets = {"server-resets-when-full"} if name == "greedy" else set()  # until it lost it
-    assert named - greedy_resets == {expected.consequence} - {""}
+    assert named == {expected.consequence} - {""}
     hanging = values.get("clients whose handshake was not answered until their timeout", 0)
     assert (hanging > 0) is expected.hangs
     if expected.consequence:
         assert run.finding(expected.consequence)["follows_from"] == "fd-limit-process"
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", [name for name, each in EXPECTED.items() if each.function])
 def test_a_worker_that_spins_is_explained_down_to_the_function(full, name):
     run, expected = full(name), EXPECTED[name]

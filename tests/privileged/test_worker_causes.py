@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -57,18 +56,14 @@ def test_connections_were_sent_away_while_there_was_room(provoked):
         assert run.finding(cause)["follows_from"] == "full-worker-on-shared-listener"
 
 
-def test_however_fast_clients_come_a_reserve_descriptor_is_no_spin(tmp_path):
+def test_however_fast_clients_come_a_reserve_descriptor_is_no_spin(machine, tmp_path):
     """10,000 failing accepts a second in each worker, each followed by one that is closed."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
-            *("--output", str(tmp_path), "--connections", "40000", "--hold", "1"),
-            *("--workers", "2", "--nofile", "400", "--at-fd-limit", "reset"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+    words = [
+        *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
+        *("--output", str(tmp_path), "--connections", "40000", "--hold", "0.2"),
+        *("--workers", "2", "--nofile", "400", "--at-fd-limit", "reset"),
+    ]
+    done = machine.record(words, tmp_path, timeout_s=90)
     assert done.returncode == 3, done.stderr
     findings = {f["cause"]: f for f in json.loads(done.stdout)["findings"]}
     resets = findings["server-resets-when-full"]["evidence"]
