@@ -21,8 +21,10 @@ from analysis.signs import ETIMEDOUT, Signs
 LEAST_S = 1.0
 _BEHIND = 0.8
 _STALLED_LOOP_S = 0.5
-_WATCHED_WAIT_PCT = 40.0
-"""A server that waits less comes to rest in between, and so keeps up, if late."""
+_WATCHED_WAIT_PCT = 20.0
+"""An idle server waits up to a tenth of the time for the few turns that it takes."""
+_WATCHED_LONG_WAIT_PCT = 40.0
+"""So much is a lot, also beside more time on a core."""
 _WATCHED_PRESSURE_PCT = 60.0
 _WATCHED_LEAST_S = 3.0
 
@@ -156,8 +158,19 @@ def _stalled_attempts(signs: Signs) -> Harm | None:
     )
 
 
+def is_starved(wait_pct: pd.Series[float], cpu_pct: pd.Series[float]) -> pd.Series[bool]:
+    """Whether a process got much less of a core than it wanted, which is what it got and waited.
+
+    Args:
+        wait_pct: Part of the time that it was ready to run and had no core; NaN is not starved.
+        cpu_pct: Part of the time that it had one.
+    """
+    less_than_half = (wait_pct >= _WATCHED_WAIT_PCT) & (wait_pct >= cpu_pct)
+    return less_than_half | (wait_pct >= _WATCHED_LONG_WAIT_PCT)
+
+
 def _waiting_server(signs: Signs) -> Harm | None:
-    """The longest time in which a process of the server waited for a core much of every interval.
+    """The longest time in which a process of the server was starved in every interval.
 
     What clients or event loops missed by it is not seen from outside: it takes longer to be told.
     """
@@ -167,7 +180,7 @@ def _waiting_server(signs: Signs) -> Harm | None:
         return _waiting_tasks(signs)
     best: tuple[float, pd.DataFrame] | None = None
     for _, mine in rows.groupby("pid", sort=True):
-        for since_s, part in _spans(mine, mine["wait_pct"] >= _WATCHED_WAIT_PCT):
+        for since_s, part in _spans(mine, is_starved(mine["wait_pct"], mine["cpu_pct"])):
             length_s = float(part["at_s"].iloc[-1]) - since_s
             if length_s >= _WATCHED_LEAST_S and (
                 best is None or length_s > float(best[1]["at_s"].iloc[-1]) - best[0]

@@ -4,8 +4,8 @@ A ramp on loopback fills every core by design, so a full host alone is no findin
 Proof: three things in one span, all cores busy, a process of the run that waited for one (its time
 on the run queue; of older recordings the host's CPU pressure), and harm: messages or pings that
 fall behind their rate while connections are held, an event loop that stands still in most workers,
-or attempts that timed out. Of a server that is only watched: one of its processes waited two
-fifths of 3 s or more.
+or attempts that timed out. Of a server that is only watched: for 3 s or more one of its processes
+waited a fifth of the time and longer than it had a core, or two fifths.
 Told apart from ``hot-worker-code``, ``accept-spin`` and ``keepalive-storm``: those name one process
 or one kind of work that fills the cores, and are named instead while the fleet itself takes the
 CPU. Where processes beside the fleet take it, they are the cause whatever the fleet does.
@@ -80,6 +80,8 @@ def _is_full(signs: Signs, harm: Harm) -> bool:
     busy_pct = _busy_pct(signs, harm)
     if busy_pct is None or busy_pct < _BUSY_PCT or harm.until_s - harm.from_s < LEAST_S:
         return False
+    if signs.view.is_attached:
+        return True  # that it waited is the harm
     waiting = _longest_waiting(signs, harm)
     wait_pct = waiting[1] if waiting else _pressure_pct(signs, harm)
     return wait_pct is None or wait_pct >= _LEAST_WAIT_PCT
