@@ -6,9 +6,10 @@ on the run queue; of older recordings the host's CPU pressure), and harm: messag
 fall behind their rate while connections are held, an event loop that stands still in most workers,
 or attempts that timed out. Of a server that is only watched: for 3 s or more one of its processes
 waited a fifth of the time and longer than it had a core, or two fifths.
-Told apart from ``hot-worker-code``, ``accept-spin`` and ``keepalive-storm``: those name one process
-or one kind of work that fills the cores, and are named instead while the fleet itself takes the
-CPU. Where processes beside the fleet take it, they are the cause whatever the fleet does.
+Told apart from ``hot-worker-code``, ``garbage-collection``, ``accept-spin`` and
+``keepalive-storm``: those name one process or one kind of work that fills the cores, and are named
+instead while the fleet itself takes the CPU. Where processes beside the fleet take it, they are the
+cause whatever the fleet does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from analysis.cpu import cpu_between, df_host_pressure
 from analysis.evidence import Evidence, Finding, Fix, Subject
-from analysis.findings import accept_spin, hot_worker_code, keepalive_storm
+from analysis.findings import accept_spin, garbage_collection, hot_worker_code, keepalive_storm
 from analysis.full_host_harm import LEAST_S, Harm, harms_of
 from analysis.run_view import Phase
 from analysis.signs import Signs
@@ -147,7 +148,8 @@ def _shares(signs: Signs, harm: Harm) -> _Shares:
 def _is_named_otherwise(signs: Signs) -> bool:
     """A cause that says more than "full" explains who takes the CPU."""
     named = keepalive_storm.find(signs) or hot_worker_code.find(signs)
-    return bool(named or accept_spin.spinning_pids(signs))
+    collecting = garbage_collection.collecting_pids(signs)
+    return bool(named or collecting or accept_spin.spinning_pids(signs))
 
 
 # -- what is said -----------------------------------------------------------------------------

@@ -504,6 +504,15 @@ def test_a_server_that_fills_the_host_itself_needs_more_cores(watched):
     assert "the server alone took 75 %" in fix.effect
 
 
+def test_a_collector_that_fills_the_host_says_more_than_that_it_is_full(watched):
+    watched.cpu(800, 150, from_s=-0.5, until_s=6.0, wait_pct=60)
+    watched.host_cpu(99, from_s=-0.5, until_s=6.0)
+    for tenth in range(60):
+        watched.add("cpu_stacks", at_s=tenth / 10, pid=800, tid=801, sample_count=7,
+                    user_stack="v8::internal::ConcurrentMarking::Run")  # fmt: skip
+    assert causes(summarise(watched.frames())) == {"garbage-collection"}
+
+
 @pytest.mark.parametrize(("starved_s", "is_named"), [(2.5, False), (3.5, True)])
 def test_a_server_that_waits_for_a_moment_is_not_starved(watched, starved_s, is_named):
     idle(watched)
