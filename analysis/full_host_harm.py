@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from analysis.cpu import df_host_pressure
@@ -16,8 +18,11 @@ from analysis.evidence import Evidence
 from analysis.findings import fd_limit_process
 from analysis.hot_worker import runs_of
 from analysis.keepalive import ping_work
+from analysis.run_view import Floats, RunView
 from analysis.signs import ETIMEDOUT, Signs
 
+BUSY_PCT = 95.0
+"""The mean of all cores: clock ticks of 10 ms hide the last few per cent."""
 LEAST_S = 1.0
 _BEHIND = 0.8
 _STALLED_LOOP_S = 0.5
@@ -27,6 +32,8 @@ _WATCHED_LONG_WAIT_PCT = 40.0
 """So much is a lot, also beside more time on a core."""
 _WATCHED_PRESSURE_PCT = 60.0
 _WATCHED_LEAST_S = 3.0
+_BEYOND_SHARE = 0.2
+"""So much of an interval may lie behind the end of the watch: a full host delays the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,33 @@ def _stalled_attempts(signs: Signs) -> Harm | None:
     )
 
 
+def host_totals(view: RunView) -> tuple[Floats, Floats, Floats]:
+    """The host's samples: moments in s, time of all cores so far, and of that busy, both in ns."""
+    raw = view.frames["host_cpu"]
+    raw = raw[(raw["core"] == -1) == bool((raw["core"] == -1).any())]
+    totals = raw.drop(columns="core").groupby("at_ns").sum()
+    whole = totals.sum(axis=1).to_numpy(dtype=np.float64)
+    free = (totals["idle_ns_total"] + totals["steal_ns_total"]).to_numpy(dtype=np.float64)
+    return view.seconds_of(totals.index), whole, whole - free
+
+
+def is_full_between(view: RunView, since_s: Floats, until_s: Floats) -> npt.NDArray[np.bool_]:
+    """Whether all cores were busy, for each span; not where nobody knows.
+
+    Args:
+        view: The run.
+        since_s: Where the spans begin.
+        until_s: Where they end.
+    """
+    at_s, whole, busy = host_totals(view)
+    if len(at_s) < 2:
+        return np.zeros(len(since_s), dtype=bool)
+    grown = np.interp(until_s, at_s, whole) - np.interp(since_s, at_s, whole)
+    grown_busy = np.interp(until_s, at_s, busy) - np.interp(since_s, at_s, busy)
+    full: npt.NDArray[np.bool_] = (grown > 0) & (100 * grown_busy >= BUSY_PCT * grown)
+    return full
+
+
 def is_starved(wait_pct: pd.Series[float], cpu_pct: pd.Series[float]) -> pd.Series[bool]:
     """Whether a process got much less of a core than it wanted, which is what it got and waited.
 
@@ -170,66 +204,71 @@ def is_starved(wait_pct: pd.Series[float], cpu_pct: pd.Series[float]) -> pd.Seri
 
 
 def _waiting_server(signs: Signs) -> Harm | None:
-    """The longest time in which a process of the server was starved in every interval.
+    """The longest time in which a process of the server was starved and no core free, all along.
 
     What clients or event loops missed by it is not seen from outside: it takes longer to be told.
     """
     rows = signs.worker_cpu
-    rows = rows[(rows["side"] == "server") & (rows["at_s"] <= signs.view.stop_s)]
+    rows = rows[rows["side"] == "server"]
     if not rows["wait_pct"].notna().any():
         return _waiting_tasks(signs)
-    best: tuple[float, pd.DataFrame] | None = None
-    for _, mine in rows.groupby("pid", sort=True):
-        for since_s, part in _spans(mine, is_starved(mine["wait_pct"], mine["cpu_pct"])):
-            length_s = float(part["at_s"].iloc[-1]) - since_s
-            if length_s >= _WATCHED_LEAST_S and (
-                best is None or length_s > float(best[1]["at_s"].iloc[-1]) - best[0]
-            ):
-                best = since_s, part
+    begun_s = _first_sample_s(signs.view)
+    best: tuple[float, float, pd.DataFrame] | None = None
+    for pid, mine in rows.groupby("pid", sort=True):
+        at_s = mine["at_s"].to_numpy()
+        since = np.concatenate([[max(0.0, begun_s[int(str(pid))])], at_s[:-1]])
+        is_watched = at_s - signs.view.stop_s <= _BEYOND_SHARE * (at_s - since)
+        is_full = is_full_between(signs.view, since, at_s)
+        flags = is_starved(mine["wait_pct"], mine["cpu_pct"]) & is_watched & is_full
+        for start, stop in runs_of(flags.to_numpy()):
+            from_s, until_s = float(since[start]), min(float(at_s[stop - 1]), signs.view.stop_s)
+            is_long = until_s - from_s >= _WATCHED_LEAST_S
+            if is_long and (best is None or until_s - from_s > best[1] - best[0]):
+                lengths_s = (at_s - since)[start:stop]
+                best = from_s, until_s, mine.iloc[start:stop].assign(length_s=lengths_s)
     if best is None:
         return None
-    since_s, part = best
-    until_s = float(part["at_s"].iloc[-1])
-    lengths_s = part["at_s"].diff().fillna(float(part["at_s"].iloc[0]) - since_s)
+    from_s, until_s, part = best
     wait_pct, cpu_pct = (
-        float((part[column] * lengths_s).sum() / lengths_s.sum())
+        float((part[column] * part["length_s"]).sum() / part["length_s"].sum())
         for column in ("wait_pct", "cpu_pct")
     )
     subject = signs.view.subject(int(part["pid"].iloc[0]))
     return Harm(
-        since_s,
+        from_s,
         until_s,
         f"{subject} waited for a core {wait_pct:.0f} % of the time and got {cpu_pct:.0f} %",
         (
-            Evidence(f"time that {subject} waited for a core", wait_pct, "pct", "process_samples",
-                     since_s),
-            Evidence("time that it had one", cpu_pct, "pct", "process_samples", since_s),
+            Evidence(
+                f"time that {subject} waited for a core",
+                *(wait_pct, "pct", "process_samples", from_s),
+            ),
+            Evidence("time that it had one", cpu_pct, "pct", "process_samples", from_s),
         ),
-    )  # fmt: skip
+    )
 
 
-def _spans(rows: pd.DataFrame, flags: pd.Series[bool]) -> list[tuple[float, pd.DataFrame]]:
-    """Unbroken runs of flagged intervals: when each began, and its rows."""
-    at_s = rows["at_s"].to_numpy()
-    return [
-        (float(at_s[start - 1]) if start else 0.0, rows.iloc[start:stop])
-        for start, stop in runs_of(flags.to_numpy())
-    ]
+def _first_sample_s(view: RunView) -> dict[int, float]:
+    """When each process was sampled first."""
+    first_ns = view.frames["process_samples"].groupby("pid")["at_ns"].min()
+    return {int(str(pid)): view.seconds(at_ns) for pid, at_ns in first_ns.items()}
 
 
 def _waiting_tasks(signs: Signs) -> Harm | None:
     """For a recording without the server's own waits: any task of the host waited all along."""
     rows = df_host_pressure(signs.view)
     rows = rows[(rows["resource"] == "cpu") & (rows["at_s"] <= signs.view.stop_s)]
+    at_s = rows["at_s"].to_numpy()
     spans = [
-        (since_s, part)
-        for since_s, part in _spans(rows, rows["some_pct"] >= _WATCHED_PRESSURE_PCT)
-        if float(part["at_s"].iloc[-1]) - since_s >= _WATCHED_LEAST_S
+        (float(at_s[start - 1]) if start else 0.0, rows.iloc[start:stop])
+        for start, stop in runs_of(rows["some_pct"].to_numpy() >= _WATCHED_PRESSURE_PCT)
     ]
     if not spans:
         return None
     since_s, part = max(spans, key=lambda span: float(span[1]["at_s"].iloc[-1]) - span[0])
     until_s, mean = float(part["at_s"].iloc[-1]), float(part["some_pct"].mean())
+    if until_s - since_s < _WATCHED_LEAST_S:
+        return None
     evidence = Evidence("time that tasks waited for a core", mean, "pct", "host_pressure", since_s)
     words = f"tasks waited for a core {mean:.0f} % of {until_s - since_s:.1f} s"
     return Harm(since_s, until_s, words, (evidence,), is_of_any_task=True)

@@ -21,12 +21,10 @@ import numpy as np
 from analysis.cpu import cpu_between, df_host_pressure
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.findings import accept_spin, garbage_collection, hot_worker_code, keepalive_storm
-from analysis.full_host_harm import LEAST_S, Harm, harms_of
+from analysis.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_totals
 from analysis.run_view import Phase
 from analysis.signs import Signs
 
-_BUSY_PCT = 95.0
-"""The mean of all cores: clock ticks of 10 ms hide the last few per cent."""
 _COVERED = 0.6
 _LEAST_WAIT_PCT = 30.0
 """Where cores are just full, every process of the run gets one soon."""
@@ -79,7 +77,7 @@ def find(signs: Signs) -> list[Finding]:
 
 def _is_full(signs: Signs, harm: Harm) -> bool:
     busy_pct = _busy_pct(signs, harm)
-    if busy_pct is None or busy_pct < _BUSY_PCT or harm.until_s - harm.from_s < LEAST_S:
+    if busy_pct is None or busy_pct < BUSY_PCT or harm.until_s - harm.from_s < LEAST_S:
         return False
     if signs.view.is_attached:
         return True  # that it waited is the harm
@@ -103,19 +101,14 @@ def _busy_pct(signs: Signs, harm: Harm) -> float | None:
 
     From totals: on a full host the samples themselves come late, down to one in several seconds.
     """
-    raw = signs.view.frames["host_cpu"]
-    raw = raw[(raw["core"] == -1) == bool((raw["core"] == -1).any())]
-    totals = raw.drop(columns="core").groupby("at_ns").sum()
-    at_s = signs.view.seconds_of(totals.index)
-    inside = np.flatnonzero((at_s >= harm.from_s - 0.6) & (at_s <= harm.until_s + 0.6))
-    if len(inside) < 2:
+    at_s, whole, busy = host_totals(signs.view)
+    if len(at_s) < 2:
         return None
-    first, last = inside[0], inside[-1]
-    if at_s[last] - at_s[first] < _COVERED * (harm.until_s - harm.from_s):
+    ends = np.array([max(harm.from_s, at_s[0]), min(harm.until_s, at_s[-1])])
+    if ends[1] - ends[0] < _COVERED * (harm.until_s - harm.from_s):
         return None
-    grown = totals.iloc[last] - totals.iloc[first]
-    free = grown["idle_ns_total"] + grown["steal_ns_total"]
-    return float(100 * (1 - free / grown.sum())) if grown.sum() > 0 else None
+    grown, grown_busy = (float(np.diff(np.interp(ends, at_s, each))[0]) for each in (whole, busy))
+    return 100 * grown_busy / grown if grown > 0 else None
 
 
 def _pressure_pct(signs: Signs, harm: Harm) -> float | None:

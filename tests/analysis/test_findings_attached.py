@@ -524,6 +524,40 @@ def test_a_server_that_waits_for_a_moment_is_not_starved(watched, starved_s, is_
     assert ("host-cpu-saturated" in causes(summarise(watched.frames()))) is is_named
 
 
+@pytest.mark.parametrize(("full_from_s", "is_named"), [(2.5, True), (3.5, False)])
+def test_a_server_is_starved_only_while_no_core_is_free(watched, full_from_s, is_named):
+    idle(watched)
+    watched.rows["process_samples"].clear()
+    watched.cpu(800, 3, from_s=-0.5, until_s=6.0, wait_pct=50)
+    watched.host_cpu(50, from_s=-0.5, until_s=full_from_s)
+    watched.host_cpu(100, from_s=full_from_s, until_s=6.0)
+    summary = summarise(watched.frames())
+    assert ("host-cpu-saturated" in causes(summary)) is is_named
+    if is_named:
+        assert named(summary, "host-cpu-saturated").first_s == full_from_s
+
+
+@pytest.mark.parametrize(("last_s", "is_named"), [(6.6, True), (7.5, False)])
+def test_a_full_host_delays_samples_to_the_end_of_the_watch(watched, last_s, is_named):
+    """A sample at 2 s, the next when the watch was over, at 6 s: most was watched, or not."""
+    idle(watched)
+    watched.rows["process_samples"].clear()
+    for at_s, wait_s in ((-0.5, 0.0), (2.0, 0.0), (last_s, 3.0)):
+        watched.add("process_samples", at_s=at_s, pid=800, role="server", state="running",
+                    run_queue_wait_ns_total=int(wait_s * S))  # fmt: skip
+    watched.host_cpu(100, from_s=-0.5, until_s=8.0)
+    assert ("host-cpu-saturated" in causes(summarise(watched.frames()))) is is_named
+
+
+def test_a_process_that_came_late_is_not_starved_from_the_begin_on(watched):
+    idle(watched)
+    watched.rows["process_samples"].clear()
+    watched.cpu(800, 3, from_s=-0.5, until_s=6.0, wait_pct=0)
+    watched.cpu(801, 3, from_s=4.0, until_s=6.0, wait_pct=80)
+    watched.host_cpu(100, from_s=-0.5, until_s=6.0)
+    assert causes(summarise(watched.frames())) == {"no-limit-met"}
+
+
 @pytest.mark.parametrize(
     ("pressure_pct", "cpu_pct", "cause"),
     [

@@ -367,7 +367,7 @@ def test_node_at_the_end_of_its_heap_is_told_from_hot_code(world):
     assert (found["side"], found["subject"]["pid"]) == ("server", server.pid)
     values = {each["name"]: each["value"] for each in found["evidence"]}
     assert values["CPU samples in the collector"] >= 40
-    assert "node --max-old-space-size=" in found["fix"][0]["command"]
+    assert found["fix"][0]["command"].startswith("node --max-")  # of the old or the young space
     causes = {each["cause"] for each in attach.verdict["findings"]}
     # its threads and others may fill all cores, which is told as well
     assert causes <= {"garbage-collection", "host-cpu-saturated"}

@@ -267,7 +267,7 @@ def test_the_cause_is_named_from_outside_with_its_process_and_a_fix_for_its_owne
 def test_a_starved_server_is_told_by_what_it_waited_and_got(watched):
     starved = watched("host-cpu").finding(CROWDED)
     values = {each["name"]: each["value"] for each in starved["evidence"]}
-    (wait_pct,) = [pct for name, pct in values.items() if "(pid " in name]
+    (wait_pct,) = [pct for name, pct in values.items() if ", pid " in name]
     assert wait_pct > values["time that it had one"]
     assert values["of all cores: processes beside the run"] > 50
     assert starved["confidence"] == "high"
