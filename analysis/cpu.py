@@ -29,11 +29,26 @@ def rates(frame: pd.DataFrame, key: str, totals: list[str]) -> pd.DataFrame:
     return changed[elapsed_s > 0].reset_index(drop=True)
 
 
+_WAIT = "run_queue_wait_ns_total"
+
+
 def df_worker_cpu(view: RunView) -> pd.DataFrame:
-    """CPU of every process over time; each row covers the interval that ends at ``at_s``."""
+    """CPU of every process over time; each row covers the interval that ends at ``at_s``.
+
+    ``wait_pct`` is the part of it in which it was ready to run and had no core; NaN when not known.
+    """
     samples = view.frames["process_samples"]
-    rate = rates(samples, "pid", ["cpu_user_ns_total", "cpu_system_ns_total"])
+    samples = samples.assign(
+        **{_WAIT: samples[_WAIT].where(samples[_WAIT] >= 0)},
+        was_ready=samples.groupby("pid", sort=False)["state"].shift() == "running",
+    )
+    totals = ["cpu_user_ns_total", "cpu_system_ns_total", _WAIT, "voluntary_switches_total"]
+    rate = rates(samples, "pid", totals)
     user, system = rate["cpu_user_ns_total"] / 1e7, rate["cpu_system_ns_total"] / 1e7
+    wait = (rate[_WAIT] / 1e7).clip(upper=100)
+    # a wait is counted when it ends: one that neither ran nor slept from one row to the next waited
+    is_stuck = (wait == 0) & (user + system == 0) & (rate["voluntary_switches_total"] == 0)
+    is_stuck &= rate["was_ready"].astype(bool) & (rate["state"] == "running")
     return pd.DataFrame(
         {
             "at_s": view.seconds_of(rate["at_ns"]),
@@ -44,6 +59,7 @@ def df_worker_cpu(view: RunView) -> pd.DataFrame:
             "user_pct": user,
             "system_pct": system,
             "cpu_pct": user + system,
+            "wait_pct": wait.mask(is_stuck, 100.0),
             "rss_bytes": rate["rss_bytes"],
             "fd_count": rate["fd_count"],
             "state": rate["state"],
@@ -85,13 +101,14 @@ def cpu_between(view: RunView, phase: Phase) -> pd.DataFrame:
     """Mean CPU of every process between two moments, from its totals at the nearest samples.
 
     Returns:
-        pid, role, worker, user_pct, system_pct, cpu_pct, user_s, system_s; processes with fewer
-        than two samples there are left out. A phase shorter than the sampling interval takes the
-        samples just outside it.
+        pid, role, worker, user_pct, system_pct, cpu_pct, wait_pct (waiting for a core, NaN when not
+        known), user_s, system_s; processes with fewer than two samples there are left out. A phase
+        shorter than the sampling interval takes the samples just outside it.
     """
     samples = view.frames["process_samples"]
     at_s = view.seconds_of(samples["at_ns"])
-    columns = ["pid", "role", "worker", "user_pct", "system_pct", "cpu_pct", "user_s", "system_s"]
+    columns = ["pid", "role", "worker", "user_pct", "system_pct", "cpu_pct", "wait_pct"]
+    columns += ["user_s", "system_s"]
     inside = samples[(at_s >= phase.start_s - 0.25) & (at_s <= phase.end_s + 0.25)]
     if inside.empty:
         return pd.DataFrame({c: pd.Series(dtype="float64") for c in columns})
@@ -100,6 +117,7 @@ def cpu_between(view: RunView, phase: Phase) -> pd.DataFrame:
     elapsed_s = (last["at_ns"] - first["at_ns"]) / 1e9
     user_s = (last["cpu_user_ns_total"] - first["cpu_user_ns_total"]) / 1e9
     system_s = (last["cpu_system_ns_total"] - first["cpu_system_ns_total"]) / 1e9
+    wait_s = (last[_WAIT] - first[_WAIT]).where((first[_WAIT] >= 0) & (last[_WAIT] >= 0)) / 1e9
     result = pd.DataFrame(
         {
             "role": last["role"],
@@ -107,6 +125,7 @@ def cpu_between(view: RunView, phase: Phase) -> pd.DataFrame:
             "user_pct": 100 * user_s / elapsed_s,
             "system_pct": 100 * system_s / elapsed_s,
             "cpu_pct": 100 * (user_s + system_s) / elapsed_s,
+            "wait_pct": (100 * wait_s / elapsed_s).clip(0, 100),
             "user_s": user_s,
             "system_s": system_s,
         }

@@ -68,8 +68,9 @@ class Summary:
         worker_connections: at_s, pid, role, worker, open_count, established_total,
             attempted_total, failed_total, accept_emfile_total, rx_messages_per_s,
             pings_per_s. One row per server-side process and live sample.
-        worker_cpu: at_s, pid, role, worker, side, user_pct, system_pct, cpu_pct, rss_bytes,
-            fd_count, state, wait_channel. Servers, acceptor, clients, probe, supervisor.
+        worker_cpu: at_s, pid, role, worker, side, user_pct, system_pct, cpu_pct, wait_pct (ready
+            to run, without a core), rss_bytes, fd_count, state, wait_channel. Servers, acceptor,
+            clients, probe, supervisor.
         host_cpu: at_s, core (-1 all), user_pct, system_pct, softirq_pct, irq_pct, steal_pct,
             idle_pct, busy_pct.
         host_pressure: at_s, resource, some_pct, full_pct.

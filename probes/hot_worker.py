@@ -16,6 +16,7 @@ from typing import NamedTuple
 from probes.clock import NS_PER_MS, NS_PER_S
 from probes.live import Counter, Live, Phase
 from probes.probe import ProcessRef
+from probes.run_queue_wait import parse_wait_ns
 
 HOT_SHARE = 0.85
 COOL_SHARE = 0.5
@@ -126,12 +127,6 @@ def parse_cpu_ns(stat: bytes) -> int:
     return (int(fields[11]) + int(fields[12])) * _NS_PER_TICK
 
 
-def parse_runqueue_ns(schedstat: bytes) -> int:
-    """Time the main thread waited for a core, from ``/proc/PID/schedstat``; 0 when it is empty."""
-    fields = schedstat.split()
-    return int(fields[1]) if len(fields) > 1 else 0
-
-
 def idle_siblings(uses: Sequence[Use], pid: int) -> tuple[int, ...]:
     """Processes of the same role that are not busy themselves, idlest first, two at most.
 
@@ -232,7 +227,7 @@ class HotWorkerWatch:
         try:
             cpu_ns = parse_cpu_ns(os.pread(stat_fd, 1024, 0))
             waited = os.pread(schedstat_fd, 128, 0) if schedstat_fd >= 0 else b""
-            waited_ns = parse_runqueue_ns(waited)
+            waited_ns = max(0, parse_wait_ns(waited))
         except (OSError, ValueError):
             self._forget(pid)
             return None

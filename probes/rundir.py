@@ -203,19 +203,45 @@ class RunDir:
                 continue
             try:
                 with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
-                    if not stream.schema.equals(wanted):
+                    lacking = _lacking(stream.schema, name)
+                    if lacking is None:
                         raise RunDirError(
                             f"{path} has other columns than schema {schema.SCHEMA_VERSION}",
                             fix="read the run with the connscope version in its manifest.json",
                         )
                     while True:
-                        batches.append(stream.read_next_batch())
+                        batches.append(_completed(stream.read_next_batch(), lacking, wanted))
             except StopIteration:
                 if not _ends_whole(path):
                     cut.append(path)
             except (pa.ArrowInvalid, OSError, EOFError):
                 cut.append(path)
         return TableRead(pa.Table.from_batches(batches, schema=wanted), cut)
+
+
+def _lacking(found: pa.Schema, table: str) -> dict[str, int] | None:
+    """Columns that an older recording lacks, with what to take for them; None for another table."""
+    lacking = {
+        column.name: column.absent
+        for column in schema.TABLES[table].columns
+        if column.absent is not None and column.name not in found.names
+    }
+    kept = [field for field in arrow_schema(table) if field.name not in lacking]
+    return lacking if list(found) == kept else None
+
+
+def _completed(batch: pa.RecordBatch, lacking: Mapping[str, int], wanted: pa.Schema) -> Any:
+    if not lacking:
+        return batch
+    import pyarrow as pa
+
+    columns = [
+        pa.array([lacking[name]] * batch.num_rows, type=wanted.field(name).type)
+        if name in lacking
+        else batch.column(name)
+        for name in wanted.names
+    ]
+    return pa.record_batch(columns, schema=wanted)
 
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"

@@ -10,6 +10,8 @@ Rules, checked by ``tests/probes/test_schema.py``:
 * ``side`` is ``server``, ``client`` or ``other``; ``role`` is ``server``, ``acceptor``, ``client``,
   ``supervisor``, ``probe``.
 * A stack is one string, frames joined by ``;``, root first; a kernel frame ends in ``_[k]``.
+* A column that came later within a schema version (``absent``) has -1, not known, in recordings
+  that are older than it.
 """
 
 from __future__ import annotations
@@ -23,12 +25,17 @@ I64, F64, TEXT, BOOL = "int64", "float64", "string", "bool"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its type (int64, float64, string, bool), unit ('' for none) and meaning."""
+    """One column: its type (int64, float64, string, bool), unit ('' for none) and meaning.
+
+    ``absent`` is what an older recording of this schema version, which lacks it, has for it; None
+    where every recording has the column.
+    """
 
     name: str
     type: str
     unit: str
     meaning: str
+    absent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,7 +467,7 @@ _ALL: tuple[Table, ...] = (
         "probes.process_sampler",
         "one process at one moment",
         "processes x 2 per s",
-        "psutil; /proc/PID/fd st_size (Linux 6.2), no walk",
+        "psutil; /proc/PID/fd st_size (Linux 6.2), no walk; /proc/PID/schedstat, task/*/schedstat",
         (
             _at(),
             _PID,
@@ -474,6 +481,14 @@ _ALL: tuple[Table, ...] = (
             _n("involuntary_switches_total", "count", "context switches by preemption"),
             _t("state", "psutil status: running, sleeping, disk-sleep, …"),
             _t("wait_channel", "/proc/PID/wchan, '' when running"),
+            Column(
+                "run_queue_wait_ns_total",
+                I64,
+                "ns",
+                "time that it was ready to run and waited for a core; of several threads the one "
+                "that waited longest from row to row; -1 when not known",
+                absent=-1,
+            ),
         ),
     ),
     Table(

@@ -128,13 +128,18 @@ class RunBuilder:
         from_s: float = 0.0,
         until_s: float = 1.0,
         user_share: float = 0.5,
+        wait_pct: float | None = None,
         **values: Any,
     ) -> None:
-        """Samples of a process twice a second, at a constant share of a core in between."""
+        """Samples of a process twice a second, at a constant share of a core in between.
+
+        ``wait_pct`` is the part of the time that it waited for one; None as in older recordings.
+        """
         role, worker = self._role_of(pid)
         last = [r for r in self.rows.get("process_samples", []) if r["pid"] == pid]
         user = last[-1]["cpu_user_ns_total"] if last else 0
         system = last[-1]["cpu_system_ns_total"] if last else 0
+        waited = max(0, last[-1]["run_queue_wait_ns_total"]) if last else 0
         steps = round((until_s - from_s) / 0.5)
         for i in range(0 if not last else 1, steps + 1):
             used = int(pct * 1e7 * 0.5) * i
@@ -149,6 +154,10 @@ class RunBuilder:
                 rss_bytes=20_000_000,
                 fd_count=values.get("fd_count", -1),
                 state="running",
+                voluntary_switches_total=i,
+                run_queue_wait_ns_total=(
+                    -1 if wait_pct is None else waited + int(wait_pct * 1e7 * 0.5) * i
+                ),
             )
 
     def live(self, pid: int, at_s: float, **values: Any) -> None:

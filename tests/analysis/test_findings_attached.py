@@ -450,20 +450,126 @@ def test_a_full_core_is_a_limit_also_when_no_function_stands_out(watched):
     assert hot.confidence == "medium"
 
 
+def full_host(build, *, wait_pct=None, cpu_pct=5.0, pressure_pct=99, busy_pct=99):
+    """6 s of a host that others fill; worker 0 as said, worker 1 idle. None: an older recording."""
+    for worker, pct, wait in ((0, cpu_pct, wait_pct), (1, 0.5, wait_pct and 1)):
+        for quarter in range(25):
+            build.live(800 + worker, quarter / 4, open_count=100, established_total=100)
+        build.cpu(800 + worker, pct, from_s=-0.5, until_s=6.0, fd_count=116, wait_pct=wait)
+    build.host_cpu(busy_pct, from_s=-0.5, until_s=6.0)
+    for half in range(-1, 13):
+        build.add("host_pressure", at_s=half / 2, resource="cpu",
+                  some_ns_total=int((half + 1) * S / 2 * pressure_pct / 100))  # fmt: skip
+    return summarise(build.frames())
+
+
+@pytest.mark.parametrize(
+    ("host", "cause"),
+    [
+        pytest.param({"wait_pct": 60}, "host-cpu-saturated", id="starved: it wants 65 %"),
+        pytest.param({"wait_pct": 21, "cpu_pct": 5}, "host-cpu-saturated", id="a fifth"),
+        pytest.param({"wait_pct": 19, "cpu_pct": 5}, "no-limit-met", id="less than a fifth"),
+        pytest.param(
+            {"wait_pct": 31, "cpu_pct": 30}, "host-cpu-saturated", id="got less than half"
+        ),
+        pytest.param({"wait_pct": 29, "cpu_pct": 30}, "no-limit-met", id="got more than half"),
+        pytest.param({"wait_pct": 41, "cpu_pct": 59}, "host-cpu-saturated", id="waited two fifths"),
+        pytest.param({"wait_pct": 39, "cpu_pct": 61}, "no-limit-met", id="less than two fifths"),
+        pytest.param({"wait_pct": 1, "cpu_pct": 1}, "no-limit-met", id="idle on a full host"),
+        pytest.param({"wait_pct": 1, "cpu_pct": 40}, "no-limit-met", id="busy, and gets its core"),
+        pytest.param({"wait_pct": 60, "busy_pct": 94}, "no-limit-met", id="a core is free"),
+        pytest.param({"wait_pct": 60, "pressure_pct": 0}, "host-cpu-saturated", id="psi=0"),
+    ],
+)
+def test_a_server_is_starved_when_it_waits_for_a_core_and_not_when_others_do(watched, host, cause):
+    assert full_host(watched, **host).verdict.cause == cause
+
+
+def test_the_starved_process_is_said_with_what_it_waited_and_got(watched):
+    starved = named(full_host(watched, wait_pct=60, cpu_pct=5), "host-cpu-saturated")
+    assert (starved.side, starved.confidence) == ("host", "high")
+    assert value(starved, "worker 0 (pid 800, server) waited for a core") == pytest.approx(60)
+    assert value(starved, "time that it had one") == pytest.approx(5)
+    assert value(starved, "processes beside the run") == pytest.approx(99 - 5.5 / 2, abs=1)
+    assert starved.fix[0].command.startswith("top ")
+    assert "does not belong to the server" in starved.fix[0].command
+
+
+def test_a_server_that_fills_the_host_itself_needs_more_cores(watched):
+    for pid in (800, 801):
+        watched.cpu(pid, 75, from_s=-0.5, until_s=6.0, wait_pct=45)
+    watched.host_cpu(99, from_s=-0.5, until_s=6.0)
+    fix = named(summarise(watched.frames()), "host-cpu-saturated").fix[0]
+    assert fix.command.startswith("nproc")
+    assert "the server alone took 75 %" in fix.effect
+
+
+def test_a_collector_that_fills_the_host_says_more_than_that_it_is_full(watched):
+    watched.cpu(800, 150, from_s=-0.5, until_s=6.0, wait_pct=60)
+    watched.host_cpu(99, from_s=-0.5, until_s=6.0)
+    for tenth in range(60):
+        watched.add("cpu_stacks", at_s=tenth / 10, pid=800, tid=801, sample_count=7,
+                    user_stack="v8::internal::ConcurrentMarking::Run")  # fmt: skip
+    assert causes(summarise(watched.frames())) == {"garbage-collection"}
+
+
+@pytest.mark.parametrize(("starved_s", "is_named"), [(2.5, False), (3.5, True)])
+def test_a_server_that_waits_for_a_moment_is_not_starved(watched, starved_s, is_named):
+    idle(watched)
+    watched.rows["process_samples"].clear()
+    watched.cpu(800, 3, from_s=-0.5, until_s=1.0, wait_pct=0)
+    watched.cpu(800, 3, from_s=1.0, until_s=1.0 + starved_s, wait_pct=80)
+    watched.cpu(800, 3, from_s=1.0 + starved_s, until_s=6.0, wait_pct=0)
+    watched.host_cpu(99, from_s=-0.5, until_s=6.0)
+    assert ("host-cpu-saturated" in causes(summarise(watched.frames()))) is is_named
+
+
+@pytest.mark.parametrize(("full_from_s", "is_named"), [(2.5, True), (3.5, False)])
+def test_a_server_is_starved_only_while_no_core_is_free(watched, full_from_s, is_named):
+    idle(watched)
+    watched.rows["process_samples"].clear()
+    watched.cpu(800, 3, from_s=-0.5, until_s=6.0, wait_pct=50)
+    watched.host_cpu(50, from_s=-0.5, until_s=full_from_s)
+    watched.host_cpu(100, from_s=full_from_s, until_s=6.0)
+    summary = summarise(watched.frames())
+    assert ("host-cpu-saturated" in causes(summary)) is is_named
+    if is_named:
+        assert named(summary, "host-cpu-saturated").first_s == full_from_s
+
+
+@pytest.mark.parametrize(("last_s", "is_named"), [(6.6, True), (7.5, False)])
+def test_a_full_host_delays_samples_to_the_end_of_the_watch(watched, last_s, is_named):
+    """A sample at 2 s, the next when the watch was over, at 6 s: most was watched, or not."""
+    idle(watched)
+    watched.rows["process_samples"].clear()
+    for at_s, wait_s in ((-0.5, 0.0), (2.0, 0.0), (last_s, 3.0)):
+        watched.add("process_samples", at_s=at_s, pid=800, role="server", state="running",
+                    run_queue_wait_ns_total=int(wait_s * S))  # fmt: skip
+    watched.host_cpu(100, from_s=-0.5, until_s=8.0)
+    assert ("host-cpu-saturated" in causes(summarise(watched.frames()))) is is_named
+
+
+def test_a_process_that_came_late_is_not_starved_from_the_begin_on(watched):
+    idle(watched)
+    watched.rows["process_samples"].clear()
+    watched.cpu(800, 3, from_s=-0.5, until_s=6.0, wait_pct=0)
+    watched.cpu(801, 3, from_s=4.0, until_s=6.0, wait_pct=80)
+    watched.host_cpu(100, from_s=-0.5, until_s=6.0)
+    assert causes(summarise(watched.frames())) == {"no-limit-met"}
+
+
 @pytest.mark.parametrize(
     ("pressure_pct", "cpu_pct", "cause"),
-    [(90, 40.0, "host-cpu-saturated"), (20, 40.0, "no-limit-met"), (90, 1.0, "no-limit-met")],
+    [
+        (61, 20.0, "host-cpu-saturated"),
+        (59, 20.0, "no-limit-met"),
+        (99, 19.0, "no-limit-met"),
+    ],
 )
-def test_a_host_without_a_free_core_harms_a_server_that_wants_one(
+def test_of_an_older_recording_the_pressure_of_the_host_tells(
     watched, pressure_pct, cpu_pct, cause
 ):
-    for worker in range(2):
-        hold(watched, worker, 100, cpu_pct=cpu_pct)
-    watched.host_cpu(99, from_s=-0.5, until_s=6.0)
-    for half in range(-1, 13):
-        watched.add("host_pressure", at_s=half / 2, resource="cpu",
-                    some_ns_total=int((half + 1) * S / 2 * pressure_pct / 100))  # fmt: skip
-    summary = summarise(watched.frames())
+    summary = full_host(watched, pressure_pct=pressure_pct, cpu_pct=cpu_pct)
     assert summary.verdict.cause == cause
 
 

@@ -223,13 +223,19 @@ def test_a_slow_connect_is_not_always_the_search(filling_pool, other):
 # -- host-cpu-saturated -----------------------------------------------------------------------
 
 
-def full_host(build, *, sent_per_s, busy_pct=100, fleet_pct=10, pressure_pct=99, rate=10_000):
-    """1,000 connections held 4 s; both cores busy, two workers and a client at ``fleet_pct``."""
+def full_host(
+    build, *, sent_per_s, busy_pct=100, fleet_pct=10, pressure_pct=99, rate=10_000, wait_pct=None
+):
+    """1,000 connections held 4 s; both cores busy, two workers and a client at ``fleet_pct``.
+
+    The client waits for a core ``wait_pct`` of the time, the workers hardly; None: nobody knows.
+    """
     fleet(build, target=1000, hold_s=4.0)
     build.manifest["settings"] = {"message_rate_per_s": rate}
     build.connect(1000)
     for pid in (800, 801, 900):
-        build.cpu(pid, fleet_pct, from_s=0.0, until_s=5.0)
+        wait = wait_pct if pid == 900 else wait_pct and 1
+        build.cpu(pid, fleet_pct, from_s=0.0, until_s=5.0, wait_pct=wait)
     build.host_cpu(busy_pct, from_s=0.0, until_s=5.0)
     for tenth in range(51):
         at_s = tenth / 10
@@ -259,6 +265,12 @@ def test_messages_fall_behind_on_a_host_that_others_fill(build):
     assert finding.fix[0].command.startswith("top ")
 
 
+def test_the_process_of_the_run_that_waited_longest_is_evidence(build):
+    finding = by_cause(full_host(build, sent_per_s=4_000, wait_pct=85), "host-cpu-saturated")
+    assert value(finding, "client 0 (pid 900, client) waited for a core") == pytest.approx(85)
+    assert finding.confidence == "high"
+
+
 def test_load_beyond_the_machine_needs_more_cores(build):
     finding = by_cause(full_host(build, sent_per_s=4_000, fleet_pct=64), "host-cpu-saturated")
     assert value(finding, "beside the run") == pytest.approx(4, abs=1)
@@ -277,12 +289,18 @@ def test_run_queue_latency_is_evidence(build):
     [
         pytest.param({"sent_per_s": 9_900}, id="busy, and nothing was harmed"),
         pytest.param({"sent_per_s": 4_000, "busy_pct": 60}, id="behind, with cores free"),
-        pytest.param({"sent_per_s": 4_000, "pressure_pct": 5}, id="busy, and nobody waits"),
+        pytest.param({"sent_per_s": 4_000, "pressure_pct": 29}, id="busy, and nobody waits"),
+        pytest.param({"sent_per_s": 4_000, "wait_pct": 29}, id="others wait, not the run"),
         pytest.param({"sent_per_s": 0, "rate": 0}, id="no messages were asked for"),
     ],
 )
 def test_a_full_host_alone_is_no_finding(build, healthy):
     assert harmful(full_host(build, **healthy)) == []
+
+
+@pytest.mark.parametrize("waits", [{"pressure_pct": 31}, {"wait_pct": 31, "pressure_pct": 0}])
+def test_a_run_that_waits_for_a_core_a_third_of_the_time_is_harmed(build, waits):
+    assert harmful(full_host(build, sent_per_s=4_000, **waits)) == ["host-cpu-saturated"]
 
 
 def test_attempts_that_time_out_on_a_full_host(build):

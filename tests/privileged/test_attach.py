@@ -20,6 +20,7 @@ import pytest
 
 from harness import netns
 from probes import process_tree
+from probes.elf import ElfFile, symbol_table
 from probes.rundir import open_run_dir
 
 pytestmark = [pytest.mark.privileged, pytest.mark.shared]
@@ -190,9 +191,11 @@ def world(tmp_path: Path, deadline: Callable[..., Any]) -> Iterator[World]:
         made.close()
 
 
-def sample_until(world: World, attach: Attach, what: str, *, periods: int = 3) -> None:
+def sample_until(
+    world: World, attach: Attach, what: str, *, periods: int = 3, table: str = "live_samples"
+) -> None:
     """Waits until the probes have taken so many more samples."""
-    health = attach.run / "raw" / "live_samples"
+    health = attach.run / "raw" / table
 
     def size() -> int:
         return sum(path.stat().st_size for path in health.glob("*.arrows"))
@@ -342,6 +345,32 @@ def test_an_event_loop_that_stands_still_or_burns_is_named(world, path, cause, w
     assert found["subject"]["pid"] == server.pid
     # a hot worker's first second has few stacks: then its function is on the page alone
     assert words in found["explanation"] + (attach.run / "report.html").read_text()
+
+
+@pytest.mark.node
+@pytest.mark.alone
+def test_node_at_the_end_of_its_heap_is_told_from_hot_code(world):
+    node = shutil.which("node")
+    assert node
+    program = [str(FOREIGN / "collects.cjs"), str(world.port), "60"]
+    server = world.serve("node", "--max-old-space-size=90", *program)
+    clients = world.clients()
+    assert clients.open(10) == (10, 0)
+    attach = world.attach("--pid", str(server.pid))
+    attach.watches()
+    clients.ask(1, "/collect")
+    sample_until(world, attach, "stacks of the collector", periods=2, table="cpu_stacks")
+    assert attach.end() == 3
+    if symbol_table(ElfFile(Path(node).resolve())) is None:
+        pytest.skip("this node names no function of V8")
+    found = attach.finding("garbage-collection")
+    assert (found["side"], found["subject"]["pid"]) == ("server", server.pid)
+    values = {each["name"]: each["value"] for each in found["evidence"]}
+    assert values["CPU samples in the collector"] >= 40
+    assert found["fix"][0]["command"].startswith("node --max-")  # of the old or the young space
+    causes = {each["cause"] for each in attach.verdict["findings"]}
+    # its threads and others may fill all cores, which is told as well
+    assert causes <= {"garbage-collection", "host-cpu-saturated"}
 
 
 def test_with_allow_pauses_stacks_are_exact_and_the_server_goes_on(world):

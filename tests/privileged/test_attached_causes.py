@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,15 @@ BUSY = scenario.Row(
     expect=scenario.Expectation(cause="reached"),
     extra={"attached": {"cause": "no-limit-met"}},
 )  # fmt: skip
+IDLE = scenario.Row(
+    id="idle-on-a-full-host",
+    shows="connections that are only held, beside the row that others starve of the cores",
+    options={"connections": 500, "workers": 1, "clients": 1, "hold": 4},
+    expect=scenario.Expectation(cause="reached"),
+    extra={"attached": {"cause": "no-limit-met", "hold": 0}},
+)
+BESIDE = {"host-cpu": IDLE}
+"""Rows that are played and watched beside another one."""
 ROWS = {
     row.id: row for row in (*scenario.load("every-cause").rows, BUSY) if row.extra.get("attached")
 }
@@ -111,6 +120,10 @@ class WaitingFleet:
         self._fleet.set_phase(Phase.HOLD)
         time.sleep(self._hold_s)  # the workload's own length
 
+    def end_burning(self) -> None:
+        """Gives the cores back, for who analyses what was watched."""
+        self._burners.stop()
+
     def _are_attempts_done(self) -> bool:
         self._fleet.read_ends()
         return self._fleet.are_attempts_done
@@ -119,46 +132,83 @@ class WaitingFleet:
         self._stack.close()
 
 
+class Attach:
+    """profile-attach on the server of a row.
+
+    Args:
+        path: Where its run and its log go.
+        row: Says with which probes.
+        server_pid: The server.
+    """
+
+    def __init__(self, path: Path, row: scenario.Row, server_pid: int) -> None:
+        attached = row.extra["attached"]
+        probes = ["--probes", attached["probes"]] if "probes" in attached else []
+        self._log, self._runs = path / "attach.log", path / "runs"
+        words = [
+            *(sys.executable, "-P", "-m", "harness.cli_attach", "--pid", str(server_pid)),
+            *(*probes, "--json", "--no-report", "--output", str(self._runs)),
+        ]
+        with self._log.open("w") as stream:
+            self._child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stream, text=True)
+
+    @property
+    def has_begun(self) -> bool:
+        return self._child.poll() is not None or "| watch " in self._log.read_text()
+
+    def interrupt(self) -> None:
+        self._child.send_signal(signal.SIGINT)
+
+    def wait_for_recording(self, machine: Any) -> None:
+        """Waits until it has written all that it saw; its analysis goes on."""
+        end_s = time.monotonic() + DEADLINE_S
+        machine.wait_for_recording(self._child, self._runs, end_s=end_s)
+
+    def result(self) -> dict[str, Any]:
+        """Its verdict and exit code."""
+        out, _ = self._child.communicate(timeout=DEADLINE_S)
+        said = self._log.read_text()
+        assert "Traceback" not in said, said
+        assert out, said
+        return {"verdict": json.loads(out), "exit_code": self._child.returncode}
+
+    def close(self) -> None:
+        self._child.kill()
+        self._child.wait()
+
+
 def watch(machine: Any, path: Path, row: scenario.Row) -> dict[str, Any]:
     """Has profile-attach watch the server of a row: its verdict, exit code, and the pid to name.
 
-    A row that is calm shares the machine.
+    A row that is calm shares the machine. ``beside`` is the same of the row that is played beside
+    it.
     """
     assert os.geteuid() == 0, "these tests need root: sudo make test"
-    attached = row.extra["attached"]
-    probes = ["--probes", attached["probes"]] if "probes" in attached else []
-    log = path / "attach.log"
     with machine.until_recorded(shares=row.id in CALM) as release, ExitStack() as stack:
-        fleet = stack.enter_context(closing(WaitingFleet(path, row)))
-        pid = fleet.pid_of_slot(attached["slot"]) if "slot" in attached else 0
-        words = [
-            *(sys.executable, "-P", "-m", "harness.cli_attach"),
-            *("--pid", str(fleet.server_pid), *probes, "--json", "--no-report"),
-            *("--output", str(path / "runs")),
-        ]
-        with log.open("w") as stream:
-            attach = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stream, text=True)
-        stack.callback(end, attach)
-
-        def begun() -> bool:
-            return attach.poll() is not None or "| watch " in log.read_text()
-
-        wait_until("the watch begins", begun)
-        fleet.play()
-        attach.send_signal(signal.SIGINT)
-        machine.wait_for_recording(attach, path / "runs", end_s=time.monotonic() + DEADLINE_S)
-        fleet.close()
+        played = []
+        for each in (row, *([BESIDE[row.id]] if row.id in BESIDE else [])):
+            folder = path if each is row else path / "beside"
+            folder.mkdir(exist_ok=True)
+            fleet = WaitingFleet(folder, each)
+            stack.callback(fleet.close)
+            attach = Attach(folder, each, fleet.server_pid)
+            stack.callback(attach.close)
+            played.append((fleet, attach))
+        for _, attach in played:
+            wait_until("the watch begins", lambda attach=attach: attach.has_begun)
+        for fleet, _ in reversed(played):
+            fleet.play()
+        attached = row.extra["attached"]
+        pid = played[0][0].pid_of_slot(attached["slot"]) if "slot" in attached else 0
+        for fleet, attach in played:
+            attach.interrupt()
+            fleet.end_burning()
+        for fleet, attach in played:
+            attach.wait_for_recording(machine)
+            fleet.close()
         release()
-        out, _ = attach.communicate(timeout=DEADLINE_S)
-    said = log.read_text()
-    assert "Traceback" not in said, said
-    assert out, said
-    return {"verdict": json.loads(out), "exit_code": attach.returncode, "pid": pid}
-
-
-def end(child: subprocess.Popen[str]) -> None:
-    child.kill()
-    child.wait()
+        made, *beside = [attach.result() for _, attach in played]
+    return {**made, "pid": pid, "beside": beside}
 
 
 class Watched:
@@ -173,6 +223,7 @@ class Watched:
         self.verdict: dict[str, Any] = made["verdict"]
         self.exit_code: int = made["exit_code"]
         self.pid: int = made["pid"]
+        self.beside: list[dict[str, Any]] = made["beside"]
         wanted = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in row.extra["attached"].items()
@@ -217,3 +268,20 @@ def test_the_cause_is_named_from_outside_with_its_process_and_a_fix_for_its_owne
     for finding in findings:
         for fix in finding["fix"]:
             assert "profile-run" not in fix["command"], fix
+
+
+@pytest.mark.in_turn
+def test_a_starved_server_is_told_by_what_it_waited_and_got(watched):
+    starved = watched("host-cpu").finding("host-cpu-saturated")
+    values = {each["name"]: each["value"] for each in starved["evidence"]}
+    (wait_pct,) = [pct for name, pct in values.items() if ", pid " in name]
+    assert wait_pct > values["time that it had one"]
+    assert values["of all cores: processes beside the run"] > 50
+    assert starved["confidence"] == "high"
+
+
+@pytest.mark.in_turn
+def test_an_idle_server_on_the_same_full_host_is_not_named(watched):
+    ((verdict, exit_code),) = [made.values() for made in watched("host-cpu").beside]
+    assert [each["cause"] for each in verdict["findings"]] == ["no-limit-met"], verdict
+    assert exit_code == 0

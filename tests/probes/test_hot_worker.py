@@ -13,7 +13,6 @@ from probes.hot_worker import (
     choose_hot,
     idle_siblings,
     parse_cpu_ns,
-    parse_runqueue_ns,
 )
 from probes.live import Counter, Header, Phase, Role
 from probes.probe import ProcessRef
@@ -141,11 +140,6 @@ def test_cpu_time_is_read_behind_any_command_name():
     stat = b"12 (a ) (b) R) S 1 2 3 4 -1 4194304 101 0 0 0 17 25 0 0 20 0 1 0 270592 3133440"
     tick_ns = 10**9 // os.sysconf("SC_CLK_TCK")
     assert parse_cpu_ns(stat) == 42 * tick_ns
-
-
-def test_run_queue_time_is_the_second_field():
-    assert parse_runqueue_ns(b"59920 1009 23\n") == 1_009
-    assert parse_runqueue_ns(b"") == 0
 
 
 def test_a_spinning_process_is_found_among_sleeping_ones(new_live, occupy, python_child, deadline):

@@ -1,19 +1,22 @@
 import os
+import time
 
 import pytest
 
 from probes.clock import now_ns
 from probes.probe import ProcessRef, Target
 from probes.process_sampler import ProcessSamplesProbe, fd_count_from_size
+from probes.run_queue_wait import MOST_THREADS_COUNT, RunQueueWait, parse_wait_ns
 
 
-def sampled(run, pids: list[int], samples: int = 1) -> list[dict]:
+def sampled(run, pids: list[int], samples: int = 1, period_s: float = 0.0) -> list[dict]:
     processes = {pid: ProcessRef(pid, "server", index, True) for index, pid in enumerate(pids)}
     probe = ProcessSamplesProbe()
     probe.check()
     probe.start(Target(run, processes, frozenset(), None))
     for _ in range(samples):
         probe.sample(now_ns())
+        time.sleep(period_s)
     probe.stop(now_ns())
     for writer in probe.writers:
         writer.close()
@@ -96,6 +99,97 @@ def test_switches_and_memory_are_those_of_proc(run, python_child, deadline):
     assert row["voluntary_switches_total"] > 0
     assert row["rss_bytes"] > 50 << 20
     assert abs(row["rss_bytes"] - int(status["VmRSS"].split()[0]) * 1024) < 1 << 20
+
+
+SPIN = """
+def spin(seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+"""
+CROWD = (
+    SPIN
+    + """
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # all of them share one core
+if os.fork() == 0:
+    ctypes.CDLL(None).prctl(1, 9)
+    spin(30)
+"""
+)
+
+
+def schedstat(path: str) -> list[int]:
+    with open(f"/proc/{path}/schedstat") as stream:
+        return [int(word) for word in stream.read().split()]
+
+
+@pytest.mark.parametrize(
+    ("text", "wait_ns"), [(b"59920 1009 23\n", 1_009), (b"", -1), (b"0 0 0\n", -1)]
+)
+def test_the_time_on_the_run_queue_is_the_second_figure(text: bytes, wait_ns: int):
+    assert parse_wait_ns(text) == wait_ns
+
+
+def test_a_process_that_never_sleeps_waits_whenever_it_does_not_run(run, python_child):
+    child, _ = python_child(CROWD + "ready(); spin(30)")
+    before, begun_ns = schedstat(str(child.pid)), time.monotonic_ns()
+    (first, *_, last) = (
+        row for row in sampled(run, [child.pid], samples=3, period_s=0.4) if row["pid"] == child.pid
+    )
+    elapsed_ns, after = time.monotonic_ns() - begun_ns, schedstat(str(child.pid))
+    waited_ns = last["run_queue_wait_ns_total"] - first["run_queue_wait_ns_total"]
+    assert 0 < waited_ns <= after[1] - before[1]
+    # two want the core all the time: what one does not run it waits, but for what goes on
+    assert after[0] - before[0] + after[1] - before[1] > elapsed_ns / 2
+
+
+def test_of_several_threads_the_one_that_waited_longest_counts(run, python_child):
+    code = (
+        CROWD
+        + """
+threading.Thread(target=spin, args=(30,), daemon=True).start()
+ready(); time.sleep(60)
+"""
+    )
+    child, _ = python_child(code)
+    before_ns = schedstat(str(child.pid))[1]
+    (first, *_, last) = (
+        row for row in sampled(run, [child.pid], samples=3, period_s=0.4) if row["pid"] == child.pid
+    )
+    threads = [name for name in os.listdir(f"/proc/{child.pid}/task") if int(name) != child.pid]
+    assert len(threads) == 1
+    waited_ns = last["run_queue_wait_ns_total"] - first["run_queue_wait_ns_total"]
+    assert 0 < waited_ns <= schedstat(f"{child.pid}/task/{threads[0]}")[1]
+    assert waited_ns > schedstat(str(child.pid))[1] - before_ns  # the main thread sleeps
+
+
+def test_waits_only_grow_whatever_becomes_of_the_threads(monkeypatch):
+    wait = RunQueueWait(os.getpid())
+    readings = [
+        ({1: 100, 2: 50}, 2, 100),
+        ({1: 110, 2: 80}, 2, 130),  # thread 2 waited longest since
+        ({1: 115}, 1, 135),  # and ended
+        ({1: 115, 3: 20}, 2, 155),  # a new one
+        ({1: 900}, MOST_THREADS_COUNT + 1, -1),  # not read
+        ({1: 950, 3: 20}, 2, 155),  # nobody knows how much of it is new
+        ({}, 1, -1),  # it ended
+        ({1: 960, 3: 21}, MOST_THREADS_COUNT, 155),
+        ({1: 965, 3: 22}, MOST_THREADS_COUNT, 160),
+    ]
+    for by_thread, count, total_ns in readings:
+        monkeypatch.setattr(wait, "_read", lambda _count, found=by_thread: found)
+        assert wait.total_ns(count) == total_ns
+    wait.close()
+
+
+def test_a_process_that_is_gone_has_no_known_wait(python_child):
+    child, _ = python_child("ready(); time.sleep(60)")
+    wait = RunQueueWait(child.pid)
+    child.kill()
+    child.wait()
+    assert wait.total_ns(1) == -1
+    assert RunQueueWait(child.pid).total_ns(2) == -1
+    wait.close()
 
 
 def test_the_probe_process_its_children_and_the_supervisor_are_sampled(run, python_child):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -118,6 +119,38 @@ def test_a_stream_with_other_columns_is_refused(run):
     path.rename(other / path.name)
     with pytest.raises(RunDirError, match="other columns"):
         run.read_table("host_cpu")
+
+
+def without(table: str, name: str) -> schema.Table:
+    """The table as it was before it got that column."""
+    whole = schema.TABLES[table]
+    return dataclasses.replace(whole, columns=tuple(c for c in whole.columns if c.name != name))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_read"), [("run_queue_wait_ns_total", True), ("wait_channel", False)]
+)
+def test_a_column_that_came_later_is_not_known_in_older_recordings(
+    run, monkeypatch, name: str, is_read: bool
+):
+    row = [f"text {c.name}" if c.type == schema.TEXT else 23
+           for c in schema.TABLES["process_samples"].columns if c.name != name]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setitem(schema.TABLES, "process_samples", without("process_samples", name))
+        older = run.writer("process_samples", "older")
+        older.append(*row)
+        older.close()
+    if not is_read:
+        with pytest.raises(RunDirError, match="other columns"):
+            run.read_table("process_samples")
+        return
+    newer = run.writer("process_samples", "newer")
+    newer.append(*row, 1_009)
+    newer.close()
+    table = run.read_table("process_samples").table
+    assert table.schema.equals(arrow_schema("process_samples"))
+    assert sorted(table[name].to_pylist()) == [-1, 1_009]
+    assert table["wait_channel"].to_pylist() == ["text wait_channel"] * 2
 
 
 LIMITED = """

@@ -41,6 +41,12 @@ def test_a_column_is_typed_and_explained(table: str, column: Column):
     assert column.type in (I64, F64) or column.unit == ""
 
 
+@pytest.mark.parametrize(("table", "column"), COLUMNS)
+def test_only_a_number_can_be_not_known(table: str, column: Column):
+    assert column.absent in (None, -1)
+    assert column.absent is None or column.type == I64
+
+
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda t: t.name)
 def test_a_table_names_its_rows_volume_and_source(table: schema.Table):
     assert all((table.row, table.volume, table.source, table.producer))

@@ -25,8 +25,8 @@ COLUMNS: dict[str, str] = {
     "established_per_s failed_per_s",
     "worker_connections": "at_s pid role worker open_count established_total attempted_total "
     "failed_total accept_emfile_total rx_messages_per_s pings_per_s",
-    "worker_cpu": "at_s pid role worker side user_pct system_pct cpu_pct rss_bytes fd_count state "
-    "wait_channel",
+    "worker_cpu": "at_s pid role worker side user_pct system_pct cpu_pct wait_pct rss_bytes "
+    "fd_count state wait_channel",
     "host_cpu": "at_s core user_pct system_pct softirq_pct irq_pct steal_pct idle_pct busy_pct",
     "host_pressure": "at_s resource some_pct full_pct",
     "errors": "side role worker pid syscall errno errno_name event_count first_s last_s source "
@@ -141,7 +141,7 @@ def build_summary(
             )
             f["worker_cpu"].append(
                 (
-                    at_s, pid, "server", w, "server", cpu * 0.2, cpu * 0.8, cpu,
+                    at_s, pid, "server", w, "server", cpu * 0.2, cpu * 0.8, cpu, cpu / 9,
                     5_200_000 + held * 90, held + 12, "running" if cpu > 50 else "sleeping",
                     "" if cpu > 50 else "ep_poll",
                 )
@@ -151,11 +151,11 @@ def build_summary(
         for c in range(clients):
             cpu = busy * (11 + 3 * random.random())
             f["worker_cpu"].append(
-                (at_s, 2000 + c, "client", c, "client", cpu * 0.1, cpu * 0.9, cpu, 6_000_000,
+                (at_s, 2000 + c, "client", c, "client", cpu * 0.1, cpu * 0.9, cpu, 1.0, 6_000_000,
                  int(total / clients) + 9, "sleeping", "ep_poll")
             )  # fmt: skip
         f["worker_cpu"].append(
-            (at_s, 3000, "probe", -1, "host", 2.0, 1.5, 3.5, 190 << 20, 60, "sleeping", "")
+            (at_s, 3000, "probe", -1, "host", 2.0, 1.5, 3.5, 0.0, 190 << 20, 60, "sleeping", "")
         )
         for core in (-1, 0, 1):
             used = 97 * busy if at_s <= ramp_s else (55.0 if spin else 5.0)

@@ -1,0 +1,274 @@
+"""What was harmed while no core was free: the half of ``host-cpu-saturated`` that makes it matter.
+
+A run of ours knows what its clients and event loops missed. Of a server that is only watched it is
+the server itself: it was ready to run and had no core for much of the time. An idle one beside it
+waits hardly ever, however full the host is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.cpu import df_host_pressure
+from analysis.evidence import Evidence
+from analysis.findings import fd_limit_process
+from analysis.hot_worker import runs_of
+from analysis.keepalive import ping_work
+from analysis.run_view import Floats, RunView
+from analysis.signs import ETIMEDOUT, Signs
+
+BUSY_PCT = 95.0
+"""The mean of all cores: clock ticks of 10 ms hide the last few per cent."""
+LEAST_S = 1.0
+_BEHIND = 0.8
+_STALLED_LOOP_S = 0.5
+_WATCHED_WAIT_PCT = 20.0
+"""An idle server waits up to a tenth of the time for the few turns that it takes."""
+_WATCHED_LONG_WAIT_PCT = 40.0
+"""So much is a lot, also beside more time on a core."""
+_WATCHED_PRESSURE_PCT = 60.0
+_WATCHED_LEAST_S = 3.0
+_BEYOND_SHARE = 0.2
+"""So much of an interval may lie behind the end of the watch: a full host delays the samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """What was harmed while no core was free: when, in words, with numbers.
+
+    Attributes:
+        from_s: When it began.
+        until_s: When it ended.
+        words: For people.
+        evidence: Its numbers.
+        explained_count: Attempts that it explains.
+        sustained_per_s: What was done a second, 0 when that is not it.
+        due_per_s: What was wanted.
+        is_of_any_task: Nobody knows whether those that waited were the server's.
+    """
+
+    from_s: float
+    until_s: float
+    words: str
+    evidence: tuple[Evidence, ...]
+    explained_count: int = 0
+    sustained_per_s: float = 0.0
+    due_per_s: float = 0.0
+    is_of_any_task: bool = False
+
+
+def harms_of(signs: Signs) -> list[Harm]:
+    """Everything that was harmed, what proves most first; a full host is not looked for."""
+    if signs.view.is_attached:
+        found = [_waiting_server(signs)]
+    else:
+        found = [_behind(signs), _stalled_loops(signs), _stalled_attempts(signs)]
+    return [harm for harm in found if harm is not None]
+
+
+def _behind(signs: Signs) -> Harm | None:
+    """Messages or pings that went out at less than their rate in the hold phase."""
+    view = signs.view
+    if view.hold.duration_s < LEAST_S:
+        return None
+    live = view.frames["live_samples"]
+    at_s = view.seconds_of(live["at_ns"])
+    inside = live[(at_s >= view.hold.start_s) & (at_s <= view.hold.end_s)]
+    due_per_s = float(view.settings.get("message_rate_per_s") or 0)
+    if due_per_s and view.held_count:
+        sent_per_s = _per_s(inside[inside["role"] == "client"], "tx_messages_total")
+        if sent_per_s is not None and sent_per_s < _BEHIND * due_per_s:
+            return _rate_harm(signs, "messages", sent_per_s, due_per_s)
+    work = [w for w in ping_work(view) if w.is_long_enough]
+    due_per_s = sum(w.due_per_s for w in work)
+    sent_per_s = sum(w.pings_per_s for w in work)
+    if work and sent_per_s < _BEHIND * due_per_s:
+        return _rate_harm(signs, "pings", sent_per_s, due_per_s)
+    return None
+
+
+def _per_s(rows: pd.DataFrame, column: str) -> float | None:
+    """Growth of a total over all processes, per second; None without two samples of one."""
+    rates = [
+        (part[column].iloc[-1] - part[column].iloc[0])
+        / max(1e-9, float(part["at_ns"].iloc[-1] - part["at_ns"].iloc[0]) / 1e9)
+        for _, part in rows.groupby("pid", sort=False)
+        if len(part) >= 2
+    ]
+    return float(sum(rates)) if rates else None
+
+
+def _rate_harm(signs: Signs, what: str, sent_per_s: float, due_per_s: float) -> Harm:
+    hold = signs.view.hold
+    return Harm(
+        hold.start_s,
+        hold.end_s,
+        f"{sent_per_s:,.0f} of the {due_per_s:,.0f} {what} due a second went out",
+        (
+            Evidence(f"{what} sent", sent_per_s, "per_s", "live_samples", hold.start_s),
+            Evidence(f"{what} due", due_per_s, "per_s", "manifest"),
+        ),
+        sustained_per_s=sent_per_s,
+        due_per_s=due_per_s,
+    )
+
+
+def _stalled_loops(signs: Signs) -> Harm | None:
+    """Turns of half a second and more in most workers while connections are only held."""
+    view = signs.view
+    live = view.frames["live_samples"]
+    at_s = view.seconds_of(live["at_ns"])
+    # a sample's longest turn may reach back into the ramp
+    from_s = view.hold.start_s + _STALLED_LOOP_S
+    rows = live[(live["role"] == "server") & (at_s > from_s) & (at_s <= view.hold.end_s)]
+    longest_s = rows.groupby("pid")["loop_max_lag_ns"].quantile(0.75) / 1e9
+    if longest_s.empty or float(longest_s.median()) < _STALLED_LOOP_S:
+        return None
+    typical_s = float(longest_s.median())
+    return Harm(
+        view.hold.start_s,
+        view.hold.end_s,
+        f"a turn of the workers' event loops lasted {typical_s:.1f} s",
+        (Evidence("turn of a worker's event loop", typical_s, "s", "live_samples"),),
+    )
+
+
+def _stalled_attempts(signs: Signs) -> Harm | None:
+    """Attempts that waited in vain, unless full servers explain them."""
+    view = signs.view
+    if not signs.stalled_count or any(f.side == "server" for f in fd_limit_process.find(signs)):
+        return None
+    connections = view.connections
+    late = connections["is_failed"] & (
+        (connections["close_kind"] == "timeout") | (connections["errno"] == ETIMEDOUT)
+    )
+    ended = connections["closed_s"][late]
+    until_s = view.stop_s if view.waiting_count or ended.empty else float(ended.max())
+    return Harm(
+        signs.first_stalled_s,
+        until_s,
+        f"{signs.stalled_count:,} attempts waited in vain",
+        (
+            Evidence(
+                "attempts that timed out or waited to the end",
+                signs.stalled_count,
+                "count",
+                "connections",
+                signs.first_stalled_s,
+            ),
+        ),
+        explained_count=signs.stalled_count,
+    )
+
+
+def host_totals(view: RunView) -> tuple[Floats, Floats, Floats]:
+    """The host's samples: moments in s, time of all cores so far, and of that busy, both in ns."""
+    raw = view.frames["host_cpu"]
+    raw = raw[(raw["core"] == -1) == bool((raw["core"] == -1).any())]
+    totals = raw.drop(columns="core").groupby("at_ns").sum()
+    whole = totals.sum(axis=1).to_numpy(dtype=np.float64)
+    free = (totals["idle_ns_total"] + totals["steal_ns_total"]).to_numpy(dtype=np.float64)
+    return view.seconds_of(totals.index), whole, whole - free
+
+
+def is_full_between(view: RunView, since_s: Floats, until_s: Floats) -> npt.NDArray[np.bool_]:
+    """Whether all cores were busy, for each span; not where nobody knows.
+
+    Args:
+        view: The run.
+        since_s: Where the spans begin.
+        until_s: Where they end.
+    """
+    at_s, whole, busy = host_totals(view)
+    if len(at_s) < 2:
+        return np.zeros(len(since_s), dtype=bool)
+    grown = np.interp(until_s, at_s, whole) - np.interp(since_s, at_s, whole)
+    grown_busy = np.interp(until_s, at_s, busy) - np.interp(since_s, at_s, busy)
+    full: npt.NDArray[np.bool_] = (grown > 0) & (100 * grown_busy >= BUSY_PCT * grown)
+    return full
+
+
+def is_starved(wait_pct: pd.Series[float], cpu_pct: pd.Series[float]) -> pd.Series[bool]:
+    """Whether a process got much less of a core than it wanted, which is what it got and waited.
+
+    Args:
+        wait_pct: Part of the time that it was ready to run and had no core; NaN is not starved.
+        cpu_pct: Part of the time that it had one.
+    """
+    less_than_half = (wait_pct >= _WATCHED_WAIT_PCT) & (wait_pct >= cpu_pct)
+    return less_than_half | (wait_pct >= _WATCHED_LONG_WAIT_PCT)
+
+
+def _waiting_server(signs: Signs) -> Harm | None:
+    """The longest time in which a process of the server was starved and no core free, all along.
+
+    What clients or event loops missed by it is not seen from outside: it takes longer to be told.
+    """
+    rows = signs.worker_cpu
+    rows = rows[rows["side"] == "server"]
+    if not rows["wait_pct"].notna().any():
+        return _waiting_tasks(signs)
+    begun_s = _first_sample_s(signs.view)
+    best: tuple[float, float, pd.DataFrame] | None = None
+    for pid, mine in rows.groupby("pid", sort=True):
+        at_s = mine["at_s"].to_numpy()
+        since = np.concatenate([[max(0.0, begun_s[int(str(pid))])], at_s[:-1]])
+        is_watched = at_s - signs.view.stop_s <= _BEYOND_SHARE * (at_s - since)
+        is_full = is_full_between(signs.view, since, at_s)
+        flags = is_starved(mine["wait_pct"], mine["cpu_pct"]) & is_watched & is_full
+        for start, stop in runs_of(flags.to_numpy()):
+            from_s, until_s = float(since[start]), min(float(at_s[stop - 1]), signs.view.stop_s)
+            is_long = until_s - from_s >= _WATCHED_LEAST_S
+            if is_long and (best is None or until_s - from_s > best[1] - best[0]):
+                lengths_s = (at_s - since)[start:stop]
+                best = from_s, until_s, mine.iloc[start:stop].assign(length_s=lengths_s)
+    if best is None:
+        return None
+    from_s, until_s, part = best
+    wait_pct, cpu_pct = (
+        float((part[column] * part["length_s"]).sum() / part["length_s"].sum())
+        for column in ("wait_pct", "cpu_pct")
+    )
+    subject = signs.view.subject(int(part["pid"].iloc[0]))
+    return Harm(
+        from_s,
+        until_s,
+        f"{subject} waited for a core {wait_pct:.0f} % of the time and got {cpu_pct:.0f} %",
+        (
+            Evidence(
+                f"time that {subject} waited for a core",
+                *(wait_pct, "pct", "process_samples", from_s),
+            ),
+            Evidence("time that it had one", cpu_pct, "pct", "process_samples", from_s),
+        ),
+    )
+
+
+def _first_sample_s(view: RunView) -> dict[int, float]:
+    """When each process was sampled first."""
+    first_ns = view.frames["process_samples"].groupby("pid")["at_ns"].min()
+    return {int(str(pid)): view.seconds(at_ns) for pid, at_ns in first_ns.items()}
+
+
+def _waiting_tasks(signs: Signs) -> Harm | None:
+    """For a recording without the server's own waits: any task of the host waited all along."""
+    rows = df_host_pressure(signs.view)
+    rows = rows[(rows["resource"] == "cpu") & (rows["at_s"] <= signs.view.stop_s)]
+    at_s = rows["at_s"].to_numpy()
+    spans = [
+        (float(at_s[start - 1]) if start else 0.0, rows.iloc[start:stop])
+        for start, stop in runs_of(rows["some_pct"].to_numpy() >= _WATCHED_PRESSURE_PCT)
+    ]
+    if not spans:
+        return None
+    since_s, part = max(spans, key=lambda span: float(span[1]["at_s"].iloc[-1]) - span[0])
+    until_s, mean = float(part["at_s"].iloc[-1]), float(part["some_pct"].mean())
+    if until_s - since_s < _WATCHED_LEAST_S:
+        return None
+    evidence = Evidence("time that tasks waited for a core", mean, "pct", "host_pressure", since_s)
+    words = f"tasks waited for a core {mean:.0f} % of {until_s - since_s:.1f} s"
+    return Harm(since_s, until_s, words, (evidence,), is_of_any_task=True)
