@@ -25,6 +25,7 @@ from probes.clock import NS_PER_MS, NS_PER_S, now_ns
 from probes.driven import Driven, ProbeHangs, next_due_ns, time_limit
 from probes.errors import ProbeUnavailableError
 from probes.fleet_slots import ROLE_NAMES, fleet_is_ready, free_slots_of, processes_of
+from probes.governor import aligned_ns
 from probes.hot_worker import AcceptFailures, HotWorkerWatch
 from probes.live import Counter, Header, Live, Phase, Role
 from probes.probe import ProcessRef, Target
@@ -174,8 +175,7 @@ class Collector:
     def loop(self) -> None:
         """Samples by deadlines until the supervisor asks to stop."""
         phase = self.live.phase
-        flush_ns = attached_pace.FLUSH_NS if self._pace is not None else FLUSH_NS
-        flush_due_ns = now_ns() + flush_ns
+        flush_due_ns = now_ns() + FLUSH_NS
         hot_due_ns = now_ns()
         follow_due_ns = now_ns()
         while True:
@@ -196,9 +196,13 @@ class Collector:
                     self._target.stretch = self._pace.look(at_ns, is_hot=self._hot.pid > 0)
             if at_ns >= hot_due_ns:
                 hot_due_ns = at_ns + HOT_NS
+                if self._pace is not None:  # together with all else
+                    hot_due_ns = aligned_ns(at_ns, HOT_NS)
                 self._look_for_hot_worker(at_ns)
             if at_ns >= flush_due_ns:
-                flush_due_ns = at_ns + flush_ns
+                flush_due_ns = at_ns + FLUSH_NS
+                if self._pace is not None:
+                    flush_due_ns = self._pace.flush_due_ns(at_ns)
                 self._flush()
             due_ns = min(
                 [hot_due_ns, flush_due_ns, *(e.due_ns for e in self.driven if e.running)],

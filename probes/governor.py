@@ -26,6 +26,10 @@ GRANT_NS = 200 * NS_PER_MS
 GRANT_PAUSE_NS = 60 * NS_PER_S
 """What ``KernelPurse`` may spend beyond its share when a process has no descriptor left."""
 
+BEGIN_SHARE = 0.1
+"""What ``KernelPurse`` saves up before it begins: it watches often and shortly, so that no second
+of the target is a much slower one."""
+
 CALM_STRETCH = 2.0
 MOST_STRETCH = 32.0
 LONGEST_PERIOD_NS = 20 * NS_PER_S
@@ -112,7 +116,7 @@ class KernelPurse:
         attach_cost_ns: Of attaching and detaching: every thread of the host is told.
     """
 
-    share: float = 0.002
+    share: float = 0.001
     burst_ns: int = 100 * NS_PER_MS
     balance_ns: float = 60.0 * NS_PER_MS
     call_cost_ns: int = 150
@@ -154,7 +158,7 @@ class KernelPurse:
         kept_ns = 0.0 if is_near else self.burst_ns / 2
         if is_attached:
             return self.balance_ns > kept_ns
-        begins = self.balance_ns >= kept_ns + 0.4 * self.burst_ns
+        begins = self.balance_ns >= kept_ns + BEGIN_SHARE * self.burst_ns
         if begins:
             self.balance_ns -= self.attach_cost_ns
         return begins
