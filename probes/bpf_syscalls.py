@@ -11,9 +11,10 @@ Cost
     after a count and three compares. A failing call costs two map updates on its own CPU. The
     kernel's own way to the tracepoint costs more: a server at 1.7 million calls a second got 10 %
     less done. So of a server in service (``Target.is_sparing``) it watches as long as the calls
-    that pass cost no more than 0.1 % of a core: all the time at 6,600 calls a second, one part in 250
-    of it at 1.7 million, a moment every ten seconds in between. Once a process has half of its descriptors in use it may also spend what
-    was saved up for that, and when none is left it gets more (``KernelPurse``).
+    that pass cost no more than 0.1 % of a core: all the time at 6,600 calls a second, one part in
+    250 of it at 1.7 million, and in between a moment every ten seconds. Once a process has half of
+    its descriptors in use it may also spend what was saved up for that, and when none is left it
+    gets more (``KernelPurse``).
 Misses
     EAGAIN, EINPROGRESS and EINTR, which are answers and not failures, and ERESTART*, which the
     caller never sees. An error that arrives otherwise than as a return value: SO_ERROR after a
