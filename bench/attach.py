@@ -28,10 +28,12 @@ from bench.attach_figures import Block, undisturbed
 from bench.attach_windows import Attached, Load
 from bench.command import say, write
 from harness.host import read_host
+from probes import governor
 
-SETTLE_S = 10.0
-"""A watch has then had its first samples of everything, and what it may spend at once is spent or
-kept: its tracepoint at every call, the dearest part, is on for a moment every ten seconds."""
+SETTLE_S = governor.QUIET_AFTER_NS / 1e9 + 1.0
+"""A watch then looks as often as it does for hours where nothing happens. What it may spend at once
+is spent or kept: its tracepoint at every call, the dearest part, is on for a moment in ten seconds,
+as it is later."""
 
 OFF_COUNT, ON_COUNT = 2, 4
 START_S = 5.0

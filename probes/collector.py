@@ -347,6 +347,8 @@ class Collector:
                 self._watch_syscalls({pid, *self._hot.siblings})
         else:
             self._events.append(at_ns, "hot_worker_cooled", 0, "no process is hot any more")
+        if self._pace is not None and self._target is not None:
+            self._target.stretch = self._pace.look(at_ns, is_hot=pid > 0)
         for entry in self.driven:
             focus = getattr(entry.probe, "focus", None)
             if entry.running and focus is not None:

@@ -10,6 +10,8 @@ from probes.governor import (
     CALM_STRETCH,
     LONGEST_PERIOD_NS,
     MOST_STRETCH,
+    QUIET_AFTER_NS,
+    QUIET_STRETCH,
     Governor,
     KernelPurse,
     aligned_ns,
@@ -53,11 +55,23 @@ def test_samples_are_close_while_something_happens_and_the_saved_budget_lasts():
     governor.spend(2 * NS_PER_S, 7_000_000_000 + 120 * NS_PER_MS)
     assert governor.balance_ns < 0
     assert governor.period_ns(2 * NS_PER_S, 100) == 100 * CALM_STRETCH * 2
-    assert governor.period_ns(600 * NS_PER_S, 100) == 100 * CALM_STRETCH * 2
+    assert governor.period_ns(600 * NS_PER_S, 100) == 100 * QUIET_STRETCH * 2
     for second in range(3, 40):  # nothing is spent: the debt is paid and saved up again
         governor.spend(second * NS_PER_S, 7_000_000_000 + 120 * NS_PER_MS)
     assert governor.debt_stretch == 1
     assert not governor.is_alert(40 * NS_PER_S)
+
+
+def test_samples_are_far_apart_when_nothing_has_happened_for_a_while():
+    governor = Governor()
+    governor.spend(NS_PER_S, 0)
+    quiet_ns = NS_PER_S + QUIET_AFTER_NS
+    assert governor.stretch(quiet_ns - 1) == CALM_STRETCH
+    assert governor.stretch(quiet_ns) == QUIET_STRETCH
+    governor.alert(quiet_ns)
+    assert governor.stretch(quiet_ns + 1) == 1
+    assert governor.stretch(quiet_ns + QUIET_AFTER_NS - 1) == CALM_STRETCH
+    assert governor.stretch(quiet_ns + QUIET_AFTER_NS) == QUIET_STRETCH
 
 
 def test_no_probe_is_put_off_for_ever():
