@@ -192,8 +192,8 @@ class Collector:
                 follow_due_ns = at_ns + FOLLOW_NS
                 self._follow()
                 if self._pace is not None and self._hot is not None and self._target is not None:
+                    self._look(at_ns, is_hot=self._hot.pid > 0)
                     follow_due_ns = self._pace.look_due_ns(at_ns)
-                    self._target.stretch = self._pace.look(at_ns, is_hot=self._hot.pid > 0)
             if at_ns >= hot_due_ns:
                 hot_due_ns = at_ns + HOT_NS
                 if self._pace is not None:  # together with all else
@@ -347,13 +347,22 @@ class Collector:
                 self._watch_syscalls({pid, *self._hot.siblings})
         else:
             self._events.append(at_ns, "hot_worker_cooled", 0, "no process is hot any more")
-        if self._pace is not None and self._target is not None:
-            self._target.stretch = self._pace.look(at_ns, is_hot=pid > 0)
+        self._look(at_ns, is_hot=pid > 0)
         for entry in self.driven:
             focus = getattr(entry.probe, "focus", None)
             if entry.running and focus is not None:
                 with self._guarded(entry):
                     focus(pid)
+
+    def _look(self, at_ns: int, *, is_hot: bool) -> None:
+        """Sets the pace; when it quickens, what was put off comes sooner."""
+        if self._pace is None or self._target is None:
+            return
+        before, self._target.stretch = self._target.stretch, self._pace.look(at_ns, is_hot=is_hot)
+        for entry in self.driven if self._target.stretch < before else ():
+            if entry.running and entry.probe is not None:
+                period_ns = int(entry.probe.period_s * NS_PER_S)
+                entry.due_ns = min(entry.due_ns, self._pace.next_due_ns(at_ns, period_ns, False)[0])
 
     def _accept_failures(self) -> AcceptFailures | None:
         for entry in self.driven:

@@ -15,7 +15,7 @@ from probes.governor import QUIET_STRETCH, Governor
 from probes.live import Counter
 from probes.own_cost import OwnCost, process_cpu_ns, stand_back
 from probes.probe import ProcessRef, Target
-from probes.pyspy import ATTACHED_LOW_MOST_COUNT, PythonStacksProbe
+from probes.pyspy import ATTACHED_LOW_MOST_COUNT, QUIET_PAUSE_S, PythonStacksProbe
 
 
 def occupy(slot, pid: int, **words: int) -> None:
@@ -151,6 +151,36 @@ def test_many_workers_are_sampled_in_turn(run, monkeypatch):
     probe._begun_ns |= {15: 6, 16: 7}
     probe._open_next(_window(15))
     assert opened[-1] == 10  # the longest ago; 12 is gone
+    for writer in probe.writers:
+        writer.close()
+
+
+def test_of_a_quiet_server_a_part_of_the_time_is_sampled(run, monkeypatch):
+    opened: list[int] = []
+    probe = PythonStacksProbe()
+    monkeypatch.setattr(probe, "check", lambda: None)
+    monkeypatch.setattr(probe, "_open", lambda pid, *_: opened.append(pid))
+    monkeypatch.setattr(probe, "_is_there", lambda _: True)
+    refs = {pid: ProcessRef(pid, "server", pid, is_python=True) for pid in (10, 11)}
+    target = Target(run, refs, frozenset(), None, attached=True, is_sparing=True)
+    probe.start(target)
+    assert opened == [10, 11]
+    target.stretch = QUIET_STRETCH
+    begin_ns = now_ns()
+    probe._open_next(_window(10))
+    probe._open_next(_window(11))
+    probe.sample(begin_ns + NS_PER_S)
+    assert opened == [10, 11]
+    assert "15 s of each minute" in probe.note
+    probe.sample(begin_ns + int((QUIET_PAUSE_S + 5) * NS_PER_S))
+    assert opened == [10, 11, 10, 11]
+    probe._open_next(_window(10))
+    probe.focus(10)  # it is sampled closely now
+    target.stretch = 1.0  # something happens: nobody rests
+    probe._resting[11] = now_ns() + NS_PER_S
+    probe.sample(begin_ns)
+    assert opened == [10, 11, 10, 11, 10, 11]
+    assert probe._resting == {}
     for writer in probe.writers:
         writer.close()
 
