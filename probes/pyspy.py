@@ -12,7 +12,7 @@ Cost:
     About 10 ms of CPU to start, 0.15 ms a sample, 5 MB (shared text). Seven servers at 5 Hz take
     1 % of a core; a hot one at 100 Hz 1.8 %. Of a server in service four processes at a time are
     sampled, in turn, and a hot one 20 times a second, less when the run's budget is overdrawn: 0.1
-    and 0.4 % of a core; when nothing has happened for a while, 15 s of each minute.
+    and 0.4 % of a core; when nothing has happened for a while, a third of the time.
 Misses:
     Clients, unless one is hot; C code (the caller's frame is shown); a process that is not Python.
     The time of a sample is py-spy's clock, placed at its start with an uncertainty of about 20 ms.
@@ -54,8 +54,8 @@ ATTACHED_LOW_MOST_COUNT = 4
 WINDOW_S = 30.0
 HOT_WINDOW_S = 5.0
 ATTACHED_HOT_WINDOW_S = 10.0
-QUIET_WINDOW_S, QUIET_PAUSE_S = 15.0, 45.0
-"""Of a server in service at which nothing has happened for a while a part of the time is seen."""
+QUIET_REST_S = 60.0
+"""So long nobody samples a server in service at which nothing has happened for a while."""
 # py-spy sees SIGINT at its next sample, and its waits are exponential: at 5 Hz one in 400 takes
 # longer than this, and its window is lost.
 STOP_LIMIT_S = 1.2
@@ -222,8 +222,8 @@ class PythonStacksProbe:
         if window.pid == self._hot_pid:
             self._open_hot()
         elif self._is_quiet:
-            self._add_note("a quiet server: its stacks were sampled 15 s of each minute")
-            self._resting[window.pid] = now_ns() + int(QUIET_PAUSE_S * NS_PER_S)
+            self._add_note("a quiet server: its stacks were sampled a third of the time")
+            self._resting[window.pid] = now_ns() + int(QUIET_REST_S * NS_PER_S)
         else:
             self._open_in_turn(window.pid)
 
@@ -279,7 +279,7 @@ class PythonStacksProbe:
         for window in list(self._windows):
             if window.asked:
                 window.ask_to_write()
-            elif at_ns >= self._ends_ns(window):
+            elif at_ns >= window.ends_ns:
                 self._open_next(window)
                 window.ask_to_write()
         for pid, until_ns in list(self._resting.items()):
@@ -292,11 +292,6 @@ class PythonStacksProbe:
     def _is_quiet(self) -> bool:
         target = self._target
         return target is not None and target.is_sparing and target.stretch >= QUIET_STRETCH
-
-    def _ends_ns(self, window: Window) -> int:
-        if window.pid == self._hot_pid or not self._is_quiet:
-            return window.ends_ns
-        return min(window.ends_ns, window.started_ns + int(QUIET_WINDOW_S * NS_PER_S))
 
     def _take_ended(self, at_ns: int) -> None:
         for window in list(self._windows):

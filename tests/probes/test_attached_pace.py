@@ -15,7 +15,7 @@ from probes.governor import QUIET_STRETCH, Governor
 from probes.live import Counter
 from probes.own_cost import OwnCost, process_cpu_ns, stand_back
 from probes.probe import ProcessRef, Target
-from probes.pyspy import ATTACHED_LOW_MOST_COUNT, QUIET_PAUSE_S, PythonStacksProbe
+from probes.pyspy import ATTACHED_LOW_MOST_COUNT, QUIET_REST_S, PythonStacksProbe
 
 
 def occupy(slot, pid: int, **words: int) -> None:
@@ -171,8 +171,8 @@ def test_of_a_quiet_server_a_part_of_the_time_is_sampled(run, monkeypatch):
     probe._open_next(_window(11))
     probe.sample(begin_ns + NS_PER_S)
     assert opened == [10, 11]
-    assert "15 s of each minute" in probe.note
-    probe.sample(begin_ns + int((QUIET_PAUSE_S + 5) * NS_PER_S))
+    assert "a third of the time" in probe.note
+    probe.sample(begin_ns + int((QUIET_REST_S + 5) * NS_PER_S))
     assert opened == [10, 11, 10, 11]
     probe._open_next(_window(10))
     probe.focus(10)  # it is sampled closely now
