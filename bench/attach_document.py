@@ -242,9 +242,9 @@ anybody else takes is missing. A server in service is the other case: it has roo
 """
 _STEADY = """\
 The CPU columns are of one core, while it watches. py-spy samples in all of these windows, as in the
-first 30 s of every watch; later it rests two thirds of the time, so that is not flattered. The 99th percentile is shown and decides nothing:
-it moves by many per cent from window to window without any watch. How the cost is bounded, and what
-that takes from what is seen: [design note 0008](design/0008-harmless-watching.md).
+first 30 s of every watch; later it rests two thirds of the time. The 99th percentile is shown and
+decides nothing: it moves by many per cent from window to window without any watch. How the cost is
+bounded, and what that takes from what is seen: [design note 0008](design/0008-harmless-watching.md).
 
 ## The first seconds
 Against the same windows without a watch. The first column is 5 s that begin with the command: two
