@@ -1,7 +1,7 @@
 """What ``profile-attach`` costs the server that it watches: windows with and without it, in turn.
 
 ``make bench-attach`` prints the page docs/benchmarks-attach.md; ``ARGS=--write`` also writes it.
-One server and one client process live through the whole bench, with each load about 6 minutes:
+One server and one client process live through the whole bench, with each load about 8 minutes:
 ``ARGS='--load room --json windows.json'`` measures one of them and keeps its windows; what the
 file holds already is not measured again, so that the bench can be run in pieces and broken off.
 
@@ -31,9 +31,13 @@ from harness.host import read_host
 from probes import governor
 
 SETTLE_S = governor.QUIET_AFTER_NS / 1e9 + 1.0
-"""A watch then looks as often as it does for hours where nothing happens. What it may spend at once
-is spent or kept: its tracepoint at every call, the dearest part, is on for a moment in ten seconds,
-as it is later."""
+"""A watch then looks as often as it does for hours where nothing happens, and what it may spend at
+once is spent or kept."""
+
+PHASES_COUNT = 5
+"""Its tracepoint at every call, the dearest part, is on for a moment in some ten seconds, as it is
+later. So that the windows do not meet or miss it in every watch, they begin up to four windows
+later from watch to watch."""
 
 OFF_COUNT, ON_COUNT = 2, 4
 START_S = 5.0
@@ -116,8 +120,8 @@ class Store:
         self._path.write_text(text, encoding="utf-8")
 
 
-def measure_block(load: Load, rate_per_s: float, setting: Setting) -> Block:
-    """One watch and the windows around it."""
+def measure_block(load: Load, rate_per_s: float, setting: Setting, number: int) -> Block:
+    """One watch and the windows around it; its number says how much later its windows begin."""
     block = Block()
 
     def measure(kind: str, watch: Attached | None = None) -> None:
@@ -136,6 +140,8 @@ def measure_block(load: Load, rate_per_s: float, setting: Setting) -> Block:
             block.start.append(load.window(START_S, rate_per_s, begin=begin))
             watch = watches[0]
             while time.monotonic() < watch.began_s + setting.settle_s:
+                measure("settle", watch)
+            for _ in range(number % PHASES_COUNT):
                 measure("settle", watch)
             for _ in range(ON_COUNT):
                 measure("on", watch)
@@ -159,7 +165,8 @@ def measure(
         part.rate_per_s = share * max(load.window(1.0, 0)["messages_per_s"] for _ in range(3))
     load.window(_PAUSE_S, part.rate_per_s)
     while len(part.blocks) < blocks:
-        part.blocks.append(measure_block(load, part.rate_per_s, setting))
+        block = measure_block(load, part.rate_per_s, setting, len(part.blocks))
+        part.blocks.append(block)
         done()
         say(f"{part.title}: watch {len(part.blocks)} of {blocks}")
 

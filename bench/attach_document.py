@@ -221,11 +221,12 @@ def _summary(parts: Sequence[Measured], changes: dict[tuple[str, str], Change]) 
 _HEAD = f"""\
 # What profile-attach costs the server that it watches
 
-`make bench-attach` measures it and prints this page, in about 6 minutes for each load (`--load`
+`make bench-attach` measures it and prints this page, in about 8 minutes for each load (`--load`
 measures one, `--json FILE` keeps its windows and goes on from there). One echo server (asyncio, one
 process) and one client process live through the whole bench, each on a core of its own; the watch
 may run on both. A block is two windows without a watch, one watch with four windows in its steady
-state, and two windows without it again, so that a machine that drifts meets both kinds alike.
+state, and two windows without it again, so that a machine that drifts meets both kinds alike. From
+block to block they come later in the watch, by up to 10 s: what it does in turns, it does in some.
 
 Windows of one watch are not independent of each other. So each block gives one value, the
 difference of the mean logarithms with and without the watch; the change is the trimmed mean (inner
@@ -241,10 +242,11 @@ anybody else takes is missing. A server in service is the other case: it has roo
 ## As it is now: the steady state, in which a watch is for hours
 """
 _STEADY = """\
-The CPU columns are of one core, while it watches. py-spy samples in all of these windows, as in the
+The CPU columns are of one core, while it watches. py-spy samples in most of these windows, as in the
 first 30 s of every watch; later it rests two thirds of the time. The 99th percentile is shown and
 decides nothing: it moves by many per cent from window to window without any watch. How the cost is
-bounded, and what that takes from what is seen: [design note 0008](design/0008-harmless-watching.md).
+bounded, and what that takes from what is seen:
+[design note 0008](design/0008-harmless-watching.md).
 
 ## The first seconds
 Against the same windows without a watch. The first column is 5 s that begin with the command: two
@@ -272,6 +274,8 @@ and 5 of 7 figures were not decided. The watch woke up 23 times a second, 0.66 %
 ## What is not in these figures
 - The report, after the watch is over: about 1.5 s of CPU at nice 5. It can be made elsewhere:
   `profile-attach` may be killed, and `profile-report` makes the report of a copy of the run.
+- As fast as it goes, the tracepoint at every call is on for a moment in less than every block: what
+  it may cost in the long run is 0.1 % of a core.
 - A host whose control groups give the shell and the server CPU apart: nice counts only within a
   group there, so the budget alone bounds the cost.
 """

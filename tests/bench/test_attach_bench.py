@@ -182,10 +182,10 @@ def test_a_block_has_as_many_windows_with_a_watch_as_without(monkeypatch):
             return dict(WINDOW)
 
     monkeypatch.setattr(attach, "Attached", Watch)
-    block = attach.measure_block(Server(), 400, SETTING)
+    block = attach.measure_block(Server(), 400, SETTING, 7)
     off = ["off 2.5"] * 2
-    assert asked == [*off, "begin", "start 5", *["on"] * 4, "end", "off 1", *off]
-    assert (len(block.off), len(block.start), len(block.settle), len(block.on)) == (4, 1, 0, 4)
+    assert asked == [*off, "begin", "start 5", *["on"] * (2 + 4), "end", "off 1", *off]
+    assert (len(block.off), len(block.start), len(block.settle), len(block.on)) == (4, 1, 2, 4)
 
 
 def test_the_load_holds_its_rate_and_is_counted():
