@@ -37,13 +37,13 @@ class Measured(NamedTuple):
     Attributes:
         title: Of its rows.
         names: Which figures are judged.
-        count: Watches that were measured.
+        watches_count: Watches that were measured.
         blocks: Those that count.
     """
 
     title: str
     names: tuple[str, ...]
-    count: int
+    watches_count: int
     blocks: list[Block]
 
 
@@ -177,7 +177,7 @@ def _cost_table(parts: Sequence[Measured]) -> list[str]:
         server_pct = median(each["server_cpu_pct"] for each in _windows(part.blocks))
         cells = [
             part.title,
-            f"{len(part.blocks)} of {part.count}",
+            f"{len(part.blocks)} of {part.watches_count}",
             f"{server_pct:.0f} %",
             f"{fmean(each['probe_cpu_pct'] for each in on):.2f} %",
             f"{fmean(each['supervisor_cpu_pct'] for each in on):.2f} %",
@@ -242,10 +242,10 @@ anybody else takes is missing. A server in service is the other case: it has roo
 ## As it is now: the steady state, in which a watch is for hours
 """
 _STEADY = """\
-The CPU columns are of one core, while it watches. py-spy samples in most of these windows, as in the
-first 30 s of every watch; later it rests two thirds of the time. The 99th percentile is shown and
-decides nothing: it moves by many per cent from window to window without any watch. How the cost is
-bounded, and what that takes from what is seen:
+The CPU columns are of one core, while it watches. py-spy samples in most of these windows, as in
+the first 30 s of every watch; later it rests two thirds of the time. The 99th percentile is shown
+and decides nothing: it moves by many per cent from window to window without any watch. How the cost
+is bounded, and what that takes from what is seen:
 [design note 0008](design/0008-harmless-watching.md).
 
 ## The first seconds
