@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 
 from harness.live_status import CpuUse, ProcessLabels
@@ -23,7 +22,7 @@ class AttachStatus:
     """
 
     def __init__(self, live: Live, pid: int) -> None:
-        self._slots = [live.slot(index) for index in range(live.slot_count)]
+        self._live = live
         self._pid = pid
         self._cpu = CpuUse()
         self._since_s = time.monotonic()
@@ -41,7 +40,7 @@ class AttachStatus:
     def read(self, phase: str, *, time_left_s: float | None = None, note: str = "") -> Status:
         """The state of now."""
         now_s = time.monotonic()
-        held = list(itertools.takewhile(lambda slot: slot[Counter.PID], self._slots))
+        held = list(self._live.followed_slots())
         alive = [slot for slot in held if not slot[Counter.STOPPED_NS]]
         self._cpu.read([slot[Counter.PID] for slot in alive], now_s)
         taken = sum(slot[Counter.ESTABLISHED_TOTAL] for slot in held)

@@ -30,7 +30,9 @@ SLOTS_COUNT = 128
 """Processes that can be followed in one run, those that were replaced included."""
 
 _SETUP_TICK_S = 0.1
-_TICK_S = 0.2
+_TICK_S, _CALM_TICK_S = 0.2, 0.5
+"""How often it looks at the processes: close while connections come or go, or processes."""
+
 _PROBES_DEADLINE_S = 30.0
 _LOOK_AGAIN_PERIOD_S = 1.0
 _REPLACEMENT_WAIT_S = 3.0
@@ -164,7 +166,8 @@ class Watch(Recorder):
                 break
             if self._view.is_due("watch"):
                 self._view.update(status.read("watch", time_left_s=left_s))
-            processes.wait(_TICK_S if left_s is None else min(_TICK_S, left_s))
+            tick_s = _TICK_S if processes.are_moving else _CALM_TICK_S
+            processes.wait(tick_s if left_s is None else min(tick_s, left_s))
         self._stop(live, processes, probes, status, result)
 
     def _is_over(self, processes: ForeignProcesses) -> bool:

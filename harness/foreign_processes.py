@@ -39,6 +39,8 @@ _REST_FACTOR = 9.0
 """After a look at all sockets of the namespace, so many times as long without one."""
 _STATUS_WAIT_S = 1.0
 _END_AGAIN_S = 0.05
+_MOVING_SHARE = 0.01
+"""Of a process's descriptors: who gains or loses so many between two looks is looked at soon."""
 _FEW_CONNECTIONS_COUNT = 20
 _PASSING_SHARE = 0.05
 """Of the connections that others hold, an acceptor has this part at most: those on their way."""
@@ -90,6 +92,7 @@ class ForeignProcesses:
         self._tree_period_s = TREE_PERIOD_S
         self._count_due_s = 0.0
         self._is_loaded = False
+        self._are_moving = True
         self._overflown = False
 
     def watch_tree(self, roots: list[int], *, without: int = 0) -> None:
@@ -155,10 +158,16 @@ class ForeignProcesses:
         if now_s >= self._tree_due_s:
             self._tree_due_s = now_s + (self._tree_period_s if self._is_loaded else _SETUP_PERIOD_S)
             news += self._look_for_new(now_s)
+        self._are_moving = bool(news)
         for each in self.held:
             if not each.ended_ns:
                 self._count(each)
         return news
+
+    @property
+    def are_moving(self) -> bool:
+        """Whether processes came or went at the last look, or many descriptors of one of them."""
+        return self._are_moving
 
     def wait(self, timeout_s: float) -> None:
         """Waits until one of them ends, but not longer than that."""
@@ -190,6 +199,7 @@ class ForeignProcesses:
         open_count = max(0, count - each.own_count)
         grown = open_count - each.slot[Counter.OPEN_COUNT]
         each.slot[Counter.OPEN_COUNT] = open_count
+        self._are_moving |= abs(grown) > _MOVING_SHARE * each.slot[Counter.NOFILE_SOFT_COUNT]
         if grown > 0 and self._is_loaded:
             each.slot[Counter.ESTABLISHED_TOTAL] += grown
             each.slot[Counter.ATTEMPTED_TOTAL] += grown

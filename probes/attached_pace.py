@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 
 from probes.clock import NS_PER_S
-from probes.governor import CALM_STRETCH, Governor, aligned_ns
+from probes.governor import Governor, aligned_ns
 from probes.live import Counter, Live
 from probes.own_cost import OwnCost
 
-FLUSH_NS = 2 * NS_PER_S
-_LOOK_NS = NS_PER_S // 5
+FLUSH_NS, CALM_FLUSH_NS = 2 * NS_PER_S, 4 * NS_PER_S
+"""How long rows wait to be written: a batch costs the same whether it holds two rows or four."""
+
+_LOOK_NS, _QUIET_LOOK_NS = NS_PER_S // 5, 2 * NS_PER_S // 5
 _SPEND_NS = NS_PER_S
 _FULL_SHARE = 0.9
 
@@ -27,10 +29,7 @@ def signs_of(live: Live) -> tuple[int, int, int, int]:
         Processes seen, ended, with nearly all of their descriptors in use; EMFILE so far.
     """
     seen = ended = full = emfile = 0
-    for index in range(live.slot_count):
-        slot = live.slot(index)
-        if not slot[Counter.PID]:
-            break  # they are taken in order
+    for slot in live.followed_slots():
         seen += 1
         emfile += slot[Counter.ACCEPT_EMFILE_TOTAL]
         if slot[Counter.STOPPED_NS]:
@@ -70,7 +69,12 @@ class AttachedPace:
 
     def look_due_ns(self, at_ns: int) -> int:
         """When to look for signs next."""
-        return aligned_ns(at_ns, _LOOK_NS)
+        is_quiet = self._governor.is_quiet(at_ns)
+        return aligned_ns(at_ns, _QUIET_LOOK_NS if is_quiet else _LOOK_NS)
+
+    def flush_due_ns(self, at_ns: int) -> int:
+        """When to write rows next."""
+        return aligned_ns(at_ns, FLUSH_NS if self._governor.is_alert(at_ns) else CALM_FLUSH_NS)
 
     def look(self, at_ns: int, *, is_hot: bool) -> float:
         """Looks for signs, and at the clocks once a second.
@@ -101,11 +105,12 @@ class AttachedPace:
             is_self_paced: It keeps that period, having a budget of its own.
 
         Returns:
-            The moment, and how many samples fewer there are until then than the calm pace takes,
-            since the budget is overdrawn.
+            The moment, and how many samples fewer there are until then than without a look at the
+            budget, since that is overdrawn.
         """
         if is_self_paced:
             return aligned_ns(at_ns, period_ns), 0
         longer_ns = self._governor.period_ns(at_ns, period_ns)
-        put_off_count = max(0, round(longer_ns / (CALM_STRETCH * period_ns)) - 1)
+        usual_ns = self._governor.pace(at_ns) * period_ns
+        put_off_count = max(0, round(longer_ns / usual_ns) - 1)
         return aligned_ns(at_ns, longer_ns), put_off_count

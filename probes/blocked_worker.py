@@ -164,12 +164,11 @@ class BlockedSamplesProbe:
                 self._distance_ns = min(at_ns - self._looked_ns, NS_PER_S)
             self._looked_ns = at_ns
         self.is_alarmed = False
-        for slot in self._slots:
-            if self._still is not None:
-                if not slot[Counter.PID]:
-                    break  # whoever follows a server that is not ours takes the slots in order
+        if self._still is not None and self._live is not None:
+            for slot in self._live.followed_slots():
                 self._look_from_outside(at_ns, slot, self._still)
-                continue
+            return
+        for slot in self._slots:
             turn_ns = slot[Counter.LOOP_ENTERED_NS]
             if turn_ns and at_ns - turn_ns >= LEAST_LAG_NS:
                 self._look(at_ns, slot, turn_ns)

@@ -25,6 +25,7 @@ from probes.clock import NS_PER_MS, NS_PER_S, now_ns
 from probes.driven import Driven, ProbeHangs, next_due_ns, time_limit
 from probes.errors import ProbeUnavailableError
 from probes.fleet_slots import ROLE_NAMES, fleet_is_ready, free_slots_of, processes_of
+from probes.governor import aligned_ns
 from probes.hot_worker import AcceptFailures, HotWorkerWatch
 from probes.live import Counter, Header, Live, Phase, Role
 from probes.probe import ProcessRef, Target
@@ -174,8 +175,7 @@ class Collector:
     def loop(self) -> None:
         """Samples by deadlines until the supervisor asks to stop."""
         phase = self.live.phase
-        flush_ns = attached_pace.FLUSH_NS if self._pace is not None else FLUSH_NS
-        flush_due_ns = now_ns() + flush_ns
+        flush_due_ns = now_ns() + FLUSH_NS
         hot_due_ns = now_ns()
         follow_due_ns = now_ns()
         while True:
@@ -192,13 +192,17 @@ class Collector:
                 follow_due_ns = at_ns + FOLLOW_NS
                 self._follow()
                 if self._pace is not None and self._hot is not None and self._target is not None:
+                    self._look(at_ns, is_hot=self._hot.pid > 0)
                     follow_due_ns = self._pace.look_due_ns(at_ns)
-                    self._target.stretch = self._pace.look(at_ns, is_hot=self._hot.pid > 0)
             if at_ns >= hot_due_ns:
                 hot_due_ns = at_ns + HOT_NS
+                if self._pace is not None:  # together with all else
+                    hot_due_ns = aligned_ns(at_ns, HOT_NS)
                 self._look_for_hot_worker(at_ns)
             if at_ns >= flush_due_ns:
-                flush_due_ns = at_ns + flush_ns
+                flush_due_ns = at_ns + FLUSH_NS
+                if self._pace is not None:
+                    flush_due_ns = self._pace.flush_due_ns(at_ns)
                 self._flush()
             due_ns = min(
                 [hot_due_ns, flush_due_ns, *(e.due_ns for e in self.driven if e.running)],
@@ -343,11 +347,22 @@ class Collector:
                 self._watch_syscalls({pid, *self._hot.siblings})
         else:
             self._events.append(at_ns, "hot_worker_cooled", 0, "no process is hot any more")
+        self._look(at_ns, is_hot=pid > 0)
         for entry in self.driven:
             focus = getattr(entry.probe, "focus", None)
             if entry.running and focus is not None:
                 with self._guarded(entry):
                     focus(pid)
+
+    def _look(self, at_ns: int, *, is_hot: bool) -> None:
+        """Sets the pace; when it quickens, what was put off comes sooner."""
+        if self._pace is None or self._target is None:
+            return
+        before, self._target.stretch = self._target.stretch, self._pace.look(at_ns, is_hot=is_hot)
+        for entry in self.driven if self._target.stretch < before else ():
+            if entry.running and entry.probe is not None:
+                period_ns = int(entry.probe.period_s * NS_PER_S)
+                entry.due_ns = min(entry.due_ns, self._pace.next_due_ns(at_ns, period_ns, False)[0])
 
     def _accept_failures(self) -> AcceptFailures | None:
         for entry in self.driven:

@@ -3,8 +3,8 @@
 A server in service pays for who watches it with CPU that it cannot have, so an attached run has a
 budget of CPU time, which is saved up to a burst and spent where something happens. ``Governor``
 is told what was used and answers with one factor by which every probe's period is multiplied:
-1 while something happens that deserves it, ``CALM_STRETCH`` while nothing does, and more for as
-long as the budget is overdrawn.
+1 while something happens that deserves it, ``CALM_STRETCH`` when nothing does, ``QUIET_STRETCH``
+when nothing has for a while, and more for as long as the budget is overdrawn.
 """
 
 from __future__ import annotations
@@ -22,11 +22,18 @@ BURST_NS = 150 * NS_PER_MS
 ALERT_NS = 10 * NS_PER_S
 """How long a sign that something happens keeps the samples close."""
 
+QUIET_AFTER_NS = 15 * NS_PER_S
+"""How long after the start, or after the last sign, it is quiet: as it is for hours."""
+
 GRANT_NS = 200 * NS_PER_MS
 GRANT_PAUSE_NS = 60 * NS_PER_S
 """What ``KernelPurse`` may spend beyond its share when a process has no descriptor left."""
 
-CALM_STRETCH = 2.0
+BEGIN_SHARE = 0.1
+"""What ``KernelPurse`` saves up before it begins: it watches often and shortly, so that no second
+of the target is a much slower one."""
+
+CALM_STRETCH, QUIET_STRETCH = 2.0, 4.0
 MOST_STRETCH = 32.0
 LONGEST_PERIOD_NS = 20 * NS_PER_S
 """No probe is put off for longer, whatever it costs."""
@@ -50,6 +57,7 @@ class Governor:
     _read_ns: int = 0
     _used_ns: int = -1
     _alert_until_ns: int = 0
+    _quiet_from_ns: int = 0
 
     def spend(self, at_ns: int, used_total_ns: int) -> None:
         """Takes a reading of the clocks, about once a second.
@@ -60,6 +68,7 @@ class Governor:
         """
         if self._used_ns < 0:  # the first reading: what was used before is not of the watch
             self.balance_ns = float(self.burst_ns)
+            self._quiet_from_ns = at_ns + QUIET_AFTER_NS
         else:
             earned_ns = self.budget_share * (at_ns - self._read_ns)
             spent_ns = used_total_ns - self._used_ns
@@ -73,15 +82,25 @@ class Governor:
     def alert(self, at_ns: int) -> None:
         """Something happens that deserves close samples, as far as the budget allows."""
         self._alert_until_ns = at_ns + ALERT_NS
+        self._quiet_from_ns = at_ns + QUIET_AFTER_NS
 
     def is_alert(self, at_ns: int) -> bool:
         """Whether something happened lately."""
         return at_ns < self._alert_until_ns
 
+    def is_quiet(self, at_ns: int) -> bool:
+        """Whether nothing has happened for a while."""
+        return at_ns >= self._quiet_from_ns
+
+    def pace(self, at_ns: int) -> float:
+        """The factor for every period that what happens deserves, whatever it costs."""
+        if self.is_quiet(at_ns):
+            return QUIET_STRETCH
+        return 1.0 if self.is_alert(at_ns) and self.balance_ns > 0 else CALM_STRETCH
+
     def stretch(self, at_ns: int) -> float:
         """The factor for every period, at least 1."""
-        calm = 1.0 if self.is_alert(at_ns) and self.balance_ns > 0 else CALM_STRETCH
-        return min(MOST_STRETCH, calm * self.debt_stretch)
+        return min(MOST_STRETCH, self.pace(at_ns) * self.debt_stretch)
 
     def period_ns(self, at_ns: int, period_ns: int) -> int:
         """The period of a probe whose own is given."""
@@ -112,7 +131,7 @@ class KernelPurse:
         attach_cost_ns: Of attaching and detaching: every thread of the host is told.
     """
 
-    share: float = 0.002
+    share: float = 0.001
     burst_ns: int = 100 * NS_PER_MS
     balance_ns: float = 60.0 * NS_PER_MS
     call_cost_ns: int = 150
@@ -154,7 +173,7 @@ class KernelPurse:
         kept_ns = 0.0 if is_near else self.burst_ns / 2
         if is_attached:
             return self.balance_ns > kept_ns
-        begins = self.balance_ns >= kept_ns + 0.4 * self.burst_ns
+        begins = self.balance_ns >= kept_ns + BEGIN_SHARE * self.burst_ns
         if begins:
             self.balance_ns -= self.attach_cost_ns
         return begins

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from probes.errors import RunDirError
 
 if TYPE_CHECKING:  # pathlib and what it imports would be a megabyte in every measured process
+    from collections.abc import Iterator
     from pathlib import Path
 
 MAGIC = 0x31_45_56_49_4C_4E_4E_43  # "CNNLIVE1" in memory
@@ -246,6 +247,18 @@ class Live:
         """The counters of one process as a writable view of COUNTER_WORDS int64."""
         start = HEADER_BYTES + index * SLOT_BYTES
         return self._bytes[start : start + COUNTER_WORDS * 8].cast("q")
+
+    def followed_slots(self) -> Iterator[memoryview[int]]:
+        """The slots of processes of a server that is not ours, those that ended included.
+
+        Who follows such a server takes the slots in order and gives none back, so the first one
+        without a pid is the end.
+        """
+        for index in range(self.slot_count):
+            slot = self.slot(index)
+            if not slot[Counter.PID]:
+                return
+            yield slot
 
     def lag_histogram(self, index: int) -> memoryview[int]:
         """LAG_BUCKETS int64: turns of the event loop whose busy ns have that bit length."""

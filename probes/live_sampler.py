@@ -92,9 +92,10 @@ class LiveSamplesProbe:
     def sample(self, at_ns: int) -> None:
         """Appends a row for every slot that has an owner."""
         writer = self.writers[0]
-        for index, slot, lags in self._slots:
-            if self._attached and not slot[Counter.PID]:
-                break  # whoever follows a server that is not ours takes the slots in order
+        slots = self._slots
+        if self._attached and self._live is not None:
+            slots = slots[: sum(1 for _ in self._live.followed_slots())]
+        for index, slot, lags in slots:
             word = _SLOT.unpack_from(slot)
             role = _ROLES.get(word[Counter.ROLE])
             if role is None or not word[Counter.PID]:

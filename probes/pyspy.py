@@ -12,7 +12,7 @@ Cost:
     About 10 ms of CPU to start, 0.15 ms a sample, 5 MB (shared text). Seven servers at 5 Hz take
     1 % of a core; a hot one at 100 Hz 1.8 %. Of a server in service four processes at a time are
     sampled, in turn, and a hot one 20 times a second, less when the run's budget is overdrawn: 0.1
-    and 0.4 % of a core.
+    and 0.4 % of a core; when nothing has happened for a while, a third of the time.
 Misses:
     Clients, unless one is hot; C code (the caller's frame is shown); a process that is not Python.
     The time of a sample is py-spy's clock, placed at its start with an uncertainty of about 20 ms.
@@ -37,6 +37,7 @@ from pathlib import Path
 
 from probes.clock import NS_PER_S, now_ns
 from probes.errors import ProbeUnavailableError
+from probes.governor import QUIET_STRETCH
 from probes.hot_worker import parse_cpu_ns
 from probes.own_cost import END_NICE, WATCH_NICE, stand_back
 from probes.probe import ProcessRef, Target
@@ -53,6 +54,8 @@ ATTACHED_LOW_MOST_COUNT = 4
 WINDOW_S = 30.0
 HOT_WINDOW_S = 5.0
 ATTACHED_HOT_WINDOW_S = 10.0
+QUIET_REST_S = 60.0
+"""So long nobody samples a server in service at which nothing has happened for a while."""
 # py-spy sees SIGINT at its next sample, and its waits are exponential: at 5 Hz one in 400 takes
 # longer than this, and its window is lost.
 STOP_LIMIT_S = 1.2
@@ -120,6 +123,7 @@ class PythonStacksProbe:
         self._low_pids: set[int] = set()
         self._begun_ns: dict[int, int] = {}
         self._hot_pid = 0
+        self._resting: dict[int, int] = {}
         self._stop_by_ns = 0
         self._target: Target | None = None
         self._low_most_count = sys.maxsize
@@ -190,6 +194,8 @@ class PythonStacksProbe:
         if pid == self._hot_pid or (pid and pid not in self._python_pids):
             return
         before, self._hot_pid = self._hot_pid, pid
+        self._resting.pop(before, 0)
+        self._resting.pop(pid, 0)
         for window in self._windows:
             if window.pid in (before, pid):
                 window.ask_to_write()
@@ -212,11 +218,16 @@ class PythonStacksProbe:
         self._open(self._hot_pid, rate_per_s, ATTACHED_HOT_WINDOW_S)
 
     def _open_next(self, window: Window) -> None:
-        """What follows a window at its end: the same process, or whose turn it is."""
+        """What follows a window at its end: a rest, the same process, or whose turn it is."""
         if window.pid == self._hot_pid:
             self._open_hot()
-            return
-        pid = window.pid
+        elif self._is_quiet:
+            self._add_note("a quiet server: its stacks were sampled a third of the time")
+            self._resting[window.pid] = now_ns() + int(QUIET_REST_S * NS_PER_S)
+        else:
+            self._open_in_turn(window.pid)
+
+    def _open_in_turn(self, pid: int) -> None:
         if len(self._low_pids) > self._low_most_count:
             busy = {each.pid for each in self._windows}
             waiting = [each for each in self._low_pids - busy if self._is_there(each)]
@@ -271,7 +282,16 @@ class PythonStacksProbe:
             elif at_ns >= window.ends_ns:
                 self._open_next(window)
                 window.ask_to_write()
+        for pid, until_ns in list(self._resting.items()):
+            if at_ns >= until_ns or not self._is_quiet:
+                del self._resting[pid]
+                self._open_in_turn(pid)
         self._take_ended(at_ns)
+
+    @property
+    def _is_quiet(self) -> bool:
+        target = self._target
+        return target is not None and target.is_sparing and target.stretch >= QUIET_STRETCH
 
     def _take_ended(self, at_ns: int) -> None:
         for window in list(self._windows):

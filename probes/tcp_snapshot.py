@@ -14,7 +14,7 @@ Cost
     About 0.5 us a socket and a few ms for the walk over the hash table. Rows do not grow with the
     connections. A snapshot waits at least 200 times as long as the last one took: 0.5 % of a
     core. At 50 times, the snapshots of a ramp of 4 s were a third of what all probes cost it. Of a
-    server in service it waits 1,000 times as long, 30 s at most.
+    server in service it waits 1,000 times as long, twice that while nothing happens; 30 s at most.
 Misses
     TIME_WAIT and sockets in the handshake (NEW_SYN_RECV) are counted but have no buffers. A socket
     that is bound and not connected is in no list that the iterator walks. Ports of IPv6 clients.
@@ -53,10 +53,16 @@ _LONGEST_PAUSE_NS = 30 * NS_PER_S
 _SHORTEST_PAUSE_NS = NS_PER_S
 
 
-def next_pause_ns(cost_ns: int, *, is_sparing: bool = False) -> int:
-    """How long to wait after a snapshot that took so much CPU time."""
-    factor = _SPARING_DUTY_FACTOR if is_sparing else _DUTY_FACTOR
-    return max(_SHORTEST_PAUSE_NS, min(factor * cost_ns, _LONGEST_PAUSE_NS))
+def next_pause_ns(cost_ns: int, *, is_sparing: bool = False, stretch: float = 1.0) -> int:
+    """How long to wait after a snapshot.
+
+    Args:
+        cost_ns: CPU time that it took.
+        is_sparing: It is of a server in service.
+        stretch: How much longer than usual its periods are now.
+    """
+    factor = _SPARING_DUTY_FACTOR * stretch if is_sparing else _DUTY_FACTOR
+    return max(_SHORTEST_PAUSE_NS, min(round(factor * cost_ns), _LONGEST_PAUSE_NS))
 
 
 def dotted(words: tuple[int, ...], family: int) -> str:
@@ -89,7 +95,7 @@ class TcpSnapshotProbe(BpfProbe):
         super().__init__()
         self.snapshot_cost_ns = 0
         self._iterator = -1
-        self._due_ns = 0
+        self._taken_ns = 0
         self._phase = -1
         self._target: Target | None = None
         self._has_owners = False
@@ -104,9 +110,17 @@ class TcpSnapshotProbe(BpfProbe):
     def sample(self, at_ns: int) -> None:
         """Takes a snapshot when one is due."""
         phase = self._target.live.phase if self._target and self._target.live else -1
-        if at_ns >= self._due_ns or phase != self._phase:
+        if at_ns >= self._due_ns() or phase != self._phase:
             self._phase = phase
             super().sample(at_ns)
+
+    def _due_ns(self) -> int:
+        """When the next one is due: sooner when something has begun to happen since the last."""
+        if not self._taken_ns or self._target is None:
+            return 0
+        is_sparing, stretch = self._target.is_sparing, self._target.stretch
+        pause_ns = next_pause_ns(self.snapshot_cost_ns, is_sparing=is_sparing, stretch=stretch)
+        return self._taken_ns + pause_ns
 
     def focus(self, pid: int) -> None:
         """Is told that another process is hot, or none any more.
@@ -118,7 +132,7 @@ class TcpSnapshotProbe(BpfProbe):
             pid: The hot process, 0 for none.
         """
         if self._target is not None and self._target.attached:
-            self._due_ns = 0
+            self._taken_ns = 0
 
     def snapshot_now(self) -> None:
         """Takes a snapshot, whether or not one is due."""
@@ -130,9 +144,7 @@ class TcpSnapshotProbe(BpfProbe):
         begin_ns = time.thread_time_ns()
         records = bpf_kernel.read_iterator(self._iterator)
         self.snapshot_cost_ns = time.thread_time_ns() - begin_ns
-        at_ns = now_ns()
-        is_sparing = self._target is not None and self._target.is_sparing
-        self._due_ns = at_ns + next_pause_ns(self.snapshot_cost_ns, is_sparing=is_sparing)
+        at_ns = self._taken_ns = now_ns()
         states, memory, listeners, groups, _, traffic = self.writers
         sums = sums_map.get(0)
         assert sums is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -50,6 +51,7 @@ def server():
 
 def test_a_listener_in_the_place_of_a_closed_file_is_seen(live, server, deadline):
     assert server.stdout.readline() == "has a file\n"
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (100, 100))
     # The port is the kernel's choice, so the watch begins with one that nobody has.
     before = ForeignProcesses(live, 4, 1)
     before.watch_tree([server.pid])
@@ -70,13 +72,17 @@ def test_a_listener_in_the_place_of_a_closed_file_is_seen(live, server, deadline
     before.begin_load()
 
     ours = [socket.create_connection(("127.0.0.1", port)) for _ in range(23)]
+    moved = []
 
     def has_23():
         before.follow()
+        moved.append(before.are_moving)
         return slot[Counter.OPEN_COUNT] == 23
 
     deadline("23 connections are counted", has_23)
     assert slot[Counter.ESTABLISHED_TOTAL] == 23
+    assert any(moved)
+    deadline("nothing moves", lambda: before.follow() or not before.are_moving)
     for sock in ours:
         sock.close()
     server.kill()

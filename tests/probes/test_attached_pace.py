@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from probes import own_cost
-from probes.attached_pace import AttachedPace, notes, signs_of
+from probes.attached_pace import CALM_FLUSH_NS, FLUSH_NS, AttachedPace, notes, signs_of
 from probes.clock import NS_PER_MS, NS_PER_S, now_ns
-from probes.governor import Governor
+from probes.governor import QUIET_STRETCH, Governor
 from probes.live import Counter
 from probes.own_cost import OwnCost, process_cpu_ns, stand_back
 from probes.probe import ProcessRef, Target
-from probes.pyspy import ATTACHED_LOW_MOST_COUNT, PythonStacksProbe
+from probes.pyspy import ATTACHED_LOW_MOST_COUNT, QUIET_REST_S, PythonStacksProbe
 
 
 def occupy(slot, pid: int, **words: int) -> None:
@@ -46,6 +46,22 @@ def test_a_sign_brings_close_samples(new_live, word, value):
     live.slot(0)[Counter[word]] = value
     assert pace.look(3 * NS_PER_S, is_hot=False) == 1
     assert pace.next_due_ns(3 * NS_PER_S + 1, NS_PER_S, False) == (4 * NS_PER_S, 0)
+
+
+def test_a_quiet_server_is_looked_at_less_often_and_that_is_not_put_on_the_budget(new_live):
+    live, _ = new_live(1, 1)
+    occupy(live.slot(0), os.getpid(), open_count=10, nofile_soft_count=100)
+    pace = AttachedPace(live, Governor(budget_share=1.0))
+    pace.look(NS_PER_S, is_hot=False)
+    assert pace.look_due_ns(NS_PER_S) == NS_PER_S + NS_PER_S // 5
+    later_ns = 100 * NS_PER_S
+    assert pace.look(later_ns, is_hot=False) == QUIET_STRETCH
+    assert pace.look_due_ns(later_ns) == later_ns + 2 * NS_PER_S // 5
+    assert pace.next_due_ns(later_ns, NS_PER_S // 10, False) == (later_ns + 2 * NS_PER_S // 5, 0)
+    assert pace.flush_due_ns(later_ns) == later_ns + CALM_FLUSH_NS
+    assert pace.look(later_ns, is_hot=True) == 1
+    assert pace.look_due_ns(later_ns) == later_ns + NS_PER_S // 5
+    assert pace.flush_due_ns(later_ns) == later_ns + FLUSH_NS
 
 
 def test_what_the_budget_takes_is_counted(new_live):
@@ -104,6 +120,8 @@ def test_who_stands_back_takes_what_others_leave(python_child):
     stand_back(own_cost.WATCH_NICE, child.pid)
     assert os.sched_getscheduler(child.pid) == os.SCHED_BATCH
     assert os.getpriority(os.PRIO_PROCESS, child.pid) == 19
+    slack = Path(f"/proc/{child.pid}/timerslack_ns").read_text()
+    assert int(slack) == own_cost.TIMER_SLACK_NS
     group = autogroup_of(child.pid)
     assert group == "" or group.split()[-1] == "19"
     stand_back(own_cost.WATCH_NICE, 1 << 30)  # gone: nothing to do
@@ -133,6 +151,36 @@ def test_many_workers_are_sampled_in_turn(run, monkeypatch):
     probe._begun_ns |= {15: 6, 16: 7}
     probe._open_next(_window(15))
     assert opened[-1] == 10  # the longest ago; 12 is gone
+    for writer in probe.writers:
+        writer.close()
+
+
+def test_of_a_quiet_server_a_part_of_the_time_is_sampled(run, monkeypatch):
+    opened: list[int] = []
+    probe = PythonStacksProbe()
+    monkeypatch.setattr(probe, "check", lambda: None)
+    monkeypatch.setattr(probe, "_open", lambda pid, *_: opened.append(pid))
+    monkeypatch.setattr(probe, "_is_there", lambda _: True)
+    refs = {pid: ProcessRef(pid, "server", pid, is_python=True) for pid in (10, 11)}
+    target = Target(run, refs, frozenset(), None, attached=True, is_sparing=True)
+    probe.start(target)
+    assert opened == [10, 11]
+    target.stretch = QUIET_STRETCH
+    begin_ns = now_ns()
+    probe._open_next(_window(10))
+    probe._open_next(_window(11))
+    probe.sample(begin_ns + NS_PER_S)
+    assert opened == [10, 11]
+    assert "a third of the time" in probe.note
+    probe.sample(begin_ns + int((QUIET_REST_S + 5) * NS_PER_S))
+    assert opened == [10, 11, 10, 11]
+    probe._open_next(_window(10))
+    probe.focus(10)  # it is sampled closely now
+    target.stretch = 1.0  # something happens: nobody rests
+    probe._resting[11] = now_ns() + NS_PER_S
+    probe.sample(begin_ns)
+    assert opened == [10, 11, 10, 11, 10, 11]
+    assert probe._resting == {}
     for writer in probe.writers:
         writer.close()
 

@@ -313,6 +313,11 @@ def test_snapshots_stay_under_half_a_percent_of_a_core(cost_ns, pause_ns):
     assert next_pause_ns(cost_ns) == pause_ns
 
 
+@pytest.mark.parametrize(("stretch", "pause_ns"), [(1.0, 3 * 10**9), (4.0, 12 * 10**9)])
+def test_snapshots_of_a_server_in_service_come_as_far_apart_as_all_else(stretch, pause_ns):
+    assert next_pause_ns(3 * 10**6, is_sparing=True, stretch=stretch) == pause_ns
+
+
 def test_addresses_of_both_families():
     words = struct.unpack("=4I", socket.inet_pton(socket.AF_INET6, "2001:db8::1"))
     assert dotted(words, socket.AF_INET6) == "2001:db8::1"

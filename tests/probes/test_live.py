@@ -49,6 +49,14 @@ def test_counters_lie_where_numpy_expects_them(new_live):
     assert raw[:8].tobytes() == b"CNNLIVE1"
 
 
+@pytest.mark.parametrize("taken_count", [0, 2, 3])
+def test_the_slots_of_a_followed_server_end_with_the_first_free_one(new_live, taken_count: int):
+    live, _ = new_live(3, 1)
+    for index in range(taken_count):
+        live.slot(index)[Counter.PID] = 100 + index
+    assert [slot[Counter.PID] for slot in live.followed_slots()] == [100, 101, 102][:taken_count]
+
+
 @pytest.mark.parametrize("capacity", [1, 7, 64, 1_009])
 def test_records_lie_where_numpy_expects_them(new_live, capacity: int):
     live, fd = new_live(2, capacity)
