@@ -141,7 +141,7 @@ def record(parent: Path, *options: str) -> Path:
             *(sys.executable, "-P", "-m", "harness.cli_run", "--quiet", "--no-report"),
             *("--output", str(parent)),
             *("--connections", str(CONNECTIONS), "--workers", "2", "--clients", "1"),
-            *("--hold", "1", "--connect-timeout", "1", "--probes", "light", *options),
+            *("--hold", "1", "--connect-timeout", "3", "--probes", "light", *options),
         ],
         capture_output=True,
         text=True,

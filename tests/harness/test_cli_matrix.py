@@ -214,17 +214,18 @@ def descendants(pid: int) -> set[int]:
 def test_a_row_that_hangs_is_killed_with_its_whole_fleet(tmp_path):
     runs = tmp_path / "runs"
     process = start(
-        *("--vary", "workers=2", "--deadline", "4", "--output", str(runs), "--",
+        *("--vary", "workers=2", "--deadline", "10", "--output", str(runs), "--",
           "--connections", "100", "--probes", "none", "--hold", "600"),
     )  # fmt: skip
-    wait_for("the first hold", lambda: any("hold" in each for each in stages(runs)))
-    fleet = descendants(process.pid)
-    assert len(fleet) >= 4  # profile-run, two parents, workers and clients
+    # A busy machine may need all of the deadline for the start: so no stage is waited for.
+    wait_for("a fleet", lambda: len(descendants(process.pid)) >= 4)
+    fleet = descendants(process.pid)  # profile-run, two parents, workers and clients
+    assert fleet
     _, said = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 3, said
     outcomes = content(matrix_of(runs))["outcomes"]
     assert [o["state"] for o in outcomes] == ["failed"]
-    assert "had not ended after 4 s" in outcomes[0]["error"]
+    assert "had not ended after 10 s" in outcomes[0]["error"]
     wait_for("the fleet to be gone", lambda: not members_of(fleet))
 
 
