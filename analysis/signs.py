@@ -120,6 +120,9 @@ class Signs:
         """
         parts = [self.errors_of(syscall, errno, role=role) for syscall in syscalls]
         rows = pd.concat(parts, ignore_index=True)
+        if rows.empty:  # of nearly every run, and asked for by several causes
+            columns = ["pid", "role", "event_count", "first_s", "last_s", "source", "syscall"]
+            return rows[columns]
         rows = rows.sort_values("event_count", ascending=False, kind="stable")
         return rows.groupby("pid", as_index=False).agg(
             role=("role", "first"),

@@ -7,8 +7,9 @@ empty and has its columns: nothing here is ever None but where said.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -28,11 +29,15 @@ from analysis.run_frames import RunFrames
 from analysis.run_view import RunView
 from analysis.signs import Signs
 from analysis.verdict import Verdict, conclude, run_facts
+from probes import schema
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """One run, understood. ``side`` is server, client or host (tcp tables: server, client, other).
+
+    What ``summarise`` returns computes a frame when it is first asked for, and keeps it: verdict,
+    findings and ladder are half of the work, and all that some commands want.
 
     CPU percentages of processes: 100 is one full core. Of ``host_cpu``: 100 is that core busy all
     the time; core -1 is the mean over all cores.
@@ -179,6 +184,19 @@ class Summary:
     moments: pd.DataFrame = field(default_factory=pd.DataFrame)
     connect_by_use: pd.DataFrame = field(default_factory=pd.DataFrame)
     before_failure: pd.DataFrame = field(default_factory=pd.DataFrame)
+    _makers: Mapping[str, Callable[[], Any]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    if not TYPE_CHECKING:  # the fields have types; this is only how their values come
+
+        def __getattr__(self, name: str) -> Any:
+            """The value of a field that nobody has asked for yet: its slot is still empty."""
+            if name == "_makers" or name not in self._makers:
+                raise AttributeError(name)
+            value = self._makers[name]()
+            object.__setattr__(self, name, value)
+            return value
 
 
 def summarise(frames: RunFrames) -> Summary:
@@ -190,7 +208,6 @@ def summarise(frames: RunFrames) -> Summary:
     view = RunView(frames)
     worker_cpu, host_cpu = cpu.df_worker_cpu(view), cpu.df_host_cpu(view)
     errors = failures.df_errors(view)
-    memory_over_time = memory.df_memory_over_time(view)
     ports = df_ports(view)
     listeners = timeline.df_listeners(view)
     descriptors = df_descriptors(view)
@@ -206,55 +223,69 @@ def summarise(frames: RunFrames) -> Summary:
     )
     findings = rank(signs, find_all(signs))
     hot = with_threads(signs.view, describe_hot_worker(signs, findings))
-    return Summary(
-        manifest=frames.manifest,
-        origin_ns=view.origin_ns,
-        duration_s=view.stop_s,
-        run=run_facts(view),
-        verdict=conclude(view, findings, ladder),
-        findings=findings,
-        ladder=ladder,
-        hot_worker=hot,
-        failure_window_s=view.failure_window_s,
-        phases=timeline.df_phases(view, host_cpu),
-        connections_over_time=timeline.df_connections_over_time(view),
-        worker_connections=timeline.df_worker_connections(view),
-        worker_cpu=worker_cpu,
-        host_cpu=host_cpu,
-        host_pressure=cpu.df_host_pressure(view),
-        errors=errors,
-        errors_over_time=failures.df_errors_over_time(view, errors),
-        connection_failures=failures.df_connection_failures(view),
-        memory_per_connection=memory.df_memory_per_connection(view, memory_over_time),
-        memory_over_time=memory_over_time,
-        tcp_mem_over_time=memory.df_tcp_mem_over_time(view),
-        ports=ports,
-        states=timeline.df_states(view),
-        state_transitions=failures.df_state_transitions(view),
-        drops=failures.df_drops(view),
-        resets=failures.df_resets(view),
-        retransmits=failures.df_retransmits(view),
-        socket_pressure=failures.df_socket_pressure(view),
-        listeners=listeners,
-        listeners_over_time=timeline.df_listeners_over_time(view),
-        net_counters=failures.df_net_counters(view),
-        latency=timeline.df_latency(view),
-        loop_lag=timeline.df_loop_lag(view),
-        probe_health=processes.df_probe_health(view),
-        probe_overhead=cpu.df_probe_overhead(view),
-        processes=processes.df_processes(view),
-        flame_stacks=cpu.df_flame_stacks(view, hot["pid"] if hot else 0),
-        failure_stacks=failures.df_failure_stacks(view),
-        syscall_mix=processes.df_syscall_mix(view),
-        runq_latency=processes.df_runq_latency(view),
-        skb_allocs=processes.df_skb_allocs(view),
-        events=timeline.df_events(view),
-        missing=what_is_missing(view),
-        latency_totals=timeline.df_latency_totals(view),
-        moments=df_moments(view, errors),
-        connect_by_use=df_connect_by_use(view),
-        before_failure=df_before_failure(view, host_cpu, _pid_apart(hot, findings)),
-    )
+    known = {
+        "manifest": frames.manifest,
+        "origin_ns": view.origin_ns,
+        "duration_s": view.stop_s,
+        "run": run_facts(view),
+        "verdict": conclude(view, findings, ladder),
+        "findings": findings,
+        "ladder": ladder,
+        "hot_worker": hot,
+        "failure_window_s": view.failure_window_s,
+        "worker_cpu": worker_cpu,
+        "host_cpu": host_cpu,
+        "errors": errors,
+        "ports": ports,
+        "listeners": listeners,
+    }
+    summary = Summary.__new__(Summary)
+    later: dict[str, Callable[[], Any]] = {
+        "phases": lambda: timeline.df_phases(view, host_cpu),
+        "connections_over_time": lambda: timeline.df_connections_over_time(view),
+        "worker_connections": lambda: timeline.df_worker_connections(view),
+        "host_pressure": lambda: cpu.df_host_pressure(view),
+        "errors_over_time": lambda: failures.df_errors_over_time(view, errors),
+        "connection_failures": lambda: failures.df_connection_failures(view),
+        "memory_per_connection": lambda: memory.df_memory_per_connection(
+            view, summary.memory_over_time
+        ),
+        "memory_over_time": lambda: memory.df_memory_over_time(view),
+        "tcp_mem_over_time": lambda: memory.df_tcp_mem_over_time(view),
+        "states": lambda: timeline.df_states(view),
+        "state_transitions": lambda: failures.df_state_transitions(view),
+        "drops": lambda: failures.df_drops(view),
+        "resets": lambda: failures.df_resets(view),
+        "retransmits": lambda: failures.df_retransmits(view),
+        "socket_pressure": lambda: failures.df_socket_pressure(view),
+        "listeners_over_time": lambda: timeline.df_listeners_over_time(view),
+        "net_counters": lambda: failures.df_net_counters(view),
+        "latency": lambda: timeline.df_latency(view),
+        "loop_lag": lambda: timeline.df_loop_lag(view),
+        "probe_health": lambda: processes.df_probe_health(view),
+        "probe_overhead": lambda: cpu.df_probe_overhead(view),
+        "processes": lambda: processes.df_processes(view),
+        "flame_stacks": lambda: cpu.df_flame_stacks(view, hot["pid"] if hot else 0),
+        "failure_stacks": lambda: failures.df_failure_stacks(view),
+        "syscall_mix": lambda: processes.df_syscall_mix(view),
+        "runq_latency": lambda: processes.df_runq_latency(view),
+        "skb_allocs": lambda: processes.df_skb_allocs(view),
+        "events": lambda: timeline.df_events(view),
+        "missing": lambda: _missing(view),
+        "latency_totals": lambda: timeline.df_latency_totals(view),
+        "moments": lambda: df_moments(view, errors),
+        "connect_by_use": lambda: df_connect_by_use(view),
+        "before_failure": lambda: df_before_failure(view, host_cpu, _pid_apart(hot, findings)),
+    }
+    for name, value in {**known, "_makers": later}.items():
+        object.__setattr__(summary, name, value)
+    return summary
+
+
+def _missing(view: RunView) -> list[str]:
+    for name in schema.TABLES:
+        view.frames[name]  # a stream that was cut is met when its table is read
+    return what_is_missing(view)
 
 
 def _pid_apart(hot: dict[str, Any] | None, findings: list[Finding]) -> int:

@@ -8,6 +8,7 @@ results) and CONNSCOPE_AS_IT_IS (1: change nothing). What is changed, and why:
 | --connections N          | at most 1,000                        | 120,000 need 5 s and 1 GB     |
 | --hold S, or the 10 s    | 0                                    | the hold is only waiting      |
 | probes, if none is named | --probes none                        | compiling takes a second      |
+| its page                 | --no-report                          | those run whole draw theirs   |
 | --duration S, or none    | 2                                    | it ends with Ctrl-C otherwise |
 | --metrics PORT           | --metrics 0                          | the port may be taken         |
 | --repeats N              | left away: 1                         | one run shows that it works   |
@@ -15,8 +16,9 @@ results) and CONNSCOPE_AS_IT_IS (1: change nothing). What is changed, and why:
 | a scenario               | one row, smallest scale, no probes   | 22 rows take four minutes     |
 | --resume DIR             | the matrix that the page made before | its name is another each time |
 
-A command in KEPT_WHOLE is run as it stands: what follows on its page reads its stacks. A run that
-was made before with the same arguments is copied, not made again.
+A command in KEPT_WHOLE keeps its probes, its page and what is given for its hold: what follows on
+its page reads its stacks. A run that was made before with the same arguments is copied, not made
+again.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-KEPT_WHOLE = (
-    "--connections 300 --workers 2 --message-rate 60000 --hold 4",
-    "--connections 1000 --workers 3",
-)
+KEPT_WHOLE = {
+    "--connections 300 --workers 2 --message-rate 60000": "3.5",
+    "--connections 1000 --workers 3": "2.5",
+}
+"""Beginning of the arguments, and the hold that has the stacks that are asked for."""
 RECORDERS = ("profile-run", "profile-matrix", "profile-attach")
 """Of these, 3 says that they did their work and that a limit was met."""
 MOST_CONNECTIONS = 1_000
@@ -50,9 +53,13 @@ def smaller(command: str, words: list[str]) -> list[str]:
     if command != "profile-run":
         return words
     words = _with(words, "--metrics", lambda _: "0")
-    if " ".join(words).startswith(KEPT_WHOLE) or "--plan" in words:
+    if "--plan" in words:
         return words
-    return _smaller_run(words)
+    for start, hold_s in KEPT_WHOLE.items():
+        if " ".join(words).startswith(start):
+            return _with(words, "--hold", lambda _, hold_s=hold_s: hold_s)
+    words = _smaller_run(words)
+    return words + ([] if "--no-report" in words else ["--no-report"])
 
 
 def _smaller_run(words: list[str]) -> list[str]:

@@ -58,7 +58,7 @@ class SmallFleet:
             "ramp_per_s": 0.0,
             "socket_port_range": [],
             "in_flight_max_count": 64,
-            "connect_timeout_s": 1.0,
+            "connect_timeout_s": 10.0,
             "gc": True,
             "inject": [],
             "give_up_root": True,

@@ -20,7 +20,19 @@ DEADLINE_S = 60
 CONNECTIONS = 300
 
 
-def compare(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def compare(call):
+    """profile-compare in this process, for a terminal of 120 columns."""
+
+    def compared(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COLUMNS", "120")
+            return call(cli_compare.main, *arguments)
+
+    return compared
+
+
+def compare_as_users_do(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "harness.cli_compare", *map(str, arguments)],
         capture_output=True,
@@ -69,7 +81,9 @@ def manifest_only(tmp_path):
         ({"host": {"cpu_count": 64}}, 4, "number of CPUs 2 and 64", "--across-hosts"),
     ],
 )
-def test_a_refusal_is_two_lines_and_an_exit_code(manifest_only, changes, code, says, helps):
+def test_a_refusal_is_two_lines_and_an_exit_code(
+    compare, manifest_only, changes, code, says, helps
+):
     done = compare(manifest_only("a"), manifest_only("b", **changes))
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
@@ -127,7 +141,7 @@ def record(parent: Path, *options: str) -> Path:
             *(sys.executable, "-P", "-m", "harness.cli_run", "--quiet", "--no-report"),
             *("--output", str(parent)),
             *("--connections", str(CONNECTIONS), "--workers", "2", "--clients", "1"),
-            *("--hold", "1", "--connect-timeout", "1", "--probes", "light", *options),
+            *("--hold", "1", "--connect-timeout", "3", "--probes", "light", *options),
         ],
         capture_output=True,
         text=True,
@@ -151,7 +165,7 @@ def recorded(tmp_path_factory) -> dict[str, list[Path]]:
 
 @pytest.fixture(scope="module")
 def compared(recorded) -> dict[str, Any]:
-    done = compare(*recorded["narrow"], *recorded["wide"], "--json")
+    done = compare_as_users_do(*recorded["narrow"], *recorded["wide"], "--json")
     assert done.returncode == 0, done.stderr
     loaded: dict[str, Any] = json.loads(done.stdout)
     return loaded
@@ -215,7 +229,7 @@ def test_the_rung_of_the_workers_moved_with_its_capacity(compared):
 
 
 @pytest.mark.privileged
-def test_single_runs_say_that_the_noise_is_not_known(recorded):
+def test_single_runs_say_that_the_noise_is_not_known(compare, recorded):
     done = compare(recorded["narrow"][0], recorded["wide"][0])
     assert done.returncode == 0, done.stderr
     assert "noise not known" in done.stdout
@@ -227,7 +241,7 @@ def test_single_runs_say_that_the_noise_is_not_known(recorded):
 
 
 @pytest.mark.privileged
-def test_repeats_alone_are_noise(recorded):
+def test_repeats_alone_are_noise(compare, recorded):
     done = compare(*recorded["wide"])
     assert done.returncode == 0, done.stderr
     assert "All 2 runs repeat one variant" in done.stdout
@@ -235,7 +249,7 @@ def test_repeats_alone_are_noise(recorded):
 
 
 @pytest.mark.privileged
-def test_the_page_is_written_and_names_its_runs(recorded, tmp_path):
+def test_the_page_is_written_and_names_its_runs(compare, recorded, tmp_path):
     page = tmp_path / "comparison.html"
     done = compare(*recorded["narrow"], *recorded["wide"], "--output", page)
     assert done.returncode == 0, done.stderr
@@ -250,7 +264,7 @@ def test_the_page_is_written_and_names_its_runs(recorded, tmp_path):
 
 
 @pytest.mark.privileged
-def test_comparing_changes_no_run(recorded):
+def test_comparing_changes_no_run(compare, recorded):
     def state():
         return {
             p: (p.stat().st_mtime_ns, p.stat().st_size)
@@ -264,7 +278,7 @@ def test_comparing_changes_no_run(recorded):
 
 
 @pytest.mark.privileged
-def test_other_probes_are_refused_and_compared_with_the_flag(recorded, tmp_path):
+def test_other_probes_are_refused_and_compared_with_the_flag(compare, recorded, tmp_path):
     """As recorded, but for one probe of which one run says that it could not run."""
     lacking = tmp_path / "lacking"
     shutil.copytree(recorded["wide"][1], lacking)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from harness import cli_run
+
 COMMAND = [sys.executable, "-P", "-m", "harness.cli_run"]
 DEADLINE_S = 60
 
@@ -48,8 +50,8 @@ def only_run(parent: Path) -> Path:
         ([], "--connections"),
     ],
 )
-def test_nonsense_is_two_lines_and_exit_code_2(tmp_path, arguments, said):
-    done = profile_run(*arguments, "--output", str(tmp_path / "runs"))
+def test_nonsense_is_two_lines_and_exit_code_2(tmp_path, call, arguments, said):
+    done = call(cli_run.main, *arguments, "--output", tmp_path / "runs")
     assert done.returncode == 2, done.stderr
     error, fix = done.stderr.splitlines()
     assert error.startswith("error: ")

