@@ -203,6 +203,7 @@ def halved(new_live, occupy, python_child, deadline):
     process.watch.close()
 
 
+@pytest.mark.alone
 def test_failing_accepts_are_counted_over_the_time_that_they_were_watched(halved):
     process, pid, _ = halved
     process.failures = AcceptFailures({}, 0)
@@ -219,6 +220,7 @@ def test_failing_accepts_are_counted_over_the_time_that_they_were_watched(halved
     assert process.sample() == 0
 
 
+@pytest.mark.alone
 def test_without_that_probe_a_worker_s_own_count_serves(halved):
     process, pid, live = halved
     assert process.sample() == 0
