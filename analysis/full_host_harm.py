@@ -21,6 +21,8 @@ from analysis.keepalive import ping_work
 from analysis.run_view import Floats, RunView
 from analysis.signs import ETIMEDOUT, Signs
 
+Flags = npt.NDArray[np.bool_]
+
 BUSY_PCT = 95.0
 """The mean of all cores: clock ticks of 10 ms hide the last few per cent."""
 LEAST_S = 1.0
@@ -30,6 +32,8 @@ _WATCHED_WAIT_PCT = 20.0
 """An idle server waits up to a tenth of the time for the few turns that it takes."""
 _WATCHED_LONG_WAIT_PCT = 40.0
 """So much is a lot, also beside more time on a core."""
+_RESTED_WAIT_PCT = 10.0
+"""Who waits less for an interval came to rest: no more than a burst lies before and behind it."""
 _WATCHED_PRESSURE_PCT = 60.0
 _WATCHED_LEAST_S = 3.0
 _BEYOND_SHARE = 0.2
@@ -175,7 +179,7 @@ def host_totals(view: RunView) -> tuple[Floats, Floats, Floats]:
     return view.seconds_of(totals.index), whole, whole - free
 
 
-def is_full_between(view: RunView, since_s: Floats, until_s: Floats) -> npt.NDArray[np.bool_]:
+def is_full_between(view: RunView, since_s: Floats, until_s: Floats) -> Flags:
     """Whether all cores were busy, for each span; not where nobody knows.
 
     Args:
@@ -188,11 +192,11 @@ def is_full_between(view: RunView, since_s: Floats, until_s: Floats) -> npt.NDAr
         return np.zeros(len(since_s), dtype=bool)
     grown = np.interp(until_s, at_s, whole) - np.interp(since_s, at_s, whole)
     grown_busy = np.interp(until_s, at_s, busy) - np.interp(since_s, at_s, busy)
-    full: npt.NDArray[np.bool_] = (grown > 0) & (100 * grown_busy >= BUSY_PCT * grown)
+    full: Flags = (grown > 0) & (100 * grown_busy >= BUSY_PCT * grown)
     return full
 
 
-def is_starved(wait_pct: pd.Series[float], cpu_pct: pd.Series[float]) -> pd.Series[bool]:
+def is_starved(wait_pct: Floats, cpu_pct: Floats) -> Flags:
     """Whether a process got much less of a core than it wanted, which is what it got and waited.
 
     Args:
@@ -200,7 +204,46 @@ def is_starved(wait_pct: pd.Series[float], cpu_pct: pd.Series[float]) -> pd.Seri
         cpu_pct: Part of the time that it had one.
     """
     less_than_half = (wait_pct >= _WATCHED_WAIT_PCT) & (wait_pct >= cpu_pct)
-    return less_than_half | (wait_pct >= _WATCHED_LONG_WAIT_PCT)
+    starved: Flags = less_than_half | (wait_pct >= _WATCHED_LONG_WAIT_PCT)
+    return starved
+
+
+def _starved_intervals(view: RunView, rows: pd.DataFrame) -> Flags:
+    """Intervals that lie in 3 s or more in which a process was starved and no core was free.
+
+    Means of the whole 3 s are looked at: on a full host a row's moment and what it says may be a
+    second apart. The process must not have come to rest in between.
+
+    Args:
+        view: The run.
+        rows: Of one process: since_s, at_s, wait_pct, cpu_pct.
+    """
+    since_s, at_s, wait_pct, cpu_pct = (
+        rows[name].to_numpy(dtype=np.float64) for name in ("since_s", "at_s", "wait_pct", "cpu_pct")
+    )
+    last = np.searchsorted(at_s, since_s + _WATCHED_LEAST_S - 1e-6)
+    first = np.flatnonzero(last < len(at_s))
+    last = last[first]
+
+    def between(values: Floats) -> Floats:
+        """The sum over the intervals from each first to its last."""
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        grown: Floats = sums[last + 1] - sums[first]
+        return grown
+
+    lengths_s = at_s - since_s
+    whole_s = between(lengths_s)
+    flags = is_starved(
+        between(np.nan_to_num(wait_pct) * lengths_s) / whole_s,
+        between(cpu_pct * lengths_s) / whole_s,
+    )
+    flags &= between(np.where(wait_pct >= _RESTED_WAIT_PCT, 0.0, 1.0)) == 0
+    flags &= is_full_between(view, since_s[first], at_s[last])
+    edges = np.zeros(len(at_s) + 1)
+    np.add.at(edges, first[flags], 1)
+    np.add.at(edges, last[flags] + 1, -1)
+    inside: Flags = np.cumsum(edges)[:-1] > 0
+    return inside
 
 
 def _waiting_server(signs: Signs) -> Harm | None:
@@ -214,18 +257,16 @@ def _waiting_server(signs: Signs) -> Harm | None:
         return _waiting_tasks(signs)
     begun_s = _first_sample_s(signs.view)
     best: tuple[float, float, pd.DataFrame] | None = None
-    for pid, mine in rows.groupby("pid", sort=True):
-        at_s = mine["at_s"].to_numpy()
-        since = np.concatenate([[max(0.0, begun_s[int(str(pid))])], at_s[:-1]])
-        is_watched = at_s - signs.view.stop_s <= _BEYOND_SHARE * (at_s - since)
-        is_full = is_full_between(signs.view, since, at_s)
-        flags = is_starved(mine["wait_pct"], mine["cpu_pct"]) & is_watched & is_full
-        for start, stop in runs_of(flags.to_numpy()):
-            from_s, until_s = float(since[start]), min(float(at_s[stop - 1]), signs.view.stop_s)
-            is_long = until_s - from_s >= _WATCHED_LEAST_S
-            if is_long and (best is None or until_s - from_s > best[1] - best[0]):
-                lengths_s = (at_s - since)[start:stop]
-                best = from_s, until_s, mine.iloc[start:stop].assign(length_s=lengths_s)
+    for pid, of_pid in rows.groupby("pid", sort=True):
+        since_s = of_pid["at_s"].shift(fill_value=max(0.0, begun_s[int(str(pid))]))
+        mine = of_pid.assign(since_s=since_s, length_s=of_pid["at_s"] - since_s)
+        mine = mine[mine["at_s"] - signs.view.stop_s <= _BEYOND_SHARE * mine["length_s"]]
+        for start, stop in runs_of(_starved_intervals(signs.view, mine)):
+            part = mine.iloc[start:stop]
+            from_s = float(part["since_s"].iloc[0])
+            until_s = min(float(part["at_s"].iloc[-1]), signs.view.stop_s)
+            if best is None or until_s - from_s > best[1] - best[0]:
+                best = from_s, until_s, part
     if best is None:
         return None
     from_s, until_s, part = best

@@ -76,11 +76,11 @@ def find(signs: Signs) -> list[Finding]:
 
 
 def _is_full(signs: Signs, harm: Harm) -> bool:
+    if signs.view.is_attached and not harm.is_of_any_task:
+        return True  # it waited because of that
     busy_pct = _busy_pct(signs, harm)
     if busy_pct is None or busy_pct < BUSY_PCT or harm.until_s - harm.from_s < LEAST_S:
         return False
-    if signs.view.is_attached:
-        return True  # that it waited is the harm
     waiting = _longest_waiting(signs, harm)
     wait_pct = waiting[1] if waiting else _pressure_pct(signs, harm)
     return wait_pct is None or wait_pct >= _LEAST_WAIT_PCT

@@ -524,6 +524,26 @@ def test_a_server_that_waits_for_a_moment_is_not_starved(watched, starved_s, is_
     assert ("host-cpu-saturated" in causes(summarise(watched.frames()))) is is_named
 
 
+@pytest.mark.parametrize(
+    ("wait_pcts", "is_named"),
+    [
+        # what was read late belongs to the interval before: the mean of 3 s tells
+        ((80, 11, 80, 11, 80, 11), True),
+        ((80, 9, 80, 9, 80, 9), False),  # it came to rest in between
+        ((20, 11, 20, 11, 20, 11), False),
+        ((21, 21, 21, 21, 21, 21), True),
+        ((95, 1, 1, 1, 1, 1), False),  # a burst
+    ],
+)
+def test_waits_are_judged_over_three_seconds_without_a_rest(watched, wait_pcts, is_named):
+    idle(watched)
+    watched.rows["process_samples"].clear()
+    for second, wait_pct in enumerate(wait_pcts):
+        watched.cpu(800, 3, from_s=second, until_s=second + 1, wait_pct=wait_pct)
+    watched.host_cpu(100, from_s=-0.5, until_s=6.0)
+    assert ("host-cpu-saturated" in causes(summarise(watched.frames()))) is is_named
+
+
 @pytest.mark.parametrize(("full_from_s", "is_named"), [(2.5, True), (3.5, False)])
 def test_a_server_is_starved_only_while_no_core_is_free(watched, full_from_s, is_named):
     idle(watched)
