@@ -95,6 +95,7 @@ class Outcome:
         figures: Numbers by name; None when not measured.
         workers: Server workers: worker, peak_count, room_count, own_count.
         complaints: What of the row's expectation the verdict does not meet.
+        has_page: Its report.html was written.
     """
 
     row: str
@@ -110,6 +111,7 @@ class Outcome:
     figures: Mapping[str, float | None] = field(default_factory=dict)
     workers: Sequence[Mapping[str, Any]] = ()
     complaints: Sequence[str] = ()
+    has_page: bool = True
 
     @property
     def cause(self) -> str:

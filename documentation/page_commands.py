@@ -105,8 +105,22 @@ class Runner:
             "CONNSCOPE_BIN": str(Path(sys.executable).parent),
             "CONNSCOPE_KEPT": str(folder / "kept"),
             "NODE_PATH": str(ROOT / "tests" / "node_modules"),
+            "CONNSCOPE_WARM": str(folder / "warm.sock"),
             "CI": "true",
         }
+        self._warm = subprocess.Popen(
+            [sys.executable, "-m", "documentation.warm", self._environment["CONNSCOPE_WARM"]],
+            cwd=ROOT,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+        )
+        assert self._warm.stdout is not None
+        assert self._warm.stdout.readline() == b"ready\n"
+
+    def close(self) -> None:
+        """Ends what runs beside the pages."""
+        self._warm.kill()
+        self._warm.communicate()
 
     def folder_of(self, name: str) -> Path:
         """The folder of a page, made with what commands find there."""

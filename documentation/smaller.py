@@ -1,7 +1,8 @@
 """Runs a command of the documentation at the size of a test; started under the command's name.
 
 ``smaller.py COMMAND ARGUMENT...`` with CONNSCOPE_BIN (the commands), CONNSCOPE_KEPT (a folder for
-results) and CONNSCOPE_AS_IT_IS (1: change nothing). What is changed, and why:
+results), CONNSCOPE_WARM (the socket of ``warm.py``) and CONNSCOPE_AS_IT_IS (1: change nothing).
+What is changed, and why:
 
 | of                       | becomes                              | because                       |
 |--------------------------|--------------------------------------|-------------------------------|
@@ -25,8 +26,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +41,8 @@ KEPT_WHOLE = {
 """Beginning of the arguments, and the hold that has the stacks that are asked for."""
 RECORDERS = ("profile-run", "profile-matrix", "profile-attach")
 """Of these, 3 says that they did their work and that a limit was met."""
+READERS = ("profile-report", "profile-compare")
+"""Of these, ``warm.py`` has what they import."""
 MOST_CONNECTIONS = 1_000
 ATTACH_S = 2
 ONE_ROW = {"the-2016-log": "r05-eaddrnotavail", "every-cause": "fd-limit-client"}
@@ -83,6 +88,8 @@ def _smaller_matrix(words: list[str]) -> list[str]:
         ours = _without(_without(ours, "--only"), "--scale")
         ours += ["--only", ONE_ROW[ours[0]], *SCALES.get(ours[0], [])]
         of_run = of_run or ["--hold", "0", "--probes", "none"]
+    if not {"--list", "--resume", "--no-report"} & set(ours):
+        ours.append("--no-report")
     return ours + (["--", *_smaller_run(of_run)] if of_run else [])
 
 
@@ -102,6 +109,8 @@ def _without(words: list[str], option: str) -> list[str]:
 def run(command: str, words: list[str]) -> int:
     """Runs it, or copies what the same arguments made before."""
     program = [os.environ["CONNSCOPE_BIN"] + "/" + command, *words]
+    if command in READERS:
+        return _run_warm(command, words)
     records = command in ("profile-run", "profile-matrix")
     if not records or {"--plan", "--list", "--server-pid", "--resume"} & set(words):
         return subprocess.run(program, check=False).returncode
@@ -120,6 +129,16 @@ def run(command: str, words: list[str]) -> int:
         (runs / "latest").symlink_to(latest)
     sys.stdout.write((kept / "stdout").read_text())
     return int((kept / "code").read_text())
+
+
+def _run_warm(command: str, words: list[str]) -> int:
+    """Has a fork of ``warm.py`` run it, with the standard streams and folder of this process."""
+    request = json.dumps([command, str(Path.cwd()), *words]).encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.connect(os.environ["CONNSCOPE_WARM"])
+        socket.send_fds(server, [request], (0, 1, 2))
+        code = server.recv(16)
+    return int(code) if code else 1  # it ended with a traceback
 
 
 def _run_and_keep(program: list[str], kept: Path) -> int:

@@ -81,6 +81,8 @@ def parser() -> Parser:
     add("--output", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     add("--name", help="part of the directory's name, default: the scenario's")
     add("--json", action="store_true", help="matrix.json on stdout as well")
+    add("--no-report", action="store_true",
+        help="no page of each run; profile-report makes one later")  # fmt: skip
     add("--quiet", action="store_true", help="no progress")
     return top
 
@@ -135,6 +137,7 @@ def _check(options: argparse.Namespace, run_words: list[str]) -> None:
     planning = {
         "--repeats": options.repeats, "--seed": options.seed, "--scale": options.scale,
         "--only": options.only, "--name": options.name, "--": run_words or None,
+        "--no-report": options.no_report or None,
     }  # fmt: skip
     given = [name for name, value in planning.items() if value is not None]
     if options.resume is not None and given:
@@ -172,6 +175,8 @@ def _planned(
         name, shows = file.name, file.shows
         rows = rows_of_file(file, scale, run_words)
     rows = _chosen(rows, options.only)
+    if options.no_report:
+        rows = [replace(row, words=(*row.words, "--no-report")) for row in rows]
     seed = 2016 if options.seed is None else options.seed
     repeats = options.repeats or 1
     return Matrix(

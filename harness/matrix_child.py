@@ -17,6 +17,7 @@ from analysis.matrix import Outcome
 from harness.matrix_rows import MatrixRow
 from harness.matrix_store import LOGS, ROWS
 from probes.errors import ToolkitError
+from probes.rundir import REPORT
 
 POLL_S = 0.1
 INTERRUPT_GRACE_S = 20.0
@@ -166,6 +167,7 @@ def _outcome(
         figures=figures,
         workers=workers,
         complaints=row.expect.complaints(verdict) if row.spec.has_expectation else [],
+        has_page=(path / REPORT).exists(),
     )
 
 

@@ -14,6 +14,7 @@ from analysis.confusion import Confusion, confusion
 from analysis.matrix import HOST_LIMITS, Move, Outcome, RowResult, effects
 from analysis.matrix_figures import SHOWN, FigureName
 from analysis.spread import Spread
+from probes.rundir import REPORT, VERDICT
 from reports import formatting
 from reports.matrix_terminal import cell_text
 from reports.page import content_security_policy
@@ -306,7 +307,8 @@ def _rung_table(index: int, move: Move | None) -> Table | None:
 def _run_table(index: int, result: RowResult) -> Table | None:
     rows = []
     for outcome in result.outcomes:
-        facts, href = outcome.facts, f"{outcome.run}/report.html"
+        facts = outcome.facts
+        href = f"{outcome.run}/{REPORT if outcome.has_page else VERDICT}"
         is_done = outcome.state == "done"
         cause = outcome.cause if is_done else f"did not run: {outcome.error}"
         rows.append(

@@ -22,7 +22,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     """One for all pages, which share what was recorded."""
     assert os.geteuid() == 0, "walls are met in a network namespace: sudo make test"
     folder = tmp_path_factory.mktemp("documentation")
-    yield Runner(folder)
+    runner = Runner(folder)
+    yield runner
+    runner.close()
     shutil.rmtree(folder, ignore_errors=True)
 
 

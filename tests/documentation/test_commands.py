@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +42,14 @@ def _alike(text):
     """The beginning of a verdict without its numbers: who was at which limit."""
     sentence = " ".join(line.strip() for line in text.splitlines()[:2])
     return re.sub(r"[\d,]+", "N", sentence)[:45]
+
+
+@pytest.mark.parametrize("name", [command.name for command in COMMANDS])
+def test_every_command_is_installed_and_starts(name):
+    program = Path(sys.executable).parent / name
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {name} ")
 
 
 def test_what_is_not_run_is_listed_with_a_reason_and_exists():

@@ -120,7 +120,7 @@ def test_the_page_links_the_reports_that_are_there(finished):
 def test_a_varied_matrix_with_repeats_has_spread(tmp_path, profile_matrix):
     done = profile_matrix(
         *("--vary", "accept=reuseport,handoff", "--repeats", "2", "--seed", "5", "--json"),
-        *("--output", str(tmp_path / "runs"), "--", *QUICK),
+        *("--no-report", "--output", str(tmp_path / "runs"), "--", *QUICK),
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -129,6 +129,10 @@ def test_a_varied_matrix_with_repeats_has_spread(tmp_path, profile_matrix):
     assert len(document["outcomes"]) == 4
     assert {e["ceiling"]["runs"] for e in document["comparison"]} == {2}
     assert {e["ceiling"]["median"] for e in document["comparison"]} == {300}
+    page = (matrix_of(tmp_path / "runs") / "matrix.html").read_text()
+    for outcome in document["outcomes"]:
+        assert f'href="{outcome["run"]}/verdict.json"' in page
+        assert not (matrix_of(tmp_path / "runs") / outcome["run"] / "report.html").exists()
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -260,6 +264,7 @@ def test_the_death_of_the_matrix_takes_its_run_along_and_is_resumable(tmp_path):
         (["--vary", "accept=telepathy", "--", "--connections", "10"], "telepathy"),
         (["--vary", "accept=shared", "--", "--hold", "1"], "--connections"),
         (["--resume", "nowhere", "--seed", "1"], "--seed"),
+        (["--resume", "nowhere", "--no-report"], "--no-report"),
         (["the-2016-log", "--list", "--name", "../x", "--markdown", "/no/such/x.md"], "--markdown"),
         (["the-2016-log", "--only", "r04*", "--name", "../x"], "../x"),
     ],
@@ -327,7 +332,8 @@ def test_the_confusion_table_becomes_markdown(tmp_path, profile_matrix):
     file = scenario_of(tmp_path, row("healthy", QUICK_ROW, 'expect = { cause = "reached" }'))
     target = tmp_path / "diagnosis.md"
     done = profile_matrix(
-        file, "--repeats", "2", "--markdown", str(target), "--output", str(tmp_path / "runs")
+        *(file, "--repeats", "2", "--no-report"),
+        *("--markdown", str(target), "--output", str(tmp_path / "runs")),
     )
     assert done.returncode == 0, done.stderr
     assert "named as provoked in 2 of 2 runs; 0 named without reason" in done.stdout

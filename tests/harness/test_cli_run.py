@@ -172,7 +172,7 @@ def test_interrupt_at_any_stage_still_reports(tmp_path, stage, probes):
     child = start(
         tmp_path,
         *("--connections", "2000", "--ramp", "1000" if stage == "ramp" else "max"),
-        *("--hold", "60", "--probes", probes),
+        *("--hold", "60", "--probes", probes, *(["--no-report"] if probes == "auto" else [])),
     )
     run = wait_for_stage(tmp_path, stage)
     children = descendants(child.pid)
@@ -183,7 +183,7 @@ def test_interrupt_at_any_stage_still_reports(tmp_path, stage, probes):
     assert "Traceback" not in stderr
     assert json.loads((run / "manifest.json").read_text())["status"] == "interrupted"
     assert json.loads((run / "verdict.json").read_text())["run"]["status"] == "interrupted"
-    assert (run / "report.html").exists()
+    assert (run / "report.html").exists() == (probes == "none")
     wait_until_gone(children)
 
 

@@ -48,6 +48,14 @@ function look() {
   };
 }
 
+// Nothing overflows, or nothing has changed for 90 frames, which a busy machine draws slowly.
+function settled() {
+  const overflow = document.documentElement.scrollWidth - window.innerWidth;
+  const before = window.settling || {};
+  window.settling = { overflow, frames: before.overflow === overflow ? before.frames + 1 : 0 };
+  return overflow <= 0 || window.settling.frames >= 90;
+}
+
 async function flame(page) {
   const frames = (pane) => page.locator(`#flame-${pane} .frame`);
   const found = { python: await frames("python").count(), native: await frames("native").count() };
@@ -203,7 +211,7 @@ async function check(browser, file, thorough) {
       await page.setViewportSize({ width: 360, height: 900 });
       await page.emulateMedia({ colorScheme: "dark" });
       // What is laid out anew after a resize (the flame graph) comes with the next frames.
-      await page.waitForFunction(() => document.documentElement.scrollWidth <= window.innerWidth, null, { timeout: 5000 }).catch(() => {});
+      await page.waitForFunction(settled, null, { timeout: 60000 });
       result.overflow["360-dark"] = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
       result.narrowFigures = (await page.evaluate(look)).figuresShown;
     }

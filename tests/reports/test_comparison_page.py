@@ -185,7 +185,7 @@ def test_a_chart_row_without_a_value_draws_no_dot():
 
 def test_write_comparison_writes_the_page(make_comparison, tmp_path):
     path = tmp_path / "c.html"
-    write_comparison(path, make_comparison(), {})
+    write_comparison(path, make_comparison(variants=1), {})
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert [p.name for p in tmp_path.iterdir()] == ["c.html"], "no temporary file stays"
 

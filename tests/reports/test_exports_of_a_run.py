@@ -145,8 +145,10 @@ def test_the_page_shows_a_command_for_every_format():
     assert shown == {*cli_report.FILE_FORMATS, *cli_report.FOLDER_FORMATS}
 
 
-@pytest.mark.parametrize("line", REPORT_COMMANDS)
-def test_every_command_of_the_page_works(here, line):
+@pytest.mark.parametrize("form", ["perfetto", "speedscope", "openmetrics"])
+def test_a_command_of_the_page_writes_its_export_and_changes_nothing(here, form):
+    """All of them are run by the tests of the documentation; their contents are looked at below."""
+    (line, *_) = (line for line in REPORT_COMMANDS if f"--format {form}" in line)
     before = (here / "runs/latest/verdict.json").read_bytes()
     program, *arguments = shlex.split(line)
     assert program == "profile-report"

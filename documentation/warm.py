@@ -1,0 +1,57 @@
+"""Keeps pandas and matplotlib imported for the commands that only read a run.
+
+``warm.py SOCKET`` answers each connection with a fork of itself that is the command: the
+documentation has thirty such commands, and each would import the same for half a second.
+``smaller.py`` is the other end. That these commands start by themselves is what their own tests
+(``tests/harness/test_cli_compare.py``, ``tests/reports/test_cli_report.py``) look at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+
+_MOST_BYTES = 65_536
+
+
+def serve(path: str) -> None:
+    """Answers until it is killed; says on stdout when it is ready."""
+    import harness.cli_compare
+    import harness.cli_report
+    import harness.export
+    import harness.pipeline
+    import reports.comparison_page
+    import reports.page  # noqa: F401 - all six are here to be in memory
+
+    mains = {
+        "profile-report": harness.cli_report.main,
+        "profile-compare": harness.cli_compare.main,
+    }
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        print("ready", flush=True)
+        while True:
+            client, _ = listener.accept()
+            if os.fork() == 0:
+                break
+            client.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    request, fds, _, _ = socket.recv_fds(client, _MOST_BYTES, 3)
+    for target, fd in enumerate(fds):
+        os.dup2(fd, target)
+        os.close(fd)
+    command, folder, *words = json.loads(request)
+    os.chdir(folder)
+    code = mains[command](words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    client.send(str(code).encode())
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
