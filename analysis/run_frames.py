@@ -31,12 +31,14 @@ _DTYPES: dict[str, Any] = {
 Reader = Callable[[str], TableRead]
 
 
-@cache
 def empty_table(name: str) -> pd.DataFrame:
-    """A frame with the columns and types of a schema table and no rows; one for all runs.
+    """A frame with the columns and types of a schema table and no rows."""
+    return _empty(name).copy(deep=False)
 
-    Most tables of most runs are empty, and a frame of twenty typed columns takes a millisecond.
-    """
+
+@cache
+def _empty(name: str) -> pd.DataFrame:
+    """Made once: most tables of most runs are empty, and their typed columns take a millisecond."""
     columns = schema.TABLES[name].columns
     return pd.DataFrame({c.name: pd.Series(dtype=_DTYPES[c.type]) for c in columns})
 
