@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from pathlib import Path
@@ -115,6 +116,14 @@ def autogroup_of(pid: int) -> str:
         return ""
 
 
+def slice_ns_of(pid: int) -> int:
+    """sched_runtime of sched_getattr(2), which is the number after sched_setattr's."""
+    number = own_cost._SYS_SCHED_SETATTR[os.uname().machine] + 1
+    answer = ctypes.create_string_buffer(own_cost._SCHED_ATTR.size)
+    assert ctypes.CDLL(None).syscall(number, pid, answer, len(answer), 0) == 0
+    return int(own_cost._SCHED_ATTR.unpack(answer.raw)[5])
+
+
 def test_who_stands_back_takes_what_others_leave(python_child):
     child, _ = python_child("os.setsid()\nready(); time.sleep(60)")
     stand_back(own_cost.WATCH_NICE, child.pid)
@@ -122,6 +131,7 @@ def test_who_stands_back_takes_what_others_leave(python_child):
     assert os.getpriority(os.PRIO_PROCESS, child.pid) == 19
     slack = Path(f"/proc/{child.pid}/timerslack_ns").read_text()
     assert int(slack) == own_cost.TIMER_SLACK_NS
+    assert slice_ns_of(child.pid) in (own_cost.SLICE_NS, 0)  # 0 before Linux 6.12
     group = autogroup_of(child.pid)
     assert group == "" or group.split()[-1] == "19"
     stand_back(own_cost.WATCH_NICE, 1 << 30)  # gone: nothing to do
