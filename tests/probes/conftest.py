@@ -53,9 +53,11 @@ def python_child() -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]
     """
     children: list[subprocess.Popen[str]] = []
 
-    def start(code: str, *, pass_fds: tuple[int, ...] = ()) -> tuple[subprocess.Popen[str], str]:
+    def start(
+        code: str, *, pass_fds: tuple[int, ...] = (), program: Path = Path(sys.executable)
+    ) -> tuple[subprocess.Popen[str], str]:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-c", CHILD_PRELUDE + code, str(os.getpid())],
+            [program, "-P", "-c", CHILD_PRELUDE + code, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

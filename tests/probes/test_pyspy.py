@@ -469,6 +469,40 @@ def test_the_kind_of_an_interpreter_is_told_by_its_files(tmp_path, file, said):
     assert bool(said) is bool(note)
 
 
+PYTHON_WITH_INTERPRETERS = Path(__file__).parents[2] / ".venv-peers/python3.15/usr/bin/python3.15"
+TWO_INTERPRETERS = """
+from concurrent import interpreters
+def spinning_in_the_first():
+    ready()
+    while True:
+        sum(range(100))
+second = interpreters.create()
+code = '''
+def spinning_in_the_second():
+    while True:
+        sum(range(100))
+spinning_in_the_second()
+'''
+threading.Thread(target=second.exec, args=(code,), daemon=True).start()
+spinning_in_the_first()
+"""
+
+
+@pytest.mark.privileged
+def test_of_several_interpreters_the_last_is_seen_and_the_row_says_so(run, python_child):
+    if not PYTHON_WITH_INTERPRETERS.is_file():
+        pytest.skip("no Python 3.15 of Debian: make install-peers")
+    child, _ = python_child(TWO_INTERPRETERS, program=PYTHON_WITH_INTERPRETERS)
+    probe = started(run, [child.pid])
+    probe.focus(child.pid)
+    keep_sampling(probe, 1.0)
+    rows = stopped(run, probe)
+    assert "of several interpreters py-spy reads only the one created last" in probe.note
+    seen = " ".join(row["stack"] for row in rows)
+    assert "spinning_in_the_second" in seen
+    assert "spinning_in_the_first" not in seen
+
+
 def test_a_note_is_given_once_for_all_workers_of_a_kind():
     probe = PythonStacksProbe()
     for pid in (1, 2):
