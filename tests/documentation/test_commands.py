@@ -83,7 +83,8 @@ def test_options_that_are_named_exist():
     for command in COMMANDS:
         for _, _, actions in command.make_parser().groups():
             known |= {name for action in actions for name in action.option_strings}
-    others = {  # of other programs
+    others = {  # of other programs, and of the benches
+        "--load",
         "--cap-add", "--ulimit", "--volume", "--privileged", "--pid", "--rm", "--workdir",
         "--format", "--port", "--subprocesses", "--nonblocking",
         "--max-old-space-size", "--max-semi-space-size",
