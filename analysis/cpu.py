@@ -9,6 +9,7 @@ from analysis.evidence import side_of_role
 from analysis.run_view import Phase, RunView
 
 _KINDS = ("user", "system", "softirq", "irq", "idle", "steal")
+_WAIT = "run_queue_wait_ns_total"
 
 
 def rates(frame: pd.DataFrame, key: str, totals: list[str]) -> pd.DataFrame:
@@ -27,9 +28,6 @@ def rates(frame: pd.DataFrame, key: str, totals: list[str]) -> pd.DataFrame:
     changes = grouped[totals].diff().clip(lower=0)
     changed = ordered.assign(**{name: changes[name] / elapsed_s for name in totals})
     return changed[elapsed_s > 0].reset_index(drop=True)
-
-
-_WAIT = "run_queue_wait_ns_total"
 
 
 def df_worker_cpu(view: RunView) -> pd.DataFrame:

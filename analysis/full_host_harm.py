@@ -169,31 +169,37 @@ def _stalled_attempts(signs: Signs) -> Harm | None:
     )
 
 
-def host_totals(view: RunView) -> tuple[Floats, Floats, Floats]:
-    """The host's samples: moments in s, time of all cores so far, and of that busy, both in ns."""
-    raw = view.frames["host_cpu"]
-    raw = raw[(raw["core"] == -1) == bool((raw["core"] == -1).any())]
-    totals = raw.drop(columns="core").groupby("at_ns").sum()
-    whole = totals.sum(axis=1).to_numpy(dtype=np.float64)
-    free = (totals["idle_ns_total"] + totals["steal_ns_total"]).to_numpy(dtype=np.float64)
-    return view.seconds_of(totals.index), whole, whole - free
+def host_busy_between(view: RunView, since_s: Floats, until_s: Floats) -> tuple[Floats, Floats]:
+    """The busy share of all cores in each span, from their totals.
 
-
-def is_full_between(view: RunView, since_s: Floats, until_s: Floats) -> Flags:
-    """Whether all cores were busy, for each span; not where nobody knows.
+    On a full host the samples themselves come late, down to one in several seconds.
 
     Args:
         view: The run.
         since_s: Where the spans begin.
         until_s: Where they end.
+
+    Returns:
+        Per cent, NaN where nobody knows; and how much of each span lies between the first sample
+        and the last, in s.
     """
-    at_s, whole, busy = host_totals(view)
-    if len(at_s) < 2:
-        return np.zeros(len(since_s), dtype=bool)
-    grown = np.interp(until_s, at_s, whole) - np.interp(since_s, at_s, whole)
-    grown_busy = np.interp(until_s, at_s, busy) - np.interp(since_s, at_s, busy)
-    full: Flags = (grown > 0) & (100 * grown_busy >= BUSY_PCT * grown)
-    return full
+    raw = view.frames["host_cpu"]
+    raw = raw[(raw["core"] == -1) == bool((raw["core"] == -1).any())]
+    totals = raw.drop(columns="core").groupby("at_ns").sum()
+    if len(totals) < 2:
+        return np.full(len(since_s), np.nan), np.zeros(len(since_s))
+    at_s = view.seconds_of(totals.index)
+    whole = totals.sum(axis=1).to_numpy(dtype=np.float64)
+    free = (totals["idle_ns_total"] + totals["steal_ns_total"]).to_numpy(dtype=np.float64)
+
+    def grown(values: Floats) -> Floats:
+        """By how much, in each span; before the first sample and after the last it stands."""
+        difference: Floats = np.interp(until_s, at_s, values) - np.interp(since_s, at_s, values)
+        return difference
+
+    of_all = grown(whole)
+    busy_pct = 100 * grown(whole - free) / np.where(of_all > 0, of_all, np.nan)
+    return busy_pct, grown(at_s)
 
 
 def is_starved(wait_pct: Floats, cpu_pct: Floats) -> Flags:
@@ -238,7 +244,7 @@ def _starved_intervals(view: RunView, rows: pd.DataFrame) -> Flags:
         between(cpu_pct * lengths_s) / whole_s,
     )
     flags &= between(np.where(wait_pct >= _RESTED_WAIT_PCT, 0.0, 1.0)) == 0
-    flags &= is_full_between(view, since_s[first], at_s[last])
+    flags &= host_busy_between(view, since_s[first], at_s[last])[0] >= BUSY_PCT
     edges = np.zeros(len(at_s) + 1)
     np.add.at(edges, first[flags], 1)
     np.add.at(edges, last[flags] + 1, -1)

@@ -114,10 +114,11 @@ def _burns_cpu(
         return True
     if cpu_pct is None:
         return False
-    if rate / max(0.2, cpu_pct / 100) >= _SPIN_PER_S:
+    per_cpu_s = rate / max(0.2, cpu_pct / 100)
+    if per_cpu_s >= _SPIN_PER_S:
         return True
     is_full = cpu_pct >= _SPIN_AT_FULL_CORE_PCT
-    is_often = rate / max(0.2, cpu_pct / 100) >= _SPIN_AND_LOG_PER_S
+    is_often = per_cpu_s >= _SPIN_AND_LOG_PER_S
     if is_full and is_often:
         return True
     if cpu_pct < _SPIN_AT_A_PART_PCT:

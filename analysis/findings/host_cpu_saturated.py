@@ -21,7 +21,7 @@ import numpy as np
 from analysis.cpu import cpu_between, df_host_pressure
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.findings import accept_spin, garbage_collection, hot_worker_code, keepalive_storm
-from analysis.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_totals
+from analysis.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_busy_between
 from analysis.run_view import Phase
 from analysis.signs import Signs
 
@@ -97,18 +97,13 @@ def _longest_waiting(signs: Signs, harm: Harm) -> tuple[Subject, float] | None:
 
 
 def _busy_pct(signs: Signs, harm: Harm) -> float | None:
-    """Busy share of all cores, None when the samples do not cover most of the span.
-
-    From totals: on a full host the samples themselves come late, down to one in several seconds.
-    """
-    at_s, whole, busy = host_totals(signs.view)
-    if len(at_s) < 2:
+    """Busy share of all cores, None when the samples do not cover most of the span."""
+    (busy_pct,), (covered_s,) = host_busy_between(
+        signs.view, np.array([harm.from_s]), np.array([harm.until_s])
+    )
+    if np.isnan(busy_pct) or covered_s < _COVERED * (harm.until_s - harm.from_s):
         return None
-    ends = np.array([max(harm.from_s, at_s[0]), min(harm.until_s, at_s[-1])])
-    if ends[1] - ends[0] < _COVERED * (harm.until_s - harm.from_s):
-        return None
-    grown, grown_busy = (float(np.diff(np.interp(ends, at_s, each))[0]) for each in (whole, busy))
-    return 100 * grown_busy / grown if grown > 0 else None
+    return float(busy_pct)
 
 
 def _pressure_pct(signs: Signs, harm: Harm) -> float | None:
