@@ -1,0 +1,137 @@
+"""What every neighbour has in common: its life as a program, and as a context manager of tests.
+
+A neighbour is a program that does one thing to the host beside a run that is not concerned by it.
+``python -m tests.neighbours.NAME`` prints ``ready`` when its effect is there, goes on until SIGTERM,
+SIGINT or the end of its time, takes back what it made, and prints ``done COUNT``: how often it had
+its effect. It ends with its parent. In tests::
+
+    with beside("oom") as neighbour:
+        ...
+    assert neighbour.count > 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import netns
+
+ROOT = Path(__file__).parents[2]
+READY_S = 60.0
+END_S = 20.0
+_LONGEST_S = 1800.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Ending(BaseException):
+    """SIGTERM or SIGINT came."""
+
+
+def parser(text: str) -> argparse.ArgumentParser:
+    """With what all have: how long it goes on when nobody ends it."""
+    made = argparse.ArgumentParser(description=text)
+    made.add_argument("--seconds", type=float, default=_LONGEST_S, help="end after so long")
+    return made
+
+
+class Life:
+    """Time and signals of one program, and how often it had its effect.
+
+    Args:
+        seconds: When it ends by itself.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.count = 0
+        self._end_s = time.monotonic() + seconds
+        parent_pid = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        if os.getppid() != parent_pid:
+            sys.exit(1)
+
+    @staticmethod
+    def _end(*_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):  # what is taken back must not be cut short
+            signal.signal(number, signal.SIG_IGN)
+        raise Ending
+
+    @contextmanager
+    def lived(self) -> Iterator[None]:
+        """Takes the end as such, and says how often it had its effect."""
+        try:
+            yield
+        except Ending:
+            pass
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+        print(f"done {self.count}", flush=True)
+
+    @staticmethod
+    def ready() -> None:
+        """Its effect is there."""
+        print("ready", flush=True)
+
+    def beats(self, period_s: float) -> Iterator[None]:
+        """One turn each period, until the end."""
+        while time.monotonic() < self._end_s:
+            yield
+            time.sleep(max(0.0, min(period_s, self._end_s - time.monotonic())))
+
+
+@dataclass
+class Neighbour:
+    """One that runs; ``count`` is known when it has ended."""
+
+    name: str
+    pid: int
+    count: int = -1
+
+
+@contextmanager
+def beside(name: str, *words: str, namespace_fd: int = -1) -> Iterator[Neighbour]:
+    """A neighbour that has its effect while the block runs.
+
+    Args:
+        name: ``oom``, ``conntrack``, ``burner``, ...: the module.
+        words: Its arguments.
+        namespace_fd: The network namespace that it starts in, -1 for the caller's.
+    """
+    command = [sys.executable, "-m", f"tests.neighbours.{name}", *words]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT, "text": True}
+    if namespace_fd >= 0:
+        with netns.inside(namespace_fd):
+            child = subprocess.Popen(command, start_new_session=True, **options)
+    else:
+        child = subprocess.Popen(command, start_new_session=True, **options)
+    neighbour = Neighbour(name, child.pid)
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)
+            assert selector.select(READY_S), f"{name} was not ready within {READY_S:.0f} s"
+        line = child.stdout.readline()
+        assert line == "ready\n", f"{name}: {line!r} {child.stderr.read() if not line else ''}"
+        yield neighbour
+    finally:
+        child.terminate()
+        try:
+            said, errors = child.communicate(timeout=END_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            said, errors = child.communicate()
+        word, _, count = said.strip().rpartition("\n")[2].partition(" ")
+        neighbour.count = int(count) if word == "done" else -1
+    assert neighbour.count >= 0, f"{name} ended otherwise: {said!r} {errors!r}"
