@@ -17,12 +17,13 @@ def main() -> int:
     busy_s = _PERIOD_S * min(1.0, max(0.0, options.share))
     life = Life(options.seconds)
     with life.lived():
-        life.ready()
         for _ in life.beats(_PERIOD_S - busy_s):
             until_s = time.monotonic() + busy_s
             while time.monotonic() < until_s:
                 pass
             life.count += 1
+            if life.count == 1:
+                life.ready()
     return 0
 
 

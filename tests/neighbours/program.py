@@ -1,9 +1,9 @@
 """What every neighbour has in common: its life as a program, and as a context manager of tests.
 
 A neighbour is a program that does one thing to the host beside a run that is not concerned by it.
-``python -m tests.neighbours.NAME`` prints ``ready`` when its effect is there, goes on until SIGTERM,
-SIGINT or the end of its time, takes back what it made, and prints ``done COUNT``: how often it had
-its effect. It ends with its parent. In tests::
+``python -m tests.neighbours.NAME`` prints ``ready`` when its effect is there, and goes on until
+SIGTERM, SIGINT or the end of its time. Then it takes back what it made and prints ``done COUNT``:
+how often it had its effect. It ends with its parent. In tests::
 
     with beside("oom") as neighbour:
         ...
