@@ -22,6 +22,7 @@ from harness.supervisor import Interrupt
 from probes import registry
 from probes.errors import ExitCode, HostError, UsageError
 from probes.own_cost import START_NICE, stand_back
+from probes.own_descriptors import raise_own_limit
 from probes.rundir import RunDir, create_run_dir
 from reports.terminal import LiveView
 
@@ -135,6 +136,7 @@ def profile_attach(argv: Sequence[str]) -> int:
     probes = registry.sparing() if options.probes == "auto" else registry.resolve(options.probes)
     target = _target(options)
     _require_room()
+    raise_own_limit()  # one descriptor for each process that is watched
     interrupt = Interrupt()
     with interrupt.caught():
         run = create_run_dir(options.output, options.name)

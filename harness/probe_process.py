@@ -78,7 +78,9 @@ class ProbeProcess:
         """Whether it watches, or never will; ``answer`` then says which probes run."""
         if self._child is None or self.answer:
             return True
-        if not select.select([self._ready_fd], [], [], 0)[0]:
+        waiting = select.poll()  # not select(2): the descriptor may be beyond 1,023
+        waiting.register(self._ready_fd, select.POLLIN)
+        if not waiting.poll(0):
             return False
         data = os.read(self._ready_fd, 65_536)
         self._unread += data

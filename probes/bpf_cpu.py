@@ -31,12 +31,10 @@ import numpy.typing as npt
 from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
-from probes.bpf_sources import SourceBuilder
+from probes.bpf_sources import CPU_FREQUENCY_HZ, SourceBuilder
 from probes.clock import NS_PER_S
 from probes.probe import ProcessRef, Target
 from probes.symbols import frames_of, kernel_symbols, user_symbols
-
-FREQUENCY_HZ = 49
 
 _FAULT = -14  # bpf_get_stackid: the task has no such stack
 _FULL_SHARE = 8  # the stack map is cleared when one in so many of its buckets is taken
@@ -68,7 +66,7 @@ class CpuStacksProbe(BpfProbe):
         self._kernel.load()
         for pid in target.processes:
             self._user.add_process(pid)
-        self._links = loaded.attach_cpu_clock("cpu_sample", FREQUENCY_HZ)
+        self._links = loaded.attach_cpu_clock("cpu_sample", CPU_FREQUENCY_HZ)
 
     def add_process(self, ref: ProcessRef) -> None:
         """Watches a process that came later; its mappings are read now, it may not live long."""
@@ -91,7 +89,7 @@ class CpuStacksProbe(BpfProbe):
         self, loaded: BpfObject, at_ns: int, keys: npt.NDArray[Any], values: npt.NDArray[Any]
     ) -> None:
         (writer,) = self.writers
-        period_ns = NS_PER_S // FREQUENCY_HZ
+        period_ns = NS_PER_S // CPU_FREQUENCY_HZ
         # What a runtime has compiled anew since the last reading makes its names new.
         versions = {pid: self._user.version(pid) for pid in {key[0] for key in keys.tolist()}}
         for (pid, tid, kernel_id, user_id), (count, comm) in zip(

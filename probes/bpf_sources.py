@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from probes.bpf_kernel import online_cpus
 from probes.bpf_program import (
     PERF_EVENT,
     RAW_TRACEPOINT,
@@ -20,7 +21,11 @@ from probes.bpf_program import (
     MapType,
 )
 from probes.btf import Btf, MissingTypeError
+from probes.clock import NS_PER_S
+from probes.governor import LONGEST_PERIOD_NS
 
+CPU_FREQUENCY_HZ = 49
+"""Samples of each core in a second; not 50, so that it does not beat with timers of 10 ms."""
 STACKS_PER_KEY = 4
 STACK_DEPTH = 127  # PERF_MAX_STACK_DEPTH
 STACK = np.dtype([("frames", "<u8", (STACK_DEPTH,))])
@@ -156,13 +161,29 @@ def failing_syscalls(btf: Btf) -> BpfSource:
     )
 
 
+def cpu_map_entries(cores: int) -> tuple[int, int]:
+    """Entries of the maps of samples and of stacks, for so many cores.
+
+    Samples: all that come between two readings that are as far apart as a budget puts them, if no
+    two are alike. An entry takes about 80 bytes: 8 MB for 128 cores. Stacks: 512 different ones a
+    core, within 16 and 64 MB, since each takes 1 kB; what collides is counted as lost.
+    """
+    samples = cores * CPU_FREQUENCY_HZ * LONGEST_PERIOD_NS // NS_PER_S
+    return _power_of_two(samples, 8_192, 262_144), _power_of_two(512 * cores, 16_384, 65_536)
+
+
+def _power_of_two(least: int, low: int, high: int) -> int:
+    return min(high, max(low, 1 << (least - 1).bit_length()))
+
+
 def cpu_stacks(btf: Btf) -> BpfSource:
     """CPU samples with both stacks."""
     del btf
+    samples, traces = cpu_map_entries(len(online_cpus()))
     return BpfSource(
         "cpu_stacks.c",
         {},
-        {},
+        {"CPU_SAMPLES": samples, "CPU_TRACES": traces},
         {"cpu_sample": PERF_EVENT},
         {"cpu_samples": MapType(SAMPLE_KEY, SAMPLE), "cpu_traces": MapType("<u4", STACK)},
     )

@@ -28,6 +28,7 @@ from probes.collector import Collector
 from probes.errors import ExitCode, ToolkitError, UsageError
 from probes.live import Live
 from probes.own_cost import END_NICE, START_NICE, WATCH_NICE, stand_back
+from probes.own_descriptors import raise_own_limit
 from probes.rundir import RunDir
 
 _PR_SET_PDEATHSIG = 1
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise_own_limit()
     if arguments.attached:
         stand_back(START_NICE)
     sys.meta_path.insert(0, NoPandas())

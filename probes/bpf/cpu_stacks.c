@@ -1,4 +1,5 @@
-// perf event cpu-clock on every core: one sample of a watched process, counted by both stacks.
+// perf event cpu-clock on every core: one sample of a watched process, counted by both stacks. How
+// many of them the maps hold grows with the cores: CPU_SAMPLES, CPU_TRACES.
 
 struct sample_key {
   u32 tgid;
@@ -10,8 +11,8 @@ struct sample {
   u64 count;
   char comm[16];
 };
-BPF_TABLE("hash", struct sample_key, struct sample, cpu_samples, 8192);
-BPF_STACK_TRACE(cpu_traces, 16384);
+BPF_TABLE("hash", struct sample_key, struct sample, cpu_samples, CPU_SAMPLES);
+BPF_STACK_TRACE(cpu_traces, CPU_TRACES);
 
 int cpu_sample(void *ctx) {
   u64 id = bpf_get_current_pid_tgid();

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from probes import bpf_cpu
+from probes import bpf_sources
 from probes.bpf_cpu import CpuStacksProbe
 from probes.clock import now_ns
 from probes.probe import ProcessRef, Target
@@ -119,7 +119,7 @@ def test_its_function_is_named(recorded):
 def test_samples_stand_for_no_more_time_than_passed(recorded):
     rows, lasted_ns = recorded.rows, recorded.lasted_ns
     sampled_ns = sum(row["sample_count"] * row["period_ns"] for row in rows)
-    assert {row["period_ns"] for row in rows} == {1_000_000_000 // bpf_cpu.FREQUENCY_HZ}
+    assert {row["period_ns"] for row in rows} == {1_000_000_000 // bpf_sources.CPU_FREQUENCY_HZ}
     assert sampled_ns < 1.2 * lasted_ns
 
 

@@ -93,7 +93,14 @@ class Process:
     """The probe process as the supervisor starts it."""
 
     def __init__(
-        self, run: RunDir, live_fd: int, probes: str, *options: str, fds=(), code: str = ""
+        self,
+        run: RunDir,
+        live_fd: int,
+        probes: str,
+        *options: str,
+        fds=(),
+        code: str = "",
+        soft_limit_count: int = 0,
     ) -> None:
         self.ready_fd, write_fd = os.pipe()
         self.log_path = run.path / "logs" / "probes.log"
@@ -102,9 +109,12 @@ class Process:
             *("--server-ports", "9001", "--ready-fd", str(write_fd), *options),
         ]
         program = ["-c", code] if code else ["-m", "probes.collect"]
+        command = [sys.executable, "-P", *program, *arguments]
+        if soft_limit_count:
+            command = ["sh", "-c", f'ulimit -Sn {soft_limit_count}; exec "$@"', "sh", *command]
         with self.log_path.open("wb") as log:
             self.child = subprocess.Popen(
-                [sys.executable, "-P", *program, *arguments],
+                command,
                 pass_fds=(live_fd, write_fd, *fds),
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -189,6 +199,26 @@ def test_a_run_from_the_first_word_to_the_last(run, fleet, start, deadline):
     }
     assert run.read_table("live_samples").cut_files == []
     assert process.log == ""
+
+
+def test_many_processes_are_watched_under_a_low_soft_limit(run, new_live, occupy, start, deadline):
+    live, fd = new_live(40)
+    sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(40)]
+    try:
+        for index, sleeper in enumerate(sleepers):
+            occupy(live, index, Role.SERVER, sleeper.pid, worker=index)
+        process = start(fd, CHEAP, soft_limit_count=64)
+        assert process.answer() == {"ready": CHEAP.split(","), "unavailable": []}
+        rows = deadline("rows reach the disk", lambda: table(run, "process_samples"))
+        waiting = {row["pid"]: row["wait_channel"] for row in rows if row["role"] == "server"}
+        assert set(waiting) == {sleeper.pid for sleeper in sleepers}
+        assert all(waiting.values())  # each had its file opened
+        assert process.stop() == 0
+        assert {health(run)[name]["state"] for name in CHEAP.split(",")} == {"ran"}
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
 
 
 def test_pandas_stays_out_of_the_measurement(run, fleet, start, deadline):
