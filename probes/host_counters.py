@@ -2,15 +2,16 @@
 
 Measures:
     TCP sockets and buffer pages against tcp_mem, open files against file-max, conntrack
-    (``sockstat``); memory and the cgroup's limit (``host_memory``, ``cgroup_memory``); slab caches
-    of sockets and files (``slab_caches``); protocol counters that changed (``net_counters``);
-    time per core (``host_cpu``); pressure stall totals (``host_pressure``).
+    (``sockstat``); memory and the cgroup's limit (``host_memory``, ``cgroup_memory``); the CPU
+    quota of the servers' groups and those above them, where there is one (``cgroup_cpu``); slab
+    caches of sockets and files (``slab_caches``); protocol counters that changed
+    (``net_counters``); time per core (``host_cpu``); pressure stall totals (``host_pressure``).
 Hook:
     Files of /proc, opened once and re-read with pread: that is 2 to 5 times cheaper than opening
     them anew. The probe process is in the run's network namespace, so /proc/net is the run's.
 Cost:
     About 0.5 ms twice a second: 0.1 % of a core. slabinfo, the dearest with 2 ms, only every 2 s;
-    of a server in service every 8 s.
+    of a server in service every 8 s. A control group above a server costs 2 us.
 Misses:
     tcp_mem pages, allocated TCP sockets, slab, memory, cores and pressure are of the whole host. A
     cache that SLUB merged into another has no line of its own, so no row. The kernel's slabinfo
@@ -27,9 +28,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from probes.cgroup_cpu import CpuQuotas
 from probes.cgroup_memory import CgroupMemory
 from probes.clock import NS_PER_S
-from probes.probe import Target
+from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
 
 _NS_PER_TICK = NS_PER_S // os.sysconf("SC_CLK_TCK")
@@ -261,7 +263,7 @@ def _cgroup_text(target: Target) -> str:
 
 
 class HostCountersProbe:
-    """Appends rows to its seven tables, ``host_memory`` to ``host_pressure``."""
+    """Appends rows to its eight tables, ``sockstat`` to ``host_pressure``."""
 
     name = "host_counters"
     period_s = 0.5
@@ -278,6 +280,7 @@ class HostCountersProbe:
         self._net_text: dict[str, bytes] = {}
         self._net_values: dict[str, int] = {}
         self._cgroup = CgroupMemory("")
+        self._quotas = CpuQuotas(lambda path: self._files.read(path).decode("ascii", "replace"))
 
     def check(self) -> None:
         """Always possible; files that are absent or not permitted have no rows."""
@@ -288,6 +291,7 @@ class HostCountersProbe:
             "sockstat",
             "host_memory",
             "cgroup_memory",
+            "cgroup_cpu",
             "slab_caches",
             "net_counters",
             "host_cpu",
@@ -300,14 +304,22 @@ class HostCountersProbe:
         if not self._files.read("/proc/pressure/cpu"):
             target.notes.append("no pressure stall totals: this kernel runs without psi=1")
         self._cgroup = CgroupMemory(_cgroup_text(target))
+        for ref in target.processes.values():
+            self.add_process(ref)
         if target.is_sparing:  # whose ticks are twice as long
             self._slab_ticks, self._pressure_ticks = _SPARING_SLAB_TICKS, 1
+
+    def add_process(self, ref: ProcessRef) -> None:
+        """Reads also the CPU quota of a process that came later."""
+        if ref.role in ("server", "acceptor"):
+            self._quotas.add_process(ref.pid)
 
     def sample(self, at_ns: int) -> None:
         """Appends what is due: most tables every call, pressure every 2nd, slab every 4th."""
         parts: list[Callable[[int], None]] = [
             self._sample_sockstat,
             self._sample_memory,
+            self._sample_quotas,
             self._sample_cpu,
             self._sample_net_counters,
         ]
@@ -366,6 +378,19 @@ class HostCountersProbe:
                 group.oom_kills_total,
                 group.tcp_used_bytes,
                 group.tcp_max_bytes,
+            )
+
+    def _sample_quotas(self, at_ns: int) -> None:
+        for group, quota in self._quotas.sample():
+            self._tables["cgroup_cpu"].append(
+                at_ns,
+                group.pid,
+                group.name,
+                quota.quota_ns,
+                quota.period_ns,
+                quota.periods_total,
+                quota.throttled_periods_total,
+                quota.throttled_ns_total,
             )
 
     def _sample_slab(self, at_ns: int) -> None:

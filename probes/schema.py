@@ -411,6 +411,23 @@ _ALL: tuple[Table, ...] = (
         ),
     ),
     Table(
+        "cgroup_cpu",
+        "probes.host_counters",
+        "one control group of a server with a CPU quota, or one above it, at one moment",
+        "2 per s and group that has a quota",
+        "cpu.max, cpu.stat, or cpu.cfs_quota_us, cpu.cfs_period_us, cpu.stat of version 1",
+        (
+            _at(),
+            _n("pid", "", "a process in it, the first that was seen"),
+            _t("cgroup", "its path within the hierarchy"),
+            _n("quota_ns", "ns", "CPU time that it may use in a period"),
+            _n("period_ns", "ns", "length of a period"),
+            _n("periods_total", "count", "periods in which it wanted to run"),
+            _n("throttled_periods_total", "count", "of them, those in which it was stopped"),
+            _n("throttled_ns_total", "ns", "how long, summed over cores"),
+        ),
+    ),
+    Table(
         "slab_caches",
         "probes.host_counters",
         "one cache at one moment",

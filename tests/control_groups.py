@@ -1,0 +1,58 @@
+"""Control groups with a limit for the time of a test, of version 1 or 2, whichever the host has."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from probes.cgroup_memory import mounts
+
+_EMPTY_S = 10.0
+_NUMBERS = itertools.count()
+
+
+@contextmanager
+def control_group(
+    controller: str, limits: Mapping[str, str], parent: Path | None = None
+) -> Iterator[Path]:
+    """A group that is removed when the block ends, and must be empty soon after.
+
+    Args:
+        controller: cpu, pids.
+        limits: By the names of the files of version 2.
+        parent: Below this group; None for below the root of the controller's tree.
+    """
+    found = mounts(Path("/proc/mounts").read_text())
+    is_first = controller in found
+    above = parent or found[controller if is_first else ""]
+    subtree = above / "cgroup.subtree_control"
+    if not is_first and controller not in subtree.read_text():
+        subtree.write_text(f"+{controller}")
+    folder = above / f"test-{os.getpid()}-{next(_NUMBERS)}"
+    folder.mkdir()
+    try:
+        for name, value in limits.items():
+            for file, text in _of_version_1(name, value) if is_first else [(name, value)]:
+                (folder / file).write_text(text)
+        yield folder
+    finally:
+        end_s = time.monotonic() + _EMPTY_S
+        while True:
+            try:
+                folder.rmdir()
+                break
+            except OSError:
+                if time.monotonic() > end_s:
+                    raise
+                time.sleep(0.01)
+
+
+def _of_version_1(name: str, value: str) -> list[tuple[str, str]]:
+    if name != "cpu.max":
+        return [(name, value)]
+    quota, period = value.split()
+    return [("cpu.cfs_period_us", period), ("cpu.cfs_quota_us", quota)]
