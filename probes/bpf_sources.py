@@ -23,10 +23,13 @@ from probes.bpf_program import (
 from probes.btf import Btf, MissingTypeError
 from probes.clock import NS_PER_S
 from probes.governor import LONGEST_PERIOD_NS
+from probes.syscall_names import number_of_call
 
 CPU_FREQUENCY_HZ = 49
 """Samples of each core in a second; not 50, so that it does not beat with timers of 10 ms."""
 STACKS_PER_KEY = 4
+TASK_CALLS = ("clone", "clone3", "fork", "vfork")
+"""Calls that make a thread or a process: of these EAGAIN is a failure (clone(2), fork(2))."""
 STACK_DEPTH = 127  # PERF_MAX_STACK_DEPTH
 STACK = np.dtype([("frames", "<u8", (STACK_DEPTH,))])
 
@@ -49,7 +52,16 @@ CONFIG = np.dtype(
 )
 
 FAILURE_KEY = np.dtype([("pid", "<u4"), ("nr", "<u4"), ("errno", "<u4")])
-FAILURE = np.dtype([("count", "<u8"), ("first_ns", "<u8"), ("last_ns", "<u8")])
+FAILURE = np.dtype(
+    [
+        ("count", "<u8"),
+        ("first_ns", "<u8"),
+        ("last_ns", "<u8"),
+        ("address_space_pages", "<u8"),
+        ("mappings", "<u4"),
+        ("threads", "<u4"),
+    ]
+)
 FAILURE_RECORD_KEY = np.dtype([("key", FAILURE_KEY), ("ordinal", "<u4")])
 FAILURE_RECORD = np.dtype(
     [
@@ -144,11 +156,18 @@ def failing_syscalls(btf: Btf) -> BpfSource:
     btf.tracepoint_arguments("sys_exit")
     return BpfSource(
         "failing_syscalls.c",
-        {"pt_regs": SYSCALL_REGS},
         {
+            "pt_regs": SYSCALL_REGS,
+            "task_struct": {"mm": ["mm"], "signal": ["signal"]},
+            "mm_struct": {"map_count": ["map_count"], "total_vm": ["total_vm"]},
+            "signal_struct": {"nr_threads": ["nr_threads"]},
+        },
+        {
+            **{f"NR_{name.upper()}": number_of_call(name) for name in TASK_CALLS},
             "ERRNO_EAGAIN": errno.EAGAIN,
             "ERRNO_EINPROGRESS": errno.EINPROGRESS,
             "ERRNO_EINTR": errno.EINTR,
+            "ERRNO_ENOMEM": errno.ENOMEM,
             "STACKS_PER_KEY": STACKS_PER_KEY,
         },
         {"failing_syscalls": RAW_TRACEPOINT},

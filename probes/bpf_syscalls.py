@@ -2,22 +2,24 @@
 
 Measures
     Calls that return an error to a watched process, by (pid, syscall, errno): count per interval,
-    first and last time, and for the first four of each key the kernel and user stack.
+    first and last time, and for the first four of each key the kernel and user stack. Of those
+    that could have no task or no memory also the limits that can be why (``limit_readings``).
 Hook
     Raw tracepoint ``sys_exit`` (kernel/entry/common.c, syscall_exit_work); probes/bpf/
     failing_syscalls.c.
 Cost
     Every call of every process on the host passes the tracepoint; one that does not fail leaves
-    after a count and three compares. A failing call costs two map updates on its own CPU. The
-    kernel's own way to the tracepoint costs more: a server at 1.7 million calls a second got 10 %
-    less done. So of a server in service (``Target.is_sparing``) it watches as long as the calls
-    that pass cost no more than 0.1 % of a core: all the time at 6,600 calls a second, one part in
-    250 of it at 1.7 million, and in between a moment every ten seconds. Once a process has half of
-    its descriptors in use it may also spend what was saved up for that, and when none is left it
-    gets more (``KernelPurse``).
+    after a count and three compares, one with EAGAIN after its number was read. A failing call
+    costs two map updates on its own CPU. The kernel's own way to the tracepoint costs more: a
+    server at 1.7 million calls a second got 10 % less done. So of a server in service
+    (``Target.is_sparing``) it watches as long as the calls that pass cost no more than 0.1 % of a
+    core: all the time at 6,600 calls a second, one part in 250 of it at 1.7 million, and in between
+    a moment every ten seconds. Once a process has half of its descriptors in use it may also spend
+    what was saved up for that, and when none is left it gets more (``KernelPurse``).
 Misses
     EAGAIN, EINPROGRESS and EINTR, which are answers and not failures, and ERESTART*, which the
-    caller never sees. An error that arrives otherwise than as a return value: SO_ERROR after a
+    caller never sees. Of clone, fork and vfork EAGAIN is a limit and counted, but not that of a
+    32-bit program. An error that arrives otherwise than as a return value: SO_ERROR after a
     non-blocking connect, epoll's EPOLLERR. Calls of a 32-bit program are named by its own table
     (x86); a 64-bit program that makes 32-bit calls (int 0x80) is not told apart.
 Checked against
@@ -37,8 +39,9 @@ from probes.bpf_sources import SourceBuilder
 from probes.clock import NS_PER_S, now_ns
 from probes.governor import KernelPurse
 from probes.hot_worker import AcceptFailures
+from probes.limit_readings import MEMORY_CALLS, LimitReader, LimitReading, sizes_of
 from probes.live import Counter
-from probes.probe import Target
+from probes.probe import ProcessRef, Target
 from probes.symbols import frames_of, kernel_symbols, user_symbols
 from probes.syscall_names import CallNames
 
@@ -51,6 +54,9 @@ _READ_NS = NS_PER_S
 
 NEAR_SHARE, FULL_SHARE = 0.5, 0.98
 _ACCEPT_CALLS = ("accept", "accept4")
+
+_LIMITS_PERIOD_NS, _MOST_LIMIT_READS_COUNT = NS_PER_S, 20
+"""How often limits are read again while a call goes on failing, and how often at all."""
 
 Key = tuple[int, int, int]
 
@@ -70,10 +76,10 @@ def most_used_share(target: Target) -> float:
 
 
 class FailingSyscallsProbe(BpfProbe):
-    """Writes ``failing_syscalls`` and ``failure_stacks``."""
+    """Writes ``failing_syscalls``, ``failure_stacks`` and ``limit_readings``."""
 
     name = "failing_syscalls"
-    tables = ("failing_syscalls", "failure_stacks")
+    tables = ("failing_syscalls", "failure_stacks", "limit_readings")
     programs = ("failing_syscalls",)
 
     def __init__(self) -> None:
@@ -85,6 +91,8 @@ class FailingSyscallsProbe(BpfProbe):
         self._lost_stacks_count = 0
         self._target: Target | None = None
         self._names = CallNames()
+        self._limits = LimitReader()
+        self._limits_read: dict[Key, tuple[int, int]] = {}  # when last, how often
         self._failing_accepts: dict[int, int] = {}
         self._unread_since_ns = 0
         self._counted_ns = 0
@@ -104,13 +112,19 @@ class FailingSyscallsProbe(BpfProbe):
         self.is_self_paced = target.is_sparing
         self._sampled_ns = self._began_ns = now_ns()
         self._kernel.load()  # now, not in the ramp
-        for pid in target.processes:
-            self._user.add_process(pid)
+        for ref in target.processes.values():
+            self._user.add_process(ref.pid)
+            self._know_limits(ref)
         self._begin(loaded)
 
     def _begin(self, loaded: BpfObject) -> None:
         self._links.append(loaded.attach_raw_tracepoint("failing_syscalls", "sys_exit"))
         self._unread_since_ns = now_ns()
+
+    def add_process(self, ref: ProcessRef) -> None:
+        """Watches a process that came later, and knows its limits."""
+        super().add_process(ref)
+        self._know_limits(ref)
 
     def accept_failures(self) -> AcceptFailures:
         """Accepts that failed until the last sample, and for how long they were watched."""
@@ -164,13 +178,19 @@ class FailingSyscallsProbe(BpfProbe):
         totals = values["count"].sum(axis=1)
         # a CPU that did not see the first one has no first time, one that saw none has no last
         first_ns = np.where(values["first_ns"] == 0, _NEVER, values["first_ns"])
-        counts, _ = self.writers
+        counts = self.writers[0]
         news = False
-        for key, total, first, last in zip(
+        for key, total, first, last, sizes in zip(
             keys.tolist(),
             totals.tolist(),
             first_ns.min(axis=1, initial=_NEVER).tolist(),
             values["last_ns"].max(axis=1, initial=0).tolist(),
+            zip(
+                values["mappings"].max(axis=1, initial=0).tolist(),
+                values["address_space_pages"].max(axis=1, initial=0).tolist(),
+                values["threads"].max(axis=1, initial=0).tolist(),
+                strict=True,
+            ),
             strict=True,
         ):
             before = self._counts.get(key, 0)
@@ -186,6 +206,8 @@ class FailingSyscallsProbe(BpfProbe):
                 if code == errno.EMFILE and self._target is not None:
                     self._count_emfile(pid, total - before)
             counts.append(at_ns, pid, name, code, label, total - before, first, last)
+            if code in (errno.EAGAIN, errno.ENOMEM):
+                self._read_limits(key, name, sizes)
         if news:
             self._write_stacks(loaded)
         lost = bpf_shared.lost(loaded, "failures", "failure_stacks")
@@ -198,9 +220,39 @@ class FailingSyscallsProbe(BpfProbe):
             if slot[Counter.PID] == pid:
                 slot[Counter.ACCEPT_EMFILE_TOTAL] += count
 
+    def _know_limits(self, ref: ProcessRef) -> None:
+        if ref.role in ("server", "acceptor"):
+            self._limits.add_process(ref.pid)
+
+    def _read_limits(self, key: Key, name: str, sizes: tuple[int, int, int]) -> None:
+        """Why a task or a mapping was refused, before the picture changes."""
+        pid, _, code = key
+        is_memory = code == errno.ENOMEM
+        if is_memory and name not in MEMORY_CALLS:
+            return
+        at_ns = now_ns()
+        read_ns, times_count = self._limits_read.get(key, (0, 0))
+        if at_ns - read_ns < _LIMITS_PERIOD_NS or times_count >= _MOST_LIMIT_READS_COUNT:
+            return
+        self._limits_read[key] = at_ns, times_count + 1
+        of = self._limits.of_memory if is_memory else self._limits.of_tasks
+        for reading in of(pid, sizes_of(*sizes)):
+            self._append_limit(at_ns, pid, reading)
+
+    def _append_limit(self, at_ns: int, pid: int, reading: LimitReading) -> None:
+        self.writers[2].append(
+            at_ns,
+            pid,
+            reading.limit,
+            reading.scope,
+            reading.used,
+            reading.capacity,
+            reading.hits_total,
+        )
+
     def _write_stacks(self, loaded: BpfObject) -> None:
         keys, values = loaded.maps["failure_records"].items()
-        _, stacks = self.writers
+        stacks = self.writers[1]
         for (key, ordinal), (at_ns, tid, kernel_id, user_id, _) in zip(
             keys.tolist(), values[:, 0].tolist(), strict=True
         ):

@@ -198,6 +198,22 @@ _ALL: tuple[Table, ...] = (
         ),
     ),
     Table(
+        "limit_readings",
+        "probes.bpf_syscalls",
+        "one limit of a process, its groups, its user or the host, when a call of it was refused",
+        "10 per failing kind of call and s",
+        "pids.max, getrlimit(2), /proc/sys; struct mm_struct at sys_exit",
+        (
+            _at("when it was read"),
+            _PID,
+            _t("limit", "mappings_count, group_tasks_count, …; its end is the unit of the next"),
+            _t("scope", "control group, user, or option that it is of; '' for process or host"),
+            _n("used", "", "what was used, -1 when not known"),
+            _n("capacity", "", "the limit, -1 for none"),
+            _n("hits_total", "count", "how often it refused, by the kernel's count; -1 unknown"),
+        ),
+    ),
+    Table(
         "syscall_mix",
         "probes.bpf_syscall_mix",
         "(pid, syscall) in one interval",

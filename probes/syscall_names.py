@@ -187,6 +187,11 @@ def syscall_name(number: int, *, is_32_bit: bool = False) -> str:
     return own.get(number, f"compat_syscall_{number}")
 
 
+def number_of_call(name: str) -> int:
+    """The number of a call of this host's 64-bit programs, -1 where the machine has it not."""
+    return next((number for number, each in syscall_names().items() if each == name), -1)
+
+
 class CallNames:
     """Names the calls of processes, each by the table of its program."""
 
