@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from analysis.causes import CAUSES, GOOD_CAUSES
+from analysis.evidence_kinds import EVIDENCE_KINDS
 
 Side = Literal["server", "client", "host"]
 Severity = Literal["binding", "contributing", "warning", "info"]
@@ -47,25 +48,59 @@ class Evidence:
     """One number of this run.
 
     Attributes:
-        name: What was measured, in the field's words.
+        id: What was measured, an id of ``analysis.evidence_kinds.EVIDENCE_KINDS``.
         value: The number; finite.
-        unit: Its unit, '' for none.
         table: The table of ``probes.schema`` (or ``manifest``) that it comes from.
         at_s: When, in seconds since the ramp began; None for a value of the whole run.
+        of: Whose or which, where the id alone does not say it: a call, a process, a function, an
+            address; '' for none. Id and this are unique in a finding.
 
     Raises:
-        ValueError: The value is not a finite number.
+        ValueError: The id is not in the catalogue, lacks a qualifier or has one too many, or the
+            value is not a finite number.
     """
 
-    name: str
+    id: str
     value: float
-    unit: str
     table: str
     at_s: float | None = None
+    of: str = ""
 
     def __post_init__(self) -> None:
+        if self.id not in EVIDENCE_KINDS:
+            raise ValueError(f"{self.id!r} is not in the catalogue of evidence")
+        try:
+            EVIDENCE_KINDS[self.id].words(self.of)
+        except ValueError as error:
+            raise ValueError(f"evidence {self.id!r} {error}") from error
         if not math.isfinite(self.value):
-            raise ValueError(f"evidence {self.name!r} is {self.value}, which proves nothing")
+            raise ValueError(f"evidence {self.id!r} is {self.value}, which proves nothing")
+
+    @property
+    def name(self) -> str:
+        """What was measured, in the field's words: for people, no code compares it."""
+        return EVIDENCE_KINDS[self.id].words(self.of)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the value, '' for none."""
+        return EVIDENCE_KINDS[self.id].unit
+
+    def record(self) -> dict[str, str | float | None]:
+        """All of it with the words for people, as ``verdict.json`` and the exports have it."""
+        return {
+            "id": self.id,
+            "of": self.of,
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "table": self.table,
+            "at_s": self.at_s,
+        }
+
+
+EVIDENCE_KEYS = ("id", "of", "name", "value", "unit", "table", "at_s")
+"""Keys of a record, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +166,8 @@ class Finding:
             cause that explains some can have stopped the run.
 
     Raises:
-        ValueError: No evidence, an unknown cause or side, or a time that runs backwards.
+        ValueError: No evidence, or two of one id and qualifier; an unknown cause or side, or a
+            time that runs backwards.
     """
 
     cause: str
@@ -153,6 +189,10 @@ class Finding:
     def __post_init__(self) -> None:
         if not self.evidence:
             raise ValueError(f"finding {self.cause!r} has no evidence from this run")
+        pairs = [(each.id, each.of) for each in self.evidence]
+        if len(set(pairs)) < len(pairs):
+            twice = next(pair for pair in pairs if pairs.count(pair) > 1)
+            raise ValueError(f"finding {self.cause!r} has evidence {twice} twice")
         if self.cause not in CAUSES:
             raise ValueError(f"{self.cause!r} is not in the catalogue of causes")
         if self.side not in SIDES or self.severity not in SEVERITIES:
@@ -161,6 +201,21 @@ class Finding:
             raise ValueError(f"finding {self.cause!r} lasts {self.first_s}..{self.last_s} s")
         if not self.fix and self.cause not in GOOD_CAUSES:
             raise ValueError(f"finding {self.cause!r} names no fix")
+
+    def value_of(self, evidence_id: str, of: str | None = None) -> float | None:
+        """A number of the evidence, None where this finding has none of that id.
+
+        Args:
+            evidence_id: An id of the catalogue.
+            of: Its qualifier; None takes the first of that id.
+
+        Raises:
+            KeyError: The id is not in the catalogue.
+        """
+        if evidence_id not in EVIDENCE_KINDS:
+            raise KeyError(evidence_id)
+        found = (e.value for e in self.evidence if e.id == evidence_id and of in (None, e.of))
+        return next(found, None)
 
     def with_severity(self, severity: Severity, *, follows_from: str = "") -> Finding:
         """The same finding, ranked."""

@@ -113,8 +113,8 @@ def _rate_harm(signs: Signs, what: str, sent_per_s: float, due_per_s: float) -> 
         hold.end_s,
         f"{sent_per_s:,.0f} of the {due_per_s:,.0f} {what} due a second went out",
         (
-            Evidence(f"{what} sent", sent_per_s, "per_s", "live_samples", hold.start_s),
-            Evidence(f"{what} due", due_per_s, "per_s", "manifest"),
+            Evidence("sent_rate", sent_per_s, "live_samples", hold.start_s, of=what),
+            Evidence("due_rate", due_per_s, "manifest", of=what),
         ),
         sustained_per_s=sent_per_s,
         due_per_s=due_per_s,
@@ -137,7 +137,7 @@ def _stalled_loops(signs: Signs) -> Harm | None:
         view.hold.start_s,
         view.hold.end_s,
         f"a turn of the workers' event loops lasted {typical_s:.1f} s",
-        (Evidence("turn of a worker's event loop", typical_s, "s", "live_samples"),),
+        (Evidence("typical_loop_turn", typical_s, "live_samples"),),
     )
 
 
@@ -156,15 +156,7 @@ def _stalled_attempts(signs: Signs) -> Harm | None:
         signs.first_stalled_s,
         until_s,
         f"{signs.stalled_count:,} attempts waited in vain",
-        (
-            Evidence(
-                "attempts that timed out or waited to the end",
-                signs.stalled_count,
-                "count",
-                "connections",
-                signs.first_stalled_s,
-            ),
-        ),
+        (Evidence("stalled_attempts", signs.stalled_count, "connections", signs.first_stalled_s),),
         explained_count=signs.stalled_count,
     )
 
@@ -286,11 +278,8 @@ def _waiting_server(signs: Signs) -> Harm | None:
         until_s,
         f"{subject} waited for a core {wait_pct:.0f} % of the time and got {cpu_pct:.0f} %",
         (
-            Evidence(
-                f"time that {subject} waited for a core",
-                *(wait_pct, "pct", "process_samples", from_s),
-            ),
-            Evidence("time that it had one", cpu_pct, "pct", "process_samples", from_s),
+            Evidence("core_wait", wait_pct, "process_samples", from_s, of=str(subject)),
+            Evidence("process_cpu", cpu_pct, "process_samples", from_s, of=str(subject)),
         ),
     )
 
@@ -316,6 +305,6 @@ def _waiting_tasks(signs: Signs) -> Harm | None:
     until_s, mean = float(part["at_s"].iloc[-1]), float(part["some_pct"].mean())
     if until_s - since_s < _WATCHED_LEAST_S:
         return None
-    evidence = Evidence("time that tasks waited for a core", mean, "pct", "host_pressure", since_s)
+    evidence = Evidence("core_pressure", mean, "host_pressure", since_s)
     words = f"tasks waited for a core {mean:.0f} % of {until_s - since_s:.1f} s"
     return Harm(since_s, until_s, words, (evidence,), is_of_any_task=True)

@@ -103,17 +103,13 @@ class Stalls:
         """Attempts that the drops kept out: those that failed, or every one where none was seen."""
         return dropped.change_count if self.is_unseen else self.failed_count
 
-    def evidence(self, what: str) -> list[Evidence]:
-        """Counts of those who waited; none where they were not watched.
-
-        Args:
-            what: ``attempts`` or ``connects``.
-        """
+    def evidence(self) -> list[Evidence]:
+        """Counts of those who waited; none where they were not watched."""
         if self.is_unseen:
             return []
         return [
-            Evidence(f"{what} that timed out", self.failed_count, "count", "connections"),
-            Evidence(f"{what} that came through late", self.late_count, "count", "connections"),
+            Evidence("timed_out_attempts", self.failed_count, "connections"),
+            Evidence("late_attempts", self.late_count, "connections"),
         ]
 
     def began_s(self, seen: Moved) -> float:

@@ -9,9 +9,6 @@ from analysis.run_view import RunView
 
 EAGAIN, ENOMEM, ENOBUFS, SIGKILL = 11, 12, 105, 9
 
-OOM_KILLS = "processes that the kernel killed"
-"""Name of the evidence by which a crash is known to follow from ``memory-exhausted``."""
-
 
 def until_stop(view: RunView, table: str) -> pd.DataFrame:
     """A sampled table with ``at_s``, without what came after the run began to stop."""

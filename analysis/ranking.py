@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from analysis.descriptors import server_capacity_count
 from analysis.evidence import SEVERITIES, Finding, Severity
-from analysis.memory_signs import OOM_KILLS, SIGKILL
+from analysis.memory_signs import SIGKILL
 from analysis.signs import EMFILE, Signs
 
 _AT_LIMIT = ("fd-limit-process", "fd-limit-system")
@@ -152,13 +152,13 @@ def _is_same(finding: Finding, other: Finding) -> bool:
 
 def _is_server_error(refusal: Finding) -> bool:
     """A status of 500 to 599 (RFC 9110, section 15.6): the server is willing, and cannot."""
-    return any(e.table == "events" and 500 <= e.value <= 599 for e in refusal.evidence)
+    return 500 <= (refusal.value_of("http_status") or 0) <= 599
 
 
 def _was_killed(crash: Finding, memory: Finding) -> bool:
     """The process that died was killed by the kernel, which was out of memory then."""
-    is_kill = any(e.name == "signal" and e.value == SIGKILL for e in crash.evidence)
-    kills = any(e.name == OOM_KILLS for e in memory.evidence)
+    is_kill = crash.value_of("exit_signal") == SIGKILL
+    kills = bool(memory.value_of("oom_kills"))
     return is_kill and kills and crash.first_s <= memory.last_s + _TOLERANCE_S
 
 

@@ -19,7 +19,8 @@ from probes.errors import ExitCode
 if TYPE_CHECKING:
     from analysis.summary import Summary
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of ``verdict.json``. 2: evidence has ``id`` and ``of``; 1 told it apart by ``name`` alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +237,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         | ({"command": subject.command} if subject.command else {}),
         "first_s": finding.first_s,
         "last_s": finding.last_s,
-        "evidence": [
-            {"name": e.name, "value": e.value, "unit": e.unit, "table": e.table, "at_s": e.at_s}
-            for e in finding.evidence
-        ],
+        "evidence": [evidence.record() for evidence in finding.evidence],
         "explanation": finding.explanation,
         "fix": [{"command": fix.command, "effect": fix.effect} for fix in finding.fix],
         "at_connections": finding.at_connections,

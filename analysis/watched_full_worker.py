@@ -49,26 +49,11 @@ def find(signs: Signs) -> list[Finding]:
             last_s=max(full_s, float(first["last_s"])),
             evidence=(
                 Evidence(
-                    f"{first['syscall']} calls of it that returned EMFILE",
-                    count,
-                    "count",
-                    str(first["source"]),
-                    full_s,
+                    "emfile_calls", count, str(first["source"]), full_s, of=str(first["syscall"])
                 ),
-                Evidence("its descriptor limit", soft, "count", "processes"),
-                Evidence(
-                    f"descriptors that worker {sibling.worker} had left then",
-                    room,
-                    "count",
-                    "process_samples",
-                    full_s,
-                ),
-                Evidence(
-                    "processes that accept from the same listener",
-                    len(rooms) + 1,
-                    "count",
-                    "listener_owners",
-                ),
+                Evidence("descriptor_limit", soft, "processes"),
+                Evidence("descriptors_left", room, "process_samples", full_s, of=str(sibling)),
+                Evidence("listener_processes", len(rooms) + 1, "listener_owners"),
             ),
             explanation=(
                 f"Several processes accept from one listener. {name} was full while worker "

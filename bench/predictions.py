@@ -136,9 +136,9 @@ def met_connections(row: Row, verdict: Mapping[str, Any]) -> int:
     finding = next(f for f in verdict["findings"] if f["cause"] == cause)
     if cause != "keepalive-storm":
         return int(finding["at_connections"])
-    values = {e["name"]: float(e["value"]) for e in finding["evidence"]}
-    kept_up = values["pings sent, all workers"] * values["keep-alive interval"]
-    return round(kept_up * 100 / values["CPU of this worker in the hold phase"])
+    values = {e["id"]: float(e["value"]) for e in finding["evidence"]}
+    kept_up = values["sent_rate"] * values["keepalive_interval"]
+    return round(kept_up * 100 / values["process_cpu"])
 
 
 def _rung(row: Row, verdict: Mapping[str, Any]) -> Mapping[str, Any]:

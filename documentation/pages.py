@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 from documentation.man_pages import man_pages
 from documentation.probes_page import probes_page
-from documentation.reference import causes_page, commands_page, exit_codes_page, tables_page
+from documentation.reference import (
+    causes_page,
+    commands_page,
+    evidence_page,
+    exit_codes_page,
+    tables_page,
+)
 from documentation.verdict_file import verdict_page
 
 
@@ -17,6 +23,7 @@ def reference() -> dict[str, str]:
         "docs/reference/exit-codes.md": exit_codes_page(),
         "docs/reference/tables.md": tables_page(),
         "docs/reference/causes.md": causes_page(),
+        "docs/reference/evidence.md": evidence_page(),
         "docs/reference/verdict.md": verdict_page(),
         "docs/explanation/probes.md": probes_page(),
     }

@@ -8,6 +8,7 @@ import pkgutil
 
 from analysis import findings
 from analysis.causes import CAUSES, INTERRUPTED, NOT_EXPLAINED
+from analysis.evidence_kinds import EVIDENCE_KINDS
 from documentation.markdown import code_marks, table
 from harness import faults, scenario
 from harness.command_parser import Parser
@@ -135,6 +136,24 @@ def causes_page() -> str:
         "Somebody stopped the run before a limit did.\n",
     ]
     return "\n".join(parts)
+
+
+def evidence_page() -> str:
+    """Every kind of evidence: its id, its unit, its words."""
+    rows = []
+    for evidence_id, kind in EVIDENCE_KINDS.items():
+        words = " / ".join(filter(None, (kind.alone, kind.qualified.replace("{of}", "OF"))))
+        rows.append((f"`{evidence_id}`", kind.unit, words))
+    return "\n".join(
+        [
+            MADE,
+            "# Evidence\n",
+            "What a finding may rest on: `findings[].evidence[]` of [verdict.json](verdict.md).\n"
+            "`id` and `of` are unique in a finding. Ids stay; the words may change. OF in them is\n"
+            "the qualifier `of`: a call, a process, a function, an address.\n",
+            table(("id", "unit", "words"), rows),
+        ]
+    )
 
 
 def _paragraphs(body: str) -> str:

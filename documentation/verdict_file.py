@@ -30,13 +30,19 @@ PROBE = {
 }
 FIX = {"command": "copy and run it", "effect": "what to expect from it, in numbers"}
 
+EVIDENCE = attributes(Evidence) | {
+    "id": "what was measured: one of the ids of [Evidence](evidence.md); look it up by this",
+    "name": "the same in words, for people; the words may change",
+    "unit": "its unit, that of the id; '' for none",
+}
+
 OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
     "verdict": ("what stopped the run, or that nothing did", attributes(Verdict)),
     "verdict.alternatives[]": ("other explanations", attributes(Alternative)),
     "run": ("the run in numbers", RUN),
     "findings[]": ("every cause that was found, binding first", attributes(Finding)),
     "findings[].subject": ("the process", attributes(Subject)),
-    "findings[].evidence[]": ("one number of this run", attributes(Evidence)),
+    "findings[].evidence[]": ("one number of this run", EVIDENCE),
     "findings[].fix[]": ("commands, best first", FIX),
     "ladder[]": ("every limit, next wall first", attributes(Rung)),
     "probes[]": ("what was watched, and what not", PROBE),
@@ -48,7 +54,7 @@ def example_document() -> dict[str, object]:
     """Objects as verdict.json has them, for their keys."""
     finding = Finding(
         "reached", "info", "host", Subject(command="x"), 0.0, 1.0,
-        (Evidence("connections", 1.0, "count", "connections"),), "", (Fix("", ""),),
+        (Evidence("connections_held", 1.0, "connections"),), "", (Fix("", ""),),
     )  # fmt: skip
     rung = Rung("", "", "", None, None, "", None, None, None, "")
     found = verdict._finding(finding)
@@ -72,6 +78,8 @@ def verdict_page() -> str:
         f"`side` is one of {', '.join(SIDES)}; `severity` one of {', '.join(SEVERITIES)};\n"
         f"`cause` one of the {len(CAUSES)} in [Causes](causes.md), `not-explained` or "
         "`interrupted`.\n",
+        "Version 2 gave evidence `id` and `of`. A file of version 1 is made anew, from the same\n"
+        "recording, by `profile-report RUN`.\n",
     ]
     for path, (what, meanings) in OBJECTS.items():
         shown = keys.get(path, meanings)

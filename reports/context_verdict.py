@@ -186,10 +186,7 @@ def _figure(name: str, value: str, note: str) -> dict[str, str]:
 
 def _finding(finding: Finding, number: int) -> dict[str, Any]:
     frame = pd.DataFrame(
-        [
-            {"name": e.name, "value": e.value, "unit": e.unit, "table": e.table, "at_s": e.at_s}
-            for e in finding.evidence
-        ],
+        [evidence.record() for evidence in finding.evidence],
         dtype=object,  # values and None side by side, as they are
     )
     evidence = table_of(

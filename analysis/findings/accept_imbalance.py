@@ -138,25 +138,18 @@ def _finding(signs: Signs, spread: Spread, live: pd.DataFrame) -> Finding:
     others = wakeups.drop(index=spread.pid, errors="ignore")
     first_s = _first_uneven_s(live, spread)
     evidence = [
-        Evidence("connections established by this worker", most, "count", "live_samples"),
-        Evidence("an even share", spread.mean_count, "count", "live_samples"),
-        Evidence("times its even share", spread.ratio, "", "live_samples"),
-        Evidence("standard deviations above it", spread.sigmas, "", "live_samples"),
-        Evidence("connections of the worker with fewest", least, "count", "live_samples"),
-        Evidence("turns of its event loop", int(wakeups[spread.pid]), "count", "live_samples"),
+        Evidence("worker_established", most, "live_samples"),
+        Evidence("even_share", spread.mean_count, "live_samples"),
+        Evidence("times_even_share", spread.ratio, "live_samples"),
+        Evidence("sigmas_above_even_share", spread.sigmas, "live_samples"),
+        Evidence("fewest_worker_established", least, "live_samples"),
+        Evidence("loop_turns", int(wakeups[spread.pid]), "live_samples"),
     ]
     if len(others):
-        evidence.append(
-            Evidence(
-                "turns of its siblings' loops (median)",
-                float(others.median()),
-                "count",
-                "live_samples",
-            )
-        )
+        evidence.append(Evidence("siblings_loop_turns", float(others.median()), "live_samples"))
     cpu_pct = signs.cpu_pct_of(spread.pid, first_s, view.stop_s)
     if cpu_pct is not None:
-        evidence.append(Evidence("CPU of this worker", cpu_pct, "pct", "process_samples", first_s))
+        evidence.append(Evidence("process_cpu", cpu_pct, "process_samples", first_s))
     confidence, missing = signs.trust("live_samples")
     how = _HOW.get(accept, "how they accept was not recorded")
     how = f"With --accept {accept or '?'} {how}"

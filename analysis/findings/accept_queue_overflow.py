@@ -68,31 +68,24 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
     subject = who_dropped(signs, queues)
     first_s = stalled.began_s(overflows)
     evidence = [
-        Evidence(
-            "handshakes dropped because the accept queue was full (TcpExtListenOverflows)",
-            overflows.change_count,
-            "count",
-            "net_counters",
-            overflows.first_s,
-        ),
-        *stalled.evidence("attempts"),
+        Evidence("listen_overflows", overflows.change_count, "net_counters", overflows.first_s),
+        *stalled.evidence(),
     ]
     if stalled.late_count:
-        evidence.append(Evidence("longest of them", stalled.longest_s, "s", "connections"))
+        evidence.append(Evidence("longest_stall", stalled.longest_s, "connections"))
     backlog = 0
     if len(queues):
         top = queues.iloc[0]
         backlog, waiting = int(top["backlog_count"]), int(top["accept_queue_count"])
         evidence += [
-            Evidence("its backlog", backlog, "count", "listeners"),
-            Evidence("longest accept queue seen", waiting, "count", "listeners", top["at_s"]),
-            Evidence("packets it dropped", int(top["dropped_count"]), "count", "listeners"),
+            Evidence("listener_backlog", backlog, "listeners"),
+            Evidence("longest_accept_queue", waiting, "listeners", top["at_s"]),
+            Evidence("listener_drops", int(top["dropped_count"]), "listeners"),
         ]
     resent = view.frames["tcp_retransmits"]
     resent_count = int(resent["event_count"][resent["side"] == "client"].sum())
     if resent_count:
-        name = "segments that clients sent again"
-        evidence.append(Evidence(name, resent_count, "count", "tcp_retransmits"))
+        evidence.append(Evidence("client_segments_resent", resent_count, "tcp_retransmits"))
     last_s = max(overflows.last_s, first_s)
     why, rate_per_s = _why_slow(signs, subject, first_s, last_s, evidence)
     confidence, missing = signs.trust("net_counters", "listeners")
@@ -140,13 +133,11 @@ def _why_slow(
         span_s = float(mine["at_ns"].iloc[-1] - mine["at_ns"].iloc[0]) / 1e9
         totals = mine["attempted_total"]
         rate_per_s = float(totals.iloc[-1] - totals.iloc[0]) / span_s
-        evidence.append(
-            Evidence("connections it accepted meanwhile", rate_per_s, "per_s", "live_samples")
-        )
+        evidence.append(Evidence("accept_rate", rate_per_s, "live_samples"))
         text = f" It accepted {rate_per_s:,.0f} a second meanwhile"
     cpu_pct = signs.cpu_pct_of(subject.pid, first_s, last_s)
     if cpu_pct is not None:
-        evidence.append(Evidence("CPU it used meanwhile", cpu_pct, "pct", "process_samples"))
+        evidence.append(Evidence("process_cpu", cpu_pct, "process_samples"))
         text += (" and" if text else " It") + f" used {cpu_pct:.0f} % of a core"
         if cpu_pct < _IDLE_PCT:
             text += ": it had time and did not come to accept"

@@ -54,9 +54,9 @@ def find(signs: Signs) -> list[Finding]:
             found.append(finding)
     if not found:
         return []
-    found.sort(key=lambda finding: -finding.evidence[0].value)
+    found.sort(key=lambda finding: -(finding.value_of("emfile_call_rate") or 0.0))
     worst = found[0]
-    count = Evidence("workers that spin", len(found), "count", worst.evidence[0].table)
+    count = Evidence("spinning_workers", len(found), worst.evidence[0].table)
     others = f" {len(found) - 1} more spin as well." if len(found) > 1 else ""
     return [
         replace(
@@ -149,23 +149,15 @@ def _finding(
     confidence, missing = signs.trust("failing_syscalls", "process_samples")
     syscall = _call_of(signs, pid)
     evidence = [
-        Evidence(
-            f"{syscall} calls that returned EMFILE, per second", rate, "per_s", table, since_s
-        ),
-        Evidence("length of the spin", until_s - since_s, "s", table, since_s),
+        Evidence("emfile_call_rate", rate, table, since_s, of=syscall),
+        Evidence("span_length", until_s - since_s, table, since_s),
     ]
     busy = ""
     if cpu_pct is not None:
-        evidence.append(
-            Evidence("CPU of this process meanwhile", cpu_pct, "pct", "process_samples", since_s)
-        )
+        evidence.append(Evidence("process_cpu", cpu_pct, "process_samples", since_s))
         busy = f" at {cpu_pct:.0f} % of a core"
     if progress is not None:
-        evidence.append(
-            Evidence(
-                "handshakes it completed meanwhile", progress, "count", "live_samples", until_s
-            )
-        )
+        evidence.append(Evidence("handshakes_completed", progress, "live_samples", until_s))
     caller = accept_caller(view, pid, (since_s, until_s + 0.5))
     where = in_function = ""
     if caller is not None:
@@ -174,13 +166,14 @@ def _finding(
         if caller.share_pct == caller.share_pct:  # NaN: too few samples
             evidence.append(
                 Evidence(
-                    f"samples in {caller.function}", caller.share_pct, "pct", caller.table, since_s
+                    "function_samples", caller.share_pct, caller.table, since_s, of=caller.function
                 )
             )
     most = busiest_function(view, pid, (since_s, until_s + 0.5))
     if most.function and (caller is None or most.function != caller.function):
-        samples = f"samples in {most.function}"
-        evidence.append(Evidence(samples, most.share_pct, "pct", most.table, since_s))
+        evidence.append(
+            Evidence("function_samples", most.share_pct, most.table, since_s, of=most.function)
+        )
         where = where or f" {most.share_pct:.0f} % of its samples are in {most.function}."
     name = str(subject)
     return Finding(

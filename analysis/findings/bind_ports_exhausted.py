@@ -49,14 +49,12 @@ def _finding(signs: Signs, refused: pd.DataFrame) -> Finding:
             "sockets may hold the rest (ss -tan | wc -l decides)",
         )
     evidence = (
-        Evidence(
-            "bind calls that returned EADDRINUSE", count, "count", str(first["source"]), first_s
-        ),
-        Evidence(f"local ports bound from {source}", bound, "ports", table, first_s),
-        Evidence("size of ip_local_port_range", size, "ports", table),
-        Evidence("destinations that share them", destinations, "count", table),
-        Evidence("ports in use towards the fullest of them", fullest, "ports", table),
-        Evidence("connections begun by then", at_connections, "count", "connections", first_s),
+        Evidence("eaddrinuse_calls", count, str(first["source"]), first_s, of="bind"),
+        Evidence("ports_used", bound, table, first_s, of=source),
+        Evidence("port_range_size", size, table),
+        Evidence("destinations", destinations, table),
+        Evidence("fullest_destination_ports", fullest, table),
+        Evidence("connections_begun", at_connections, "connections", first_s),
     )
     who = str(subject) if subject.role else "a client"
     who = capitalised(who)

@@ -162,23 +162,18 @@ def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding 
     own_rate = client.attempts_per_s
     rates = [c.attempts_per_s for c in siblings]
     evidence = [
-        Evidence("CPU of this client", cpu_pct, "pct", "process_samples", from_s),
-        Evidence("time that its event loop was in a turn", busy_pct, "pct", "live_samples", from_s),
-        Evidence("its longest turn", longest_s, "s", "live_samples"),
-        Evidence("attempts of this client", own_rate, "per_s", "connections"),
-        Evidence("idle share of the server's workers", idle_pct, "pct", "process_samples", from_s),
-        Evidence(
-            "its connections never tried, or waiting in vain", client.unmet, "count", "connections"
-        ),
+        Evidence("process_cpu", cpu_pct, "process_samples", from_s),
+        Evidence("loop_busy", busy_pct, "live_samples", from_s),
+        Evidence("longest_loop_turn", 1e3 * longest_s, "live_samples"),
+        Evidence("attempt_rate", own_rate, "connections"),
+        Evidence("servers_idle", idle_pct, "process_samples", from_s),
+        Evidence("unmet_attempts", client.unmet, "connections"),
     ]
     if rates:
         evidence.append(
-            Evidence("attempts of its siblings, median", float(np.median(rates)), "per_s",
-                     "connections")
+            Evidence("siblings_attempt_rate", float(np.median(rates)), "connections")
         )  # fmt: skip
-        evidence.append(
-            Evidence("done later than its siblings", until_s - theirs_s, "s", "connections")
-        )
+        evidence.append(Evidence("later_than_siblings", until_s - theirs_s, "connections"))
     confidence, missing = signs.trust("process_samples", "live_samples")
     if is_crowded:
         confidence = "medium"

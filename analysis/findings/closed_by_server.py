@@ -67,12 +67,12 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
     name = str(subject) if subject.pid else "the server"
     name = capitalised(name)
     evidence = [
-        Evidence("open connections that it closed", len(closed), "count", "connections", first_s),
-        Evidence("connections established", established, "count", "connections", view.stop_s),
-        Evidence("time that they were open (median)", open_s, "s", "connections", first_s),
+        Evidence("connections_closed", len(closed), "connections", first_s),
+        Evidence("connections_established", established, "connections", view.stop_s),
+        Evidence("time_open_median", open_s, "connections", first_s),
     ]
     if code:
-        evidence.append(Evidence("code of its close frame", code, "", "events", first_s))
+        evidence.append(Evidence("close_code", code, "events", first_s))
     how = f"with {said}" if code else "without a close frame"
     many = f"{len(closed):,} open connection" + ("s" if len(closed) != 1 else "")
     after = f"{open_s:.1f} s after" if open_s >= 0.1 else "right after"

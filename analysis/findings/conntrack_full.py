@@ -51,38 +51,29 @@ def _finding(
     first_s = stalled.began_s(dropped)
     at_connections = view.open_count_at(first_s)
     evidence = [
-        Evidence("entries in the table (nf_conntrack_count)", count, "count", "sockstat", at_s),
-        Evidence("its size (nf_conntrack_max)", most, "count", "sockstat"),
+        Evidence("conntrack_entries", count, "sockstat", at_s),
+        Evidence("conntrack_max", most, "sockstat"),
+        Evidence("conntrack_drops", dropped.change_count, "net_counters", dropped.first_s),
+        *stalled.evidence(),
         Evidence(
-            "packets dropped for want of an entry",
-            dropped.change_count,
-            "count",
-            "net_counters",
-            dropped.first_s,
-        ),
-        *stalled.evidence("connects"),
-        Evidence(
-            "connections of the server then",
+            "connections_open",
             at_connections,
-            "count",
             "live_samples" if view.is_attached else "connections",
             first_s,
         ),
     ]
     early = moved(signs, "ConntrackEarlyDrop")
     if early.change_count:
-        name = "flows evicted to make room"
-        evidence.append(Evidence(name, early.change_count, "count", "net_counters"))
+        evidence.append(Evidence("conntrack_early_drops", early.change_count, "net_counters"))
     resent = view.frames["tcp_retransmits"]
     syns = resent[(resent["side"] == "client") & (resent["state"] == "SYN_SENT")]
     if len(syns):
         resent_count = int(syns["event_count"].sum())
-        evidence.append(Evidence("SYNs sent again", resent_count, "count", "tcp_retransmits"))
+        evidence.append(Evidence("syns_resent", resent_count, "tcp_retransmits"))
     drops = view.frames["skb_drops"]
     by_filter = int(drops["event_count"][drops["reason"] == "NETFILTER_DROP"].sum())
     if by_filter:
-        name = "packets that netfilter dropped (NETFILTER_DROP)"
-        evidence.append(Evidence(name, by_filter, "count", "skb_drops"))
+        evidence.append(Evidence("netfilter_drops", by_filter, "skb_drops"))
     confidence, missing = signs.trust("sockstat", "net_counters")
     wanted = 1 << int(np.ceil(np.log2(max(2 * most, most + view.target_count))))
     ports = [int(port) for port in (view.manifest.get("server") or {}).get("ports") or []]

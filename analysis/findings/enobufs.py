@@ -61,14 +61,17 @@ def _finding(signs: Signs, syscall: str, rows: pd.DataFrame) -> Finding:
     count, table = int(rows["event_count"].sum()), str(first["source"])
     memory = until_stop(view, "host_memory")
     evidence = [
-        Evidence(f"{syscall} calls that returned ENOBUFS", count, "count", table, first_s),
-        Evidence("processes that met it", rows["pid"].nunique(), "count", table),
+        Evidence("enobufs_calls", count, table, first_s, of=syscall),
+        Evidence("processes_affected", rows["pid"].nunique(), table),
     ]
     if len(memory):
         near = memory.iloc[int((memory["at_s"] - first_s).abs().to_numpy().argmin())]
-        for name, column in (("memory available", "available_bytes"), ("slab", "slab_bytes")):
+        for evidence_id, column in (
+            ("memory_available", "available_bytes"),
+            ("slab", "slab_bytes"),
+        ):
             value = float(near[column])
-            evidence.append(Evidence(name, value, "bytes", "host_memory", float(near["at_s"])))
+            evidence.append(Evidence(evidence_id, value, "host_memory", float(near["at_s"])))
     confidence, missing = signs.trust("failing_syscalls")
     stacks = view.frames["failure_stacks"]
     mine = stacks[(stacks["pid"] == subject.pid) & (stacks["errno"] == ENOBUFS)]

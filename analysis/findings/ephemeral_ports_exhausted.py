@@ -51,17 +51,11 @@ def _of_clients(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
             "else's sockets, or explicit binds, may hold the rest (ss -tan | wc -l decides)",
         )
     evidence = (
-        Evidence(
-            "connect calls that returned EADDRNOTAVAIL",
-            count,
-            "count",
-            str(first["source"]),
-            first_s,
-        ),
-        Evidence(f"local ports in use from {source} to port {port}", used, "ports", table, first_s),
-        Evidence("size of ip_local_port_range", size, "ports", table),
-        Evidence("groups that were full", max(len(full), len(refusing)), "count", table),
-        Evidence("connections begun by then", at_connections, "count", "connections", first_s),
+        Evidence("eaddrnotavail_calls", count, str(first["source"]), first_s, of="connect"),
+        Evidence("ports_used", used, table, first_s, of=source),
+        Evidence("port_range_size", size, table),
+        Evidence("full_port_groups", max(len(full), len(refusing)), table),
+        Evidence("connections_begun", at_connections, "connections", first_s),
     )
     who = str(subject) if subject.role else "a client"
     return [
@@ -127,18 +121,10 @@ def _of_a_proxy(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
             first_s=first_s,
             last_s=max(first_s, last_s),
             evidence=(
-                Evidence(
-                    "connect calls that returned EADDRNOTAVAIL",
-                    count,
-                    "count",
-                    str(first["source"]),
-                    first_s,
-                ),
-                Evidence("size of ip_local_port_range", size, "ports", "manifest"),
-                Evidence(
-                    "connections of the run then", at_connections, "count", "connections", first_s
-                ),
-                Evidence("processes that met it", len(refused), "count", str(first["source"])),
+                Evidence("eaddrnotavail_calls", count, str(first["source"]), first_s, of="connect"),
+                Evidence("port_range_size", size, "manifest"),
+                Evidence("connections_open", at_connections, "connections", first_s),
+                Evidence("processes_affected", len(refused), str(first["source"])),
             ),
             explanation=(
                 f"{capitalised(who)} opens a connection of its own for each one that it "

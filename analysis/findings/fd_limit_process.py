@@ -95,28 +95,24 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
     used = soft if emfile_count else own + held
     counted_in = "live_samples" if view.is_attached else "connections"
     evidence = [
-        Evidence(
-            "descriptors open (own and connections)", used, "count", str(row["table"]), first_s
-        ),
-        Evidence("soft limit (RLIMIT_NOFILE)", soft, "count", "processes"),
-        Evidence("descriptors of its own", own, "count", "processes"),
-        Evidence("most connections sampled in it", held, "count", str(row["table"])),
-        Evidence("connections of all then", at_connections, "count", counted_in, first_s),
-        Evidence("processes of this side at their limit", len(rows), "count", "processes"),
+        Evidence("descriptors_open", used, str(row["table"]), first_s),
+        Evidence("descriptor_limit", soft, "processes"),
+        Evidence("descriptors_own", own, "processes"),
+        Evidence("process_connections", held, str(row["table"])),
+        Evidence("connections_open", at_connections, counted_in, first_s),
+        Evidence("processes_at_limit", len(rows), "processes"),
     ]
     syscall = str(row["emfile_calls"])
     if emfile_count:
         table = str(row["emfile_table"])
-        name = f"{syscall} calls that returned EMFILE"
-        evidence.append(Evidence(name, emfile_count, "count", table, first_s))
+        evidence.append(Evidence("emfile_calls", emfile_count, table, first_s, of=syscall))
     confidence, missing = signs.trust("failing_syscalls", "live_samples")
     if emfile_count and held < 0.98 * (soft - own):
         confidence = "medium"
         missing += (f"no sample saw more than {held:,} connections in it before EMFILE",)
     others = ""
     if not is_client and (hanging_count := _hanging_count(signs, first_s)):
-        name = "clients whose handshake was not answered until their timeout"
-        evidence.append(Evidence(name, hanging_count, "count", "connections", first_s))
+        evidence.append(Evidence("handshakes_unanswered", hanging_count, "connections", first_s))
         others = (
             f" {hanging_count:,} clients got no answer until their timeout: they hang instead of "
             "being reset."
@@ -127,8 +123,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
     each_count = view.descriptors_per_connection(subject.role)
     taken = f"{soft - own:,} connections"
     if each_count > 1:
-        name = "descriptors of this side for one connection"
-        evidence.append(Evidence(name, each_count, "count", "live_samples"))
+        evidence.append(Evidence("descriptors_per_connection", each_count, "live_samples"))
         taken = f"{soft - own:,} of {(soft - own) // each_count:,} connections"
     doing = "accepts" if subject.role != "client" else "opens"
     explanation = (

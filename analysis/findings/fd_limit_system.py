@@ -53,23 +53,17 @@ def _finding(signs: Signs, refused: pd.DataFrame, used: int, most: int) -> Findi
     at_connections = view.open_count_at(first_s)
     open_fds = signs.descriptors[signs.descriptors["pid"] == who.pid]
     evidence = [
-        Evidence(
-            f"{first['syscall']} and other calls that returned ENFILE",
-            count,
-            "count",
-            str(first["source"]),
-            first_s,
-        ),
-        Evidence("open files of the host (file-nr)", used, "count", "sockstat", first_s),
-        Evidence("fs.file-max", most, "count", "sockstat"),
-        Evidence("connections of the run then", at_connections, "count", "connections", first_s),
+        Evidence("enfile_calls", count, str(first["source"]), first_s, of=str(first["syscall"])),
+        Evidence("open_files", used, "sockstat", first_s),
+        Evidence("file_max", most, "sockstat"),
+        Evidence("connections_open", at_connections, "connections", first_s),
     ]
     if len(open_fds):
         row = open_fds.iloc[0]
         held = int(row["own_count"]) + int(row["peak_count"])
-        evidence.append(Evidence(f"descriptors open in {who}", held, "count", str(row["table"])))
+        evidence.append(Evidence("descriptors_open", held, str(row["table"]), of=str(who)))
         evidence.append(
-            Evidence("its own limit (RLIMIT_NOFILE)", int(row["soft_count"]), "count", "processes")
+            Evidence("descriptor_limit", int(row["soft_count"]), "processes", of=str(who))
         )
     confidence, missing = signs.trust("failing_syscalls", "sockstat")
     # A connection over loopback is two sockets of this host, and so two files.

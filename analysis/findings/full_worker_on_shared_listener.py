@@ -130,24 +130,18 @@ def _finding(signs: Signs, full: _Full) -> Finding:
     sent_away = len(full.refused)
     resets = int((full.refused["close_kind"] == "rst").sum())
     evidence = (
-        Evidence("connections in the full worker", capacity, "count", "live_samples", full.full_s),
+        Evidence("process_connections", capacity, "live_samples", full.full_s),
         Evidence(
-            f"connections in worker {view.subject(roomiest).worker} then",
+            "process_connections",
             full.open_counts[roomiest],
-            "count",
             "live_samples",
             full.full_s,
+            of=str(view.subject(roomiest)),
         ),
-        Evidence("connections in all workers then", total, "count", "live_samples", full.full_s),
-        Evidence("connections that all workers can hold", sum_of_limits, "count", "processes"),
-        Evidence(
-            "connections sent away while another worker had room",
-            sent_away,
-            "count",
-            "connections",
-            float(full.refused["closed_s"].min()),
-        ),
-        Evidence("of them by RST", resets, "count", "connections"),
+        Evidence("all_workers_connections", total, "live_samples", full.full_s),
+        Evidence("all_workers_capacity", sum_of_limits, "processes"),
+        Evidence("sent_away", sent_away, "connections", float(full.refused["closed_s"].min())),
+        Evidence("sent_away_by_rst", resets, "connections"),
     )
     confidence, missing = signs.trust("failing_syscalls", "live_samples")
     wanted = max(view.target_count, total)

@@ -54,22 +54,20 @@ def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
     subject = view.subject(pid)
     name = capitalised(str(subject))
     since_s, until_s, table = time.since_s, time.until_s, time.table
-    what = "time" if table == "live_samples" else "CPU samples"
+    share_id = "collector_time" if table == "live_samples" else "collector_samples"
     evidence = [
-        Evidence(f"{what} in the collector", time.share_pct, "pct", table, since_s),
-        Evidence("length", until_s - since_s, "s", table, since_s),
+        Evidence(share_id, time.share_pct, table, since_s),
+        Evidence("span_length", until_s - since_s, table, since_s),
     ]
     cpu_pct = signs.cpu_pct_of(pid, since_s, until_s)
     if cpu_pct is not None:
-        evidence.append(
-            Evidence("CPU of this worker meanwhile", cpu_pct, "pct", "process_samples", since_s)
-        )
+        evidence.append(Evidence("process_cpu", cpu_pct, "process_samples", since_s))
     pauses = ""
     if math.isfinite(time.longest_ms):
         evidence += [
-            Evidence("collections", time.collections_per_s, "per_s", table, since_s),
-            Evidence("longest pause", time.longest_ms, "ms", table, until_s),
-            Evidence("longest pause in the first second", time.longest_before_ms, "ms", table),
+            Evidence("collection_rate", time.collections_per_s, table, since_s),
+            Evidence("longest_pause", time.longest_ms, table, until_s),
+            Evidence("longest_early_pause", time.longest_before_ms, table),
         ]
         pauses = f" Its longest pause was {time.longest_ms:.0f} ms."
     first, last = view.open_count_at(since_s), view.open_count_at(until_s)
@@ -176,19 +174,9 @@ def _rss_mib(signs: Signs, pid: int, until_s: float) -> int:
 def _evidence_of(seen: Collecting, since_s: float) -> list[Evidence]:
     found = []
     if math.isfinite(seen.loop_pct):
-        found.append(
-            Evidence(
-                "samples of its event loop in the collector",
-                *(seen.loop_pct, "pct", "cpu_stacks", since_s),
-            )
-        )
+        found.append(Evidence("loop_collector_samples", seen.loop_pct, "cpu_stacks", since_s))
     if seen.helper_count:
-        found.append(
-            Evidence(
-                "samples of the collector on threads of its own",
-                *(seen.helper_pct, "pct", "cpu_stacks", since_s),
-            )
-        )
+        found.append(Evidence("helper_collector_samples", seen.helper_pct, "cpu_stacks", since_s))
     return found
 
 

@@ -33,6 +33,9 @@ _OTHERS_SHARE = 0.25
 _WANTED_SHARE = 0.1
 """Where nobody knows who waits: a server that takes less of the cores may be one that is idle."""
 
+_WATCHING, _BESIDE = "connscope's own watching", "processes beside the run"
+"""What shares of the cores are called where no role says it."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
@@ -53,8 +56,8 @@ class _Shares:
         parts = {
             "the servers": self.servers,
             "the clients": self.clients,
-            "connscope's own watching": self.probes,
-            "processes beside the run": self.others,
+            _WATCHING: self.probes,
+            _BESIDE: self.others,
         }
         ordered = sorted(parts.items(), key=lambda part: -part[1])
         ordered = [part for part in ordered if part[1] > 0]
@@ -165,42 +168,38 @@ def _finding(signs: Signs, harm: Harm, shares: _Shares, *, foreign: bool) -> Fin
     view = signs.view
     busy_pct = _busy_pct(signs, harm) or 0.0
     evidence = [
-        Evidence("all cores busy", busy_pct, "pct", "host_cpu", harm.from_s),
+        Evidence("host_busy", busy_pct, "host_cpu", harm.from_s),
         *harm.evidence,
     ]
     for name, pct in (
         ("servers", shares.servers),
         ("clients", shares.clients),
-        ("connscope's own watching", shares.probes),
+        (_WATCHING, shares.probes),
     ):
         share_pct = 100 * pct / shares.capacity
         if name == "clients" and view.is_attached:
             continue
-        evidence.append(Evidence(f"of all cores: {name}", share_pct, "pct", "process_samples"))
+        evidence.append(Evidence("host_share", share_pct, "process_samples", of=name))
     others_pct = 100 * shares.others / shares.capacity
-    evidence.append(Evidence("of all cores: processes beside the run", others_pct, "pct",
-                             "host_cpu"))  # fmt: skip
+    evidence.append(Evidence("host_share", others_pct, "host_cpu", of=_BESIDE))
     waiting = _longest_waiting(signs, harm)
     if waiting is not None and not view.is_attached:  # there it is the harm
-        name = f"time that {waiting[0]} waited for a core"
-        evidence.append(Evidence(name, waiting[1], "pct", "process_samples", harm.from_s))
-    pressure = _pressure_pct(signs, harm)
-    if pressure is not None:
         evidence.append(
-            Evidence("time that some task waited for a core", pressure, "pct", "host_pressure")
+            Evidence("core_wait", waiting[1], "process_samples", harm.from_s, of=str(waiting[0]))
         )
+    pressure = _pressure_pct(signs, harm)
+    if pressure is not None and not harm.is_of_any_task:  # there it is the harm
+        evidence.append(Evidence("core_pressure", pressure, "host_pressure"))
     waits = _waits_ms(signs, harm)
     if waits is not None:
-        evidence.append(Evidence("wait for a core, median", waits[0], "ms", "runq_latency"))
-        evidence.append(
-            Evidence("wait for a core, 99th percentile", waits[1], "ms", "runq_latency")
-        )
+        evidence.append(Evidence("runq_wait_median", waits[0], "runq_latency"))
+        evidence.append(Evidence("runq_wait_p99", waits[1], "runq_latency"))
     confidence, missing = signs.trust("host_cpu", "process_samples")
     if waiting is None and pressure is None and waits is None:
         confidence = "medium"
         missing += ("nobody measured who waits for a core (process_samples, host_pressure)",)
     together = "the servers" if view.is_attached else "servers and clients together"
-    most = "processes beside the run" if foreign else together
+    most = _BESIDE if foreign else together
     most_pct = others_pct if foreign else 100 * shares.fleet / shares.capacity
     return Finding(
         cause="host-cpu-saturated",

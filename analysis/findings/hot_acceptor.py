@@ -154,20 +154,20 @@ def _finding(signs: Signs, hot: _Hot) -> Finding:
     since_s = hot.since_s
     cost_us = hot.cpu_pct * 1e4 / hot.handoffs_per_s
     evidence = [
-        Evidence("CPU of the acceptor", hot.cpu_pct, "pct", "process_samples", since_s),
-        Evidence("length", hot.until_s - since_s, "s", "process_samples", since_s),
-        Evidence("median CPU of the workers", hot.workers_pct, "pct", "process_samples", since_s),
-        Evidence("descriptors passed on", hot.handoffs_per_s, "per_s", "live_samples", since_s),
-        Evidence("CPU of the acceptor per connection", cost_us, "us", "process_samples"),
+        Evidence("process_cpu", hot.cpu_pct, "process_samples", since_s),
+        Evidence("span_length", hot.until_s - since_s, "process_samples", since_s),
+        Evidence("workers_cpu_median", hot.workers_pct, "process_samples", since_s),
+        Evidence("handoff_rate", hot.handoffs_per_s, "live_samples", since_s),
+        Evidence("cpu_per_connection", cost_us, "process_samples"),
     ]
     waited = _waited(signs, hot, evidence)
     queue = _longest_queue_count(signs, hot.since_s, hot.until_s)
     if queue:
-        evidence.append(Evidence("connections in the accept queue", queue, "count", "listeners"))
+        evidence.append(Evidence("longest_accept_queue", queue, "listeners"))
     stalled = hot.stalled_count
     if stalled:
-        name_of, table = _STALLED[view.is_attached]
-        evidence.append(Evidence(name_of, stalled, "count", table))
+        evidence_id, table = _STALLED[view.is_attached]
+        evidence.append(Evidence(evidence_id, stalled, table))
     confidence, missing = signs.trust("process_samples", "live_samples")
     workers = len(view.who[view.who["role"] == "server"])
     return Finding(
@@ -214,8 +214,8 @@ def _finding(signs: Signs, hot: _Hot) -> Finding:
 
 
 _STALLED = {
-    False: ("attempts that waited in vain", "connections"),
-    True: ("handshakes that its full queue dropped", "net_counters"),
+    False: ("stalled_attempts", "connections"),
+    True: ("listen_overflows", "net_counters"),
 }
 
 
@@ -225,9 +225,9 @@ def _waited(signs: Signs, hot: _Hot, evidence: list[Evidence]) -> str:
         return ""
     wait_ms = 1e3 * hot.wait_s
     if signs.view.is_attached:
-        evidence.append(Evidence("wait in its accept queue", wait_ms, "ms", "listeners"))
+        evidence.append(Evidence("accept_queue_wait", wait_ms, "listeners"))
         return f" Who connected meanwhile waited up to {wait_ms:,.0f} ms in its accept queue."
-    evidence.append(Evidence("median wait of those that got in", wait_ms, "ms", "connections"))
+    evidence.append(Evidence("handshake_wait_median", wait_ms, "connections"))
     return f" Half of the clients that got in had waited {wait_ms:,.0f} ms or more."
 
 

@@ -122,25 +122,21 @@ def _finding(
     others_pct = float(hot["others_cpu_pct"])
     confidence, missing = signs.trust("process_samples")
     evidence = [
-        Evidence("CPU of this worker", cpu_pct, "pct", "process_samples", since_s),
-        Evidence("of that in user mode", float(hot["user_pct"]), "pct", "process_samples", since_s),
-        Evidence("length", until_s - since_s, "s", "process_samples", since_s),
+        Evidence("process_cpu", cpu_pct, "process_samples", since_s),
+        Evidence("process_cpu_user", float(hot["user_pct"]), "process_samples", since_s),
+        Evidence("span_length", until_s - since_s, "process_samples", since_s),
     ]
     if others_pct == others_pct:  # noqa: PLR0124  # NaN: it has no siblings
-        evidence.append(
-            Evidence("median CPU of its siblings", others_pct, "pct", "process_samples", since_s)
-        )
+        evidence.append(Evidence("siblings_cpu_median", others_pct, "process_samples", since_s))
     where = "in its own code"
     if function:
         table = "python_stacks" if kind == "python" else "cpu_stacks"
         where = f"in {function}"
-        evidence.append(Evidence(f"samples in {function}", share_pct, "pct", table, since_s))
-        evidence.append(Evidence("the same in its siblings, at most", sibling, "pct", table))
+        evidence.append(Evidence("function_samples", share_pct, table, since_s, of=function))
+        evidence.append(Evidence("siblings_function_samples", sibling, table, of=function))
     elif kind == _UNNAMED:
         confidence = "low"
-        evidence.append(
-            Evidence("samples in code without names", share_pct, "pct", "cpu_stacks", since_s)
-        )
+        evidence.append(Evidence("unnamed_samples", share_pct, "cpu_stacks", since_s))
     elif kind:
         confidence = "medium"
         missing += ("a function that stands out: its samples are spread over many",)
@@ -158,11 +154,11 @@ def _finding(
         on_thread = f", on its {thread_label(thread.to_dict())}"
         evidence.append(
             Evidence(
-                f"samples on its {thread_label(thread.to_dict())}",
+                "thread_samples",
                 float(thread["share_pct"]),
-                "pct",
                 "cpu_stacks",
                 since_s,
+                of=thread_label(thread.to_dict()),
             )
         )
     native = df_flame(view, pid=subject.pid, kind="native", window_s=window)

@@ -45,20 +45,16 @@ def _fullness(signs: Signs, work: list[PingWork]) -> list[Evidence]:
     mine = cpu[cpu["at_s"].between(from_s, until_s) & (cpu["pid"] == work[0].pid)]["cpu_pct"]
     duty = float((mine >= _FULL_PCT).mean()) if len(mine) else 0.0
     if duty >= _LEAST_DUTY:
-        found.append(
-            Evidence("time that its core is full", 100 * duty, "pct of hold", "process_samples")
-        )
+        found.append(Evidence("core_full_time", 100 * duty, "process_samples"))
     due_per_s = sum(w.due_per_s for w in work)
     if work[0].is_long_enough and sum(w.pings_per_s for w in work) < _BEHIND * due_per_s:
-        found.append(Evidence("pings due, all workers", due_per_s, "per_s", "live_samples"))
+        found.append(Evidence("due_rate", due_per_s, "live_samples", of="pings"))
     host = signs.host_cpu
     busy = host[(host["core"] == -1) & host["at_s"].between(from_s, until_s)]["busy_pct"]
     host_duty = float((busy >= 90).mean()) if len(busy) else 0.0
     wanted_pct = 100 * signs.view.core_count * _FLEET_SHARE
     if host_duty >= _LEAST_DUTY and fleet_cpu_pct(view) >= wanted_pct * host_duty:
-        found.append(
-            Evidence("time that no core is free", 100 * host_duty, "pct of hold", "host_cpu")
-        )
+        found.append(Evidence("host_full_time", 100 * host_duty, "host_cpu"))
     return found
 
 
@@ -83,20 +79,18 @@ def _finding(signs: Signs, work: list[PingWork], full: list[Evidence]) -> Findin
     factor = longer_s / interval_s
     sent_per_s = sum(w.pings_per_s for w in work)
     evidence = (
-        Evidence(
-            "keep-alive messages of this worker", worst.messages_per_s, "per_s", "live_samples"
-        ),
-        Evidence("CPU per message", worst.cpu_us, "us", "process_samples"),
-        Evidence("CPU of this worker in the hold phase", worst.cpu_pct, "pct", "process_samples"),
-        Evidence("keep-alive interval", interval_s, "s", "manifest"),
-        Evidence("pings sent, all workers", sent_per_s, "per_s", "live_samples"),
+        Evidence("keepalive_rate", worst.messages_per_s, "live_samples"),
+        Evidence("cpu_per_message", worst.cpu_us, "process_samples"),
+        Evidence("process_cpu", worst.cpu_pct, "process_samples"),
+        Evidence("keepalive_interval", interval_s, "manifest"),
+        Evidence("sent_rate", sent_per_s, "live_samples", of="pings"),
         *full,
     )
     confidence, missing = signs.trust("live_samples", "process_samples")
     name = str(subject)
     lost = view.connections["is_lost"] & (view.connections["closed_s"] >= view.hold.start_s)
     behind = ""
-    if any(e.name.startswith("pings due") for e in full):
+    if any(e.id == "due_rate" for e in full):
         due_per_s = sum(w.due_per_s for w in work)
         behind = f" It falls behind: {sent_per_s:,.0f} of the {due_per_s:,.0f} due a second go out."
     return Finding(
@@ -144,14 +138,14 @@ def _of_watched(signs: Signs, watched: WatchedKeepalives) -> Finding:
     factor = longer_s / watched.interval_s
     _, missing = signs.trust("process_samples", "live_samples")
     evidence = (
-        Evidence("CPU of this worker", watched.cpu_pct, "pct", "process_samples", since_s),
-        Evidence("length", watched.until_s - since_s, "s", "process_samples", since_s),
-        Evidence("messages, both ways", watched.messages_per_s, "per_s", "socket_traffic", since_s),
-        Evidence("mean size of one sent", watched.tx_bytes, "bytes", "socket_traffic"),
-        Evidence("mean size of one received", watched.rx_bytes, "bytes", "socket_traffic"),
-        Evidence("CPU of the servers per message", watched.cpu_us, "us", "process_samples"),
-        Evidence("connections", watched.socket_count, "count", "socket_traffic"),
-        Evidence("time between two to one connection", watched.interval_s, "s", "socket_traffic"),
+        Evidence("process_cpu", watched.cpu_pct, "process_samples", since_s),
+        Evidence("span_length", watched.until_s - since_s, "process_samples", since_s),
+        Evidence("message_rate", watched.messages_per_s, "socket_traffic", since_s),
+        Evidence("mean_sent_size", watched.tx_bytes, "socket_traffic"),
+        Evidence("mean_received_size", watched.rx_bytes, "socket_traffic"),
+        Evidence("cpu_per_message", watched.cpu_us, "process_samples"),
+        Evidence("connections_open", watched.socket_count, "socket_traffic"),
+        Evidence("message_interval", watched.interval_s, "socket_traffic"),
     )
     return Finding(
         cause="keepalive-storm",

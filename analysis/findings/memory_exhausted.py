@@ -12,7 +12,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, Side, Subject, times
-from analysis.memory_signs import ENOMEM, OOM_KILLS, SIGKILL, rise, until_stop
+from analysis.memory_signs import ENOMEM, SIGKILL, rise, until_stop
 from analysis.signs import ENFILE, Signs
 
 _NETWORK = (
@@ -86,33 +86,29 @@ def _finding(
     first_s, last_s = span_s
     evidence = []
     if kills:
-        evidence.append(Evidence(OOM_KILLS, kills, "count", table, first_s))
-    for row in refused.to_dict("records"):
-        name = f"{row['syscall']} calls that returned {row['errno_name']}"
-        count, source = int(row["event_count"]), str(row["source"])
-        evidence.append(Evidence(name, count, "count", source, float(row["first_s"])))
+        evidence.append(Evidence("oom_kills", kills, table, first_s))
+    for (errno, syscall), rows in refused.groupby(["errno", "syscall"], sort=False):
+        evidence_id = "enfile_calls" if errno == ENFILE else "enomem_calls"
+        count, source = int(rows["event_count"].sum()), str(rows["source"].iloc[0])
+        since_s = float(rows["first_s"].min())
+        evidence.append(Evidence(evidence_id, count, source, since_s, of=str(syscall)))
     limit_bytes = 0
     if len(group):
         last = group.iloc[-1]
         limit_bytes = int(last["max_bytes"])
         peak = max(int(last["peak_bytes"]), int(group["used_bytes"].max()))
         evidence += [
-            Evidence("memory limit of the cgroup", limit_bytes, "bytes", "cgroup_memory"),
-            Evidence("most memory charged to it", peak, "bytes", "cgroup_memory"),
-            Evidence(
-                "allocations that met the limit",
-                rise(group, "limit_hits_total")[0],
-                "count",
-                "cgroup_memory",
-            ),
+            Evidence("cgroup_memory_limit", limit_bytes, "cgroup_memory"),
+            Evidence("cgroup_memory_peak", peak, "cgroup_memory"),
+            Evidence("cgroup_limit_hits", rise(group, "limit_hits_total")[0], "cgroup_memory"),
         ]
     grown = 0
     if len(host):
         grown = max(0, int(host["slab_bytes"].max() - host["slab_bytes"].iloc[0]))
         least = int(host["available_bytes"].min())
         evidence += [
-            Evidence("least memory available on the host", least, "bytes", "host_memory"),
-            Evidence("growth of the slab", grown, "bytes", "host_memory"),
+            Evidence("least_memory_available", least, "host_memory"),
+            Evidence("slab_growth", grown, "host_memory"),
         ]
     at_connections = view.open_count_at(first_s - 0.01)
     side: Side = "host"

@@ -24,17 +24,12 @@ def find(signs: Signs) -> list[Finding]:
     confidence, missing = signs.trust("failing_syscalls", "net_counters", "process_samples")
     taken = taken_count(signs)
     evidence = (
-        Evidence("most connections open at once", view.peak_count, "count", "live_samples"),
-        Evidence("connections taken while it was watched", taken, "count", "live_samples"),
-        Evidence("time watched", watched_s, "s", "manifest"),
-        Evidence("processes watched", processes, "count", "processes"),
-        Evidence(
-            "calls that failed for want of a descriptor",
-            int(refused["event_count"].sum()),
-            "count",
-            "failing_syscalls",
-        ),
-        Evidence("handshakes dropped by full accept queues", dropped, "count", "net_counters"),
+        Evidence("peak_connections", view.peak_count, "live_samples"),
+        Evidence("connections_taken", taken, "live_samples"),
+        Evidence("time_watched", watched_s, "manifest"),
+        Evidence("processes_watched", processes, "processes"),
+        Evidence("descriptor_refusals", int(refused["event_count"].sum()), "failing_syscalls"),
+        Evidence("listen_overflows", dropped, "net_counters"),
     )
     plural = "es" if processes != 1 else ""
     sentence = (

@@ -29,6 +29,9 @@ _SEARCH = "__inet_hash_connect|__inet6?_check_established|inet_csk_find_open_por
 _LOW_SHARE, _HIGH_SHARE = 0.45, 0.55
 """Both parities have room below the one; one parity is full above the other, skew included."""
 
+_LOW, _HIGH = "filled to 45 %", "over 55 % full"
+"""Qualifiers of what was measured of a pool in each of the two."""
+
 _LEAST_CONNECTS = 100
 _LEAST_RATIO = 3.0
 """Preemption on crowded cores moves a median by less; a full parity here by a factor of 30."""
@@ -160,27 +163,27 @@ def _finding(
     source, port = str(pool["source_address"]), int(pool["destination_port"])
     added_us = high.median_us - low.median_us
     lost_s = added_us * high.connects / 1e6
+    parts = ((_LOW, low), (_HIGH, high))
     evidence = [
-        Evidence("connect while the pool filled to 45 %", low.median_us, "us", "connections"),
-        Evidence(
-            "connect once it was over 55 % full", high.median_us, "us", "connections", high.from_s
-        ),
-        Evidence(f"local ports in use from {source}", used, "ports", str(pool["source"])),
-        Evidence("size of ip_local_port_range", size, "ports", str(pool["source"])),
-        Evidence("time that the search took of all clients", lost_s, "s", "connections"),
+        Evidence("connect_median", low.median_us, "connections", of=_LOW),
+        Evidence("connect_median", high.median_us, "connections", high.from_s, of=_HIGH),
+        Evidence("ports_used", used, str(pool["source"]), of=source),
+        Evidence("port_range_size", size, str(pool["source"])),
+        Evidence("search_time_lost", lost_s, "connections"),
     ]
-    parts = (("filling to 45 %", low), ("over 55 % full", high))
-    for words, part in parts:
+    for pool_use, part in parts:
         if part.cpu_us is not None:
             evidence.append(
-                Evidence(f"CPU of clients per connect, {words}", part.cpu_us, "us",
-                         "process_samples", part.from_s)
-            )  # fmt: skip
+                Evidence(
+                    "cpu_per_connect", part.cpu_us, "process_samples", part.from_s, of=pool_use
+                )
+            )
         if part.search_pct is not None:
             evidence.append(
-                Evidence(f"client CPU samples in the port search, {words}", part.search_pct, "pct",
-                         "cpu_stacks", part.from_s)
-            )  # fmt: skip
+                Evidence(
+                    "port_search_samples", part.search_pct, "cpu_stacks", part.from_s, of=pool_use
+                )
+            )
     confidence, missing = signs.trust("cpu_stacks", "process_samples")
     if high.samples < _SURE_SAMPLES and not missing:
         confidence = "medium"

@@ -18,12 +18,12 @@ def find(signs: Signs) -> list[Finding]:
         return []
     held = view.held_count
     evidence = [
-        Evidence("connections held", held, "count", "connections", view.hold.end_s),
-        Evidence("failed connections", 0, "count", "connections"),
-        Evidence("lost connections", 0, "count", "connections"),
+        Evidence("connections_held", held, "connections", view.hold.end_s),
+        Evidence("failed_connections", 0, "connections"),
+        Evidence("lost_connections", 0, "connections"),
     ]
     took_s = float(view.connections["established_s"].max())
-    evidence.append(Evidence("time to the last connection", took_s, "s", "connections", took_s))
+    evidence.append(Evidence("time_to_last_connection", took_s, "connections", took_s))
     wall = next_wall(signs.ladder)
     explanation = (
         f"All {held:,} connections were established in {took_s:.3g} s and held for "

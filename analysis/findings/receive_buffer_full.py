@@ -58,18 +58,10 @@ def find(signs: Signs) -> list[Finding]:
             first_s=first_s,
             last_s=last_s,
             evidence=(
-                Evidence("sockets whose window is closed", count, "count", "net_counters", first_s),
-                Evidence("for how long", last_s - first_s, "s", "net_counters"),
-                Evidence(
-                    "memory of the fullest receive queue", used, "bytes", "socket_memory", at_s
-                ),
-                Evidence(
-                    "limit of a receive queue that is not read",
-                    limit,
-                    "bytes",
-                    "socket_memory",
-                    at_s,
-                ),
+                Evidence("closed_windows", count, "net_counters", first_s),
+                Evidence("span_length", last_s - first_s, "net_counters"),
+                Evidence("receive_queue_memory", used, "socket_memory", at_s),
+                Evidence("receive_queue_limit", limit, "socket_memory", at_s),
             ),
             explanation=(
                 f"{name} does not read what is sent to it: {count:,} sockets told their peers to "

@@ -52,14 +52,14 @@ def find(signs: Signs) -> list[Finding]:
             first_s=first_s,
             last_s=float(refused["closed_s"].max()),
             evidence=(
-                Evidence("handshakes ended by RST", resets, "count", "connections", first_s),
-                Evidence("handshakes ended by EOF", len(refused) - resets, "count", "connections"),
+                Evidence("refused_by_rst", resets, "connections", first_s),
+                Evidence("refused_by_eof", len(refused) - resets, "connections"),
                 Evidence(
-                    f"{first['syscall']} calls that returned EMFILE",
+                    "emfile_calls",
                     emfile_count,
-                    "count",
                     str(first["source"]),
                     full_s,
+                    of=str(first["syscall"]),
                 ),
             ),
             explanation=(
@@ -112,13 +112,13 @@ def _seen_from_the_server(signs: Signs, emfile: pd.DataFrame, full_s: float) -> 
             first_s=first_s,
             last_s=max(first_s, float(sent["at_s"].max())),
             evidence=(
-                Evidence("resets that the server sent", count, "count", "tcp_resets", first_s),
+                Evidence("server_resets", count, "tcp_resets", first_s),
                 Evidence(
-                    f"{first['syscall']} calls that returned EMFILE",
+                    "emfile_calls",
                     emfile_count,
-                    "count",
                     str(first["source"]),
                     full_s,
+                    of=str(first["syscall"]),
                 ),
             ),
             explanation=(

@@ -44,12 +44,10 @@ def _finding(signs: Signs, refused: pd.DataFrame) -> Finding:
     if from_it:
         missing += (f"{from_it:,} connections were open from it before: who took the address away",)
     evidence = (
-        Evidence(
-            "bind calls that returned EADDRNOTAVAIL", count, "count", str(first["source"]), first_s
-        ),
-        Evidence("source addresses that are not local", len(by_address), "count", "connections"),
-        Evidence(f"connections established from {address}", from_it, "count", "connections"),
-        Evidence("connections established from others", elsewhere, "count", "connections"),
+        Evidence("eaddrnotavail_calls", count, str(first["source"]), first_s, of="bind"),
+        Evidence("missing_addresses", len(by_address), "connections"),
+        Evidence("connections_from_address", from_it, "connections", of=str(address)),
+        Evidence("connections_from_others", elsewhere, "connections"),
     )
     who = str(subject) if subject.role else "a client"
     who = capitalised(who)

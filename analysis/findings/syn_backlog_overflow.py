@@ -77,13 +77,9 @@ def _finding(
     last_s = max(dropped.last_s, first_s)
     evidence = [
         Evidence(
-            f"SYNs dropped, too many handshakes under way ({dropped.name})",
-            dropped.change_count,
-            "count",
-            "net_counters",
-            dropped.first_s,
+            "syn_drops", dropped.change_count, "net_counters", dropped.first_s, of=dropped.name
         ),
-        *stalled.evidence("connects"),
+        *stalled.evidence(),
     ]
     half_open = 0
     if len(queues):
@@ -91,15 +87,15 @@ def _finding(
         half_open = int(top["syn_queue_count"])
         accept_queue = int(top["accept_queue_count"])
         evidence += [
-            Evidence("half-open connections of one listener", half_open, "count", "listeners"),
-            Evidence("its backlog", int(top["backlog_count"]), "count", "listeners"),
-            Evidence("longest accept queue of it", accept_queue, "count", "listeners"),
+            Evidence("half_open_connections", half_open, "listeners"),
+            Evidence("listener_backlog", int(top["backlog_count"]), "listeners"),
+            Evidence("longest_accept_queue", accept_queue, "listeners"),
         ]
     resent = view.frames["tcp_retransmits"]
     syns = resent[(resent["side"] == "client") & (resent["state"] == "SYN_SENT")]
     if len(syns):
         resent_count = int(syns["event_count"].sum())
-        evidence.append(Evidence("SYNs sent again", resent_count, "count", "tcp_retransmits"))
+        evidence.append(Evidence("syns_resent", resent_count, "tcp_retransmits"))
     confidence, missing = signs.trust("net_counters", "listeners")
     name = str(subject)
     full = f" ({half_open:,} of {room:,})" if room and half_open else ""

@@ -16,17 +16,24 @@ from analysis.memory_signs import counter, gave_up, lost_to_full_buffers, rise, 
 from analysis.signs import Signs
 
 _COUNTERS = {
-    "TcpExtTCPRcvQDrop": "received segments that were dropped",
-    "TcpExtTCPMemoryPressures": "times that TCP came under pressure",
-    "TcpExtTCPAbortOnMemory": "connections that were ended for want of memory",
+    "TcpExtTCPRcvQDrop": "segments_dropped",
+    "TcpExtTCPMemoryPressures": "tcp_memory_pressures",
+    "TcpExtTCPAbortOnMemory": "tcp_memory_aborts",
 }
+"""Counter to the id of its evidence."""
+
+_OVER_LIMIT = {
+    "exceed_buf_limit_tx": "over_limit_sends",
+    "exceed_buf_limit_rx": "over_limit_receives",
+}
+"""Kind in ``socket_pressure`` to the id of its evidence."""
 
 
 def find(signs: Signs) -> list[Finding]:
     """One finding about TCP of the cgroup, or of the host."""
     view = signs.view
     events = until_stop(view, "socket_pressure")
-    events = events[events["kind"].str.startswith("exceed_buf_limit") & (events["event_count"] > 0)]
+    events = events[events["kind"].isin(_OVER_LIMIT) & (events["event_count"] > 0)]
     moved = {name: rise(counter(view, name), "value_total") for name in _COUNTERS}
     pressures = moved["TcpExtTCPMemoryPressures"][0] + moved["TcpExtTCPAbortOnMemory"][0]
     if events.empty and not pressures:
@@ -42,22 +49,22 @@ def find(signs: Signs) -> list[Finding]:
     first_s, last_s = min(firsts), max(lasts)
     evidence = [
         Evidence(
-            f"{'sends' if str(kind).endswith('tx') else 'receives'} over the limit, {side} side",
+            _OVER_LIMIT[str(kind)],
             int(part["event_count"].sum()),
-            "count",
             "socket_pressure",
             first_s,
+            of=str(side),
         )
         for (kind, side), part in events.groupby(["kind", "side"])
     ]
     for name, (count, at_s, _) in moved.items():
         if count:
-            evidence.append(Evidence(_COUNTERS[name], count, "count", "net_counters", at_s))
+            evidence.append(Evidence(_COUNTERS[name], count, "net_counters", at_s))
     drops = until_stop(view, "skb_drops")
     drops = drops[drops["reason"] == "PROTO_MEM"]
     if len(drops):
         count = int(drops["event_count"].sum())
-        evidence.append(Evidence("packets dropped for PROTO_MEM", count, "count", "skb_drops"))
+        evidence.append(Evidence("proto_mem_drops", count, "skb_drops"))
     confidence, missing = signs.trust("socket_pressure", "net_counters")
     used, most = usage[0].value, usage[1].value
     whose = "the cgroup" if usage[0].table == "cgroup_memory" else "the host"
@@ -125,8 +132,8 @@ def _met(
 
 def _pair(table: str, at_s: float, used: float, most: float) -> list[Evidence]:
     return [
-        Evidence("buffer memory of TCP at its peak", used, "bytes", table, at_s),
-        Evidence("limit for TCP's buffers", most, "bytes", table),
+        Evidence("tcp_memory_peak", used, table, at_s),
+        Evidence("tcp_memory_limit", most, table),
     ]
 
 

@@ -90,13 +90,11 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
     match = _STATUS.match(said)
     status = int(match[1]) if match else 0
     evidence = [
-        Evidence("handshakes that it refused", len(refused), "count", "connections", first_s),
-        Evidence(
-            "connections established", _established(signs), "count", "connections", view.stop_s
-        ),
+        Evidence("handshakes_refused", len(refused), "connections", first_s),
+        Evidence("connections_established", _established(signs), "connections", view.stop_s),
     ]
     if status:
-        evidence.insert(1, Evidence("HTTP status instead of 101", status, "", "events", first_s))
+        evidence.insert(1, Evidence("http_status", status, "events", first_s))
     servers = view.who[view.who["role"] == "server"]["pid"]
     subject = view.subject(int(servers.iloc[0]) if len(servers) else 0)
     others = f" Also: {'; '.join(told[1:4])}." if len(told) > 1 else ""

@@ -48,10 +48,10 @@ def find(signs: Signs) -> list[Finding]:
             first_s=first_s,
             last_s=max(first_s, view.stop_s),
             evidence=(
-                Evidence("handshakes without an answer", count, "count", "connections", first_s),
-                Evidence("connections that it accepted", held, "count", "live_samples"),
-                Evidence("connections established", 0, "count", "connections", view.stop_s),
-                Evidence("time that a client waited", waited_s, "s", "manifest"),
+                Evidence("handshakes_unanswered", count, "connections", first_s),
+                Evidence("connections_accepted", held, "live_samples"),
+                Evidence("connections_established", 0, "connections", view.stop_s),
+                Evidence("client_patience", waited_s, "manifest"),
             ),
             explanation=(
                 f"{name} accepted {held:,} connections at once and answered none of the {count:,} "

@@ -127,24 +127,23 @@ def _described(
 ) -> _Block:
     table = "blocked_samples"
     evidence = [
-        Evidence("time that its event loop was blocked", share_pct, "pct", table, since_s),
-        Evidence("samples of blocked turns", len(rows), "count", table, since_s),
-        Evidence("longest turn sampled", float(rows["lag_ns"].max()) / 1e6, "ms", table),
+        Evidence("loop_blocked_time", share_pct, table, since_s),
+        Evidence("blocked_samples", len(rows), table, since_s),
+        Evidence("longest_blocked_turn", float(rows["lag_ns"].max()) / 1e6, table),
     ]
     syscall, part = _most(rows["syscall"])
     if syscall:
-        evidence.append(Evidence(f"blocked samples in {syscall}", 100 * part, "pct", table))
+        evidence.append(Evidence("blocked_syscall_samples", 100 * part, table, of=syscall))
     channel, part = _most(rows["wait_channel"])
     if channel:
-        name = f"blocked samples with wait channel {channel}"
-        evidence.append(Evidence(name, 100 * part, "pct", table))
+        evidence.append(Evidence("blocked_channel_samples", 100 * part, table, of=channel))
     leaves = rows["python_stack"].str.split(";").str[-1]
     leaves = leaves[leaves != ""]
     # two lines of one function are one place; the line is shown of the more frequent one
     function, part = _most(leaves.map(function_name))
     frame = ""
     if function:
-        evidence.append(Evidence(f"Python stacks blocked in {function}", 100 * part, "pct", table))
+        evidence.append(Evidence("blocked_function_samples", 100 * part, table, of=function))
         frame = _most(leaves[leaves.map(function_name) == function])[0]
     state = _most(rows["state"])[0]
     return _Block(pid, since_s, until_s, share_pct, tuple(evidence), syscall, frame, table, state)
@@ -182,13 +181,9 @@ def _inferred(signs: Signs, pid: int) -> _Block | None:
     longest_ms = float(mine["loop_lag_ns"].max()) / 1e6
     channel, _ = _most(cpu["wait_channel"][asleep])
     evidence = [
-        Evidence("longest turn of its event loop", longest_ms, "ms", "live_samples", since_s),
+        Evidence("longest_loop_turn", longest_ms, "live_samples", since_s),
         Evidence(
-            f"samples asleep{f' in {channel}' if channel else ''} outside of its poll",
-            100 * float(asleep.mean()),
-            "pct",
-            "process_samples",
-            since_s,
+            "samples_asleep", 100 * float(asleep.mean()), "process_samples", since_s, of=channel
         ),
     ]
     return _Block(pid, since_s, until_s, 100 - cpu_pct, tuple(evidence), "", "", "live_samples")
@@ -202,18 +197,14 @@ def _finding(signs: Signs, block: _Block) -> Finding:
     kind, remedy = _WAITS.get(block.syscall, _ELSE)
     evidence = [
         *block.evidence,
-        Evidence("length", until_s - since_s, "s", block.table, since_s),
+        Evidence("span_length", until_s - since_s, block.table, since_s),
     ]
     cpu_pct = signs.cpu_pct_of(block.pid, since_s, until_s)
     if cpu_pct is not None:
-        evidence.append(
-            Evidence("CPU of this worker meanwhile", cpu_pct, "pct", "process_samples", since_s)
-        )
+        evidence.append(Evidence("process_cpu", cpu_pct, "process_samples", since_s))
     others_ms = _lag_of_siblings_ms(signs, block)
     if others_ms is not None:
-        evidence.append(
-            Evidence("longest turn of its siblings (median)", others_ms, "ms", "live_samples")
-        )
+        evidence.append(Evidence("siblings_longest_loop_turn", others_ms, "live_samples"))
     confidence, missing = signs.trust("blocked_samples", "process_samples")
     if not block.syscall:
         confidence = "medium"

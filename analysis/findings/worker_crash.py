@@ -70,20 +70,18 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
     else:
         how = f"exit status {status}" if status >= 0 else "a status that nobody could see"
     evidence = [
-        Evidence("signal" if number else "exit status", number or status, "", "processes", died_s)
+        Evidence("exit_signal" if number else "exit_status", number or status, "processes", died_s)
     ]
     seen = f"clients lost {lost:,} within a second, with those of other workers that died then"
     if view.is_attached:
         seen, lost = "their clients lost them then", held
     else:
         evidence += [
-            Evidence("connections lost within a second", lost, "count", "connections", died_s),
-            Evidence(
-                "attempts that failed within a second", failed, "count", "connections", died_s
-            ),
+            Evidence("lost_within_1s", lost, "connections", died_s),
+            Evidence("failed_within_1s", failed, "connections", died_s),
         ]
     evidence += [
-        Evidence("connections it held", held, "count", "live_samples", died_s),
+        Evidence("process_connections", held, "live_samples", died_s),
     ]
     name = str(subject)
     return Finding(

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.evidence import Finding, Subject
+from analysis.evidence import Evidence, Finding, Subject
 from analysis.summary import Summary
 from analysis.verdict import json_safe
 from reports.exports.plain_text import encodable, one_line
@@ -238,11 +238,16 @@ def _findings(trace: _Trace, findings: Iterable[Finding]) -> Iterator[Event]:
             "subject": str(finding.subject),
             "last_s": finding.last_s,
             "explanation": finding.explanation,
-            **{f"evidence: {e.name}": quantity(e.value, e.unit) for e in finding.evidence},
+            **{_argument(e): quantity(e.value, e.unit) for e in finding.evidence},
             **{f"fix {n}": fix.command for n, fix in enumerate(finding.fix, 1)},
         }
         name = f"{finding.cause} ({finding.severity})"
         yield from trace.instant(name, RUN_PID, _FINDINGS_TID, finding.first_s, **args)
+
+
+def _argument(evidence: Evidence) -> str:
+    """What a number of a finding is called in its arguments: by id, so that queries find it."""
+    return f"evidence: {evidence.id}" + (f" ({evidence.of})" if evidence.of else "")
 
 
 def _events(trace: _Trace, events: pd.DataFrame, known: set[int]) -> Iterator[Event]:

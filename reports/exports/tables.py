@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from analysis.evidence import Evidence, Finding, Fix
+from analysis.evidence import EVIDENCE_KEYS, Finding, Fix
 from analysis.rung import Rung
 from analysis.summary import Summary
 from reports.exports.plain_text import encodable, one_line
@@ -53,12 +53,13 @@ def frames_of(summary: Summary) -> Iterator[tuple[str, pd.DataFrame]]:
     evidence, fixes, findings = [], [], []
     for number, finding in enumerate(summary.findings):
         row = asdict(finding)
-        evidence += [{"finding": number, **each} for each in row.pop("evidence")]
+        row.pop("evidence")
+        evidence += [{"finding": number, **each.record()} for each in finding.evidence]
         fixes += [{"finding": number, **each} for each in row.pop("fix")]
         subject, missing = row.pop("subject"), "; ".join(row["missing"])
         findings.append({"finding": number, **subject, **row, "missing": missing})
     yield "findings", pd.DataFrame(findings, columns=_columns(findings, Finding))
-    yield "evidence", pd.DataFrame(evidence, columns=_columns(evidence, Evidence))
+    yield "evidence", pd.DataFrame(evidence, columns=["finding", *EVIDENCE_KEYS])
     yield "fixes", pd.DataFrame(fixes, columns=_columns(fixes, Fix))
     ladder = [asdict(rung) for rung in summary.ladder]
     yield "ladder", pd.DataFrame(ladder, columns=_columns(ladder, Rung))

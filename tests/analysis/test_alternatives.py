@@ -20,7 +20,7 @@ def finding(cause, *, first_s=1.0, table="failing_syscalls", explained=23, **val
             "cause": cause,
             "first_s": first_s,
             "last_s": 5.0,
-            "evidence": (Evidence("calls that failed", 1009, "count", table, first_s),),
+            "evidence": (Evidence("emfile_calls", 1009, table, first_s),),
             "explanation": f"It was {cause}.",
             "fix": (Fix("sysctl -w net.core.somaxconn=4096", "moves it"),),
             "explained_count": explained,

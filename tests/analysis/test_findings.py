@@ -17,10 +17,6 @@ def by_cause(summary, cause):
     return next(f for f in summary.findings if f.cause == cause)
 
 
-def value(finding, name):
-    return next(e.value for e in finding.evidence if name in e.name)
-
-
 @pytest.fixture
 def full_server(build):
     """Two workers of 400 descriptors; 786 of 1,500 connections get in by 0.5 s."""
@@ -65,10 +61,10 @@ def test_server_at_its_descriptor_limit(full_server):
     finding = summary.findings[0]
     assert (finding.side, finding.subject.pid, finding.subject.worker) == ("server", 801, 1)
     assert finding.confidence == "high"
-    assert value(finding, "descriptors open") == 400
-    assert value(finding, "soft limit") == 400
-    assert value(finding, "of its own") == 7
-    assert value(finding, "at their limit") == 2
+    assert finding.value_of("descriptors_open") == 400
+    assert finding.value_of("descriptor_limit") == 400
+    assert finding.value_of("descriptors_own") == 7
+    assert finding.value_of("processes_at_limit") == 2
     verdict = summary.verdict
     assert (verdict.cause, verdict.side) == ("fd-limit-process", "server")
     assert verdict.at_connections == pytest.approx(786, abs=2)
@@ -93,8 +89,8 @@ def test_counters_of_the_workers_stand_in_for_ebpf(full_server):
         if row["open_count"] >= 393:
             row["accept_emfile_total"] = 3
     finding = summarise(full_server.frames()).findings[0]
-    assert value(finding, "EMFILE") == 3
-    emfile_evidence = next(e for e in finding.evidence if "EMFILE" in e.name)
+    assert finding.value_of("emfile_calls") == 3
+    emfile_evidence = next(e for e in finding.evidence if e.id == "emfile_calls")
     assert emfile_evidence.table == "live_samples"
     assert finding.confidence == "medium"
 
@@ -112,7 +108,7 @@ def test_client_at_its_descriptor_limit(build):
     assert causes(summary) == [("fd-limit-process", "binding")]
     finding = summary.findings[0]
     assert (finding.side, finding.subject.role) == ("client", "client")
-    assert value(finding, "socket calls that returned EMFILE") == 370
+    assert finding.value_of("emfile_calls", "socket") == 370
     assert summary.verdict.at_connections == pytest.approx(594, abs=2)
     assert "ulimit -n" in summary.verdict.sentence
 
@@ -172,9 +168,9 @@ def test_no_local_port_left(build):
     assert causes(summary) == [("ephemeral-ports-exhausted", "binding")]
     finding = summary.findings[0]
     assert (finding.side, finding.subject.role) == ("client", "client")
-    assert value(finding, "size of ip_local_port_range") == 1009
-    assert value(finding, "local ports in use") == 1009
-    assert value(finding, "EADDRNOTAVAIL") == 648
+    assert finding.value_of("port_range_size") == 1009
+    assert finding.value_of("ports_used") == 1009
+    assert finding.value_of("eaddrnotavail_calls") == 648
     assert summary.verdict.at_connections == pytest.approx(1009, abs=2)
     assert "10055" in finding.explanation
     assert any("source-addresses" in fix.command for fix in finding.fix)
@@ -242,9 +238,9 @@ def test_a_full_worker_that_keeps_its_listener(full_server, table):
     finding = by_cause(summary, "accept-spin")
     assert finding.follows_from == "fd-limit-process"
     assert finding.subject.pid == 801
-    assert value(finding, "per second") == pytest.approx(150_000, rel=0.01)
-    assert value(finding, "CPU of this process") == pytest.approx(99, rel=0.01)
-    assert value(finding, "handshakes") == 0
+    assert finding.value_of("emfile_call_rate") == pytest.approx(150_000, rel=0.01)
+    assert finding.value_of("process_cpu") == pytest.approx(99, rel=0.01)
+    assert finding.value_of("handshakes_completed") == 0
     assert "accept-spin" in summary.verdict.sentence
     assert summary.hot_worker["pid"] == 801
     assert summary.hot_worker["cause"] == "accept-spin"
@@ -280,7 +276,7 @@ def test_a_full_server_that_accepts_and_closes(full_server):
         ("server-resets-when-full", "contributing"),
     ]
     finding = by_cause(summary, "server-resets-when-full")
-    assert (value(finding, "RST"), value(finding, "EOF")) == (300, 23)
+    assert (finding.value_of("refused_by_rst"), finding.value_of("refused_by_eof")) == (300, 23)
 
 
 @pytest.mark.parametrize(("emfile_count", "is_named"), [(4, True), (2, False)])
@@ -326,9 +322,9 @@ def test_a_worker_that_dies_takes_its_connections(build):
     assert causes(summary) == [("worker-crash", "binding")]
     finding = summary.findings[0]
     assert finding.subject.pid == 801
-    assert value(finding, "signal") == 9
-    assert value(finding, "lost within a second") == 500
-    assert value(finding, "it held") == 500
+    assert finding.value_of("exit_signal") == 9
+    assert finding.value_of("lost_within_1s") == 500
+    assert finding.value_of("process_connections") == 500
     assert summary.verdict.at_connections == 1009
     assert "SIGKILL" in summary.verdict.sentence
     assert summary.run["held_connections"] == 509
@@ -389,8 +385,8 @@ def test_one_worker_in_its_own_code(build):
     finding = by_cause(summary, "hot-worker-code")
     assert finding.subject.pid == 801
     assert "application_code (app.py)" in finding.sentence
-    assert value(finding, "CPU of this worker") == pytest.approx(98, rel=0.01)
-    assert value(finding, "samples in") == 100
+    assert finding.value_of("process_cpu") == pytest.approx(98, rel=0.01)
+    assert finding.value_of("function_samples") == 100
     hot = summary.hot_worker
     assert (hot["pid"], hot["cause"]) == (801, "hot-worker-code")
     assert "application_code" in hot["top_function"]
@@ -440,8 +436,8 @@ def test_pings_that_fill_a_core(build):
     assert "without a failure; yet worker 0" in said
     assert "(keepalive-storm); the next limit" in said
     finding = by_cause(summary, "keepalive-storm")
-    assert value(finding, "keep-alive messages") == pytest.approx(40_000, rel=0.01)
-    assert value(finding, "CPU per message") == pytest.approx(24.75, rel=0.02)
+    assert finding.value_of("keepalive_rate") == pytest.approx(40_000, rel=0.01)
+    assert finding.value_of("cpu_per_message") == pytest.approx(24.75, rel=0.02)
     assert "1,010 connections at 0.05 s" in finding.explanation
     assert summary.ladder[0].limit == "cpu_worker"
     assert summary.ladder[0].predicted_connections == pytest.approx(1010, rel=0.01)
@@ -452,8 +448,8 @@ def test_pings_that_fall_behind(build):
     pings(build, 1, 0.05, answered=0.5)
     build.cpu(800, 60, from_s=0.0, until_s=7.0)
     finding = by_cause(summarise(build.frames()), "keepalive-storm")
-    assert value(finding, "pings due") == pytest.approx(20_000)
-    assert value(finding, "pings sent") == pytest.approx(10_000, rel=0.02)
+    assert finding.value_of("due_rate", "pings") == pytest.approx(20_000)
+    assert finding.value_of("sent_rate", "pings") == pytest.approx(10_000, rel=0.02)
     # 60 % of a core for half of the pings: a full core does 83 % of what 1,000 connections need
     assert "833 connections" in finding.explanation
 

@@ -89,10 +89,6 @@ def named(summary, cause):
     return finding
 
 
-def value(finding, name):
-    return next(e.value for e in finding.evidence if name in e.name)
-
-
 def test_nothing_wrong_is_a_verdict_of_its_own_with_exit_code_0(watched):
     idle(watched)
     summary = summarise(watched.frames())
@@ -139,7 +135,7 @@ def test_emfile_names_the_limit_and_the_connections_of_that_moment(watched):
     assert verdict_module.exit_code(summary.verdict) == ExitCode.LIMIT_MET
     # the samples are behind, the full one is known to be full: 993 of it and 100 of its sibling
     assert summary.verdict.at_connections == 1_093
-    assert value(limit, "connections of all then") == 1_093
+    assert limit.value_of("connections_open") == 1_093
     assert "server-resets-when-full" not in causes(summary)
 
 
@@ -158,7 +154,7 @@ def test_resets_at_the_limit_are_told_by_what_the_server_sent(watched):
     )
     summary = summarise(watched.frames())
     resets = named(summary, "server-resets-when-full")
-    assert value(resets, "resets that the server sent") == 38
+    assert resets.value_of("server_resets") == 38
     assert (resets.severity, resets.follows_from) == ("contributing", "fd-limit-process")
 
 
@@ -172,7 +168,7 @@ def test_a_full_worker_beside_one_with_room_on_the_same_listener(watched, call):
     summary = summarise(watched.frames())
     assert summary.verdict.cause == "full-worker-on-shared-listener"
     shared = named(summary, "full-worker-on-shared-listener")
-    assert (shared.subject.pid, value(shared, "had left then")) == (800, 1009 - 116)
+    assert (shared.subject.pid, shared.value_of("descriptors_left")) == (800, 1009 - 116)
     assert named(summary, "fd-limit-process").follows_from == "full-worker-on-shared-listener"
 
 
@@ -195,8 +191,8 @@ def test_handshakes_that_a_full_accept_queue_dropped(watched):
     assert summary.verdict.cause == "accept-queue-overflow"
     queue = named(summary, "accept-queue-overflow")
     assert queue.subject.pid == 800
-    assert value(queue, "ListenOverflows") == 300
-    assert value(queue, "packets it dropped") == 300  # not those of before
+    assert queue.value_of("listen_overflows") == 300
+    assert queue.value_of("listener_drops") == 300  # not those of before
     assert "delayed a client" in queue.explanation
     assert queue.explained_count == 300
 
@@ -248,7 +244,7 @@ def test_memory_that_ran_out(watched, kills_total):
     row |= {"exited_ns": watched.ns(3.9), "exit_signal": 9}
     summary = summarise(watched.frames())
     assert (summary.verdict.cause, summary.verdict.side) == ("memory-exhausted", "host")
-    assert value(named(summary, "memory-exhausted"), "processes that the kernel killed") == 1
+    assert named(summary, "memory-exhausted").value_of("oom_kills") == 1
     assert named(summary, "worker-crash").follows_from == "memory-exhausted"
     # what the killed one held is gone with it
     assert summary.run["held_connections"] == 100
@@ -283,7 +279,7 @@ def test_a_worker_that_ended_takes_what_it_held_also_when_nobody_saw_how(watched
     summary = summarise(watched.frames())
     crash = named(summary, "worker-crash")
     assert summary.verdict.cause == "worker-crash"
-    assert (crash.confidence, value(crash, "connections it held")) == ("medium", 100)
+    assert (crash.confidence, crash.value_of("process_connections")) == ("medium", 100)
     assert summary.verdict.at_connections == 200
     assert summary.run["held_connections"] == 100
 
@@ -313,7 +309,7 @@ def test_failing_calls_that_are_watched_now_and_then_are_counted_per_watched_sec
         at_s = 1.0 + 2.4 * nth
         emfile(watched, 800, 15_000, first_s=0.3, at_s=at_s, last_s=at_s)
     spin = named(summarise(watched.frames()), "accept-spin")
-    assert value(spin, "accept4 calls that returned EMFILE, per second") == 15_000
+    assert spin.value_of("emfile_call_rate", "accept4") == 15_000
 
 
 def test_uneven_workers_are_a_warning_beside_no_limit(watched):
@@ -352,9 +348,9 @@ def test_an_acceptor_that_is_full_is_named_with_the_wait_in_its_queue(watched):
     assert summary.verdict.cause == "hot-acceptor"
     hot = named(summary, "hot-acceptor")
     assert (hot.side, hot.subject.pid) == ("server", pid)
-    assert value(hot, "descriptors passed on") == pytest.approx(200, rel=0.05)
-    assert value(hot, "wait in its accept queue") == pytest.approx(600, rel=0.05)
-    assert value(hot, "connections in the accept queue") == 120
+    assert hot.value_of("handoff_rate") == pytest.approx(200, rel=0.05)
+    assert hot.value_of("accept_queue_wait") == pytest.approx(600, rel=0.05)
+    assert hot.value_of("longest_accept_queue") == 120
     assert "SCHED_NONE" in hot.fix[0].command
     assert "hot-worker-code" not in causes(summary)
 
@@ -391,9 +387,9 @@ def test_pings_that_fill_a_core_are_told_by_their_size(watched):
     assert summary.verdict.cause == "keepalive-storm"
     storm = named(summary, "keepalive-storm")
     assert (storm.side, storm.subject.pid, storm.confidence) == ("server", 800, "medium")
-    assert value(storm, "messages, both ways") == pytest.approx(20_000)
-    assert value(storm, "mean size of one sent") == 6
-    assert value(storm, "time between two to one connection") == pytest.approx(0.02)
+    assert storm.value_of("message_rate") == pytest.approx(20_000)
+    assert storm.value_of("mean_sent_size") == 6
+    assert storm.value_of("message_interval") == pytest.approx(0.02)
     assert "interval" in storm.fix[0].command
     assert "profile-run" not in storm.fix[0].command
 
@@ -488,9 +484,11 @@ def test_a_server_is_starved_when_it_waits_for_a_core_and_not_when_others_do(wat
 def test_the_starved_process_is_said_with_what_it_waited_and_got(watched):
     starved = named(full_host(watched, wait_pct=60, cpu_pct=5), "host-cpu-saturated")
     assert (starved.side, starved.confidence) == ("host", "high")
-    assert value(starved, "worker 0 (pid 800, server) waited for a core") == pytest.approx(60)
-    assert value(starved, "time that it had one") == pytest.approx(5)
-    assert value(starved, "processes beside the run") == pytest.approx(99 - 5.5 / 2, abs=1)
+    assert starved.value_of("core_wait", "worker 0 (pid 800, server)") == pytest.approx(60)
+    assert starved.value_of("process_cpu", "worker 0 (pid 800, server)") == pytest.approx(5)
+    assert starved.value_of("host_share", "processes beside the run") == pytest.approx(
+        99 - 5.5 / 2, abs=1
+    )
     assert starved.fix[0].command.startswith("top ")
     assert "does not belong to the server" in starved.fix[0].command
 

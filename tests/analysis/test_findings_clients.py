@@ -18,10 +18,6 @@ def by_cause(summary, cause):
     return next(f for f in summary.findings if f.cause == cause)
 
 
-def value(finding, name):
-    return next(e.value for e in finding.evidence if name in e.name)
-
-
 def failing(build, pid, syscall, errno, count, *, at_s):
     build.add(
         "failing_syscalls",
@@ -70,11 +66,11 @@ def test_no_port_left_at_bind_while_destinations_have_room(early_bind):
     assert harmful(summary) == ["bind-ports-exhausted"]
     finding = summary.findings[0]
     assert (finding.severity, finding.side, finding.subject.role) == ("binding", "client", "client")
-    assert value(finding, "EADDRINUSE") == 648
-    assert value(finding, "ports bound from") == 1009
-    assert value(finding, "size of ip_local_port_range") == 1009
-    assert value(finding, "destinations") == 3
-    assert value(finding, "fullest of them") == 337
+    assert finding.value_of("eaddrinuse_calls", "bind") == 648
+    assert finding.value_of("ports_used") == 1009
+    assert finding.value_of("port_range_size") == 1009
+    assert finding.value_of("destinations") == 3
+    assert finding.value_of("fullest_destination_ports") == 337
     assert finding.explained_count == 648 + 2500 - 1009 - 648
     assert finding.confidence == "high"
     assert "IP_BIND_ADDRESS_NO_PORT" in finding.fix[0].command
@@ -127,9 +123,9 @@ def test_an_address_that_is_not_local(foreign_source):
     assert harmful(summary) == ["source-address-missing"]
     finding = summary.findings[0]
     assert (finding.side, finding.subject.pid, finding.confidence) == ("client", 901, "high")
-    assert value(finding, "EADDRNOTAVAIL") == 323
-    assert value(finding, "established from 198.18.0.3") == 0
-    assert value(finding, "from others") == 500
+    assert finding.value_of("eaddrnotavail_calls") == 323
+    assert finding.value_of("connections_from_address", "198.18.0.3") == 0
+    assert finding.value_of("connections_from_others") == 500
     assert finding.explained_count == 500
     assert "ip address add 198.18.0.3/32" in finding.fix[0].command
 
@@ -191,10 +187,10 @@ def test_connect_slows_in_a_pool_over_half_full(filling_pool):
     assert harmful(summary) == ["port-search-cost"]
     finding = by_cause(summary, "port-search-cost")
     assert (finding.severity, finding.side, finding.confidence) == ("warning", "client", "high")
-    assert value(finding, "while the pool filled") == pytest.approx(30, rel=0.01)
-    assert value(finding, "over 55 % full") == pytest.approx(900, rel=0.01)
-    assert value(finding, "local ports in use") == 10_009
-    assert value(finding, "port search, over 55 %") == 100
+    assert finding.value_of("connect_median", "filled to 45 %") == pytest.approx(30, rel=0.01)
+    assert finding.value_of("connect_median", "over 55 % full") == pytest.approx(900, rel=0.01)
+    assert finding.value_of("ports_used") == 10_009
+    assert finding.value_of("port_search_samples", "over 55 % full") == 100
     assert "--source-addresses 2" in finding.fix[0].command
 
 
@@ -256,24 +252,24 @@ def test_messages_fall_behind_on_a_host_that_others_fill(build):
     assert harmful(summary) == ["host-cpu-saturated"]
     finding = by_cause(summary, "host-cpu-saturated")
     assert (finding.severity, finding.side, str(finding.subject)) == ("warning", "host", "the host")
-    assert value(finding, "messages sent") == pytest.approx(4_000, rel=0.01)
-    assert value(finding, "messages due") == 10_000
-    assert value(finding, "all cores: servers") == pytest.approx(10, abs=0.5)
-    assert value(finding, "beside the run") == pytest.approx(85, abs=1)
-    assert value(finding, "waited for a core") == pytest.approx(99, abs=1)
+    assert finding.value_of("sent_rate", "messages") == pytest.approx(4_000, rel=0.01)
+    assert finding.value_of("due_rate", "messages") == 10_000
+    assert finding.value_of("host_share", "servers") == pytest.approx(10, abs=0.5)
+    assert finding.value_of("host_share", "processes beside the run") == pytest.approx(85, abs=1)
+    assert finding.value_of("core_pressure") == pytest.approx(99, abs=1)
     assert finding.confidence == "high"
     assert finding.fix[0].command.startswith("top ")
 
 
 def test_the_process_of_the_run_that_waited_longest_is_evidence(build):
     finding = by_cause(full_host(build, sent_per_s=4_000, wait_pct=85), "host-cpu-saturated")
-    assert value(finding, "client 0 (pid 900, client) waited for a core") == pytest.approx(85)
+    assert finding.value_of("core_wait", "client 0 (pid 900, client)") == pytest.approx(85)
     assert finding.confidence == "high"
 
 
 def test_load_beyond_the_machine_needs_more_cores(build):
     finding = by_cause(full_host(build, sent_per_s=4_000, fleet_pct=64), "host-cpu-saturated")
-    assert value(finding, "beside the run") == pytest.approx(4, abs=1)
+    assert finding.value_of("host_share", "processes beside the run") == pytest.approx(4, abs=1)
     assert "6 cores" in finding.fix[0].effect  # 2 cores carried 4,000 of 10,000, and 10 % to spare
 
 
@@ -281,7 +277,7 @@ def test_run_queue_latency_is_evidence(build):
     for low_ns, count in ((1024, 50), (1 << 22, 40), (1 << 24, 10)):
         build.add("runq_latency", at_s=3.0, pid=800, bucket_low_ns=low_ns, event_count=count)
     finding = by_cause(full_host(build, sent_per_s=4_000), "host-cpu-saturated")
-    assert value(finding, "99th percentile") == pytest.approx(16.8, abs=0.1)
+    assert finding.value_of("runq_wait_p99") == pytest.approx(16.8, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -373,12 +369,12 @@ def test_a_client_at_a_full_core_that_comes_late(build):
     assert harmful(summary) == ["client-is-the-limit"]
     finding = by_cause(summary, "client-is-the-limit")
     assert (finding.severity, finding.side, finding.subject.pid) == ("warning", "client", 901)
-    assert value(finding, "CPU of this client") == pytest.approx(99, rel=0.01)
-    assert value(finding, "idle share") == pytest.approx(95, abs=1)
-    assert value(finding, "longest turn") == pytest.approx(0.3)
-    assert value(finding, "attempts of this client") == pytest.approx(125, rel=0.02)
-    assert value(finding, "attempts of its siblings") == pytest.approx(2500, rel=0.02)
-    assert value(finding, "later than its siblings") == pytest.approx(3.8, abs=0.1)
+    assert finding.value_of("process_cpu") == pytest.approx(99, rel=0.01)
+    assert finding.value_of("servers_idle") == pytest.approx(95, abs=1)
+    assert finding.value_of("longest_loop_turn") == pytest.approx(300)
+    assert finding.value_of("attempt_rate") == pytest.approx(125, rel=0.02)
+    assert finding.value_of("siblings_attempt_rate") == pytest.approx(2500, rel=0.02)
+    assert finding.value_of("later_than_siblings") == pytest.approx(3.8, abs=0.1)
     assert finding.explained_count == 0
 
 
@@ -452,10 +448,10 @@ def test_the_file_table_of_the_host_is_full(build):
     assert harmful(summary) == ["fd-limit-system"]
     finding = summary.findings[0]
     assert (finding.severity, finding.side, finding.confidence) == ("binding", "host", "high")
-    assert value(finding, "ENFILE") == 1050
-    assert value(finding, "file-nr") == 5000
-    assert value(finding, "fs.file-max") == 5000
-    assert value(finding, "descriptors open in worker 1") < value(finding, "its own limit")
+    assert finding.value_of("enfile_calls") == 1050
+    assert finding.value_of("open_files") == 5000
+    assert finding.value_of("file_max") == 5000
+    assert finding.value_of("descriptors_open") < finding.value_of("descriptor_limit")
     assert finding.explained_count == 300
     assert finding.fix[0].command.startswith("sysctl -w fs.file-max=")
 

@@ -228,17 +228,12 @@ def by_cause(build):
     return {finding.cause: finding for finding in summarise(build.frames()).findings}
 
 
-def value_of(finding, name):
-    (found,) = [e.value for e in finding.evidence if e.name == name]
-    return found
-
-
 def test_clients_that_hang_at_the_limit_are_counted(foreign):
     full(foreign)
     found = by_cause(foreign)
     assert set(found) == {"fd-limit-process"}
     limit = found["fd-limit-process"]
-    assert value_of(limit, "clients whose handshake was not answered until their timeout") == 100
+    assert limit.value_of("handshakes_unanswered") == 100
     assert "they hang" in limit.explanation
     # the first of the tries is at 1.0 s, the last at 5.0 s
     assert "It keeps its listener and tries 50 times a second" in limit.explanation
@@ -266,7 +261,7 @@ def test_accept_counts_as_accept4_does(foreign):
     full(foreign, call="accept", rate=400_000)
     foreign.cpu(800, 99, from_s=0.5, until_s=5.0)
     found = by_cause(foreign)
-    assert value_of(found["fd-limit-process"], "accept calls that returned EMFILE") == 1_600_000
+    assert found["fd-limit-process"].value_of("emfile_calls", "accept") == 1_600_000
     assert "spins in accept:" in found["accept-spin"].sentence
 
 
@@ -285,8 +280,8 @@ def test_the_caller_of_accept_is_named_from_native_stacks(foreign):
         ("main;uv_run;uv__io_poll;epoll_pwait", 30), ("[unknown];libc.so.6+0x1f", 30),
     )  # fmt: skip
     spin = by_cause(foreign)["accept-spin"]
-    assert value_of(spin, "samples in uv__server_io") == 40
-    assert value_of(spin, "samples in uv__io_poll") == 70
+    assert spin.value_of("function_samples", "uv__server_io") == 40
+    assert spin.value_of("function_samples", "uv__io_poll") == 70
     assert "main > uv_run > uv__io_poll > uv__server_io, 40 % of its samples" in spin.explanation
 
 
@@ -300,8 +295,10 @@ def test_a_loop_that_logs_each_failure_spins_where_its_stacks_say_so(foreign, ac
     found = by_cause(foreign)
     assert ("accept-spin" in found) is accepts
     if accepts:
-        assert value_of(found["accept-spin"], "samples in emit (log.py)") == 100
-        assert value_of(found["accept-spin"], "samples in _accept_connection (loop.py)") == 100
+        assert found["accept-spin"].value_of("function_samples", "emit (log.py)") == 100
+        assert (
+            found["accept-spin"].value_of("function_samples", "_accept_connection (loop.py)") == 100
+        )
 
 
 @pytest.mark.parametrize(("rate", "spins"), [(6_500, True), (3_500, False)])
@@ -415,8 +412,8 @@ def test_a_full_proxy_refuses_because_it_is_full(proxy):
     found = by_cause(proxy)
     limit = found["fd-limit-process"]
     assert limit.severity == "binding"
-    assert value_of(limit, "socket calls that returned EMFILE") == 50
-    assert value_of(limit, "descriptors of this side for one connection") == 2
+    assert limit.value_of("emfile_calls", "socket") == 50
+    assert limit.value_of("descriptors_per_connection") == 2
     assert found["upgrade-refused"].follows_from == "fd-limit-process"
     (rung,) = [
         rung for rung in summarise(proxy.frames()).ladder
@@ -437,8 +434,8 @@ def test_a_proxy_without_ports_is_the_server_s_side(proxy):
     found = by_cause(proxy)
     ports = found["ephemeral-ports-exhausted"]
     assert (ports.severity, ports.side, ports.subject.pid) == ("binding", "server", 800)
-    assert value_of(ports, "connect calls that returned EADDRNOTAVAIL") == 50
-    assert value_of(ports, "size of ip_local_port_range") == 190
+    assert ports.value_of("eaddrnotavail_calls", "connect") == 50
+    assert ports.value_of("port_range_size") == 190
     assert found["upgrade-refused"].follows_from == "ephemeral-ports-exhausted"
     assert "--source-addresses" not in str(ports.fix)
 

@@ -16,10 +16,6 @@ def named(summary):
     return [f.cause for f in summary.findings if f.cause in QUEUES]
 
 
-def value(finding, name):
-    return next(e.value for e in finding.evidence if name in e.name)
-
-
 def counter(build, name, change, *, before=1009, at_s=0.5):
     build.add("net_counters", at_s=-0.5, counter=name, value_total=before)
     build.add("net_counters", at_s=at_s, counter=name, value_total=before + change // 2)
@@ -91,12 +87,12 @@ def test_the_full_accept_queue_names_the_worker_that_owns_it(stalled):
     finding = summary.findings[0]
     assert (finding.severity, finding.side, finding.subject.pid) == ("binding", "server", 801)
     assert finding.confidence == "high"
-    assert value(finding, "ListenOverflows") == 230
-    assert value(finding, "its backlog") == 64
-    assert value(finding, "longest accept queue") == 65
-    assert value(finding, "timed out") == finding.explained_count == 150
-    assert value(finding, "came through late") == 20
-    assert value(finding, "longest of them") == pytest.approx(1.12, abs=0.01)
+    assert finding.value_of("listen_overflows") == 230
+    assert finding.value_of("listener_backlog") == 64
+    assert finding.value_of("longest_accept_queue") == 65
+    assert finding.value_of("timed_out_attempts") == finding.explained_count == 150
+    assert finding.value_of("late_attempts") == 20
+    assert finding.value_of("longest_stall") == pytest.approx(1.12, abs=0.01)
     # the counters say by 0.5 s; the first connect that came through late, when
     assert finding.first_s == pytest.approx(0.2)
     assert "had time" in finding.explanation
@@ -170,8 +166,8 @@ def test_the_full_queue_of_half_open_connections(stalled):
     assert named(summary) == ["syn-backlog-overflow"]
     finding = summary.findings[0]
     assert (finding.severity, finding.side, finding.subject.role) == ("binding", "server", "server")
-    assert value(finding, "ReqQFullDrop") == 473
-    assert value(finding, "half-open connections of one") == 65
+    assert finding.value_of("syn_drops", "TcpExtTCPReqQFullDrop") == 473
+    assert finding.value_of("half_open_connections") == 65
     assert "65 of 64" in finding.sentence
     assert finding.explained_count == 150
 
@@ -183,7 +179,7 @@ def test_a_small_tcp_max_syn_backlog_has_no_counter_of_its_own(stalled):
     summary = summarise(stalled.frames())
     assert named(summary) == ["syn-backlog-overflow"]
     assert summary.findings[0].subject.pid == 800
-    assert value(summary.findings[0], "ListenDrops") == 100
+    assert summary.findings[0].value_of("syn_drops", "TcpExtListenDrops") == 100
 
 
 @pytest.mark.parametrize(("half_open", "expected"), [(95, []), (96, ["syn-backlog-overflow"])])
@@ -229,8 +225,8 @@ def test_the_full_connection_tracking_table(stalled):
     assert named(summary) == ["conntrack-full"]
     finding = summary.findings[0]
     assert (finding.severity, finding.side, finding.subject.pid) == ("binding", "host", 0)
-    assert value(finding, "entries in the table") == value(finding, "its size") == 65_536
-    assert value(finding, "want of an entry") == value(finding, "NETFILTER_DROP") == 1009
+    assert finding.value_of("conntrack_entries") == finding.value_of("conntrack_max") == 65_536
+    assert finding.value_of("conntrack_drops") == finding.value_of("netfilter_drops") == 1009
     assert finding.explained_count == 150
     assert "nf_conntrack_max=131072" in finding.fix[0].command
     assert "65,536" in summary.verdict.sentence

@@ -19,10 +19,6 @@ def by_cause(summary, cause):
     return next(f for f in summary.findings if f.cause == cause)
 
 
-def value(finding, name):
-    return next(e.value for e in finding.evidence if name in e.name)
-
-
 @pytest.fixture
 def held(build):
     """Two workers hold 1,000 connections from 1 s to 6 s."""
@@ -75,11 +71,11 @@ def test_a_worker_that_sleeps_in_its_loop(held):
     finding = by_cause(summary, "worker-blocked")
     assert (finding.side, finding.subject.pid, finding.confidence) == ("server", 801, "high")
     assert (finding.first_s, finding.last_s) == pytest.approx((2.0, 5.0), abs=0.01)
-    assert value(finding, "event loop was blocked") == pytest.approx(100, abs=1)
-    assert value(finding, "samples of blocked turns") == 30
-    assert value(finding, "longest turn sampled") == 3000
-    assert value(finding, "in clock_nanosleep") == 100
-    assert value(finding, "CPU of this worker") == pytest.approx(1, rel=0.01)
+    assert finding.value_of("loop_blocked_time") == pytest.approx(100, abs=1)
+    assert finding.value_of("blocked_samples") == 30
+    assert finding.value_of("longest_blocked_turn") == 3000
+    assert finding.value_of("blocked_syscall_samples", "clock_nanosleep") == 100
+    assert finding.value_of("process_cpu") == pytest.approx(1, rel=0.01)
     for part in (
         "worker 1",
         "pid 801",
@@ -200,9 +196,9 @@ def test_the_collector_takes_the_core_and_wins_over_the_code_it_interrupts(held)
     finding = by_cause(summary, "garbage-collection")
     assert finding.subject.pid == 801
     # the span begins with the first second that is mostly in the collector
-    assert value(finding, "time in the collector") == pytest.approx(75, rel=0.08)
-    assert value(finding, "collections") == pytest.approx(100, rel=0.08)
-    assert value(finding, "longest pause") == 50
+    assert finding.value_of("collector_time") == pytest.approx(75, rel=0.08)
+    assert finding.value_of("collection_rate") == pytest.approx(100, rel=0.08)
+    assert finding.value_of("longest_pause") == 50
     assert summary.hot_worker["cause"] == "garbage-collection"
 
 
@@ -224,7 +220,7 @@ def test_one_long_pause_is_seen_though_it_is_counted_at_its_end(held):
         gc_max_pause_ns=lambda s: 1_500_000_000 if s >= 4 else 0,
     )
     finding = by_cause(summarise(held.frames()), "garbage-collection")
-    assert value(finding, "longest pause") == 1500
+    assert finding.value_of("longest_pause") == 1500
 
 
 def test_frames_tell_where_the_runtime_keeps_no_clock(held):
@@ -243,7 +239,7 @@ def test_frames_tell_where_the_runtime_keeps_no_clock(held):
                 period_ns=20_408_163,
             )
     finding = by_cause(summarise(held.frames()), "garbage-collection")
-    assert value(finding, "CPU samples in the collector") == pytest.approx(100 * 35 / 49)
+    assert finding.value_of("collector_samples") == pytest.approx(100 * 35 / 49)
     assert finding.confidence == "medium"
 
 
@@ -298,9 +294,9 @@ def test_an_acceptor_that_everybody_waits_for(handoff):
     assert causes(summary) == [("reached", "binding"), ("hot-acceptor", "warning")]
     finding = by_cause(summary, "hot-acceptor")
     assert (finding.subject.role, finding.subject.pid) == ("acceptor", 850)
-    assert value(finding, "CPU of the acceptor") == pytest.approx(97, rel=0.01)
-    assert value(finding, "descriptors passed on") == pytest.approx(250, rel=0.1)
-    assert value(finding, "median wait") == pytest.approx(400, rel=0.01)
+    assert finding.value_of("process_cpu") == pytest.approx(97, rel=0.01)
+    assert finding.value_of("handoff_rate") == pytest.approx(250, rel=0.1)
+    assert finding.value_of("handshake_wait_median") == pytest.approx(400, rel=0.01)
 
 
 @pytest.mark.parametrize(("cpu_pct", "wait_s"), [(97, 0.005), (60, 0.4)])
@@ -334,10 +330,10 @@ def test_one_worker_has_nearly_all(held):
     assert causes(summary) == [("reached", "binding"), ("accept-imbalance", "warning")]
     finding = by_cause(summary, "accept-imbalance")
     assert finding.subject.pid == 800
-    assert value(finding, "by this worker") == 940
-    assert value(finding, "even share") == 250
-    assert value(finding, "worker with fewest") == 10
-    assert value(finding, "standard deviations") == pytest.approx(50.4, rel=0.01)
+    assert finding.value_of("worker_established") == 940
+    assert finding.value_of("even_share") == 250
+    assert finding.value_of("fewest_worker_established") == 10
+    assert finding.value_of("sigmas_above_even_share") == pytest.approx(50.4, rel=0.01)
 
 
 def test_what_a_shared_listener_does_under_full_load_is_no_finding(held):
@@ -412,9 +408,9 @@ def test_the_spread_is_the_root_where_the_limits_had_been_enough(build):
     finding = summary.findings[0]
     assert finding.subject.pid == 800
     assert finding.explained_count == 100
-    assert value(finding, "in the full worker") == 520
-    assert value(finding, "in worker 1 then") == 300
-    assert value(finding, "all workers can hold") == 1040
+    assert finding.value_of("process_connections", "") == 520
+    assert finding.value_of("process_connections", "worker 1 (pid 801, server)") == 300
+    assert finding.value_of("all_workers_capacity") == 1040
     assert "1,040" in finding.fix[0].effect
 
 
@@ -445,7 +441,7 @@ def test_a_killed_worker_is_binding_by_itself(build):
     live(build, 801, open_count=400)
     summary = summarise(build.frames())
     assert causes(summary) == [("worker-crash", "binding")]
-    assert value(summary.findings[0], "connections it held") == 400
+    assert summary.findings[0].value_of("process_connections") == 400
 
 
 # -- the description of the hot worker -----------------------------------------------------------

@@ -265,9 +265,8 @@ def collecting(hot, above=REPLACES, frame="v8::internal::MarkCompactCollector::M
 
 def test_who_collects_and_who_allocated_is_read_from_the_stacks(hot):
     finding = collecting(hot)
-    values = {each.name: each.value for each in finding.evidence}
-    assert values["samples of its event loop in the collector"] == 75
-    assert values["samples of the collector on threads of its own"] == pytest.approx(100 * 20 / 35)
+    assert finding.value_of("loop_collector_samples") == 75
+    assert finding.value_of("helper_collector_samples") == pytest.approx(100 * 20 / 35)
     assert "runs on 2 threads of the runtime beside it" in finding.explanation
     assert "began in replaceSome (/srv/a.js), which allocates" in finding.explanation
     assert finding.fix[0].command == "node --max-old-space-size=128 server.js"

@@ -106,7 +106,7 @@ def test_the_document_has_the_keys_of_the_interface_and_is_plain_json(small_summ
         *("cause", "severity", "side", "subject", "first_s", "last_s"),
         *("evidence", "explanation", "fix"),
     } <= set(finding)
-    assert set(finding["evidence"][0]) == {"name", "value", "unit", "table", "at_s"}
+    assert set(finding["evidence"][0]) == {"id", "of", "name", "value", "unit", "table", "at_s"}
     assert set(finding["subject"]) == {"role", "pid", "worker"}
     assert {
         *("limit", "scope", "subject", "capacity", "used_at_peak", "unit", "per_connection"),

@@ -71,9 +71,9 @@ def test_another_interval_moves_the_ceiling_in_proportion():
 def test_keepalives_are_met_where_the_pings_end():
     row = predictions.scenario().row("CPU of a worker, keep-alives")
     evidence = [
-        {"name": "pings sent, all workers", "value": 50_000.0},
-        {"name": "keep-alive interval", "value": 0.1},
-        {"name": "CPU of this worker in the hold phase", "value": 100.0},
+        {"id": "sent_rate", "value": 50_000.0},
+        {"id": "keepalive_interval", "value": 0.1},
+        {"id": "process_cpu", "value": 100.0},
     ]
     verdict = {"findings": [{"cause": "keepalive-storm", "evidence": evidence}]}
     assert predictions.met_connections(row, verdict) == 5_000

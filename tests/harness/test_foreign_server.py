@@ -179,7 +179,7 @@ def test_a_worker_that_dies_is_named_and_its_replacement_followed(profile_run):
     assert crash["side"] == "server"
     assert crash["subject"]["pid"] == dead["pid"]
     assert crash["subject"]["command"] == "node cluster.cjs"
-    assert 9 in [evidence["value"] for evidence in crash["evidence"]]
+    assert ("exit_status", 9) in [(e["id"], e["value"]) for e in crash["evidence"]]
     assert dead["exit_status"] == 9
 
 
@@ -275,7 +275,9 @@ def test_a_refused_upgrade_is_told_with_status_and_body(profile_run):
     sentence = run.verdict["verdict"]["sentence"]
     assert "HTTP 403: the origin is not allowed" in sentence
     assert "strict_server.py" in sentence
-    assert 403 in [evidence["value"] for evidence in run.finding("upgrade-refused")["evidence"]]
+    assert ("http_status", 403) in [
+        (e["id"], e["value"]) for e in run.finding("upgrade-refused")["evidence"]
+    ]
     connections = run.frames["connections"]
     assert set(connections["close_kind"]) == {"protocol"}
 
@@ -329,7 +331,9 @@ def test_a_server_that_never_upgrades_is_told(profile_run):
     )
     assert run.done.returncode == 3, run.done.stderr
     assert run.verdict["verdict"]["cause"] == "upgrade-unanswered"
-    assert 50 in [evidence["value"] for evidence in run.finding("upgrade-unanswered")["evidence"]]
+    assert ("handshakes_unanswered", 50) in [
+        (e["id"], e["value"]) for e in run.finding("upgrade-unanswered")["evidence"]
+    ]
 
 
 # -- a server that runs already -------------------------------------------------------------------

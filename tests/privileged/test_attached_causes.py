@@ -273,10 +273,10 @@ def test_the_cause_is_named_from_outside_with_its_process_and_a_fix_for_its_owne
 @pytest.mark.in_turn
 def test_a_starved_server_is_told_by_what_it_waited_and_got(watched):
     starved = watched("host-cpu").finding("host-cpu-saturated")
-    values = {each["name"]: each["value"] for each in starved["evidence"]}
-    (wait_pct,) = [pct for name, pct in values.items() if ", pid " in name]
-    assert wait_pct > values["time that it had one"]
-    assert values["of all cores: processes beside the run"] > 50
+    values = {(e["id"], e["of"]): e["value"] for e in starved["evidence"]}
+    ((who, wait_pct),) = [(of, pct) for (what, of), pct in values.items() if what == "core_wait"]
+    assert wait_pct > values["process_cpu", who]
+    assert values["host_share", "processes beside the run"] > 50
     assert starved["confidence"] == "high"
 
 

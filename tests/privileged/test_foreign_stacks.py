@@ -80,18 +80,21 @@ def finding_of(verdict: dict[str, Any], cause: str) -> dict[str, Any]:
     return found[0]
 
 
-def share_of(finding: dict[str, Any], function: str) -> float:
-    (value,) = [e["value"] for e in finding["evidence"] if e["name"].endswith(function)]
+def share_of(finding: dict[str, Any], end: str, evidence_id: str = "function_samples") -> float:
+    """The only number of that id whose qualifier ends so."""
+    (value,) = [
+        e["value"] for e in finding["evidence"] if e["id"] == evidence_id and e["of"].endswith(end)
+    ]
     return float(value)
 
 
-def value_of(finding: dict[str, Any], name: str) -> float:
-    (value,) = [e["value"] for e in finding["evidence"] if e["name"] == name]
+def value_of(finding: dict[str, Any], evidence_id: str) -> float:
+    (value,) = [e["value"] for e in finding["evidence"] if e["id"] == evidence_id]
     return float(value)
 
 
 def cpu_pct_of(spin: dict[str, Any]) -> float:
-    (value,) = [e["value"] for e in spin["evidence"] if e["name"].startswith("CPU of this")]
+    (value,) = [e["value"] for e in spin["evidence"] if e["id"] == "process_cpu"]
     return float(value)
 
 
@@ -110,18 +113,18 @@ def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(profile_
     )
     assert verdict["verdict"]["cause"] == "fd-limit-process"
     limit, spin = finding_of(verdict, "fd-limit-process"), finding_of(verdict, "accept-spin")
-    assert value_of(limit, "clients whose handshake was not answered until their timeout") > 0
+    assert value_of(limit, "handshakes_unanswered") > 0
     assert spin["side"] == "server"
     assert spin["follows_from"] == "fd-limit-process"
     assert spin["subject"]["pid"] == limit["subject"]["pid"]
-    assert value_of(spin, "handshakes it completed meanwhile") == 0
+    assert value_of(spin, "handshakes_completed") == 0
     assert spin["subject"]["command"] == "node lost_reserve.cjs"
     explanation = spin["explanation"]
     if has_symbols:
         assert "uv__io_poll > uv__server_io" in explanation
         assert "called by uv__server_io" in verdict["verdict"]["sentence"]
         assert "uv__emfile_trick" in explanation
-        assert share_of(spin, "samples in uv__server_io") > 5
+        assert share_of(spin, "uv__server_io") > 5
         assert any("maxConnections" in fix["command"] for fix in spin["fix"])
         assert "uv__server_io" in page
     assert "accept4" in explanation
@@ -198,7 +201,7 @@ def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(profile_run):
     hot = finding_of(verdict, "hot-worker-code")
     assert f"turnsForever ({FOREIGN / 'hot_code.cjs'})" in hot["explanation"]
     assert f"(node, tid {pid})" in hot["explanation"]
-    assert share_of(hot, f"(node, tid {pid})") > 50
+    assert share_of(hot, f"(node, tid {pid})", "thread_samples") > 50
     assert not hot["missing"]
     assert "main thread" in page
     assert "turnsForever" in page
@@ -217,9 +220,9 @@ def test_node_at_the_end_of_its_heap_is_told_from_hot_code(profile_run, has_symb
         pytest.skip("this node names no function of V8")
     found = finding_of(verdict, "garbage-collection")
     assert found["side"] == "server"
-    assert share_of(found, "samples in the collector") > 50
-    assert share_of(found, "samples of its event loop in the collector") > 40
-    assert share_of(found, "samples of the collector on threads of its own") > 20
+    assert value_of(found, "collector_samples") > 50
+    assert value_of(found, "loop_collector_samples") > 40
+    assert value_of(found, "helper_collector_samples") > 20
     assert f"replaceSome ({FOREIGN / 'collects.cjs'})" in found["explanation"]
     assert found["fix"][0]["command"].startswith("node --max-old-space-size=")
     assert found["fix"][0]["command"].endswith("collects.cjs")
@@ -240,7 +243,7 @@ def test_java_methods_are_named_by_the_map_of_jcmd_and_the_hot_thread_by_its_nam
     assert hot["subject"]["command"] == "java HotServer"
     Path(f"/tmp/perf-{hot['subject']['pid']}.map").unlink()
     assert "HotServer::turn, on its Java thread (busy-turns, tid " in hot["explanation"]
-    assert share_of(hot, "samples in HotServer::turn") > 50
+    assert share_of(hot, "HotServer::turn") > 50
     assert "HotServer::turn_[j]" in page
     assert "JavaThread::thread_main_inner" in page
     assert "Compiler.perfmap" not in page

@@ -13,25 +13,25 @@ CORES = os.cpu_count() or 1
 CONNTRACK_MAX = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
 
 
-def value(run, cause, name):
-    found = [e["value"] for e in run.finding(cause)["evidence"] if name in e["name"]]
-    assert found, f"no evidence {name!r}: {run.finding(cause)['evidence']}"
+def value(run, cause, evidence_id):
+    found = [e["value"] for e in run.finding(cause)["evidence"] if e["id"] == evidence_id]
+    assert found, f"no evidence {evidence_id!r}: {run.finding(cause)['evidence']}"
     return found[0]
 
 
 def test_the_full_accept_queue_is_that_of_the_slow_worker(provoked):
     run = provoked("accept-queue")
     cause = "accept-queue-overflow"
-    assert value(run, cause, "ListenOverflows") > 0
-    assert value(run, cause, "its backlog") == 64
+    assert value(run, cause, "listen_overflows") > 0
+    assert value(run, cause, "listener_backlog") == 64
     # sk_acceptq_is_full compares with >, so one more than the backlog may wait; cores that complete
     # handshakes at the same moment look before they add (tcp_v4_syn_recv_sock holds no lock of the
     # listener), so each further core may add one
-    assert 32 <= value(run, cause, "longest accept queue") <= 64 + CORES
-    assert value(run, cause, "packets it dropped") > 0
-    assert 0 < value(run, cause, "accepted meanwhile") <= 21
-    assert value(run, cause, "timed out") > 0
-    assert value(run, cause, "CPU it used") < 50
+    assert 32 <= value(run, cause, "longest_accept_queue") <= 64 + CORES
+    assert value(run, cause, "listener_drops") > 0
+    assert 0 < value(run, cause, "accept_rate") <= 21
+    assert value(run, cause, "timed_out_attempts") > 0
+    assert value(run, cause, "process_cpu") < 50
     assert "had time and did not come to accept" in run.finding(cause)["explanation"]
     assert run.finding(cause)["confidence"] == "high"
 
@@ -39,10 +39,10 @@ def test_the_full_accept_queue_is_that_of_the_slow_worker(provoked):
 def test_the_queue_of_half_open_connections_is_full_and_the_accept_queue_is_not(provoked):
     run = provoked("syn-backlog")
     cause = "syn-backlog-overflow"
-    assert value(run, cause, "TCPReqQFullDrop") > 0
-    assert 32 <= value(run, cause, "half-open connections of one") <= 65
-    assert value(run, cause, "longest accept queue") < 64
-    assert value(run, cause, "SYNs sent again") > 0
+    assert value(run, cause, "syn_drops") > 0
+    assert 32 <= value(run, cause, "half_open_connections") <= 65
+    assert value(run, cause, "longest_accept_queue") < 64
+    assert value(run, cause, "syns_resent") > 0
     assert "tcp_syncookies=1" in run.finding(cause)["fix"][0]["command"]
     assert run.finding(cause)["confidence"] == "high"
 
@@ -51,13 +51,13 @@ def test_the_table_takes_as_many_connections_as_there_was_room_for(provoked):
     run = provoked("conntrack")
     cause = "conntrack-full"
     assert run.verdict["run"]["peak_connections"] == 500
-    assert value(run, cause, "entries in the table") == CONNTRACK_MAX
-    assert value(run, cause, "nf_conntrack_max") == CONNTRACK_MAX
+    assert value(run, cause, "conntrack_entries") == CONNTRACK_MAX
+    assert value(run, cause, "conntrack_max") == CONNTRACK_MAX
     # every SYN that found no room, the first of each connection and those sent again
-    assert value(run, cause, "dropped for want of an entry") >= 500
-    assert value(run, cause, "NETFILTER_DROP") >= 500
+    assert value(run, cause, "conntrack_drops") >= 500
+    assert value(run, cause, "netfilter_drops") >= 500
     failed_count = run.verdict["run"]["failed_connections"]
-    assert 0 < failed_count == value(run, cause, "connects that timed out") <= 500
+    assert 0 < failed_count == value(run, cause, "timed_out_attempts") <= 500
     assert run.finding(cause)["confidence"] == "high"
     rung = next(r for r in run.verdict["ladder"] if r["limit"] == "conntrack")
     assert rung["met"]

@@ -292,10 +292,10 @@ def build_summary(
         findings.append(
             Finding(
                 "accept-spin", "binding", "server", subject, limit_s, 15.1,
-                (Evidence("accept4 calls that failed with EMFILE", 2_461_133, "count",
+                (Evidence("emfile_calls", 2_461_133,
                           "failing_syscalls", limit_s),
-                 Evidence("CPU of worker 1", 99.6, "pct", "process_samples", 9.0),
-                 Evidence("open descriptors", 20_000, "count", "process_samples", limit_s)),
+                 Evidence("process_cpu", 99.6, "process_samples", 9.0),
+                 Evidence("descriptors_open", 20_000, "process_samples", limit_s)),
                 "The listener stays readable while accept4 fails, so the event loop never sleeps.",
                 (Fix(f"profile-run --connections {target} --at-fd-limit pause",
                      "worker 1 falls from 100 % to under 5 % of a core"),
@@ -311,7 +311,7 @@ def build_summary(
                 subject,
                 limit_s,
                 15.1,
-                (Evidence("open descriptors", 20_000, "count", "process_samples", limit_s),),
+                (Evidence("descriptors_open", 20_000, "process_samples", limit_s),),
                 hostile or "Worker 1 has no descriptor left.",
                 (Fix("ulimit -n 40000", "room for 20,000 more"),),
             )
@@ -325,7 +325,7 @@ def build_summary(
     else:
         findings.append(
             Finding("reached", "info", "host", Subject(), 0.0, 15.1,
-                    (Evidence("connections held", target, "count", "connections", 15.1),),
+                    (Evidence("connections_held", target, "connections", 15.1),),
                     "Every connection was established and held.")
         )  # fmt: skip
         verdict = Verdict(
