@@ -13,7 +13,8 @@ from analysis.run_view import RunView
 def df_processes(view: RunView) -> pd.DataFrame:
     """One row a process: limits, connections, peaks, CPU, how it ended."""
     frame = view.who.copy()
-    known = view.frames["processes"].drop_duplicates("pid", keep="last").set_index("pid")
+    by_start = view.frames["processes"].sort_values("start_ns", kind="stable")
+    known = by_start.drop_duplicates("pid", keep="last").set_index("pid")
     frame = frame.assign(side=frame["role"].map(side_of_role).astype("str"))
     for column in ("slot", "exit_status"):
         frame[column] = _looked_up(frame["pid"], known[column], -1)

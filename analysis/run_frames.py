@@ -167,8 +167,8 @@ def _fill_from_live(frames: RunFrames, incomplete: list[str]) -> None:
         live.close()
     if "connections" in incomplete and len(connections):
         frames.put("connections", connections)
-    if "processes" in incomplete and slots:
-        frames.put("processes", _processes_of_slots(slots))
+    if slots and (frames.is_cut_short or "processes" in incomplete):
+        _add_processes_of_slots(frames, slots)
     if slots and (frames.is_cut_short or "live_samples" in incomplete):
         last_ns = _last_moment_ns(connections, slots)
         tail = _samples_of_slots(slots, last_ns)
@@ -182,6 +182,14 @@ def _role(word: int) -> str:
         return Role(word).name.lower()
     except ValueError:
         return "other"
+
+
+def _add_processes_of_slots(frames: RunFrames, slots: list[dict[str, int]]) -> None:
+    known = frames["processes"]
+    told = set(zip(known["pid"], known["start_ns"], strict=True))
+    rows = _processes_of_slots([s for s in slots if (s["pid"], s["started_ns"]) not in told])
+    if len(rows):
+        frames.put("processes", pd.concat([known, rows], ignore_index=True))
 
 
 def _processes_of_slots(slots: list[dict[str, int]]) -> pd.DataFrame:

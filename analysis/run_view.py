@@ -229,9 +229,13 @@ class RunView:
         samples = self.frames["live_samples"]
         samples = samples[samples["role"].isin(["server", "acceptor"])]
         processes = self.frames["processes"]
-        ended = processes[processes["exited_ns"] > 0].drop_duplicates("pid").set_index("pid")
-        over_ns = samples["pid"].map(ended["exited_ns"])
-        is_over = samples["at_ns"] >= over_ns.fillna(np.inf)
+        ended = processes[processes["exited_ns"] > 0]
+        # Not by pid alone: in a watch of days another worker may have it later.
+        who = ["pid", "worker"]
+        over_ns = samples[who].merge(
+            ended.drop_duplicates(who)[[*who, "exited_ns"]], on=who, how="left"
+        )["exited_ns"]
+        is_over = samples["at_ns"] >= over_ns.fillna(np.inf).to_numpy()
         return samples.assign(open_count=samples["open_count"].where(~is_over, 0))
 
     def open_at(self, at_s: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -335,11 +339,13 @@ class RunView:
 
     @cached_property
     def who(self) -> pd.DataFrame:
-        """pid, role, worker of every process any table knows, one row a pid."""
-        parts = [
-            self.frames[name][["pid", "role", "worker"]]
-            for name in ("processes", "live_samples", "process_samples")
-        ]
+        """pid, role, worker of every process any table knows, one row a pid.
+
+        Of two processes that had a pid one after the other it is the later one.
+        """
+        processes = self.frames["processes"].sort_values("start_ns", ascending=False, kind="stable")
+        others = [self.frames[name] for name in ("live_samples", "process_samples")]
+        parts = [each[["pid", "role", "worker"]] for each in (processes, *others)]
         known = pd.concat(parts, ignore_index=True)
         return known[known["pid"] > 0].drop_duplicates("pid", ignore_index=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from harness.live_status import CpuUse, ProcessLabels
-from probes.live import Counter, Live
+from probes.live import Counter, Header, Live
 from reports.terminal import Status
 
 _COUNTERS_PERIOD_S = 1.0
@@ -43,7 +43,9 @@ class AttachStatus:
         held = list(self._live.followed_slots())
         alive = [slot for slot in held if not slot[Counter.STOPPED_NS]]
         self._cpu.read([slot[Counter.PID] for slot in alive], now_s)
+        header = self._live.header
         taken = sum(slot[Counter.ESTABLISHED_TOTAL] for slot in held)
+        taken += header[Header.ENDED_ESTABLISHED_TOTAL]
         if self._rate_from is None:
             self._rate_from = now_s, taken
         since_s, before = self._rate_from
@@ -52,10 +54,12 @@ class AttachStatus:
             self._rate_from = now_s, taken
         self._read_overflows(now_s)
         emfile = sum(slot[Counter.ACCEPT_EMFILE_TOTAL] for slot in held)
+        emfile += header[Header.ENDED_EMFILE_TOTAL]
+        ended = len(held) - len(alive) + header[Header.ENDED_COUNT]
         errors = [
             ("server", "EMFILE", emfile),
             ("host", "handshakes dropped", self._overflows_count),
-            ("server", "processes ended", len(held) - len(alive)),
+            ("server", "processes ended", ended),
         ]
         return Status(
             elapsed_s=now_s - self._since_s,

@@ -26,8 +26,8 @@ from probes.live import Header, Live, Phase
 from probes.rundir import LIVE, RunDir
 from reports.terminal import LiveView
 
-SLOTS_COUNT = 128
-"""Processes that can be followed in one run, those that were replaced included."""
+SLOTS_COUNT = 1_024
+"""Processes that can be followed at the same time: 1 kB each."""
 
 _SETUP_TICK_S = 0.1
 _TICK_S, _CALM_TICK_S = 0.2, 0.5
@@ -174,8 +174,9 @@ class Watch(Recorder):
         """Somebody wants it to end, or nothing of the target is left."""
         if self._interrupt.signal_name:
             return True
-        # The watched are told by their ends, which come with how they ended.
-        if processes.pids:
+        # The watched are told by their ends, which come with how they ended. Who is alive and had
+        # no slot gets one at the next look, now that there is one.
+        if processes.pids or processes.are_left_out:
             self._gone_since_s = 0.0
             return False
         if not self._target.look_again:  # a pid: its parent may start workers again
@@ -201,12 +202,7 @@ class Watch(Recorder):
     def _take(self, processes: ForeignProcesses, news: list[tuple[str, int, str]]) -> None:
         for event, pid, detail in news:
             self._event(event, pid=pid, detail=detail)
-        if not news:
-            return
-        known = processes.describe()
-        if known != self._manifest.contents["server"]["processes"]:
-            self._manifest.contents["server"]["processes"] = known
-            self._manifest.write()
+        self._note_processes(processes)
 
     def _note_probes(self, probes: ProbeProcess, result: RunResult) -> None:
         super()._note_probes(probes, result)
@@ -242,12 +238,15 @@ class Watch(Recorder):
     def _record(self, live_fd: int, processes: ForeignProcesses | None, result: RunResult) -> None:
         """Turns shared memory into tables; never hides the error that ended the watch."""
         self._analysis_ahead.wait()
+        if processes is not None:
+            self._note_processes(processes, is_last=True)
+        self._note_left_out(result)
         self._manifest.contents["notes"] = result.notes
         try:
             if live_fd >= 0:
                 live = Live(live_fd)
                 ends = processes.ends if processes is not None else []
-                recording.write_processes(self._run, live, ends, self._stop_ns)
+                recording.write_processes(self._run, live, ends, self._stop_ns, self._departed)
                 recording.write_events(self._run, self._events)
             self._manifest.finish(result.status)
         except ToolkitError:

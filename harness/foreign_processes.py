@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.fleet import ProcessEnd
+from harness.process_slots import Departed, ProcessSlots
 from probes import process_tree, socket_owners
 from probes.live import Counter, Live, Role
 from probes.socket_owners import WALK_MOST_COUNT
@@ -46,6 +47,11 @@ _PASSING_SHARE = 0.05
 """Of the connections that others hold, an acceptor has this part at most: those on their way."""
 _PROXY_LEAST_SHARE = 0.5
 """A process that opened a connection for at least every second one that it took is a proxy."""
+_TREE_REST_FACTOR = 200.0
+"""After a look at the tree, so many times as long without one: 0.5 % of a core at most."""
+_TREE_LONGEST_S = 5.0
+_DESCRIBED_MOST = 1_000
+"""Processes that ``describe`` tells of, the newest: a watch of days sees many of them."""
 
 
 @dataclass(slots=True)
@@ -59,7 +65,9 @@ class Held:
     own_count: int
     since_s: float
     parent_pid: int
+    worker: int
     ended_ns: int = 0
+    end: ProcessEnd | None = None
     owns_listener: bool = False
     outward_count: int = 0  # connections that it had opened itself before the load
 
@@ -69,16 +77,33 @@ class ForeignProcesses:
 
     Args:
         live: Shared memory; slots 0 to ``slots_count`` - 1 are for these processes.
-        slots_count: Most processes that can be followed in one run.
+        slots_count: Most processes that can be followed at the same time.
         ports: The server's ports.
+        clock_ns: CLOCK_MONOTONIC.
+
+    Attributes:
+        held: Who has a slot: those that live, and those that ended and whose slot nobody took yet.
+        known: Status and signal by pid, from who reaped it.
+        revision: Grows whenever ``describe`` says something else than before.
     """
 
-    def __init__(self, live: Live, slots_count: int, *ports: int) -> None:
-        self.ends: list[ProcessEnd] = []
+    def __init__(
+        self,
+        live: Live,
+        slots_count: int,
+        *ports: int,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self.held: list[Held] = []
-        self.known: dict[int, tuple[int, int]] = {}  # status and signal by pid, from who reaped it
+        self.revision = 0
+        self.known: dict[int, tuple[int, int]] = {}
         self._live = live
+        self._clock_ns = clock_ns
         self._slots_count = slots_count
+        self._slots = ProcessSlots(live, slots_count)
+        self._seen_count = 0
+        self._departed: list[tuple[Departed, ProcessEnd | None]] = []
+        self._described: dict[int, dict[str, int | str | bool]] = {}  # by number of the worker
         self._ports = ports
         self._roots: list[int] = []
         self._excluded: set[int] = set()
@@ -93,7 +118,7 @@ class ForeignProcesses:
         self._count_due_s = 0.0
         self._is_loaded = False
         self._are_moving = True
-        self._overflown = False
+        self._overflown = self._told_overflow = False
 
     def watch_tree(self, roots: list[int], *, without: int = 0) -> None:
         """Says whose descendants to look at.
@@ -111,6 +136,24 @@ class ForeignProcesses:
     def pids(self) -> list[int]:
         """Those that were alive at the last look, in order of appearance."""
         return [each.pid for each in self.held if not each.ended_ns]
+
+    @property
+    def are_left_out(self) -> bool:
+        """Whether there were more of them at the last look than there are slots."""
+        return self._overflown
+
+    @property
+    def ends(self) -> list[ProcessEnd]:
+        """How those ended that still have their slot."""
+        return [each.end for each in self.held if each.end is not None]
+
+    def take_departed(self) -> list[tuple[Departed, ProcessEnd | None]]:
+        """Processes whose slot went to another one since the last call, and how they ended."""
+        departed, self._departed = self._departed, []
+        return departed
+
+    def _now_s(self) -> float:
+        return self._clock_ns() / 1e9
 
     def begin_load(self) -> None:
         """The first connection comes next: what is open now is a process's own."""
@@ -148,7 +191,7 @@ class ForeignProcesses:
         Returns:
             What happened since, as (event, pid, detail).
         """
-        now_s = time.monotonic()
+        now_s = self._now_s()
         if now_s < self._count_due_s:
             return []
         self._count_due_s = now_s + COUNT_PERIOD_S
@@ -156,8 +199,11 @@ class ForeignProcesses:
         if news:  # a parent that replaces it does so now
             self._tree_due_s = 0.0
         if now_s >= self._tree_due_s:
-            self._tree_due_s = now_s + (self._tree_period_s if self._is_loaded else _SETUP_PERIOD_S)
+            began_s = time.thread_time()
             news += self._look_for_new(now_s)
+            rest_s = min(_TREE_LONGEST_S, _TREE_REST_FACTOR * (time.thread_time() - began_s))
+            period_s = self._tree_period_s if self._is_loaded else _SETUP_PERIOD_S
+            self._tree_due_s = now_s + (max(period_s, rest_s) if self._is_loaded else period_s)
         self._are_moving = bool(news)
         for each in self.held:
             if not each.ended_ns:
@@ -175,16 +221,24 @@ class ForeignProcesses:
             time.sleep(min(_END_AGAIN_S, timeout_s))  # it may be a zombie for a while
 
     def describe(self) -> list[dict[str, int | str | bool]]:
-        """The processes for the manifest; who owned the listener when it was first seen."""
-        return [
-            {
-                "pid": each.pid,
-                "worker": each.slot_index,
-                "command": each.command,
-                "owns_listener": each.owns_listener,
-            }
-            for each in self.held
-        ]
+        """The processes for the manifest; who owned the listener when it was first seen.
+
+        Of a server that replaces its workers the newest ``_DESCRIBED_MOST``.
+        """
+        return list(self._described.values())
+
+    def _describe(self, each: Held) -> None:
+        self.revision += 1
+        self._described[each.worker] = {
+            "pid": each.pid,
+            "worker": each.worker,
+            "command": each.command,
+            "owns_listener": each.owns_listener,
+        }
+        if len(self._described) > _DESCRIBED_MOST:
+            alive = {other.worker for other in self.held if not other.ended_ns}
+            oldest = min(self._described.keys() - alive, default=-1)
+            self._described.pop(oldest, None)
 
     def close(self) -> None:
         """Ends the watch."""
@@ -239,12 +293,12 @@ class ForeignProcesses:
 
     def _connection_inodes(self, pids: Iterable[int]) -> set[int]:
         """The connections in the namespaces of some processes; the next look may wait."""
-        began_s = time.monotonic()
+        began_s = self._now_s()
         namespaces = {socket_owners.network_namespace(pid): pid for pid in pids}
         found: set[int] = set()
         for pid in namespaces.values():
             found |= socket_owners.connection_inodes(pid, *self._ports)
-        now_s = time.monotonic()
+        now_s = self._now_s()
         self._rest_until_s = now_s + _REST_FACTOR * (now_s - began_s)
         return found
 
@@ -264,7 +318,10 @@ class ForeignProcesses:
     def _look_for_new(self, now_s: float) -> list[tuple[str, int, str]]:
         known = {each.pid for each in self.held if not each.ended_ns}
         tree = [pid for root in self._roots for pid in process_tree.tree_of(root)]
-        fresh = [pid for pid in dict.fromkeys(tree) if pid not in known | self._excluded]
+        passed_over = known | self._excluded
+        fresh = [pid for pid in dict.fromkeys(tree) if pid not in passed_over]
+        self._forget_all_but(fresh)
+        self._overflown = False
         news: list[tuple[str, int, str]] = []
         for pid in self._holders(fresh):
             news += self._take(pid, now_s)
@@ -279,6 +336,14 @@ class ForeignProcesses:
         if young and self._is_loaded and now_s >= self._rest_until_s:
             self._set_own(young)
         return news
+
+    def _forget_all_but(self, fresh: Iterable[int]) -> None:
+        """What was learned of a process goes with it: its pid may be another one's later."""
+        kept = set(fresh)
+        for pid in self._looked_at.keys() - kept:
+            del self._looked_at[pid]
+        for pid in self._no_connections.keys() - kept:
+            del self._no_connections[pid]
 
     def _holders(self, fresh: Sequence[int]) -> list[int]:
         """Those that own the listener or a connection of it."""
@@ -298,7 +363,7 @@ class ForeignProcesses:
                     unclear[pid] = mine
                 else:
                     self._looked_at[pid] = count
-        if unclear and self._is_loaded and time.monotonic() >= self._rest_until_s:
+        if unclear and self._is_loaded and self._now_s() >= self._rest_until_s:
             connections = self._connection_inodes(unclear)
             found += [pid for pid, mine in unclear.items() if mine & connections]
             # A connection is one from the start: what is none now needs no other look at all.
@@ -320,49 +385,66 @@ class ForeignProcesses:
         return True
 
     def _take(self, pid: int, now_s: float) -> list[tuple[str, int, str]]:
-        index = len(self.held)
-        if index >= self._slots_count:
-            if self._overflown:
-                return []
-            self._overflown = True
-            return [("too_many_processes", pid, f"only the first {index} are followed")]
         if not self._ends.add(pid):
             return []  # it is gone again
-        slot = self._live.slot(index)
+        taken = self._slots.take(now_s)
+        if taken is None:
+            self._ends.forget(pid)
+            self._overflown = True
+            if self._told_overflow:
+                return []
+            self._told_overflow = True
+            said = f"only {self._slots_count} processes are followed at a time"
+            return [("too_many_processes", pid, said)]
+        index, departed = taken
+        if departed is not None:
+            self._let_go(departed)
+        slot = self._slots.clear(index)
         stat = process_tree.read_stat(pid)
         parent_pid = stat.ppid if stat else 0
-        each = Held(pid, index, slot, process_tree.command_name(pid), 0, now_s, parent_pid)
+        worker, self._seen_count = self._seen_count, self._seen_count + 1
+        name = process_tree.command_name(pid)
+        each = Held(pid, index, slot, name, 0, now_s, parent_pid, worker)
         each.owns_listener = pid in self._listening
-        at_ns = time.monotonic_ns()
-        slot[Counter.WORKER] = index
+        at_ns = self._clock_ns()
+        slot[Counter.WORKER] = worker
         slot[Counter.STARTED_NS] = at_ns
         self._set_own([each])
         slot[Counter.READY_NS] = at_ns
         slot[Counter.PID] = pid
+        slot[Counter.STOPPED_NS] = 0
         slot[Counter.ROLE] = Role.SERVER
         self.held.append(each)
+        self._describe(each)
         limit = slot[Counter.NOFILE_SOFT_COUNT]
-        detail = f"worker {index}: {each.command}, {each.own_count} descriptors of {limit} its own"
+        detail = f"worker {worker}: {each.command}, {each.own_count} descriptors of {limit} its own"
         return [("server_process", pid, detail)]
+
+    def _let_go(self, departed: Departed) -> None:
+        """A process that ended loses its slot to another one."""
+        before = next(each for each in self.held if each.slot_index == departed.slot)
+        self.held.remove(before)
+        self._departed.append((departed, before.end))
 
     def _find_acceptors(self) -> None:
         """Tells processes that accept for others from workers; the last look counts."""
+        if not self._is_loaded:
+            return
         alive = [each for each in self.held if not each.ended_ns]
-        for each in alive if self._is_loaded else ():
-            children = [o.slot[Counter.OPEN_COUNT] for o in self.held if o.parent_pid == each.pid]
-            served = self._served_by_others(each, alive)
-            if not children and not served:
+        children: dict[int, list[int]] = {}
+        for each in self.held:
+            children.setdefault(each.parent_pid, []).append(each.slot[Counter.OPEN_COUNT])
+        # Connections of processes that have no listener to accept from: of who has it, when any.
+        served = sum(each.slot[Counter.OPEN_COUNT] for each in alive if not each.owns_listener)
+        for each in alive:
+            held = children.get(each.pid, [])
+            served_by_others = served if each.owns_listener else 0
+            if not held and not served_by_others:
                 continue
             own = each.slot[Counter.OPEN_COUNT]
-            accepts = bool(children) and own <= sum(children) / len(children)
-            accepts |= own <= _PASSING_SHARE * served
+            accepts = bool(held) and own <= sum(held) / len(held)
+            accepts |= own <= _PASSING_SHARE * served_by_others
             each.slot[Counter.ROLE] = Role.ACCEPTOR if accepts else Role.SERVER
-
-    def _served_by_others(self, each: Held, alive: list[Held]) -> int:
-        """Connections of processes that have no listener to accept from, when this one has it."""
-        if not each.owns_listener:
-            return 0
-        return sum(o.slot[Counter.OPEN_COUNT] for o in alive if not o.owns_listener)
 
     def _take_ends(self, now_s: float) -> list[tuple[str, int, str]]:
         news: list[tuple[str, int, str]] = []
@@ -383,9 +465,13 @@ class ForeignProcesses:
             else:
                 code, number = -1, 0
             self._ends.forget(pid)
-            each.ended_ns = time.monotonic_ns() - int((now_s - since_s) * 1e9)
+            del self._ended_at_s[pid]
+            self.known.pop(pid, None)
+            self._listening.discard(pid)
+            each.ended_ns = self._clock_ns() - int((now_s - since_s) * 1e9)
             each.slot[Counter.STOPPED_NS] = each.ended_ns
-            self.ends.append(ProcessEnd(pid, each.slot_index, each.ended_ns, code, number))
+            each.end = ProcessEnd(pid, each.slot_index, each.ended_ns, code, number)
+            self._slots.give_back(each.slot_index, now_s)
             how = f"signal {number}" if number else f"status {code}" if code >= 0 else "unseen"
             held = each.slot[Counter.OPEN_COUNT]
             detail = f"{each.command}, {how}, held {held} connections"

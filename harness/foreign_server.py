@@ -33,7 +33,7 @@ from probes.live import Live
 from probes.socket_owners import Listener
 
 SLOTS_COUNT = 256
-"""Processes of one server that can be followed in one run, those that were replaced included."""
+"""Processes of one server that can be followed at the same time."""
 
 LOG = "server.log"
 _STOP_GRACE_S = 5.0

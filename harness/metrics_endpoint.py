@@ -245,7 +245,8 @@ def _of_fleet(live: Live) -> list[Family]:
         lag.add(max(0, now_ns - entered_ns) / 1e9 if entered_ns else 0.0, who)
         max_lag.add(slot[Counter.LOOP_MAX_LAG_NS] / 1e9, who)
         busy.add(slot[Counter.LOOP_BUSY_NS_TOTAL] / 1e9, who)
-        if (used := _used(slot[Counter.PID])) is not None:
+        has_ended = slot[Counter.STOPPED_NS] > 0  # its pid may be another one's
+        if not has_ended and (used := _used(slot[Counter.PID])) is not None:
             user_s, system_s, rss_bytes = used
             cpu.add(user_s, {**who, "mode": "user"})
             cpu.add(system_s, {**who, "mode": "system"})

@@ -6,14 +6,20 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from harness import recording
 from harness.analysis_ahead import AnalysisAhead
+from harness.foreign_processes import ForeignProcesses
 from harness.probe_process import ProbeProcess
 from probes.rundir import RunDir
 
 PROBE_STOP_DEADLINE_S = 4.0
+
+_MANIFEST_PERIOD_S = 5.0
+"""Of a server that replaces its workers all the time, the manifest is written so often at most."""
 
 
 @dataclass(slots=True)
@@ -22,6 +28,34 @@ class RunResult:
 
     status: str = "finished"
     notes: list[str] = field(default_factory=list)
+
+
+Event = tuple[int, str, int, str]
+"""When, what, process, detail: a row of ``events``."""
+
+
+class EventLog:
+    """The events of a run, in order. Of a watch of days the first and the last ``MOST`` of them."""
+
+    MOST = 20_000
+
+    def __init__(self) -> None:
+        self._first: list[Event] = []
+        self._last: deque[Event] = deque(maxlen=self.MOST)
+        self._count = 0
+
+    def append(self, event: Event) -> None:
+        """Adds one."""
+        self._count += 1
+        (self._first if len(self._first) < self.MOST else self._last).append(event)
+
+    def __iter__(self) -> Iterator[Event]:
+        """All that are kept; where some are not, a row in their place says how many."""
+        yield from self._first
+        left_out_count = self._count - len(self._first) - len(self._last)
+        if left_out_count:
+            yield self._last[0][0], "events_left_out", 0, f"{left_out_count} events"
+        yield from self._last
 
 
 class Recorder:
@@ -45,12 +79,41 @@ class Recorder:
         self._run = run
         self._probe_names = probes
         self._manifest = manifest
-        self._events: list[tuple[int, str, int, str]] = []
+        self._events = EventLog()
+        self._departed = recording.ProcessRows()
+        self._noted_revision = 0
+        self._noted_s = 0.0
         self._stop_ns = 0
         self._analysis_ahead = AnalysisAhead(with_page=with_page)
 
     def _event(self, event: str, *, pid: int = 0, at_ns: int = 0, detail: str = "") -> None:
         self._events.append((at_ns or time.monotonic_ns(), event, pid, detail))
+
+    def _note_processes(self, processes: ForeignProcesses, *, is_last: bool = False) -> None:
+        """Keeps who came and went: in the manifest, and for the table of processes.
+
+        Args:
+            processes: Of a server that is not ours.
+            is_last: The manifest is written next by who calls.
+        """
+        for departed, end in processes.take_departed():
+            self._departed.add(departed.words, departed.slot, end)
+        now_s = time.monotonic()
+        is_due = not self._noted_s or now_s - self._noted_s >= _MANIFEST_PERIOD_S
+        if processes.revision == self._noted_revision or not (is_due or is_last):
+            return
+        self._noted_revision, self._noted_s = processes.revision, now_s
+        self._manifest.contents["server"]["processes"] = processes.describe()
+        if not is_last:
+            self._manifest.write()
+
+    def _note_left_out(self, result: RunResult) -> None:
+        """Says what of the processes that came and went is not in their table."""
+        if self._departed.left_out_count:
+            result.notes.append(
+                f"{self._departed.left_out_count:,} processes of the server came and went beyond "
+                f"the {self._departed.MOST:,} that the table of processes holds"
+            )
 
     def _note_probes(self, probes: ProbeProcess, result: RunResult) -> None:
         """Which probes run, as the probe process answered."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +99,7 @@ def _anchor() -> dict[str, int]:
     }
 
 
-def write_events(run: RunDir, events: Sequence[tuple[int, str, int, str]]) -> None:
+def write_events(run: RunDir, events: Iterable[tuple[int, str, int, str]]) -> None:
     """Writes (at_ns, event, pid, detail) rows; called when the fleet is gone."""
     writer = run.writer("events", PRODUCER)
     for event in events:
@@ -114,28 +116,85 @@ def write_connections(run: RunDir, live: Live) -> None:
     writer.close()
 
 
-def write_processes(run: RunDir, live: Live, ends: Sequence[ProcessEnd], stop_ns: int) -> None:
+class ProcessRows:
+    """Rows of ``processes`` of those whose slot went to another process, as they come.
+
+    A few numbers for each; of a server that replaces its workers for days the first ``MOST``.
+
+    Attributes:
+        left_out_count: Processes that came and went beyond those.
+    """
+
+    MOST = 50_000
+
+    def __init__(self) -> None:
+        self.left_out_count = 0
+        self._values = array("q")
+
+    def add(self, words: Sequence[int], slot: int, end: ProcessEnd | None) -> None:
+        """Keeps one.
+
+        Args:
+            words: Of its slot, by ``Counter``.
+            slot: Which it was.
+            end: How it ended, as far as known.
+        """
+        if len(self._values) >= self.MOST * len(_SLOT_WORDS):
+            self.left_out_count += 1
+            return
+        self._values.extend(_row(words, slot, end))
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        """The rows, as ``_SLOT_WORDS`` names them."""
+        size = len(_SLOT_WORDS)
+        for start in range(0, len(self._values), size):
+            yield self._values[start : start + size]
+
+
+_SLOT_WORDS = (
+    Counter.PID,
+    Counter.STARTED_NS,
+    Counter.ROLE,
+    None,  # the slot
+    Counter.WORKER,
+    Counter.NOFILE_SOFT_COUNT,
+    Counter.OWN_FDS_COUNT,
+    None,  # when and how it ended
+    None,
+    None,
+)
+"""Columns of ``processes`` by the word of the slot that has them."""
+
+
+def _row(words: Sequence[int], slot: int, end: ProcessEnd | None) -> list[int]:
+    row = [0 if word is None else words[word] for word in _SLOT_WORDS]
+    row[3] = slot
+    row[7:] = [end.exited_ns, end.status, end.signal] if end else [0, -1, 0]
+    return row
+
+
+def write_processes(
+    run: RunDir,
+    live: Live,
+    ends: Sequence[ProcessEnd],
+    stop_ns: int,
+    departed: Iterable[Sequence[int]] = (),
+) -> None:
     """Writes ``raw/processes`` from the slots of live.bin and the ends that were reported.
 
     A process that ended before ``stop_ns`` ended by itself; later ends are the run's doing.
+
+    Args:
+        run: Where.
+        live: Shared memory.
+        ends: Of the processes that have a slot.
+        stop_ns: When the run stopped them, 0 when not known.
+        departed: Rows of those that have none any more (``ProcessRows``).
     """
     by_slot = {end.slot: end for end in ends if not stop_ns or end.exited_ns < stop_ns}
     writer = run.writer("processes", PRODUCER)
-    for index in range(live.slot_count):
-        slot = live.slot(index)
-        if not slot[Counter.PID]:
-            continue
-        end = by_slot.get(index)
-        writer.append(
-            slot[Counter.PID],
-            slot[Counter.STARTED_NS],
-            _ROLE_NAMES.get(Role(slot[Counter.ROLE]), "server"),
-            index,
-            slot[Counter.WORKER],
-            slot[Counter.NOFILE_SOFT_COUNT],
-            slot[Counter.OWN_FDS_COUNT],
-            end.exited_ns if end else 0,
-            end.status if end else -1,
-            end.signal if end else 0,
-        )
+    slots = ((index, live.slot(index)) for index in range(live.slot_count))
+    present = (_row(slot, index, by_slot.get(index)) for index, slot in slots if slot[Counter.PID])
+    for pid, start_ns, role, *rest in chain(departed, present):
+        writer.append(pid, start_ns, _ROLE_NAMES.get(Role(role), "server"), *rest)
     writer.close()

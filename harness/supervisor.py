@@ -204,10 +204,7 @@ class Supervisor(Recorder):
             return
         for event, pid, detail in foreign.follow():
             self._event(event, pid=pid, detail=detail)
-        known = foreign.processes.describe()
-        if known != self._manifest.contents["server"]["processes"]:
-            self._manifest.contents["server"]["processes"] = known
-            self._manifest.write()
+        self._note_processes(foreign.processes)
 
     def _run_phases(self, fleet: Fleet, probes: ProbeProcess, result: RunResult) -> None:
         status = live_status.LiveStatus(fleet, self._plan)
@@ -333,6 +330,9 @@ class Supervisor(Recorder):
     def _record(self, live: Live, fleet: Fleet | None, result: RunResult) -> None:
         """Turns shared memory into tables; never hides the error that ended the run."""
         self._analysis_ahead.wait()
+        if self._foreign is not None:
+            self._note_processes(self._foreign.processes, is_last=True)
+        self._note_left_out(result)
         self._manifest.contents["notes"] = result.notes
         try:
             recording.write_connections(self._run, live)
@@ -340,7 +340,7 @@ class Supervisor(Recorder):
             if self._foreign is not None:
                 ends += self._foreign.processes.ends
             stop_ns = self._stop_ns or live.header[Header.PHASE_STOP_NS]
-            recording.write_processes(self._run, live, ends, stop_ns)
+            recording.write_processes(self._run, live, ends, stop_ns, self._departed)
             recording.write_events(self._run, self._events)
             self._manifest.finish(result.status)
         except ToolkitError:

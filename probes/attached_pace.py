@@ -11,7 +11,7 @@ import os
 
 from probes.clock import NS_PER_S
 from probes.governor import Governor, aligned_ns
-from probes.live import Counter, Live
+from probes.live import Counter, Header, Live
 from probes.own_cost import OwnCost
 
 FLUSH_NS, CALM_FLUSH_NS = 2 * NS_PER_S, 4 * NS_PER_S
@@ -28,7 +28,8 @@ def signs_of(live: Live) -> tuple[int, int, int, int]:
     Returns:
         Processes seen, ended, with nearly all of their descriptors in use; EMFILE so far.
     """
-    seen = ended = full = emfile = 0
+    seen = ended = live.header[Header.ENDED_COUNT]
+    full, emfile = 0, live.header[Header.ENDED_EMFILE_TOTAL]
     for slot in live.followed_slots():
         seen += 1
         emfile += slot[Counter.ACCEPT_EMFILE_TOTAL]

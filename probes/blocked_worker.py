@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +154,14 @@ class BlockedSamplesProbe:
         self._py_spy = find_py_spy()
         self.writers = [target.run.writer("blocked_samples", self.name)]
         self._slots = [target.live.slot(index) for index in range(target.live.slot_count)]
+
+    def remove_processes(self, pids: Collection[int]) -> None:
+        """Forgets processes that ended."""
+        for pid in pids:
+            self._dumped_ns.pop(pid, None)
+            self._is_python.pop(pid, None)
+        if self._still is not None:
+            self._still.remove(pids)
 
     def sample(self, at_ns: int) -> None:
         """Looks at every process in a turn; writes the row that waited for its Python stack."""

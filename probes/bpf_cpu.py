@@ -24,6 +24,7 @@ Checked against
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy.typing as npt
@@ -43,6 +44,7 @@ _FULL_SHARE = 8  # the stack map is cleared when one in so many of its buckets i
 class CpuStacksProbe(BpfProbe):
     """Writes ``cpu_stacks``."""
 
+    is_by_process = True
     name = "cpu_stacks"
     tables = ("cpu_stacks",)
     programs = ("cpu_sample",)
@@ -72,6 +74,11 @@ class CpuStacksProbe(BpfProbe):
         """Watches a process that came later; its mappings are read now, it may not live long."""
         super().add_process(ref)
         self._user.add_process(ref.pid)
+
+    def _forget(self, loaded: BpfObject, pids: Collection[int]) -> None:
+        del loaded  # its samples were taken out when they were read
+        for key in [key for key in self._user_names if key[0] in pids]:
+            del self._user_names[key]
 
     @property
     def note(self) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import ClassVar
 
 from probes import bpf_shared
 from probes.bpf_program import BpfObject, check_bpf
 from probes.bpf_sources import SourceBuilder
+from probes.clock import now_ns
 from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
 
@@ -19,11 +21,13 @@ class BpfProbe:
 
     Attributes:
         shared: Its source is part of the object of the default probes; else it has its own.
+        is_by_process: It counts by process, and forgets those that ended.
         bpf_run_ns: CPU time in its programs, known after ``stop``; -1 unless the sysctl
             ``kernel.bpf_stats_enabled`` is on (it is never changed here).
     """
 
     shared: ClassVar[bool] = True
+    is_by_process: ClassVar[bool] = False
     name: str = ""
     period_s: float = 1.0
     tables: ClassVar[tuple[str, ...]] = ()
@@ -71,6 +75,18 @@ class BpfProbe:
         """Watches a process that came later: its calls and samples count from now on."""
         if self._object is not None:
             bpf_shared.watch_pids(self._object, [ref.pid])
+
+    def remove_processes(self, pids: Collection[int]) -> None:
+        """Writes what is known of processes that ended, and watches their numbers no more."""
+        if self._object is None:
+            return
+        bpf_shared.unwatch_pids(self._object, pids)
+        if self.is_by_process:
+            self._read(self._object, now_ns())
+            self._forget(self._object, pids)
+
+    def _forget(self, loaded: BpfObject, pids: Collection[int]) -> None:
+        """Drops what is kept for processes that ended, here and in the maps."""
 
     def sample(self, at_ns: int) -> None:
         """Writes what came since the last sample."""

@@ -16,6 +16,8 @@ Checked against
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
@@ -33,6 +35,7 @@ class RunqLatencyProbe(BpfProbe):
     """Writes ``runq_latency``."""
 
     shared = False
+    is_by_process = True
     name = "runq_latency"
     tables = ("runq_latency",)
     programs = ("runq_wakeup", "runq_switch")
@@ -57,3 +60,8 @@ class RunqLatencyProbe(BpfProbe):
                 pid, bucket = key
                 self.writers[0].append(at_ns, pid, 1 << bucket, news)
         self.lost_count = bpf_shared.lost(loaded, "runq")
+
+    def _forget(self, loaded: BpfObject, pids: Collection[int]) -> None:
+        bpf_shared.delete_of_pids(loaded, "runq_counts", pids)
+        for key in [key for key in self._counts if key[0] in pids]:
+            del self._counts[key]

@@ -7,7 +7,7 @@ is left out of it and told why.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,23 @@ def watch_pids(loaded: BpfObject, pids: Iterable[int]) -> None:
 
 
 def unwatch_pids(loaded: BpfObject, pids: Iterable[int]) -> None:
-    """Takes processes out again."""
+    """Takes processes out again: once they have ended, their numbers are anybody's."""
     for pid in pids:
         loaded.maps["watched_pids"].delete(pid)
+
+
+def delete_of_pids(loaded: BpfObject, name: str, pids: Collection[int]) -> None:
+    """Deletes the entries of processes that ended, so that the map has room for others.
+
+    Args:
+        loaded: The object.
+        name: A map whose keys have a field ``pid``, or one ``key`` that has it.
+        pids: The processes.
+    """
+    keys, _ = loaded.maps[name].items()
+    own = keys["pid"] if "pid" in (keys.dtype.names or ()) else keys["key"]["pid"]
+    for key in keys[np.isin(own, list(pids))]:
+        loaded.maps[name].delete(key)
 
 
 def run_config(target: Target, *, paused: bool = False) -> npt.NDArray[np.void]:

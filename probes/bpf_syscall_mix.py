@@ -16,7 +16,7 @@ Checked against
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
@@ -29,6 +29,7 @@ from probes.syscall_names import CallNames
 class SyscallMixProbe(BpfProbe):
     """Writes ``syscall_mix``; counts nothing until ``watch`` is called."""
 
+    is_by_process = True
     name = "syscall_mix"
     tables = ("syscall_mix",)
     programs = ("syscall_mix",)
@@ -96,3 +97,12 @@ class SyscallMixProbe(BpfProbe):
             news, failed = total[0] - before[0], total[1] - before[1]
             self.writers[0].append(at_ns, pid, self._names.name(pid, number), news, failed)
         self.lost_count = bpf_shared.lost(loaded, "syscall_mix")
+
+    def _forget(self, loaded: BpfObject, pids: Collection[int]) -> None:
+        for pid in self._watched.intersection(pids):
+            loaded.maps["mix_pids"].delete(pid)
+        self._watched = self._watched.difference(pids)
+        bpf_shared.delete_of_pids(loaded, "mix_counts", pids)
+        for key in [key for key in self._counts if key[0] in pids]:
+            del self._counts[key]
+        self._names.remove(pids)

@@ -29,6 +29,7 @@ Checked against
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 
 import numpy as np
 
@@ -78,6 +79,7 @@ def most_used_share(target: Target) -> float:
 class FailingSyscallsProbe(BpfProbe):
     """Writes ``failing_syscalls``, ``failure_stacks`` and ``limit_readings``."""
 
+    is_by_process = True
     name = "failing_syscalls"
     tables = ("failing_syscalls", "failure_stacks", "limit_readings")
     programs = ("failing_syscalls",)
@@ -89,6 +91,7 @@ class FailingSyscallsProbe(BpfProbe):
         self._counts: dict[Key, int] = {}
         self._recorded: set[tuple[Key, int]] = set()
         self._lost_stacks_count = 0
+        self._stack_ids: set[int] = set()
         self._target: Target | None = None
         self._names = CallNames()
         self._limits = LimitReader()
@@ -213,6 +216,21 @@ class FailingSyscallsProbe(BpfProbe):
         lost = bpf_shared.lost(loaded, "failures", "failure_stacks")
         self.lost_count = lost + self._lost_stacks_count
 
+    def _forget(self, loaded: BpfObject, pids: Collection[int]) -> None:
+        for name in ("failures", "failure_records"):
+            bpf_shared.delete_of_pids(loaded, name, pids)
+        _, kept = loaded.maps["failure_records"].items()
+        in_use = {*kept["kernel_stack"].ravel().tolist(), *kept["user_stack"].ravel().tolist()}
+        for stack_id in [each for each in self._stack_ids if each not in in_use]:
+            loaded.maps["failure_traces"].delete(stack_id)
+            self._stack_ids.discard(stack_id)
+        for key in [key for key in self._counts if key[0] in pids]:
+            del self._counts[key]
+        self._recorded = {each for each in self._recorded if each[0][0] not in pids}
+        for pid in pids:
+            self._failing_accepts.pop(pid, None)
+        self._names.remove(pids)
+
     def _count_emfile(self, pid: int, count: int) -> None:
         """Into the slot of a watched process, which does not count for itself: the live view."""
         live = self._target.live if self._target is not None else None
@@ -268,5 +286,6 @@ class FailingSyscallsProbe(BpfProbe):
         if stack_id < 0:
             self._lost_stacks_count += stack_id != _FAULT
             return []
+        self._stack_ids.add(stack_id)
         found = loaded.maps["failure_traces"].get(stack_id)
         return frames_of(found[0]["frames"]) if found is not None else []

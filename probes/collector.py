@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,13 +24,14 @@ from probes.attached_pace import AttachedPace
 from probes.clock import NS_PER_MS, NS_PER_S, now_ns
 from probes.driven import Driven, ProbeHangs, next_due_ns, time_limit
 from probes.errors import ProbeUnavailableError
-from probes.fleet_slots import ROLE_NAMES, fleet_is_ready, free_slots_of, processes_of
+from probes.fleet_slots import FollowedSlots, fleet_is_ready, has_free_slots, processes_of
 from probes.governor import aligned_ns
 from probes.hot_worker import AcceptFailures, HotWorkerWatch
-from probes.live import Counter, Header, Live, Phase, Role
-from probes.probe import ProcessRef, Target
+from probes.live import Header, Live, Phase
+from probes.probe import Target
 from probes.process_tree import is_python
 from probes.rundir import RunDir, TableWriter
+from probes.symbols import user_symbols
 
 READY_LIMIT_S = 30.0
 STOP_LIMIT_S = 2.8
@@ -53,6 +54,7 @@ class Collector:
         stdin_fd: End of file or ``stop`` on it ends the run.
         attached: See ``Target``.
         allow_pauses: Likewise.
+        clock_ns: CLOCK_MONOTONIC.
     """
 
     run: RunDir
@@ -62,13 +64,18 @@ class Collector:
     stdin_fd: int
     attached: bool = False
     allow_pauses: bool = False
+    clock_ns: Callable[[], int] = now_ns
     driven: list[Driven] = field(default_factory=list)
     _health: Any = None
     _events: Any = None
     _hot: HotWorkerWatch | None = None
     _target: Target | None = None
-    _free_slots: list[memoryview] = field(default_factory=list)
+    _followed: FollowedSlots | None = None
     _pace: AttachedPace | None = None
+    _phase: int = Phase.START
+    _flush_due_ns: int = 0
+    _hot_due_ns: int = 0
+    _follow_due_ns: int = 0
     _stop_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(self) -> None:
@@ -100,9 +107,10 @@ class Collector:
 
     def start(self) -> None:
         """Starts every probe that can run; failures become health rows at once."""
+        if has_free_slots(self.live) or self.attached:
+            self._followed = FollowedSlots(self.live)
         processes = processes_of(self.live)
-        self._free_slots = free_slots_of(self.live)
-        if self._free_slots:  # the servers are not ours, and may be anything
+        if self._followed is not None:  # the servers are not ours, and may be anything
             for pid, ref in processes.items():
                 if ref.role == "server":
                     processes[pid] = replace(ref, is_python=is_python(pid))
@@ -131,26 +139,25 @@ class Collector:
         for entry in self.driven:
             if entry.state != "ran":
                 self._report(entry)
-        at_ns = now_ns()
+        at_ns = self._hot_due_ns = self._follow_due_ns = self.clock_ns()
+        self._phase = self.live.phase
         for entry in self.driven:
             entry.due_ns = at_ns
         self._flush()
+        self._flush_due_ns = at_ns + FLUSH_NS
         self.live.header[Header.PROBES_READY_NS] = now_ns()
 
     def _follow(self) -> None:
-        """Tells the probes of processes that took a slot since the last look."""
-        # They are taken in order.
-        if self._target is None or not self._free_slots:
+        """Tells the probes of processes that came since the last look."""
+        if self._target is None or self._followed is None:
             return
-        if self._free_slots[0][Counter.ROLE] == Role.FREE:
-            return
-        taken = [slot for slot in self._free_slots if slot[Counter.ROLE] != Role.FREE]
-        self._free_slots = [s for s in self._free_slots if s[Counter.ROLE] == Role.FREE]
-        for slot in taken:
-            pid = slot[Counter.PID]
-            role = ROLE_NAMES.get(slot[Counter.ROLE], "server")
-            ref = ProcessRef(pid, role, slot[Counter.WORKER], is_python=is_python(pid))
-            self._target.processes[pid] = ref
+        for ref, slot in self._followed.take_new():
+            known = self._target.processes.get(ref.pid)
+            if known is not None and known.worker == ref.worker:
+                continue  # it came while the probes started
+            if known is not None:  # another process had this number
+                self._end_processes({ref.pid})
+            self._target.processes[ref.pid] = ref
             for entry in self.driven:
                 add_process = getattr(entry.probe, "add_process", None)
                 if entry.running and add_process is not None:
@@ -160,6 +167,21 @@ class Collector:
                 self._hot.add(ref, slot)
             if registry.syscall_mix_watches_all(list(self.names)):
                 self._watch_syscalls(set(self._target.processes))
+
+    def _end_processes(self, pids: Collection[int]) -> None:
+        """Tells the probes of processes that ended: their numbers are free for anybody."""
+        if self._target is None:
+            return
+        for entry in self.driven:
+            remove_processes = getattr(entry.probe, "remove_processes", None)
+            if entry.running and remove_processes is not None:
+                with self._guarded(entry):
+                    remove_processes(pids)
+        user_symbols().remove(pids)
+        for pid in pids:
+            self._target.processes.pop(pid, None)
+            if self._hot is not None:
+                self._hot.remove(pid)
 
     def ready_message(self) -> dict[str, Any]:
         """What the supervisor is told."""
@@ -174,45 +196,48 @@ class Collector:
 
     def loop(self) -> None:
         """Samples by deadlines until the supervisor asks to stop."""
-        phase = self.live.phase
-        flush_due_ns = now_ns() + FLUSH_NS
-        hot_due_ns = now_ns()
-        follow_due_ns = now_ns()
         while True:
-            at_ns = now_ns()
-            is_following = bool(self._free_slots) or self._pace is not None
-            if self.live.phase != phase:
-                phase = self.live.phase
-                if phase == Phase.HOLD:
-                    self._sample_named("tcp_snapshot")
-            for entry in self.driven:
-                if entry.running and now_ns() >= entry.due_ns:
-                    self._sample(entry)
-            if is_following and at_ns >= follow_due_ns:
-                follow_due_ns = at_ns + FOLLOW_NS
-                self._follow()
-                if self._pace is not None and self._hot is not None and self._target is not None:
-                    self._look(at_ns, is_hot=self._hot.pid > 0)
-                    follow_due_ns = self._pace.look_due_ns(at_ns)
-            if at_ns >= hot_due_ns:
-                hot_due_ns = at_ns + HOT_NS
-                if self._pace is not None:  # together with all else
-                    hot_due_ns = aligned_ns(at_ns, HOT_NS)
-                self._look_for_hot_worker(at_ns)
-            if at_ns >= flush_due_ns:
-                flush_due_ns = at_ns + FLUSH_NS
-                if self._pace is not None:
-                    flush_due_ns = self._pace.flush_due_ns(at_ns)
-                self._flush()
-            due_ns = min(
-                [hot_due_ns, flush_due_ns, *(e.due_ns for e in self.driven if e.running)],
-            )
-            if phase < Phase.HOLD:
-                due_ns = min(due_ns, at_ns + PHASE_NS)
-            if is_following:
-                due_ns = min(due_ns, follow_due_ns)
-            if self.stop_is_asked(timeout_s=max(0, due_ns - now_ns()) / NS_PER_S):
+            due_ns = self.turn()
+            if self.stop_is_asked(timeout_s=max(0, due_ns - self.clock_ns()) / NS_PER_S):
                 return
+
+    def turn(self) -> int:
+        """Does everything that is due.
+
+        Returns:
+            When something is due next.
+        """
+        at_ns = self.clock_ns()
+        if self.live.phase != self._phase:
+            self._phase = self.live.phase
+            if self._phase == Phase.HOLD:
+                self._sample_named("tcp_snapshot")
+        for entry in self.driven:
+            if entry.running and self.clock_ns() >= entry.due_ns:
+                self._sample(entry)
+        if self._followed is not None and at_ns >= self._follow_due_ns:
+            self._follow_due_ns = at_ns + FOLLOW_NS
+            self._follow()
+            if self._pace is not None and self._hot is not None and self._target is not None:
+                self._look(at_ns, is_hot=self._hot.pid > 0)
+                self._follow_due_ns = self._pace.look_due_ns(at_ns)
+        if at_ns >= self._hot_due_ns:
+            self._hot_due_ns = at_ns + HOT_NS
+            if self._pace is not None:  # together with all else
+                self._hot_due_ns = aligned_ns(at_ns, HOT_NS)
+            self._look_for_hot_worker(at_ns)
+        if at_ns >= self._flush_due_ns:
+            self._flush_due_ns = at_ns + FLUSH_NS
+            if self._pace is not None:
+                self._flush_due_ns = self._pace.flush_due_ns(at_ns)
+            self._flush()
+        due_ns = [self._hot_due_ns, self._flush_due_ns]
+        due_ns += [entry.due_ns for entry in self.driven if entry.running]
+        if self._phase < Phase.HOLD:
+            due_ns.append(at_ns + PHASE_NS)
+        if self._followed is not None:
+            due_ns.append(self._follow_due_ns)
+        return min(due_ns)
 
     def stop_is_asked(self, timeout_s: float) -> bool:
         """Waits at most so long for the supervisor's word."""
@@ -247,7 +272,7 @@ class Collector:
     def _stop_one(self, entry: Driven) -> None:
         assert entry.probe is not None
         with self._guarded(entry), time_limit(PROBE_STOP_LIMIT_S):
-            entry.probe.stop(now_ns())
+            entry.probe.stop(self.clock_ns())
         entry.running = False
         with self._stop_lock:
             self._report(entry)
@@ -310,7 +335,7 @@ class Collector:
 
     def _sample(self, entry: Driven) -> None:
         assert entry.probe is not None
-        at_ns = now_ns()
+        at_ns = self.clock_ns()
         period_ns = int(entry.probe.period_s * NS_PER_S)
         if self._pace is None:
             entry.due_ns, is_late = next_due_ns(entry.due_ns, at_ns, period_ns)
@@ -328,11 +353,16 @@ class Collector:
     def _sample_named(self, name: str) -> None:
         for entry in self.driven:
             if entry.name == name and entry.running:
-                entry.due_ns = now_ns()
+                entry.due_ns = self.clock_ns()
                 self._sample(entry)
 
     def _look_for_hot_worker(self, at_ns: int) -> None:
-        if self._hot is None or not self._hot.sample(at_ns):
+        if self._hot is None:
+            return
+        has_changed = self._hot.sample(at_ns)
+        if ended := set(self._hot.take_ended()):
+            self._end_processes(ended)
+        if not has_changed:
             return
         pid, use = self._hot.pid, self._hot.use
         if pid and use is not None:

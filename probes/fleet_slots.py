@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from probes.live import Counter, Live, Role
 from probes.probe import ProcessRef
+from probes.process_tree import is_python
 
 ROLE_NAMES: dict[int, str] = {
     Role.SERVER: "server",
@@ -23,10 +24,46 @@ def processes_of(live: Live) -> dict[int, ProcessRef]:
     return found
 
 
-def free_slots_of(live: Live) -> list[memoryview]:
-    """Slots that nobody has yet: kept for the processes of a server that is not ours."""
-    slots = [live.slot(index) for index in range(live.slot_count)]
-    return [slot for slot in slots if slot[Counter.ROLE] == Role.FREE]
+def has_free_slots(live: Live) -> bool:
+    """Whether there are slots that nobody has: kept for processes of a server that is not ours."""
+    slots = (live.slot(index) for index in range(live.slot_count))
+    return any(slot[Counter.ROLE] == Role.FREE for slot in slots)
+
+
+class FollowedSlots:
+    """Tells which processes took a slot since the last look, of a server that is not ours.
+
+    Args:
+        live: The shared memory; its slots before those of clients are for that server. Who has one
+            now is known already.
+    """
+
+    def __init__(self, live: Live) -> None:
+        slots = [live.slot(index) for index in range(live.slot_count)]
+        self._slots = [slot for slot in slots if slot[Counter.ROLE] != Role.CLIENT]
+        self._seen: list[tuple[int, int]] = [(0, 0)] * len(self._slots)
+        self.take_new()
+
+    def take_new(self) -> list[tuple[ProcessRef, memoryview[int]]]:
+        """Processes that came, each with its slot. They take slots in order, and leave none empty.
+
+        One that ended before anybody looked is left out.
+        """
+        found = []
+        for index, slot in enumerate(self._slots):
+            occupant = slot[Counter.PID], slot[Counter.STARTED_NS]
+            if not occupant[0]:
+                break
+            if occupant == self._seen[index] or slot[Counter.ROLE] == Role.FREE:
+                continue
+            self._seen[index] = occupant
+            if slot[Counter.STOPPED_NS]:
+                continue
+            role = ROLE_NAMES.get(slot[Counter.ROLE], "server")
+            pid = occupant[0]
+            ref = ProcessRef(pid, role, slot[Counter.WORKER], is_python=is_python(pid))
+            found.append((ref, slot))
+        return found
 
 
 def fleet_is_ready(live: Live) -> bool:

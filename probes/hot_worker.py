@@ -166,6 +166,7 @@ class HotWorkerWatch:
         self._fds: dict[int, tuple[int, int]] = {}
         self._last: dict[int, tuple[int, int, int, int]] = {}
         self._slots: dict[int, memoryview[int]] = {}
+        self._ended: list[int] = []
         for pid in processes:
             self._open_files(pid)
         if live is not None:
@@ -176,6 +177,7 @@ class HotWorkerWatch:
 
     def add(self, ref: ProcessRef, slot: memoryview[int]) -> None:
         """Watches a process that came later, with its slot of the shared memory."""
+        self.remove(ref.pid)
         self._roles[ref.pid] = ref.role
         self._open_files(ref.pid)
         if ref.pid in self._fds:
@@ -183,8 +185,27 @@ class HotWorkerWatch:
 
     def _open_files(self, pid: int) -> None:
         stat_fd = _open(f"/proc/{pid}/stat")
-        if stat_fd >= 0:  # else it is gone already; the supervisor reports deaths
-            self._fds[pid] = (stat_fd, _open(f"/proc/{pid}/schedstat"))
+        if stat_fd < 0:  # it is gone already
+            self._ended.append(pid)
+            return
+        self._fds[pid] = (stat_fd, _open(f"/proc/{pid}/schedstat"))
+
+    def take_ended(self) -> list[int]:
+        """Processes that were seen to be gone since the last call.
+
+        An open file of /proc belongs to one process and not to its number (fs/proc/base.c,
+        get_proc_task of a struct pid): who has the same pid later does not hide the end of this.
+        """
+        ended, self._ended = self._ended, []
+        return ended
+
+    def remove(self, pid: int) -> None:
+        """Forgets a process that ended."""
+        if pid in self._fds:
+            self._forget(pid)
+        self._roles.pop(pid, None)
+        self._last.pop(pid, None)
+        self._slots.pop(pid, None)
 
     def sample(self, at_ns: int) -> bool:
         """Reads all processes and applies the rule.
@@ -230,6 +251,7 @@ class HotWorkerWatch:
             waited_ns = max(0, parse_wait_ns(waited))
         except (OSError, ValueError):
             self._forget(pid)
+            self._ended.append(pid)
             return None
         slot = self._slots.get(pid)
         established = slot[Counter.ESTABLISHED_TOTAL] if slot is not None else 0

@@ -47,6 +47,10 @@ class Header(IntEnum):
     PHASE_STOP_NS = 7
     PROBES_READY_NS = 8
     STOP_REASON = 9
+    # of processes of a server that is not ours, whose slots went to others since
+    ENDED_COUNT = 10
+    ENDED_ESTABLISHED_TOTAL = 11
+    ENDED_EMFILE_TOTAL = 12
 
 
 class Phase(IntEnum):
@@ -249,10 +253,11 @@ class Live:
         return self._bytes[start : start + COUNTER_WORDS * 8].cast("q")
 
     def followed_slots(self) -> Iterator[memoryview[int]]:
-        """The slots of processes of a server that is not ours, those that ended included.
+        """The slots of processes of a server that is not ours.
 
-        Who follows such a server takes the slots in order and gives none back, so the first one
-        without a pid is the end.
+        Those of processes that ended are among them, until another process takes the slot. Who
+        follows such a server takes the slots in order and never leaves one without a pid, so the
+        first one without is the end.
         """
         for index in range(self.slot_count):
             slot = self.slot(index)

@@ -64,7 +64,8 @@ class LiveSamplesProbe:
         self.writers: list[TableWriter] = []
         self._live: Live | None = None
         self._slots: list[tuple[int, memoryview[int], memoryview[int]]] = []
-        self._before: dict[int, tuple[int, int, tuple[int, ...]]] = {}
+        self._before: dict[int, tuple[int, int, int, tuple[int, ...]]] = {}
+        self._last_rows: dict[int, int] = {}
         self._attached = False
 
     def check(self) -> None:
@@ -100,18 +101,24 @@ class LiveSamplesProbe:
             role = _ROLES.get(word[Counter.ROLE])
             if role is None or not word[Counter.PID]:
                 continue
+            if self._attached and word[Counter.STOPPED_NS]:
+                if self._last_rows.get(index) == word[Counter.STARTED_NS]:
+                    continue  # its counters stand still: one row after its end says all
+                self._last_rows[index] = word[Counter.STARTED_NS]
             entered_ns = word[Counter.LOOP_ENTERED_NS]
             lag_ns = max(0, at_ns - entered_ns) if entered_ns else 0
             turns, run_max_ns = word[Counter.LOOP_ITERATIONS_TOTAL], word[Counter.LOOP_MAX_LAG_NS]
             before = self._before.get(index)
+            if before is not None and before[0] != word[Counter.STARTED_NS]:
+                before = None  # the slot is another process's by now
             longest_ns = 0
-            if before is None or before[0] != turns or before[1] != run_max_ns:
+            if before is None or before[1] != turns or before[2] != run_max_ns:
                 now = _LAGS.unpack_from(lags)
                 if before is None:
                     longest_ns = run_max_ns
                 else:
-                    longest_ns = longest_turn_ns(before[2], now, before[1], run_max_ns)
-                self._before[index] = (turns, run_max_ns, now)
+                    longest_ns = longest_turn_ns(before[3], now, before[2], run_max_ns)
+                self._before[index] = (word[Counter.STARTED_NS], turns, run_max_ns, now)
             writer.append(
                 at_ns,
                 word[Counter.PID],

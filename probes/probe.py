@@ -4,7 +4,8 @@ Life of a probe, all in one thread of the probe process, which is root where the
 
     check() -> start(target) -> sample(at_ns) every period_s -> stop(at_ns)
 
-A probe may have ``add_process(ref)``: a process of a server that is not ours came later. Of a
+A probe may have ``add_process(ref)``: a process of a server that is not ours came later; and
+``remove_processes(pids)``: these have ended, and their numbers may be those of others soon. Of a
 server in service (``Target.is_sparing``) the collector makes the periods longer, except where the
 probe ``is_self_paced``; one that ``is_alarmed`` after a sample has seen what deserves close ones.
 

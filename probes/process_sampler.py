@@ -27,6 +27,7 @@ Checked against:
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -103,6 +104,7 @@ class ProcessSamplesProbe:
         self.late_count = 0
         self.writers: list[TableWriter] = []
         self._watched: dict[int, _Watched] = {}
+        self._children: set[int] = set()
         self._release = os.uname().release
         self._children_path = Path(f"/proc/self/task/{os.getpid()}/children")
 
@@ -122,6 +124,12 @@ class ProcessSamplesProbe:
         """Watches a process that came later, from its next sample on."""
         self._watch(ref.pid, ref.role, ref.worker)
 
+    def remove_processes(self, pids: Collection[int]) -> None:
+        """Closes what is open of processes that ended: their numbers may be others' already."""
+        for pid in pids:
+            if pid in self._watched:
+                self._watched.pop(pid).close()
+
     def _watch(self, pid: int, role: str, worker: int) -> None:
         if pid in self._watched:
             return
@@ -135,8 +143,11 @@ class ProcessSamplesProbe:
             children = self._children_path.read_text()
         except OSError:  # kernel without CONFIG_PROC_CHILDREN
             return
-        for word in children.split():
-            self._watch(int(word), "probe", -1)
+        present = {int(word) for word in children.split()}
+        self.remove_processes(self._children - present)
+        for pid in present - self._children:
+            self._watch(pid, "probe", -1)
+        self._children = present
 
     def sample(self, at_ns: int) -> None:
         """Appends a row for every process that is still there."""

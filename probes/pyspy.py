@@ -32,6 +32,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,6 +95,7 @@ class _Watched:
     cpu: list[tuple[int, int]] = field(default_factory=list)
     billing: dict[int, CpuBilling] = field(default_factory=dict)
     failures_count: int = 0
+    has_ended: bool = False
 
     def read_cpu(self, at_ns: int) -> None:
         """Notes its CPU clock; a process that is gone keeps its last reading."""
@@ -185,6 +187,25 @@ class PythonStacksProbe:
                 self._low_pids.add(ref.pid)
                 self._open_low(ref.pid)
 
+    def remove_processes(self, pids: Collection[int]) -> None:
+        """Forgets processes that ended; what their last windows wrote is still taken."""
+        for pid in pids:
+            self._python_pids.discard(pid)
+            self._low_pids.discard(pid)
+            self._begun_ns.pop(pid, None)
+            self._resting.pop(pid, None)
+            if pid == self._hot_pid:
+                self._hot_pid = 0
+            if pid in self._watched:
+                self._watched[pid].has_ended = True
+        self._drop_ended()
+
+    def _drop_ended(self) -> None:
+        sampled = {window.pid for window in self._windows}
+        for pid in [pid for pid, each in self._watched.items() if each.has_ended]:
+            if pid not in sampled:
+                os.close(self._watched.pop(pid).stat_fd)
+
     def focus(self, pid: int) -> None:
         """Samples this process at the high rate and all others at the low one.
 
@@ -240,6 +261,9 @@ class PythonStacksProbe:
 
     def _open(self, pid: int, rate_per_s: int, window_s: float) -> None:
         watched = self._watched.get(pid)
+        if watched is not None and watched.has_ended:  # another process has its pid by now
+            os.close(self._watched.pop(pid).stat_fd)
+            watched = None
         if watched is None:
             self._add_note(python_build_note(pid))
             try:
@@ -308,6 +332,7 @@ class PythonStacksProbe:
                 watched.failures_count += 1
                 if watched.failures_count <= 2:
                     self._open(window.pid, window.rate_per_s, WINDOW_S)
+        self._drop_ended()
         oldest_ns = min((window.started_ns for window in self._windows), default=at_ns)
         for watched in self._watched.values():
             keep = max(0, sum(reading[0] <= oldest_ns for reading in watched.cpu) - 1)

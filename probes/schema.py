@@ -349,7 +349,7 @@ _ALL: tuple[Table, ...] = (
         "probes.tcp_snapshot",
         "a listening socket of one process",
         "listeners x processes that share one",
-        "/proc/PID/fd at the first snapshot",
+        "/proc/PID/fd at the first snapshot after the process came",
         (
             _at(),
             _PID,

@@ -14,6 +14,7 @@ src/runtime/proc.go (findRunnable).
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from probes.elf import BAD_FILE, ElfFile
@@ -76,6 +77,14 @@ class StillWatch:
     def is_same(self, pid: int, since_ns: int) -> bool:
         """It still stands still, and has not moved meanwhile as far as was seen."""
         return self._since_ns.get(pid) == since_ns
+
+    def remove(self, pids: Collection[int]) -> None:
+        """Forgets processes that ended."""
+        self._polled.difference_update(pids)
+        for pid in pids:
+            self._since_ns.pop(pid, None)
+            self._elsewhere.pop(pid, None)
+            self._shared.pop(pid, None)
 
     def _polls_elsewhere(self, pid: int) -> bool:
         if pid not in self._elsewhere:

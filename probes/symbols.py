@@ -17,7 +17,7 @@ import bisect
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -35,6 +35,8 @@ from probes.perf_map import PerfMap, clean_name
 KALLSYMS = Path("/proc/kallsyms")
 KERNEL_SUFFIX = "_[k]"
 UNKNOWN = "[unknown]"  # an address in no executable mapping
+MOST_FILES = 256
+"""Programs and libraries whose tables are kept; a server that is deployed anew has others."""
 _REFRESH_S = 1.0
 _NO_FILES = ("/memfd:", "/dev/zero", "/anon_hugepage", "/SYSV", "/dev/shm/")  # noqa: S108
 
@@ -195,6 +197,7 @@ class _Mappings:
     starts: list[int] = field(default_factory=list)
     rows: list[_Mapping] = field(default_factory=list)
     is_ours: bool = False  # its paths mean the same to us
+    key: tuple[str, bool] = ("", False)  # by which processes with the same ones share them
 
     def at(self, address: int) -> _Mapping | None:
         """The mapping that holds an address."""
@@ -248,12 +251,37 @@ class UserSymbols:
         mappings = self._by_text.get((executable, is_ours))
         if mappings is None:
             mappings = self._by_text[executable, is_ours] = parse_maps(executable)
-            mappings.is_ours = is_ours
+            mappings.is_ours, mappings.key = is_ours, (executable, is_ours)
+        before = self._by_pid.get(pid)
         self._by_pid[pid] = mappings
+        if before is not None and before is not mappings:
+            self._drop_unused({id(before): before})
         if pid not in self._maps:
             self._maps[pid] = PerfMap(pid)
             self._read_map(pid)
         return True
+
+    def remove(self, pids: Collection[int]) -> None:
+        """Forgets processes that ended; what their number means later is another process."""
+        left: dict[int, _Mappings] = {}
+        for pid in pids:
+            mappings = self._by_pid.pop(pid, None)
+            if mappings is not None:
+                left[id(mappings)] = mappings
+            self._maps.pop(pid, None)
+            self._read_s.pop(pid, None)
+            self._map_read_s.pop(pid, None)
+            self._wanting.discard(pid)
+        self._drop_unused(left)
+
+    def _drop_unused(self, left: dict[int, _Mappings]) -> None:
+        """Drops mappings that no process has any more, with the names that were found by them."""
+        for mappings in self._by_pid.values():
+            left.pop(id(mappings), None)
+        for mappings in left.values():
+            del self._by_text[mappings.key]
+        if left:
+            self._known = {key: name for key, name in self._known.items() if key[0] not in left}
 
     def version(self, pid: int) -> int:
         """Grows when the process's runtime named more code: names before may be out of date.
@@ -356,6 +384,8 @@ class UserSymbols:
             if not _can_read(path) and mappings.is_ours:
                 path = Path(mapping.path)  # of a process that ended meanwhile
             known = ElfSymbols(path, mapping.path, (f"/proc/{pid}/root", "/"))
+            if len(self._files) >= MOST_FILES:
+                del self._files[next(iter(self._files))]
             self._files[mapping.path, mapping.file] = known
         return known
 

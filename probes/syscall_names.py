@@ -8,6 +8,7 @@ Numbers from 424 on are the same everywhere. ``-N`` stands for N numbers without
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from functools import cache
 
 from probes.process_tree import is_32_bit
@@ -203,3 +204,8 @@ class CallNames:
         if pid not in self._is_32_bit:
             self._is_32_bit[pid] = is_32_bit(pid)
         return syscall_name(number, is_32_bit=self._is_32_bit[pid])
+
+    def remove(self, pids: Iterable[int]) -> None:
+        """Forgets processes that ended."""
+        for pid in pids:
+            self._is_32_bit.pop(pid, None)

@@ -9,7 +9,7 @@ Measures
 Hook
     ``iter/tcp`` (net/ipv4/tcp_ipv4.c, bpf_iter_tcp), run by read(2) when a snapshot is due, in the
     network namespace of this process; probes/bpf/tcp_snapshot.c adds up in the kernel. Owners come
-    from /proc/PID/fd of the servers, once, before they have connections.
+    from /proc/PID/fd of each server, once, before it has many connections.
 Cost
     About 0.5 us a socket and a few ms for the walk over the hash table. Rows do not grow with the
     connections. A snapshot waits at least 200 times as long as the last one took: 0.5 % of a
@@ -38,7 +38,7 @@ from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
 from probes.clock import NS_PER_S, now_ns
-from probes.probe import Target
+from probes.probe import ProcessRef, Target
 from probes.socket_owners import WALK_MOST_COUNT, descriptor_count, socket_inodes
 from probes.tcp_names import SIDES, state_name
 
@@ -98,14 +98,20 @@ class TcpSnapshotProbe(BpfProbe):
         self._taken_ns = 0
         self._phase = -1
         self._target: Target | None = None
-        self._has_owners = False
+        self._unlooked: list[ProcessRef] = []
 
     def _source(self) -> SourceBuilder:
         return bpf_sources.tcp_snapshot
 
     def _attach(self, loaded: BpfObject, target: Target) -> None:
         self._target = target
+        self._unlooked = list(target.processes.values())
         self._iterator = loaded.attach_iterator("bpf_iter__tcp")
+
+    def add_process(self, ref: ProcessRef) -> None:
+        """Looks at the next snapshot which listeners it has."""
+        super().add_process(ref)
+        self._unlooked.append(ref)
 
     def sample(self, at_ns: int) -> None:
         """Takes a snapshot when one is due."""
@@ -162,8 +168,7 @@ class TcpSnapshotProbe(BpfProbe):
             address = dotted(tuple(words), family)
             listeners.append(at_ns, address, port, inode, queue, backlog, half_open, drops)
             inodes.add(inode)
-        if inodes and not self._has_owners:
-            self._has_owners = True
+        if inodes:
             self._append_owners(at_ns, inodes)
         low, high = (int(word) for word in PORT_RANGE.read_text(encoding="ascii").split())
         keys, counts = groups_map.items(delete=True)
@@ -176,12 +181,13 @@ class TcpSnapshotProbe(BpfProbe):
         self.lost_count = bpf_shared.lost(loaded, "port_groups")
 
     def _append_owners(self, at_ns: int, inodes: set[int]) -> None:
-        """Who accepts from which listener."""
-        for ref in self._target.processes.values() if self._target else ():
+        """Who accepts from which listener, of those that were not looked at yet."""
+        for ref in self._unlooked:
             if ref.role == "client" or descriptor_count(ref.pid) > WALK_MOST_COUNT:
                 continue
             for inode in sorted(inodes.intersection(socket_inodes(ref.pid))):
                 self.writers[4].append(at_ns, ref.pid, inode)
+        self._unlooked = []
 
     def _close(self) -> None:
         if self._iterator >= 0:

@@ -14,7 +14,7 @@ import pytest
 from harness.foreign_processes import YOUNG_S, ForeignProcesses
 from probes import live as live_memory
 from probes import socket_owners
-from probes.live import Counter, Live, Role
+from probes.live import Counter, Header, Live, Role
 
 # Reads a file, closes it and listens: as many descriptors as before, and another one among them.
 # It polls before it accepts, since a blocked accept4 has a descriptor reserved (net/socket.c).
@@ -201,3 +201,128 @@ def test_all_sockets_are_not_read_again_for_a_process_with_nothing_new(live, dea
         finally:
             processes.close()
             os.killpg(parent.pid, signal.SIGKILL)
+
+
+# A parent that has a listener for its workers, and starts another one for each line it reads.
+REPLACES = """
+import os, select, socket, sys
+server = socket.create_server(('127.0.0.1', 0), backlog=64)
+print(server.getsockname()[1], flush=True)
+def worker():
+    child = os.fork()
+    if not child:
+        while select.select([server], [], []):
+            server.accept()
+    return child
+children = [worker() for _ in range(3)]
+print(*children, flush=True)
+for line in sys.stdin:
+    oldest = children.pop(0)
+    os.kill(oldest, 15)
+    os.waitpid(oldest, 0)
+    children.append(worker())
+    print(children[-1], flush=True)
+"""
+
+
+class Clock:
+    """CLOCK_MONOTONIC that passes as the test says."""
+
+    def __init__(self) -> None:
+        self.at_ns = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.at_ns
+
+    def pass_s(self, seconds: float) -> None:
+        self.at_ns += int(seconds * 1e9)
+
+
+@pytest.fixture
+def replacing():
+    with subprocess.Popen(
+        [sys.executable, "-c", REPLACES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        yield parent
+        os.killpg(parent.pid, signal.SIGKILL)
+
+
+def replaced(parent) -> int:
+    parent.stdin.write("next\n")
+    parent.stdin.flush()
+    return int(parent.stdout.readline())
+
+
+@pytest.mark.parametrize("pause_s", [1.0, 60.0])
+def test_workers_that_are_replaced_all_day_are_followed_in_a_few_slots(
+    tmp_path, replacing, deadline, pause_s
+):
+    fd = live_memory.create(tmp_path / "live.bin", slot_count=6, capacity=1)
+    live, clock = Live(fd), Clock()
+    port = int(replacing.stdout.readline())
+    first = [int(word) for word in replacing.stdout.readline().split()]
+    processes = ForeignProcesses(live, 6, port, clock_ns=clock)
+    processes.watch_tree([replacing.pid])
+    news = processes.begin_watch()
+    assert set(processes.pids) == {replacing.pid, *first}
+    departed = []
+    alive = set(first)
+    seen = list(first)
+
+    def look() -> list[tuple[str, int, str]]:
+        clock.pass_s(pause_s)
+        return processes.follow()
+
+    try:
+        for _ in range(40):
+            alive.discard(seen[-3])
+            seen.append(replaced(replacing))
+            alive.add(seen[-1])
+
+            def are_followed() -> bool:
+                news.extend(look())
+                departed.extend(processes.take_departed())
+                return set(processes.pids) == {replacing.pid, *alive}
+
+            deadline("the new one is followed and the old one has ended", are_followed)
+        assert not processes.are_left_out
+        assert [event for event, _, _ in news].count("server_process") == 44
+        assert [event for event, _, _ in news].count("process_exited") == 40
+        # Every one of them is told once, with how it ended; nobody keeps them in memory.
+        ended = [departure.words[Counter.PID] for departure, _ in departed]
+        ended += [end.pid for end in processes.ends]
+        assert sorted(ended) == sorted(seen[:-3])
+        assert {end.signal for _, end in departed if end is not None} <= {0, signal.SIGTERM}
+        assert len(processes.held) <= 6
+        assert len({departure.words[Counter.WORKER] for departure, _ in departed}) == len(departed)
+        assert live.header[Header.ENDED_COUNT] == len(departed)
+        slots = list(live.followed_slots())
+        assert {slot[Counter.PID] for slot in slots} >= {replacing.pid, *alive}
+    finally:
+        processes.close()
+        live.close()
+        os.close(fd)
+
+
+def test_more_processes_than_slots_are_said_once_and_are_no_end(tmp_path, replacing):
+    fd = live_memory.create(tmp_path / "live.bin", slot_count=2, capacity=1)
+    live, clock = Live(fd), Clock()
+    port = int(replacing.stdout.readline())
+    processes = ForeignProcesses(live, 2, port, clock_ns=clock)
+    processes.watch_tree([replacing.pid])
+    try:
+        news = processes.begin_watch()
+        for _ in range(3):
+            clock.pass_s(10)
+            news += processes.follow()
+        assert len(processes.pids) == 2
+        assert processes.are_left_out
+        assert [event for event, _, _ in news].count("too_many_processes") == 1
+    finally:
+        processes.close()
+        live.close()
+        os.close(fd)

@@ -181,3 +181,57 @@ def test_calls_of_a_32_bit_program_have_names_of_their_own(monkeypatch, number, 
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     if number < 424:
         assert syscall_name(number, is_32_bit=True) == f"compat_syscall_{number}"
+
+
+REPEATED = """
+import os, sys
+for line in sys.stdin:
+    for _ in range(7):
+        try:
+            os.rmdir("/proc/self")
+        except OSError:
+            pass
+    print("done", flush=True)
+"""
+
+
+def test_a_pid_that_is_free_again_is_anybodys(tmp_path):
+    """After its process ended, what another one of the same number does is not counted."""
+    run = RunDir(tmp_path)
+    stays, ends = started(REPEATED), started(REPEATED)
+    refs = {c.pid: ProcessRef(c.pid, "server", 0, is_python=True) for c in (stays, ends)}
+    probe = FailingSyscallsProbe()
+    probe.check()
+    probe.start(Target(run, refs, frozenset({9000}), None))
+
+    def fail() -> None:
+        for child in (stays, ends):
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "done\n"
+
+    try:
+        fail()
+        probe.remove_processes({ends.pid})  # with its last rows
+        fail()  # one of that number is another process now
+        probe.sample(now_ns())
+        loaded = probe._object
+        assert loaded is not None
+        for name in ("failures", "failure_records"):
+            keys, _ = loaded.maps[name].items()
+            own = keys["pid"] if name == "failures" else keys["key"]["pid"]
+            assert set(own.tolist()) == {stays.pid}
+        assert {key[0] for key in probe._counts} == {stays.pid}
+        probe.add_process(refs[ends.pid])
+        fail()
+    finally:
+        for child in (stays, ends):
+            child.kill()
+            child.communicate()
+        probe.stop(now_ns())
+        for writer in probe.writers:
+            writer.close()
+    rows = run.read_table("failing_syscalls").table.to_pylist()
+    tables = {"failing_syscalls": [row for row in rows if row["syscall"] == "rmdir"]}
+    assert sum(counts(tables, stays.pid).values()) == 21
+    assert sum(counts(tables, ends.pid).values()) == 14

@@ -572,6 +572,57 @@ def test_a_watch_keeps_its_budget_also_when_every_slot_is_taken(
     assert looks
 
 
+def test_probes_are_told_which_processes_ended_and_who_has_the_number_next(
+    run, new_live, occupy, python_child, monkeypatch, deadline
+):
+    live, _ = new_live(4)
+    children = [python_child(SLEEPER)[0] for _ in range(2)]
+    for index, child in enumerate(children):
+        occupy(live, index, Role.SERVER, child.pid, worker=index)
+        live.slot(index)[Counter.STARTED_NS] = 1
+    told: list[tuple[str, object]] = []
+
+    class Told(FakeProbe):
+        def add_process(self, ref) -> None:
+            told.append(("came", (ref.pid, ref.worker)))
+
+        def remove_processes(self, pids) -> None:
+            told.append(("ended", set(pids)))
+
+    probe = Told("cpu_stacks")
+    monkeypatch.setattr(registry, "make", lambda name: probe)
+    at_ns = [now_ns()]
+    collector = Collector(run, ["cpu_stacks"], live, frozenset(), 0, clock_ns=lambda: at_ns[0])
+    collector.prepare()
+    collector.start()
+
+    def turn() -> list[tuple[str, object]]:
+        at_ns[0] += NS_PER_S
+        collector.turn()
+        return told
+
+    turn()
+    assert told == []
+    children[0].kill()
+    children[0].wait()
+    deadline("its end is told", turn)
+    assert told == [("ended", {children[0].pid})]
+    # Another worker has the number of one whose end nobody has noticed yet.
+    later = live.slot(2)
+    later[Counter.WORKER], later[Counter.STARTED_NS] = 2, 2
+    occupy(live, 2, Role.SERVER, children[1].pid, worker=2)
+    turn()
+    pid = children[1].pid
+    assert told[1:] == [("ended", {pid}), ("came", (pid, 2))]
+    # A slot that was given back: the same slot, another process.
+    third, _ = python_child(SLEEPER)
+    live.slot(0)[Counter.STARTED_NS] = 3
+    occupy(live, 0, Role.SERVER, third.pid, worker=3)
+    turn()
+    assert told[3:] == [("came", (third.pid, 3))]
+    collector.stop()
+
+
 def test_a_row_of_the_wrong_shape_fails_only_its_probe(run, drive, monkeypatch):
     monkeypatch.setattr(collector_module, "FLUSH_NS", 0)
 
