@@ -8,14 +8,17 @@ SHELL := /bin/bash
 
 CONNECTIONS ?= 120000
 ARGS ?=
+RESULTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # Tests mostly wait, for processes and timeouts; tests/conftest.py says where and in which order.
 SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 IN_TURN := alone or shared or in_turn
+junit = $(if $(RESULTS),--junitxml='$(RESULTS)/$(1).xml')
+# Where a container sets it, each of hundreds of processes would compile the tree anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-
-.PHONY: help install install-dev install-peers run test bench bench-servers bench-attach diagnose lint format clean lock man reference screenshots
+.PHONY: help install install-dev install-peers run test test-beside-neighbours bench bench-servers bench-attach diagnose lint format clean lock man reference screenshots
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -38,14 +41,19 @@ lint: install-dev ## ruff, mypy --strict, import-linter
 format: install-dev ## let ruff format the tree
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
+# Both parts run, also when a test of the first failed (1); Ctrl-C (2) ends them.
 test: install-dev ## lint and every test; make test ARGS='tests/analysis -x' for some
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/pytest -m 'not ($(IN_TURN))' $(SIDE_BY_SIDE)
-	@$(BIN)/pytest -m '$(IN_TURN)' $(SIDE_BY_SIDE)
+	@$(BIN)/pytest -m 'not ($(IN_TURN))' $(SIDE_BY_SIDE) $(call junit,ordinary) || code=$$?; \
+	test $${code:-0} -le 1 || exit $$code; \
+	$(BIN)/pytest -m '$(IN_TURN)' $(SIDE_BY_SIDE) $(call junit,in-turn) && exit $${code:-0}
 else
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(ARGS) $(call junit,some)
 endif
+
+test-beside-neighbours: install-dev ## make test in fresh clones, quiet and beside noisy neighbours; ARGS='--repeats 1'
+	@$(BIN)/python -m bench.beside_neighbours $(ARGS)
 
 bench: install-dev ## the figures of docs/benchmarks.md, measured here
 	@$(BIN)/python -m bench $(ARGS)
