@@ -24,10 +24,11 @@ class FleetConfig(NamedTuple):
 
     ``keepalive_s`` 0 means off; ``ramp_per_s`` 0 means as fast as possible; ``message_rate_per_s``
     is of the whole fleet; ``socket_port_range`` is empty where the namespace or host has the range.
-    ``bind`` early takes the local port at bind, late leaves it to connect. ``accept`` foreign: the
-    server is not ours and ``workers`` slots are kept for its processes. ``host`` '' is address and
-    port; ``tls`` is '', verify or insecure, ``tls_ca`` PEM text or '' for the system's; ``message``
-    is a template, '' for ``payload_bytes`` bytes. ``cgroups`` are ``cgroup.procs`` files that every
+    ``accept_weights`` is empty, or has one for each worker of a shared listener. ``bind`` early
+    takes the local port at bind, late leaves it to connect. ``accept`` foreign: the server is not
+    ours and ``workers`` slots are kept for its processes. ``host`` '' is address and port; ``tls``
+    is '', verify or insecure, ``tls_ca`` PEM text or '' for the system's; ``message`` is a
+    template, '' for ``payload_bytes`` bytes. ``cgroups`` are ``cgroup.procs`` files that every
     process of the fleet joins, ``client_cgroups`` one more by number of the client; the limits of
     ``memory_max_bytes`` and ``tcp_memory_max_bytes`` (0: none) are theirs.
     """
@@ -67,6 +68,7 @@ class FleetConfig(NamedTuple):
     tcp_memory_max_bytes: int = 0
     cgroups: Sequence[str] = ()
     client_cgroups: Mapping[str, str] = {}
+    accept_weights: Sequence[int] = ()
 
     @property
     def is_foreign(self) -> bool:

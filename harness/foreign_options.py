@@ -17,7 +17,13 @@ from probes.socket_owners import is_local_address
 
 _TIMEOUT_S = 30.0
 _OURS_ALONE = ("workers", "backlog", "destination_ports")
-_OUR_DEFAULTS = {"accept": "reuseport", "at_fd_limit": "pause", "keepalive": 0.0, "gc": "on"}
+_OUR_DEFAULTS = {
+    "accept": "reuseport",
+    "accept_weights": (),
+    "at_fd_limit": "pause",
+    "keepalive": 0.0,
+    "gc": "on",
+}
 _NEED_FOREIGN = ("server_pid", "server_user", "server_timeout", "ca", "insecure")
 
 

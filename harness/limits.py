@@ -6,6 +6,7 @@ Figures marked [measured] are of kernel 6.18 with both ends on one loopback, wit
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ UNEVEN_SIGMA = 5.0
 had 16.9 to 17.4 thousand of 120,000 [measured], which is two of these."""
 
 
-def peak_share(connections: int, workers: int, accept: str) -> int:
+def peak_share(connections: int, workers: int, accept: str, weights: Sequence[int] = ()) -> int:
     """Connections that the fullest of ``workers`` must expect.
 
     Args:
@@ -58,7 +59,10 @@ def peak_share(connections: int, workers: int, accept: str) -> int:
         workers: At least 1.
         accept: ``reuseport`` spreads at random; the others are taken as even, a shared listener
             because a full worker leaves it to its siblings.
+        weights: Of the workers of a shared listener; empty: as even.
     """
+    if weights:
+        return math.ceil(connections * max(weights) / sum(weights))
     mean = connections / workers
     if accept != "reuseport" or workers == 1:
         return math.ceil(mean)
@@ -66,12 +70,12 @@ def peak_share(connections: int, workers: int, accept: str) -> int:
     return min(connections, math.ceil(mean + spread))
 
 
-def safe_connections(capacity: int, workers: int, accept: str) -> int:
+def safe_connections(capacity: int, workers: int, accept: str, weights: Sequence[int] = ()) -> int:
     """The most connections at which ``peak_share`` still is within ``capacity`` for each worker."""
     low, high = 0, capacity * workers
     while low < high:
         middle = (low + high + 1) // 2
-        if peak_share(middle, workers, accept) <= capacity:
+        if peak_share(middle, workers, accept, weights) <= capacity:
             low = middle
         else:
             high = middle - 1

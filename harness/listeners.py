@@ -62,6 +62,7 @@ class Admission:
     ) -> None:
         self.by_fd = {listener.fileno(): listener for listener in listeners}
         self.paused = False
+        self._is_held_back = False
         self._epoll = epoll
         self._slot = slot
         self._policy = policy
@@ -116,22 +117,42 @@ class Admission:
             pass  # somebody else took it; the reserve is taken back all the same
         self._reserve_fd = os.open(os.devnull, os.O_RDONLY)
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether the event loop waits for connections now."""
+        return not (self.paused or self._is_held_back)
+
     def pause(self) -> None:
         """Leaves the listeners: the kernel queues, or gives the connections to siblings."""
         if self.paused:
             return
-        self.paused = True
         self._slot[_PAUSES] += 1
-        for fd in self.by_fd:
-            self._epoll.unregister(fd)
+        was_listening = self.is_listening
+        self.paused = True
+        self._follow(was_listening=was_listening)
 
     def resume(self) -> None:
         """Comes back to the listeners; call when a descriptor was freed."""
-        if not self.paused:
-            return
+        was_listening = self.is_listening
         self.paused = False
+        self._follow(was_listening=was_listening)
+
+    def hold_back(self, is_held_back: bool) -> None:
+        """Leaves the listeners while siblings are to take what comes, whatever room there is."""
+        was_listening = self.is_listening
+        self._is_held_back = is_held_back
+        self._follow(was_listening=was_listening)
+
+    def _follow(self, *, was_listening: bool) -> None:
+        """Tells the event loop what changed."""
+        is_listening = self.is_listening
+        if is_listening == was_listening:
+            return
         for fd in self.by_fd:
-            self._epoll.register(fd, self._events)
+            if is_listening:
+                self._epoll.register(fd, self._events)
+            else:
+                self._epoll.unregister(fd)
 
 
 class Sweep:

@@ -45,6 +45,7 @@ MAX_CONNECTIONS = 100_000_000
 MAX_PROCESSES = 4_096
 MAX_SOURCE_ADDRESSES = 65_000
 MAX_BACKLOG = 65_535
+MAX_WEIGHT = 1_000
 
 SERVER_ADDRESS = "127.0.0.1"
 FEW_SOURCE_ADDRESSES = 250
@@ -72,6 +73,8 @@ class PlanRequest:
         clients: Client processes.
         nofile: RLIMIT_NOFILE of the server workers.
         accept: reuseport, shared, shared-exclusive or handoff.
+        accept_weights: In which proportion the workers of a shared listener take connections, one
+            each; empty for whoever is first.
         source_addresses: Addresses of 127/8 that the clients connect from.
         destination_ports: Ports that the server listens on.
         port_range: Local ports of the clients, inclusive.
@@ -93,6 +96,7 @@ class PlanRequest:
     clients: int | None = None
     nofile: int | None = None
     accept: str = "reuseport"
+    accept_weights: tuple[int, ...] = ()
     source_addresses: int | None = None
     destination_ports: int | None = None
     port_range: tuple[int, int] | None = None
@@ -115,6 +119,7 @@ class PlanRequest:
                 f"--accept {self.accept!r} is not a way to accept",
                 fix=f"one of: {', '.join(ACCEPT_MODES)}",
             )
+        _check_weights(self.accept_weights, self.accept, self.workers)
         if self.sysctls and not self.own_namespace:
             raise UsageError(
                 f"--sysctl {self.sysctls[0][0]} needs a network namespace of the run's own",
@@ -128,6 +133,26 @@ class PlanRequest:
                     f"--port-range {low}-{high} is no range of unprivileged ports",
                     fix=f"LO-HI with {LOWEST_PORT} <= LO <= HI <= 65535, e.g. 32768-60999",
                 )
+
+
+def _check_weights(weights: tuple[int, ...], accept: str, workers: int | None) -> None:
+    if not weights:
+        return
+    text = ",".join(map(str, weights))
+    if accept != "shared":
+        raise UsageError(
+            f"--accept-weights {text} is for workers that share one listener, not for "
+            f"--accept {accept}",
+            fix="--accept shared, or leave --accept-weights away",
+        )
+    if len(weights) != workers:
+        raise UsageError(
+            f"--accept-weights {text} has {len(weights)} weights for {workers or 'as yet unknown'} "
+            "workers",
+            fix=f"--workers {len(weights)}",
+        )
+    for weight in weights:
+        _within("--accept-weights", weight, 1, MAX_WEIGHT)
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:
@@ -153,6 +178,7 @@ class Plan:
         group_capacity_count: Connections that one (source, destination, port) group can hold.
         group_limit_count: Connections of one group that connect still finds quickly.
         backlog_count: Argument of listen.
+        accept_weights: See PlanRequest.
         bind: late: each group has the range for itself; early: the groups of a source share it.
         memory_needed_bytes: Kernel and user, at the target.
         sysctls: What the run writes in its own namespace, by path below /proc/sys, as
@@ -185,6 +211,7 @@ class Plan:
     memory_needed_bytes: int
     sysctls: dict[str, str]
     bind: str = "late"
+    accept_weights: tuple[int, ...] = ()
     rungs: tuple[Rung, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     notes: tuple[str, ...] = ()
@@ -285,6 +312,7 @@ def make_plan(request: PlanRequest, host: Host) -> Plan:
         if request.own_namespace
         else {},
         bind=request.bind,
+        accept_weights=request.accept_weights,
     )
     asked_low, asked_high = request.port_range or port_range
     constraints, rungs = plan_checks.check(
@@ -313,7 +341,9 @@ def _nofile(host: Host, share: int) -> int:
 
 def _worker_nofile(request: PlanRequest, host: Host, base: int, own: int) -> int:
     if request.nofile is None:
-        share = peak_share(request.connections, request.workers or base, request.accept)
+        share = peak_share(
+            request.connections, request.workers or base, request.accept, request.accept_weights
+        )
         return _nofile(host, share + own - OWN_DESCRIPTORS_COUNT)
     ceiling = host.nofile_ceiling_count
     if request.nofile > ceiling:

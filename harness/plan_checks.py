@@ -142,14 +142,15 @@ def _worker_descriptors(plan: Plan, host: Host, context: Context) -> _Checked:
     constraint = _constraint(
         "fds_per_process",
         "server",
-        peak_share(total, workers, plan.accept) + own,
+        peak_share(total, workers, plan.accept, plan.accept_weights) + own,
         plan.worker_nofile_count,
         unit="descriptors",
         source="RLIMIT_NOFILE",
         limit="fds_per_process",
     )
-    even = safe_connections(capacity, workers, plan.accept)
-    earliest = capacity if plan.accept.startswith("shared") else even
+    even = safe_connections(capacity, workers, plan.accept, plan.accept_weights)
+    is_by_chance = plan.accept.startswith("shared") and not plan.accept_weights
+    earliest = capacity if is_by_chance else even
     fix = f"--workers {context.enough_workers}"
     if plan.worker_nofile_count < host.nofile_ceiling_count:
         fix += f" or --nofile {host.nofile_ceiling_count}"

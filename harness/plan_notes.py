@@ -33,6 +33,7 @@ def plan_notes(plan: Plan, request: PlanRequest, host: Host) -> Iterator[str]:
     if (
         plan.accept.startswith("shared")
         and plan.workers > 1
+        and not plan.accept_weights
         and plan.target_connections > plan.worker_capacity_count
     ):
         yield (

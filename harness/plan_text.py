@@ -80,9 +80,13 @@ def count_text(count: int, noun: str) -> str:
 def _layout_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     mean = -(-plan.target_connections // plan.workers)
     about = "about " if plan.accept != "handoff" and plan.workers > 1 else ""
+    each = f"{about}{mean:,} connections each"
+    if plan.accept_weights:
+        parts = ":".join(map(str, plan.accept_weights))
+        each = f"{plan.target_connections:,} connections as {parts}"
     yield (
         "server",
-        f"{count_text(plan.workers, 'worker')} ({plan.accept}), {about}{mean:,} connections each; "
+        f"{count_text(plan.workers, 'worker')} ({plan.accept}), {each}; "
         f"one can hold {plan.worker_capacity_count:,}",
     )
     about = "about " if min(plan.client_shares) < max(plan.client_shares) else ""

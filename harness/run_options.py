@@ -134,6 +134,12 @@ def _inject(text: str) -> str:
     return text
 
 
+def _weights(text: str) -> tuple[int, ...]:
+    if re.fullmatch(r"\d{1,6}(,\d{1,6}){0,4095}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not N,N with one number for each worker")
+    return tuple(map(int, text.split(",")))
+
+
 def _sysctl(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or re.fullmatch(r"net(\.[A-Za-z0-9_-]+)+", name) is None or not value.strip():
@@ -185,6 +191,8 @@ def parser() -> Parser:
     server = top.add_argument_group("server").add_argument
     server("--accept", choices=ACCEPT_MODES, default="reuseport",
            help="how workers get connections (default: reuseport)")  # fmt: skip
+    server("--accept-weights", type=_weights, default=(), metavar="N,N",
+           help="parts that workers take of a shared listener (default: who is first)")  # fmt: skip
     server("--at-fd-limit", choices=AT_FD_LIMIT, default="pause",
            help="what a full worker does (default: pause)")  # fmt: skip
     server("--server-mode", choices=("echo", "silent"), default="echo",
@@ -244,10 +252,11 @@ def plan_request(options: argparse.Namespace, *, own_namespace: bool) -> PlanReq
     """
     return PlanRequest(
         connections=options.connections,
-        workers=options.workers,
+        workers=options.workers or len(options.accept_weights) or None,
         clients=options.clients,
         nofile=options.nofile,
         accept=options.accept,
+        accept_weights=options.accept_weights,
         source_addresses=options.source_addresses,
         destination_ports=options.destination_ports,
         port_range=options.port_range,
@@ -318,6 +327,7 @@ def settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
     """The manifest's ``settings``."""
     return {
         "accept": options.accept,
+        "accept_weights": list(options.accept_weights) or None,
         "at_fd_limit": options.at_fd_limit,
         "server_mode": options.server_mode,
         "nofile": options.nofile,
@@ -368,6 +378,7 @@ def fleet_config(options: argparse.Namespace, plan: Plan, *, give_up_root: bool)
         tcp_memory_max_bytes=options.tcp_memory_max,
         give_up_root=give_up_root,
         bind=options.bind,
+        accept_weights=list(plan.accept_weights),
     )
     fields = foreign_options.fleet_fields(options, options.speech, options.foreign)
     return config._replace(**fields)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 
 from harness import child, frames, gc_clock, handshake, worker_faults
+from harness.accept_weights import HELD_BACK_WAIT_S, AcceptWeights
 from harness.event_loop import IDLE_WAIT_S, MAX_EVENTS, PHASE_WORD, STOP, Turns
 from harness.fleet_config import FleetConfig
 from harness.listeners import Admission, Sweep, listen
@@ -99,6 +100,15 @@ class Worker:
             config.at_fd_limit,
             exclusive=config.accept == "shared-exclusive",
         )
+        self._weights: AcceptWeights | None = None
+        if config.accept_weights:
+            self._weights = AcceptWeights(
+                config.accept_weights,
+                index,
+                [live.slot(each) for each in range(config.workers)],
+                takes_when_full=config.at_fd_limit == "reset",
+            )
+        self._idle_wait_s = IDLE_WAIT_S
         if handoff is not None:
             handoff.setblocking(False)
             self._epoll.register(handoff.fileno(), select.EPOLLIN)
@@ -135,13 +145,15 @@ class Worker:
         fault = self._fault
         now_ns = time.monotonic_ns()
         while header[PHASE_WORD] < STOP:
-            wait_s = self._sweep.wait_s(now_ns, IDLE_WAIT_S if fault is None else fault.wait_s)
+            wait_s = self._sweep.wait_s(
+                now_ns, self._idle_wait_s if fault is None else min(self._idle_wait_s, fault.wait_s)
+            )
             events = poll(wait_s, MAX_EVENTS)
             now_ns = turns.begin()
             for fd, mask in events:
                 if fd in listeners:
-                    if not self._admission.paused:
-                        self._welcome(self._admission.accept(fd, self._room_count()))
+                    if self._admission.is_listening:
+                        self._welcome(self._admission.accept(fd, self._room_count(now_ns)))
                 elif fd == handoff_fd:
                     self._welcome(self._receive_handed())
                 else:
@@ -153,16 +165,26 @@ class Worker:
                 if self._state[fd] == _OPEN and fd not in self._unsent:
                     self._send(fd, _PING_FRAME)
                     self._slot[_TX_PINGS] += 1
+            if self._weights is not None:
+                self._keep_share(self._weights.room_count(now_ns))
             if fault is not None:
                 fault.turn(now_ns)
             turns.end()
         self._slot[Counter.STOPPED_NS] = time.monotonic_ns()
 
-    def _room_count(self) -> int:
+    def _keep_share(self, room_count: int) -> None:
+        """Leaves the listeners to the siblings while they have taken less than their share."""
+        is_ahead = room_count <= 0
+        self._admission.hold_back(is_ahead)
+        self._idle_wait_s = HELD_BACK_WAIT_S if is_ahead else IDLE_WAIT_S
+
+    def _room_count(self, now_ns: int) -> int:
         """How many connections to take in this turn."""
         room_count = _ACCEPT_MOST
         if self._leaves_when_full:
             room_count = min(_ACCEPT_MOST, self._capacity - self._slot[_OPEN_COUNT])
+        if self._weights is not None:
+            room_count = min(room_count, self._weights.room_count(now_ns))
         return room_count if self._fault is None else self._fault.room_count(room_count)
 
     def _receive_handed(self) -> list[int]:

@@ -153,6 +153,9 @@ def _finding(signs: Signs, spread: Spread, live: pd.DataFrame) -> Finding:
     confidence, missing = signs.trust("live_samples")
     how = _HOW.get(accept, "how they accept was not recorded")
     how = f"With --accept {accept or '?'} {how}"
+    weights = view.settings.get("accept_weights")
+    if weights:
+        how = f"They take from one listener as --accept-weights {','.join(map(str, weights))} says"
     if view.is_foreign:
         how = "How they accept is their own: a shared listener wakes the same one first"
     other = "handoff" if accept == "reuseport" else "reuseport"

@@ -336,6 +336,14 @@ def test_one_worker_has_nearly_all(held):
     assert finding.value_of("sigmas_above_even_share") == pytest.approx(50.4, rel=0.01)
 
 
+def test_weights_explain_an_uneven_spread_and_not_the_kernel(held):
+    held.manifest["settings"] |= {"accept": "shared", "accept_weights": [13, 1, 1, 1]}
+    spread(held, 810, 70, 60, 60)
+    finding = by_cause(summarise(held.frames()), "accept-imbalance")
+    assert "as --accept-weights 13,1,1,1 says" in finding.explanation
+    assert "awake" not in finding.explanation
+
+
 def test_what_a_shared_listener_does_under_full_load_is_no_finding(held):
     spread(held, 390, 250, 200, 160)
     assert causes(summarise(held.frames())) == [("reached", "binding")]

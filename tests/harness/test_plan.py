@@ -126,6 +126,14 @@ def test_a_shared_listener_may_fill_one_worker_first(accept):
     assert any("unevenly" in note for note in plan.notes)
 
 
+def test_weights_say_when_the_first_worker_is_full():
+    plan = plan_for(120_000, workers=2, accept="shared", accept_weights=(2, 1))
+    assert only_rung(plan).earliest_connections == 19_992 * 3 // 2
+    assert not any("unevenly" in note for note in plan.notes)
+    assert plan.accept_weights == (2, 1)
+    assert "as 2:1" in plan_text(plan)
+
+
 def test_a_shared_listener_says_so_even_when_the_sum_fits():
     plan = plan_for(30_000, workers=2, accept="shared")
     assert plan.rungs == ()
