@@ -96,6 +96,8 @@ class Outcome:
         workers: Server workers: worker, peak_count, room_count, own_count.
         complaints: What of the row's expectation the verdict does not meet.
         has_page: Its report.html was written.
+        calibrated: Where an option follows from a trial just before: its name, its value, the
+            figure of the trial, what that was; else empty.
     """
 
     row: str
@@ -112,6 +114,7 @@ class Outcome:
     workers: Sequence[Mapping[str, Any]] = ()
     complaints: Sequence[str] = ()
     has_page: bool = True
+    calibrated: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def cause(self) -> str:

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,8 +62,39 @@ def run_row(
     Returns:
         The outcome, also of a run that failed; None when it was interrupted.
     """
+
+    def run(words: Sequence[str], label: str) -> Outcome | None:
+        return _run_once(folder, row, repeat, label, words, should_stop, tick)
+
+    calibration = row.calibration
+    if calibration is None:
+        return run(row.words, label)
+    trial = run(calibration.trial_words(row.words), f"{label}-trial")
+    if trial is None:
+        return None
+    figure = trial.figure(calibration.of)
+    if figure is None:
+        why = trial.error or f"{calibration.of} was not measured"
+        return replace(trial, state="failed", error=f"its trial: {why}")
+    value = calibration.value(figure)
+    outcome = run(calibration.words(row.words, value), label)
+    if outcome is None:
+        return None
+    said = {"option": calibration.option, "value": value, "of": calibration.of, "trial": figure}
+    return replace(outcome, calibrated=said, took_s=outcome.took_s + trial.took_s)
+
+
+def _run_once(
+    folder: Path,
+    row: MatrixRow,
+    repeat: int,
+    label: str,
+    words: Sequence[str],
+    should_stop: Callable[[], bool],
+    tick: Callable[[str], None],
+) -> Outcome | None:
     said, answer = folder / LOGS / f"{label}.log", folder / LOGS / f"{label}.json"
-    words = [*row.words, "--json", "--output", str(folder / ROWS), "--name", label]
+    words = [*words, "--json", "--output", str(folder / ROWS), "--name", label]
     with said.open("wb") as stderr, answer.open("wb") as stdout:
         end = _run_child(row, words, stdout, stderr, said, should_stop, tick)
     try:

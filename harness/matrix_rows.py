@@ -12,6 +12,8 @@ A row of a scenario file may say, besides what ``harness.scenario`` reads:
     tolerance_pct = 3                 # how far it may move and count as the same
     ceiling = 65520                   # connections that it must reach, to the tolerance
     bounds = { fullest_share = [1, 1] }  # figures of analysis/matrix_figures.py: lowest, highest
+    calibrate = { ... }               # an option in proportion to what this machine can:
+                                      # harness/matrix_calibration.py
     deadline_s = 120
 
 and the file, at its top:
@@ -35,6 +37,7 @@ from typing import Any
 
 from analysis.matrix import CEILING, TOLERANCE_PCT, RowSpec
 from harness import run_options
+from harness.matrix_calibration import TRIAL_HOLD_S, Calibration
 from harness.scenario import Expectation, Row, ScenarioFile
 from probes.errors import UsageError
 
@@ -75,7 +78,8 @@ class MatrixRow:
         expect: What its verdict must say.
         client_nofile: RLIMIT_NOFILE of the command, 0 to leave it.
         deadline_s: When a run of it counts as hung.
-        hold_s: For the estimate of the time left.
+        hold_s: For the estimate of the time left, that of a trial included.
+        calibration: What is set from a trial just before; None for nothing.
     """
 
     spec: RowSpec
@@ -84,6 +88,7 @@ class MatrixRow:
     client_nofile: int
     deadline_s: float
     hold_s: float
+    calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -94,6 +99,7 @@ class MatrixRow:
         """From the JSON of ``to_dict``."""
         expect = dict(document["expect"])
         also, may = tuple(expect.pop("also")), tuple(expect.pop("may"))
+        calibration = document.get("calibration")
         return cls(
             spec=RowSpec.from_dict(document["spec"]),
             words=tuple(document["words"]),
@@ -101,6 +107,7 @@ class MatrixRow:
             client_nofile=int(document["client_nofile"]),
             deadline_s=float(document["deadline_s"]),
             hold_s=float(document["hold_s"]),
+            calibration=Calibration(**calibration) if calibration else None,
         )
 
 
@@ -181,11 +188,13 @@ def _row_of_file(file: str, row: Row, scale: Scale, more_words: Sequence[str]) -
             bounds[CEILING] = (wanted * (1 - share), wanted * (1 + share))
         log_ceiling = extra.pop("log_ceiling", None)
         move = str(extra.pop("move", ""))
+        raw = extra.pop("calibrate", None)
+        calibration = None if raw is None else Calibration.of_row(raw, options)
         spec = RowSpec(
             id=row.id,
             shows=row.shows,
             command="",
-            options=_for_comparison(options, row.client_nofile),
+            options=_for_comparison(options, row.client_nofile, calibration),
             provoked=expect.named or expect.cause,
             allowed=tuple(dict.fromkeys((*expect.also, *expect.may, expect.cause))),
             log_row=int(extra.pop("log_row", 0)),
@@ -211,11 +220,19 @@ def _row_of_file(file: str, row: Row, scale: Scale, more_words: Sequence[str]) -
             fix="move is up, down or none; scaled names options of the row",
         )
     concrete = replace(row, options=options)
-    return _ready(spec, [*concrete.arguments(), *more_words], expect, row.client_nofile, deadline_s)
+    words = [*concrete.arguments(), *more_words]
+    ready = _ready(spec, words, expect, row.client_nofile, deadline_s)
+    if calibration is None:
+        return ready
+    return replace(ready, calibration=calibration, hold_s=ready.hold_s + TRIAL_HOLD_S)
 
 
-def _for_comparison(options: Mapping[str, Any], client_nofile: int) -> dict[str, Any]:
+def _for_comparison(
+    options: Mapping[str, Any], client_nofile: int, calibration: Calibration | None
+) -> dict[str, Any]:
     knobs = {name: value for name, value in options.items() if name not in _NO_KNOBS}
+    if calibration is not None:
+        knobs[calibration.option] = calibration.text
     return {**knobs, **({"client nofile": client_nofile} if client_nofile else {})}
 
 

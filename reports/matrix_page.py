@@ -177,11 +177,22 @@ def _row(index: int, result: RowResult, facts: MatrixFacts, highest: float) -> d
         "held": result.held,
         "complaints": result.complaints,
         "command": spec.command,
+        "calibrated": _calibrated(shown),
         "tables": [t for t in (_worker_table(index, shown), _figure_table(index, result),
                                _rung_table(index, result.move), _run_table(index, result)) if t],
         "evidence": _evidence(shown),
         "fixes": _fixes(shown),
     }  # fmt: skip
+
+
+def _calibrated(outcome: Outcome | None) -> str:
+    if outcome is None or not outcome.calibrated:
+        return ""
+    said = outcome.calibrated
+    return (
+        f"{said['option']} was set to {said['value']:g}: in a trial just before, {said['of']} of "
+        f"this machine was {said['trial']:.4g}"
+    )
 
 
 def _sentence(outcome: Outcome | None) -> str:

@@ -135,6 +135,35 @@ def test_a_varied_matrix_with_repeats_has_spread(tmp_path, profile_matrix):
         assert not (matrix_of(tmp_path / "runs") / outcome["run"] / "report.html").exists()
 
 
+def test_a_calibrated_row_measures_first_and_says_what_came_of_it(tmp_path, profile_matrix):
+    file = scenario_of(
+        tmp_path,
+        row(
+            "pings",
+            'connections = 300, workers = 1, keepalive = 0.01, hold = 0.5, probes = "light"',
+            'calibrate = { option = "keepalive", times = 100, of = "keepalive_full_s" }\n'
+            'expect = { cause = "reached" }',
+        ),
+        row(
+            "silent",
+            'connections = 300, keepalive = "off", probes = "none", hold = 0',
+            'calibrate = { option = "keepalive", times = 100, of = "keepalive_full_s" }',
+        ),
+    )
+    profile_matrix(file, "--no-report", "--output", str(tmp_path / "runs"))
+    path = matrix_of(tmp_path / "runs")
+    pings, silent = sorted(content(path)["outcomes"], key=lambda o: o["row"])
+    said = pings["calibrated"]
+    assert said["value"] == pytest.approx(100 * said["trial"], rel=1e-3)
+    manifest = json.loads((path / pings["run"] / "manifest.json").read_text())
+    assert manifest["settings"]["keepalive_s"] == said["value"]
+    assert manifest["settings"]["hold_s"] == 0.5
+    assert len(list((path / "rows").glob("*-trial-*"))) == 2
+    assert f"keepalive was set to {said['value']:g}" in (path / "matrix.html").read_text()
+    assert silent["state"] == "failed"
+    assert silent["error"] == "its trial: keepalive_full_s was not measured"
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

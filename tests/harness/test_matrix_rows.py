@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import matrix_store, scenario
+from harness.matrix_calibration import Calibration
 from harness.matrix_rows import MatrixRow, Scale, rows_of_file, rows_of_vary, scale_of
 from probes.errors import UsageError
 
@@ -100,7 +101,53 @@ def test_any_scale_gives_command_lines_that_keep_the_log_s_proportions(here):
     by_id = {row.spec.id: row for row in rows_of_file(file, Scale(65535, here))}
     options = by_id["r08-one-worker-full"].spec.options
     assert options["nofile"] == here
-    assert options["nofile"] / options["connections"] == pytest.approx(65535 / 127000, rel=0.002)
+    assert options["nofile"] / options["connections"] == pytest.approx(65535 / 130000, rel=0.002)
+
+
+@given(here=st.integers(1000, 65535))
+def test_whichever_spread_a_full_worker_follows_from_the_numbers(here):
+    """What a row is to show must not hang on how the kernel spreads connections."""
+    file = scenario.load("the-2016-log")
+    by_id = {row.spec.id: row.spec.options for row in rows_of_file(file, Scale(65535, here))}
+    own = 8
+    for row_id in ("r08-one-worker-full", "r13-no-gc", "r16-no-keep-alives"):
+        options = by_id[row_id]
+        first, second = map(int, str(options["accept_weights"]).split(","))
+        share = options["connections"] / (first + second)
+        # the rule of accept_weights is exact to half a round of 16
+        assert first * share >= options["nofile"] - own + 9
+        assert second * share <= 0.98 * (options["nofile"] - own)
+    for row_id in ("r10-unhandled-error", "r12-one-process-spins"):
+        options = by_id[row_id]
+        assert options["connections"] > options["workers"] * (options["nofile"] - own)
+
+
+CALIBRATE = {"option": "keepalive", "times": 0.5, "of": "keepalive_full_s"}
+KEEPALIVE = {"connections": 300, "keepalive": 0.01, "hold": 6}
+
+
+def test_a_calibrated_option_follows_from_a_trial():
+    (ready,) = rows_of_file(file_of(raw(options=KEEPALIVE, calibrate=CALIBRATE)), Scale())
+    assert ready.calibration == Calibration("keepalive", 0.5, "keepalive_full_s")
+    assert ready.hold_s == 8
+    assert ready.spec.options["keepalive"] == "0.5 x keepalive_full_s"
+    trial = ready.calibration.trial_words(ready.words)
+    assert trial == [*("--connections", "300", "--keepalive", "0.01", "--hold", "2", "--no-report")]
+    value = ready.calibration.value(0.123456)
+    assert value == 0.06173
+    words = ready.calibration.words(ready.words, value)
+    assert words == ["--connections", "300", "--hold", "6", "--keepalive", "0.06173"]
+    assert MatrixRow.from_dict(json.loads(json.dumps(ready.to_dict()))) == ready
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"times": 0}, {"times": "x"}, {"option": "ramp"}, {"of": None}, {"more": 1}],
+)
+def test_a_calibration_that_makes_no_sense_is_refused(wrong):
+    calibrate = {k: v for k, v in {**CALIBRATE, **wrong}.items() if v is not None}
+    with pytest.raises(UsageError, match="row a"):
+        rows_of_file(file_of(raw(options=KEEPALIVE, calibrate=calibrate)), Scale())
 
 
 def test_a_row_that_is_not_scaled_keeps_its_numbers():
