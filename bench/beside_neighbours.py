@@ -1,9 +1,9 @@
 """``python -m bench.beside_neighbours``: is ``make test`` green, also beside noisy neighbours?
 
-Each round runs it in a fresh clone once on the quiet machine and once beside ``NEIGHBOURS``; the
-table on stdout has a line for each run, the logs stay. A run is green when make ended with 0, no
-test failed, no process was left behind and it took no longer than ``--most-minutes``, set-up
-included. What is not committed is not in the clones.
+Each round runs it in fresh clones, once on the quiet machine and once beside ``NOISY`` of
+``tests/neighbours/``; the table on stdout has a line for each run, the logs stay. A run is green
+when make ended with 0, no test failed, no process was left behind and it took no longer than
+``--most-minutes``, set-up included. What is not committed is not in the clones.
 
 Exit code: 0 when all runs were green, 1 when one was not, 130 after Ctrl-C.
 """
@@ -29,17 +29,9 @@ from xml.etree import ElementTree
 from bench.command import end_on_sigterm, say, wait_until_quiet
 from bench.figures import QUIET_PCT
 from probes import process_tree
-from tests.neighbours.program import Neighbour, beside
+from tests.neighbours.program import Neighbour, beside_noisy
 
 ROOT = Path(__file__).resolve().parents[1]
-NEIGHBOURS = (
-    ("burner", "--share", "0.34"),
-    ("disk",),
-    ("oom",),
-    ("conntrack",),
-)
-"""One takes a core for a third of the time, one writes to the disk, one control group is out of
-memory again and again, one has a connection tracking table of its own that is full."""
 _LATER_S = 60.0
 _INTERRUPT_S = 20.0
 _ENDING_S = 5.0
@@ -164,8 +156,7 @@ def _one_run(options: argparse.Namespace, folder: Path, kind: str) -> SuiteRun:
         clone = stack.enter_context(_fresh_clone(options.repository))
         beside_it: list[Neighbour] = []
         if kind == "neighbours":
-            ends = ("--seconds", str(deadline_s + _LATER_S))
-            beside_it += [stack.enter_context(beside(*words, *ends)) for words in NEIGHBOURS]
+            beside_it = stack.enter_context(beside_noisy(deadline_s + _LATER_S))
         elif (busy_pct := wait_until_quiet(options.wait_s)) >= QUIET_PCT:
             say(f"the machine is not quiet: others take {busy_pct:.0f} % of a core")
         others = {os.getpid(), *(each.pid for each in beside_it)}

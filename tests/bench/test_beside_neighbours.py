@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.beside_neighbours import NEIGHBOURS, SuiteRun, main, read_results, table
+from bench.beside_neighbours import SuiteRun, main, read_results, table
 from probes import process_tree
+from tests.neighbours.program import NOISY
 
 ROOT = Path(__file__).resolve().parents[2]
 SLEEPS_S = f"{os.getpid()}.25"  # a command line that nobody else has
@@ -99,7 +100,7 @@ def test_a_process_that_a_run_leaves_behind_is_named_and_ended(tmp_path):
     for line, kind in ((quiet, "quiet"), (neighbours, "neighbours")):
         assert f"| {kind} | 1 | 0 | 0 |" in line
         assert f"left behind: sleep {SLEEPS_S}" in line
-    for words in NEIGHBOURS:
+    for words in NOISY:
         assert f"neighbour {words[0]} had its effect" in done.stderr
     assert not running(f"sleep {SLEEPS_S}")
     assert (tmp_path / "output" / "table.md").read_text() == done.stdout
@@ -118,7 +119,7 @@ def test_ctrl_c_ends_the_run_and_the_neighbours_and_takes_the_clone_away(tmp_pat
                 "the run has begun", lambda: folder.exists() and folder.read_text(), seconds=60
             )
             below = process_tree.tree_of(child.pid)[1:]
-            assert len(below) > len(NEIGHBOURS)
+            assert len(below) > len(NOISY)
             child.send_signal(signal.SIGINT)
             said, _ = child.communicate(timeout=90)
         finally:

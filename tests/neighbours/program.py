@@ -21,13 +21,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import netns
 
 ROOT = Path(__file__).parents[2]
+NOISY = (
+    ("burner", "--share", "0.34"),
+    ("disk",),
+    ("oom",),
+    ("conntrack",),
+)
+"""What the suite has to be green beside: one takes a core for a third of the time, one writes to
+the disk, one control group is out of memory again and again, and one has a full connection tracking
+table of its own."""
 READY_S = 60.0
 END_S = 20.0
 _LONGEST_S = 1800.0
@@ -135,3 +144,15 @@ def beside(name: str, *words: str, namespace_fd: int = -1) -> Iterator[Neighbour
         word, _, count = said.strip().rpartition("\n")[2].partition(" ")
         neighbour.count = int(count) if word == "done" else -1
     assert neighbour.count >= 0, f"{name} ended otherwise: {said!r} {errors!r}"
+
+
+@contextmanager
+def beside_noisy(seconds: float = _LONGEST_S) -> Iterator[list[Neighbour]]:
+    """All of ``NOISY`` while the block runs.
+
+    Args:
+        seconds: They end by themselves after so long.
+    """
+    with ExitStack() as stack:
+        words = ("--seconds", str(seconds))
+        yield [stack.enter_context(beside(*each, *words)) for each in NOISY]
