@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from probes import pid_namespace
 from probes.errors import HostError
 
 CAP_NET_ADMIN = 12
@@ -187,8 +188,14 @@ def read_host(root: Path = Path("/")) -> Host:
     """Reads the host below ``root``; limits, affinity and uid are those of this process.
 
     Raises:
-        HostError: There is no Linux /proc.
+        HostError: There is no Linux /proc, or it is of another pid namespace.
     """
+    if root == Path("/") and pid_namespace.proc_is_of_another():
+        raise HostError(
+            f"/proc shows another pid namespace than the one of this process (its pid is "
+            f"{os.getpid()} and not {os.readlink('/proc/self')})",  # noqa: PTH115 - a link of procfs
+            fix="mount -t proc proc /proc, in a mount namespace of its own (unshare --mount-proc)",
+        )
     sysctl = root / "proc/sys"
     file_max = _first_int(sysctl / "fs/file-max")
     memory = _meminfo(root / "proc/meminfo")

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, PROG_LOAD, OBJ_GET_INFO = 0, 1, 2, 3, 5, 15
+PROG_TEST_RUN = 10
 RAW_TRACEPOINT_OPEN, LOOKUP_BATCH, LOOKUP_AND_DELETE_BATCH = 17, 24, 25
 LINK_CREATE, ITER_CREATE = 28, 33
 ATTACH_TRACE_ITER = 28
@@ -268,6 +269,17 @@ class BpfMap:
 
 def _at(values: npt.NDArray[Any]) -> int:
     return int(values.ctypes.data)
+
+
+def run_raw_tracepoint(program_fd: int) -> None:
+    """Runs a raw tracepoint program once, in the context of this thread, without its event.
+
+    Source: net/bpf/test_run.c, bpf_prog_test_run_raw_tp (Linux 5.10).
+
+    Raises:
+        OSError: The kernel cannot, or refuses.
+    """
+    bpf(PROG_TEST_RUN, _attributes("IIIIQQIIIIQQIII", program_fd, *(0,) * 14))
 
 
 def attach_raw_tracepoint(program_fd: int, event: str) -> int:

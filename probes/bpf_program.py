@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from probes import bpf_cache, bpf_kernel
+from probes import bpf_cache, bpf_kernel, own_rights
 from probes.bcc_import import find_bcc, package_directories
 from probes.bpf_compile import CFLAGS
 from probes.bpf_kernel import BpfMap
@@ -104,13 +104,12 @@ def compose(btf: Btf, sources: Iterable[BpfSource]) -> tuple[str, _Parts]:
 
 
 def check_bpf() -> None:
-    """Says whether eBPF can be compiled and loaded here: root, BTF and bcc.
+    """Says whether eBPF can be compiled and loaded here: rights, BTF and bcc.
 
     Raises:
         ProbeUnavailableError: With the command that would change it.
     """
-    if os.geteuid() != 0:
-        raise ProbeUnavailableError("eBPF needs root", fix="run it with sudo")
+    own_rights.require_bpf()
     if not VMLINUX_BTF.exists():
         raise ProbeUnavailableError(
             f"the kernel has no type information ({VMLINUX_BTF})",

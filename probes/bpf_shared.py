@@ -7,13 +7,14 @@ is left out of it and told why.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from probes import bpf_sources
+from probes import bpf_kernel, bpf_sources, pid_namespace
 from probes.bpf_program import BpfObject, check_bpf, compose
 from probes.bpf_sources import CONFIG, LOSSES, SourceBuilder
 from probes.btf import Btf, MissingTypeError
@@ -86,9 +87,28 @@ def load(builders: Iterable[SourceBuilder], btf: Btf | None = None) -> BpfObject
 
 
 def aim(loaded: BpfObject, target: Target, pids: Iterable[int]) -> None:
-    """Points the programs of an object at a target."""
+    """Points the programs of an object at a target.
+
+    Raises:
+        ProbeUnavailableError: In a container, the kernel does not tell whose numbers these are.
+    """
     loaded.maps["config"].put(0, run_config(target)[0])
+    if not pid_namespace.is_first():
+        _learn_pid_namespace(loaded)
     watch_pids(loaded, pids)
+
+
+def _learn_pid_namespace(loaded: BpfObject) -> None:
+    """Has a program look in which pid namespace this process is."""
+    with contextlib.suppress(OSError):  # then nothing is learned
+        bpf_kernel.run_raw_tracepoint(loaded.program(bpf_sources.LEARN_PID_NAMESPACE))
+    own = loaded.maps["own_namespace"].get(0)
+    if own is None or not own["ns"][0]:
+        raise ProbeUnavailableError(
+            "this is another pid namespace than the kernel's first, and eBPF cannot tell its "
+            "processes from others (Linux 5.10 can)",
+            fix="run it in the host's pid namespace (docker run --pid host)",
+        )
 
 
 class _Shared:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from probes import pid_namespace
 from probes.bpf_kernel import online_cpus
 from probes.bpf_program import (
     PERF_EVENT,
@@ -27,6 +28,8 @@ from probes.syscall_names import number_of_call
 
 CPU_FREQUENCY_HZ = 49
 """Samples of each core in a second; not 50, so that it does not beat with timers of 10 ms."""
+LEARN_PID_NAMESPACE = "learn_pid_namespace"
+"""A program that is part of every object in a pid namespace that is not the first one."""
 STACKS_PER_KEY = 4
 TASK_CALLS = ("clone", "clone3", "fork", "vfork")
 """Calls that make a thread or a process: of these EAGAIN is a failure (clone(2), fork(2))."""
@@ -50,6 +53,8 @@ LOSSES = (
 CONFIG = np.dtype(
     [("netns_inum", "<u4"), ("paused", "<u4"), ("net", "<u8"), ("server_ports", "u1", (8192,))]
 )
+
+OWN_NAMESPACE = np.dtype([("ns", "<u8"), ("level", "<u4"), ("unused", "<u4")])
 
 FAILURE_KEY = np.dtype([("pid", "<u4"), ("nr", "<u4"), ("errno", "<u4")])
 FAILURE = np.dtype(
@@ -136,18 +141,30 @@ _SOCK_COMMON = {
 
 
 def common(btf: Btf) -> BpfSource:
-    """Configuration and losses, part of every object."""
-    del btf
+    """Configuration, losses and whose numbers count, part of every object."""
+    maps = {
+        "config": MapType("<i4", CONFIG),
+        "watched_pids": MapType("<u4", "u1"),
+        "losses": MapType("<i4", "<u8"),
+    }
+    if pid_namespace.is_first():
+        return BpfSource("common.h", {}, {"PID_NAMESPACED": 0}, {}, maps)
+    numbers = pid_namespace.numbers(btf)
     return BpfSource(
         "common.h",
-        {},
-        {},
-        {},
         {
-            "config": MapType("<i4", CONFIG),
-            "watched_pids": MapType("<u4", "u1"),
-            "losses": MapType("<i4", "<u8"),
+            "task_struct": {"thread_pid": ["thread_pid"], "group_leader": ["group_leader"]},
+            "pid": {"level": ["level"]},
         },
+        {
+            "PID_NAMESPACED": 1,
+            "NUMBERS_AT": numbers.at,
+            "NUMBERS_SIZE": numbers.size,
+            "NUMBER_AT": numbers.number_at,
+            "NUMBER_NAMESPACE_AT": numbers.namespace_at,
+        },
+        {LEARN_PID_NAMESPACE: RAW_TRACEPOINT},
+        maps | {"own_namespace": MapType("<i4", OWN_NAMESPACE)},
     )
 
 

@@ -36,6 +36,86 @@ static __always_inline u32 side_of_ports(struct run_config *run, u16 local, u16 
   return SIDE_OTHER;
 }
 
+// Who a task is, by the numbers that this probe process knows; 0 for one that it does not know.
+struct who {
+  u32 tgid;
+  u32 tid;
+};
+
+#if PID_NAMESPACED
+// This probe process is not in the first pid namespace, so the kernel's own numbers are not those
+// that it knows. A task has one in every namespace from the first to its own (struct pid): `level`
+// says which of them is the one of `ns`.
+struct own_namespace {
+  u64 ns;
+  u32 level;
+  u32 unused;
+};
+BPF_ARRAY(own_namespace, struct own_namespace, 1);
+
+struct number_of_task {
+  u64 ns;
+  u32 number;
+};
+
+static __always_inline struct number_of_task number_at(void *pid, u32 level) {
+  struct number_of_task found = {};
+  void *entry = pid + NUMBERS_AT + level * NUMBERS_SIZE;
+  bpf_probe_read_kernel(&found.ns, sizeof(found.ns), entry + NUMBER_NAMESPACE_AT);
+  bpf_probe_read_kernel(&found.number, sizeof(found.number), entry + NUMBER_AT);
+  return found;
+}
+
+static __always_inline u32 own_number(struct own_namespace *own, struct task_struct *task) {
+  void *pid = 0;
+  u32 level = 0;
+  bpf_probe_read_kernel(&pid, sizeof(pid), &task->thread_pid);
+  if (!pid) return 0;
+  bpf_probe_read_kernel(&level, sizeof(level), &((struct pid *)pid)->level);
+  if (level < own->level) return 0;
+  struct number_of_task found = number_at(pid, own->level);
+  return found.ns == own->ns ? found.number : 0;
+}
+
+static __always_inline struct who who_is(struct task_struct *task) {
+  int zero = 0;
+  struct who who = {};
+  struct own_namespace *own = own_namespace.lookup(&zero);
+  if (!own || !own->ns) return who;
+  void *leader = 0;
+  bpf_probe_read_kernel(&leader, sizeof(leader), &task->group_leader);
+  if (!leader) return who;
+  who.tgid = own_number(own, (struct task_struct *)leader);
+  if (who.tgid) who.tid = leader == task ? who.tgid : own_number(own, task);
+  return who;
+}
+
+static __always_inline struct who current_who(void) {
+  return who_is((struct task_struct *)bpf_get_current_task());
+}
+
+// Run once, in the probe process itself (BPF_PROG_TEST_RUN): it is in the namespace by definition.
+int learn_pid_namespace(unsigned long long *ctx) {
+  int zero = 0;
+  struct own_namespace *own = own_namespace.lookup(&zero);
+  struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+  void *pid = 0;
+  u32 level = 0;
+  bpf_probe_read_kernel(&pid, sizeof(pid), &task->thread_pid);
+  if (!own || !pid) return 0;
+  bpf_probe_read_kernel(&level, sizeof(level), &((struct pid *)pid)->level);
+  own->level = level;
+  own->ns = number_at(pid, level).ns;
+  return 0;
+}
+#else
+static __always_inline struct who current_who(void) {
+  u64 id = bpf_get_current_pid_tgid();
+  struct who who = {.tgid = id >> 32, .tid = (u32)id};
+  return who;
+}
+#endif
+
 static __always_inline u16 swap16(u16 value) { return (u16)(value << 8 | value >> 8); }
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define from_be16(value) swap16(value)

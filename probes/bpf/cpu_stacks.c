@@ -15,16 +15,16 @@ BPF_TABLE("hash", struct sample_key, struct sample, cpu_samples, CPU_SAMPLES);
 BPF_STACK_TRACE(cpu_traces, CPU_TRACES);
 
 int cpu_sample(void *ctx) {
-  u64 id = bpf_get_current_pid_tgid();
-  u32 tgid = id >> 32, zero = 0;
-  if (!watched_pids.lookup(&tgid)) return 0;
+  struct who who = current_who();
+  u32 zero = 0;
+  if (!watched_pids.lookup(&who.tgid)) return 0;
   struct run_config *run = config.lookup(&zero);
   if (!run) return 0;
   if (run->paused) {
     lose(LOST_CPU_PAUSED);
     return 0;
   }
-  struct sample_key key = {.tgid = tgid, .tid = (u32)id};
+  struct sample_key key = {.tgid = who.tgid, .tid = who.tid};
   key.kernel_stack = cpu_traces.get_stackid(ctx, 0);
   key.user_stack = cpu_traces.get_stackid(ctx, BPF_F_USER_STACK);
   struct sample *sample = cpu_samples.lookup(&key);

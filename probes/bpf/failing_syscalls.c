@@ -71,11 +71,10 @@ int failing_syscalls(unsigned long long *ctx) {
   u64 nr = number_of((struct pt_regs *)ctx[0]);
   if (ret == -ERRNO_EAGAIN && !makes_a_task(nr)) return 0;
 
-  u64 id = bpf_get_current_pid_tgid();
-  u32 tgid = id >> 32;
-  if (!watched_pids.lookup(&tgid)) return 0;
+  struct who who = current_who();
+  if (!watched_pids.lookup(&who.tgid)) return 0;
 
-  struct failure_key key = {.tgid = tgid, .nr = (u32)nr, .error = (u32)-ret};
+  struct failure_key key = {.tgid = who.tgid, .nr = (u32)nr, .error = (u32)-ret};
   int at_a_limit = ret == -ERRNO_ENOMEM || ret == -ERRNO_EAGAIN;
   u64 now_ns = bpf_ktime_get_ns();
   u64 seen = 0;
@@ -95,7 +94,7 @@ int failing_syscalls(unsigned long long *ctx) {
   // The count above is of this CPU; the records are of all, so the last one says when to stop.
   struct failure_record_key record_key = {.key = key, .ordinal = STACKS_PER_KEY - 1};
   if (failure_records.lookup(&record_key)) return 0;
-  struct failure_record record = {.at_ns = now_ns, .tid = (u32)id};
+  struct failure_record record = {.at_ns = now_ns, .tid = who.tid};
   record.kernel_stack = failure_traces.get_stackid(ctx, 0);
   record.user_stack = failure_traces.get_stackid(ctx, BPF_F_USER_STACK);
 #pragma unroll

@@ -4,12 +4,21 @@ struct runq_key {
   u32 tgid;
   u32 bucket;
 };
-BPF_HASH(runnable_since, u32, u64, 65536);
+BPF_HASH(runnable_since, u32, u64, 65536);  // by the kernel's own number of the thread
 BPF_TABLE("percpu_hash", struct runq_key, u64, runq_counts, 32768);
 
-static __always_inline int becomes_runnable(struct task_struct *task) {
-  u32 tgid = 0, tid = 0;
+static __always_inline u32 tgid_of(struct task_struct *task) {
+#if PID_NAMESPACED
+  return who_is(task).tgid;
+#else
+  u32 tgid = 0;
   bpf_probe_read_kernel(&tgid, sizeof(tgid), &task->tgid);
+  return tgid;
+#endif
+}
+
+static __always_inline int becomes_runnable(struct task_struct *task) {
+  u32 tgid = tgid_of(task), tid = 0;
   if (!watched_pids.lookup(&tgid)) return 0;
   bpf_probe_read_kernel(&tid, sizeof(tid), &task->pid);
   u64 now_ns = bpf_ktime_get_ns();
@@ -38,7 +47,7 @@ int runq_switch(unsigned long long *ctx) {
   u64 waited_ns = bpf_ktime_get_ns() - *since_ns;
   runnable_since.delete(&tid);
   struct runq_key key = {.bucket = waited_ns ? bpf_log2l(waited_ns) - 1 : 0};
-  bpf_probe_read_kernel(&key.tgid, sizeof(key.tgid), &next->tgid);
+  key.tgid = tgid_of(next);
   u64 *count = runq_counts.lookup(&key);
   if (count) {
     *count += 1;

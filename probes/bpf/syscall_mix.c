@@ -13,12 +13,12 @@ BPF_HASH(mix_pids, u32, u8, 16384);
 BPF_TABLE("percpu_hash", struct mix_key, struct mix, mix_counts, 8192);
 
 int syscall_mix(unsigned long long *ctx) {
-  u32 tgid = bpf_get_current_pid_tgid() >> 32;
-  if (!mix_pids.lookup(&tgid)) return 0;
+  struct who who = current_who();
+  if (!mix_pids.lookup(&who.tgid)) return 0;
   struct pt_regs *regs = (struct pt_regs *)ctx[0];
   u64 nr = 0;
   bpf_probe_read_kernel(&nr, sizeof(regs->nr), &regs->nr);
-  struct mix_key key = {.tgid = tgid, .nr = (u32)nr};
+  struct mix_key key = {.tgid = who.tgid, .nr = (u32)nr};
   u64 failed = (long)ctx[1] < 0;
   struct mix *mix = mix_counts.lookup(&key);
   if (mix) {
