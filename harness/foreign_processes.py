@@ -4,7 +4,8 @@ A process of the server's tree is *held* (gets a slot, and with it everything th
 own has) when it owns the listener or one of its connections. How many connections it holds is its
 number of open descriptors less those it had before the first one: two microseconds to read, where
 walking 20,000 sockets would disturb what is measured. Established connections are counted by the
-growth of that number, so they are a lower bound.
+growth of that number, so they are a lower bound. Before Linux 6.2 the number of a large process is
+an estimate (``probes/descriptor_count.py``), and so is that growth.
 
 A proxy opens a second socket for each connection, to what is behind it: those count with the
 connection, so that its limit is met where it is.
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from harness.fleet import ProcessEnd
 from harness.process_slots import Departed, ProcessSlots
 from probes import process_tree, socket_owners
+from probes.descriptor_count import descriptor_count
 from probes.live import Counter, Live, Role
 from probes.socket_owners import WALK_MOST_COUNT
 
@@ -38,6 +40,8 @@ _YOUNG_MOST_COUNT = 1_024
 _FEW_COUNT = 256
 _REST_FACTOR = 9.0
 """After a look at all sockets of the namespace, so many times as long without one."""
+_COUNT_REST_FACTOR = 20.0
+"""After a look at the descriptors of all, which takes long before Linux 6.2."""
 _STATUS_WAIT_S = 1.0
 _END_AGAIN_S = 0.05
 _MOVING_SHARE = 0.01
@@ -205,9 +209,12 @@ class ForeignProcesses:
             period_s = self._tree_period_s if self._is_loaded else _SETUP_PERIOD_S
             self._tree_due_s = now_s + (max(period_s, rest_s) if self._is_loaded else period_s)
         self._are_moving = bool(news)
+        began_s = time.thread_time()
         for each in self.held:
             if not each.ended_ns:
                 self._count(each)
+        cost_s = time.thread_time() - began_s
+        self._count_due_s = now_s + max(COUNT_PERIOD_S, _COUNT_REST_FACTOR * cost_s)
         return news
 
     @property
@@ -247,7 +254,7 @@ class ForeignProcesses:
     # -- connections -----------------------------------------------------------------------------
 
     def _count(self, each: Held) -> None:
-        count = socket_owners.descriptor_count(each.pid)
+        count = descriptor_count(each.pid)
         if count < 0:
             return
         open_count = max(0, count - each.own_count)
@@ -264,7 +271,7 @@ class ForeignProcesses:
         All of them are told by one look at the sockets of their namespace, which in a ramp are many
         and become more meanwhile.
         """
-        counts = [socket_owners.descriptor_count(each.pid) for each in some]
+        counts = [descriptor_count(each.pid) for each in some]
         connections = self._connection_inodes([each.pid for each in some])
         for each, count in zip(some, counts, strict=True):
             if count >= 0:
@@ -276,7 +283,7 @@ class ForeignProcesses:
             if outward >= _PROXY_LEAST_SHARE * connections:
                 connections += outward
         is_known = each.slot[Counter.NOFILE_SOFT_COUNT] > 0
-        if self._is_loaded and is_known and socket_owners.descriptor_count(each.pid) != count:
+        if self._is_loaded and is_known and descriptor_count(each.pid) != count:
             return  # it accepted meanwhile: what was its own before is nearer to the truth
         each.own_count = max(0, count - connections)
         each.slot[Counter.OWN_FDS_COUNT] = each.own_count
@@ -286,7 +293,7 @@ class ForeignProcesses:
 
     def _outward_count(self, pid: int) -> int:
         """Connections among its descriptors that do not come from the server's port."""
-        if socket_owners.descriptor_count(pid) > WALK_MOST_COUNT:
+        if descriptor_count(pid) > WALK_MOST_COUNT:
             return 0
         mine = set(socket_owners.socket_inodes(pid))
         return len(mine & socket_owners.connection_inodes(pid, without=self._ports))
@@ -309,7 +316,7 @@ class ForeignProcesses:
             return len(connections.intersection(socket_owners.socket_inodes(pid)))
         # Too many to look at one by one. Processes of one program have about as many of their own,
         # so what all together have beside connections is shared evenly.
-        counts = [socket_owners.descriptor_count(each) for each in {pid, *self.pids}]
+        counts = [descriptor_count(each) for each in {pid, *self.pids}]
         others = max(0, sum(counts) - len(connections)) // len(counts)
         return max(0, descriptors_count - others)
 
@@ -331,7 +338,7 @@ class ForeignProcesses:
             for each in self.held
             if not each.ended_ns
             and now_s - each.since_s < YOUNG_S
-            and 0 <= socket_owners.descriptor_count(each.pid) <= _YOUNG_MOST_COUNT
+            and 0 <= descriptor_count(each.pid) <= _YOUNG_MOST_COUNT
         ]
         if young and self._is_loaded and now_s >= self._rest_until_s:
             self._set_own(young)
@@ -350,7 +357,7 @@ class ForeignProcesses:
         found: list[int] = []
         unclear: dict[int, set[int]] = {}
         for pid in fresh:
-            count = socket_owners.descriptor_count(pid)
+            count = descriptor_count(pid)
             if count > WALK_MOST_COUNT:
                 found.append(pid)  # so many can only be connections
             # The same count need not be the same descriptors: a file may have been closed and the

@@ -7,18 +7,20 @@ Measures:
     in the same table as what they measure.
 Hook:
     psutil in ``oneshot`` (one read each of /proc/PID/stat, statm, status), /proc/PID/wchan,
-    ``stat("/proc/PID/fd").st_size``, which since Linux 6.2 is the number of open descriptors
-    (fs/proc/fd.c, proc_fd_getattr), and /proc/PID/schedstat, of a process with several threads also
-    /proc/PID/task/TID/schedstat (``probes/run_queue_wait.py``).
+    ``st_size`` of /proc/PID/fd and what stands for it before Linux 6.2
+    (``probes/descriptor_count.py``), and /proc/PID/schedstat, of a process with several threads
+    also /proc/PID/task/TID/schedstat (``probes/run_queue_wait.py``).
 Cost:
     About 60 us a process and sample: 17 processes at 2 Hz take 0.2 % of a core. Of a process with
-    several threads 2.3 us for each: 25 us of a node with 11.
+    several threads 2.3 us for each: 25 us of a node with 11. Before Linux 6.2 counting descriptors
+    takes up to 0.4 ms a process, and of all together 1 % of a core: of many processes it is done
+    less often, and the last number stands until then.
 Misses:
-    /proc/PID/fd is never listed: for a process with 20,000 sockets that would add 1-2 kB of slab a
-    connection to what is being measured. Older kernels get -1. CPU times have the resolution of
-    the scheduler's tick accounting (10 ms); processes that live shorter than half a second. The
-    waits of a process with more than 128 threads (-1), and a wait until it ends. A process that its
-    control group's quota stops looks like one that waits for a core.
+    A long /proc/PID/fd is never listed: for a process with 20,000 sockets that would add 1-2 kB of
+    slab a connection to what is being measured. CPU times have the resolution of the scheduler's
+    tick accounting (10 ms); processes that live shorter than half a second. The waits of a process
+    with more than 128 threads (-1), and a wait until it ends. A process that its control group's
+    quota stops looks like one that waits for a core.
 Checked against:
     A child with a known number of descriptors and a known CPU use, and children that share one core
     (tests/probes/test_process_sampler.py).
@@ -27,30 +29,20 @@ Checked against:
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection
 from pathlib import Path
 
 import psutil
 
 from probes.clock import NS_PER_S
+from probes.descriptor_count import descriptor_count
 from probes.probe import ProcessRef, Target
 from probes.run_queue_wait import RunQueueWait
 from probes.rundir import TableWriter
 
-
-def fd_count_from_size(size: int, release: str) -> int:
-    """Open descriptors from ``st_size`` of /proc/PID/fd, -1 where the kernel does not count.
-
-    Args:
-        size: The ``st_size``; always 0 before Linux 6.2.
-        release: ``uname -r``.
-    """
-    if size > 0:
-        return size
-    major, _, rest = release.partition(".")
-    minor = rest.split(".")[0].split("-")[0]
-    counts = major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= (6, 2)
-    return 0 if counts else -1
+_COUNT_REST_FACTOR = 100
+"""Counting the descriptors of all processes takes at most this part of a core."""
 
 
 class _Watched:
@@ -61,8 +53,9 @@ class _Watched:
         self.role = role
         self.worker = worker
         self.process = psutil.Process(pid)
-        self.fd_folder = f"/proc/{pid}/fd"
         self.run_queue_wait = RunQueueWait(pid)
+        self._fd_count = -1
+        self._count_due_ns = 0
         try:
             self.wchan_fd = os.open(f"/proc/{pid}/wchan", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -78,12 +71,19 @@ class _Watched:
             return ""
         return "" if name == b"0" else name.decode("ascii", "replace")
 
-    def fd_size(self) -> int:
-        """``st_size`` of its fd folder, -1 when that may not be read."""
-        try:
-            return os.stat(self.fd_folder).st_size  # noqa: PTH116  # 2 us; Path costs more
-        except OSError:
-            return -1
+    def fd_count(self, at_ns: int, processes_count: int) -> int:
+        """Its open descriptors, -1 when that may not be known.
+
+        Args:
+            at_ns: Now.
+            processes_count: Processes that are counted in turn.
+        """
+        if at_ns >= self._count_due_ns:
+            began_ns = time.thread_time_ns()
+            self._fd_count = descriptor_count(self.pid)
+            cost_ns = time.thread_time_ns() - began_ns
+            self._count_due_ns = at_ns + _COUNT_REST_FACTOR * processes_count * cost_ns
+        return self._fd_count
 
     def close(self) -> None:
         """Closes what is open."""
@@ -105,7 +105,6 @@ class ProcessSamplesProbe:
         self.writers: list[TableWriter] = []
         self._watched: dict[int, _Watched] = {}
         self._children: set[int] = set()
-        self._release = os.uname().release
         self._children_path = Path(f"/proc/self/task/{os.getpid()}/children")
 
     def check(self) -> None:
@@ -167,7 +166,6 @@ class ProcessSamplesProbe:
             switches = process.num_ctx_switches()
             thread_count = process.num_threads()
             state = process.status()
-        fd_size = watched.fd_size()
         self.writers[0].append(
             at_ns,
             watched.pid,
@@ -176,7 +174,7 @@ class ProcessSamplesProbe:
             round(cpu.user * NS_PER_S),
             round(cpu.system * NS_PER_S),
             rss_bytes,
-            fd_count_from_size(fd_size, self._release) if fd_size >= 0 else -1,
+            watched.fd_count(at_ns, len(self._watched)),
             switches.voluntary,
             switches.involuntary,
             str(state),

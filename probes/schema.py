@@ -500,7 +500,7 @@ _ALL: tuple[Table, ...] = (
         "probes.process_sampler",
         "one process at one moment",
         "processes x 2 per s",
-        "psutil; /proc/PID/fd st_size (Linux 6.2), no walk; /proc/PID/schedstat, task/*/schedstat",
+        "psutil; probes.descriptor_count; /proc/PID/schedstat, task/*/schedstat",
         (
             _at(),
             _PID,

@@ -1,15 +1,13 @@
-"""Which processes own a listener or its connections, and how many each of them holds.
+"""Which processes own a listener or its connections.
 
 Measures:
-    Listening TCP sockets of a network namespace, the processes whose descriptors refer to them,
-    and open descriptors by process.
+    Listening TCP sockets of a network namespace, and the processes whose descriptors refer to them.
 Hook:
-    ``/proc/PID/net/tcp`` and ``tcp6`` of any process of the namespace (no setns needed),
-    ``/proc/PID/fd/N`` links, and ``st_size`` of ``/proc/PID/fd``, which since Linux 6.2 is the
-    number of open descriptors (fs/proc/fd.c, proc_fd_getattr).
+    ``/proc/PID/net/tcp`` and ``tcp6`` of any process of the namespace (no setns needed), and
+    ``/proc/PID/fd/N`` links.
 Cost:
-    2 us for the count of a process, whatever it holds. A walk over its descriptors costs 1 us and,
-    in the kernel, 1-2 kB for each: it is only made of processes with at most ``WALK_MOST_COUNT``.
+    A walk over the descriptors of a process costs 1 us and, in the kernel, 1-2 kB for each: it is
+    only made of processes with at most ``WALK_MOST_COUNT`` (``probes/descriptor_count.py``).
     Reading connections from ``/proc/net/tcp`` costs about 1 us a socket of the namespace; listeners
     come first there, so looking for those stops at the first other socket.
 Misses:
@@ -29,6 +27,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+
+from probes.descriptor_count import descriptor_count
 
 WALK_MOST_COUNT = 4_096
 """Descriptors of a process up to which they are looked at one by one."""
@@ -201,23 +201,6 @@ def early_socket_inodes(pid: int) -> list[int]:
     if descriptor_count(pid) <= WALK_MOST_COUNT:
         return socket_inodes(pid)
     return _sockets_among(pid, range(EARLY_COUNT))
-
-
-def descriptor_count(pid: int) -> int:
-    """Open descriptors of a process, -1 when it is gone or that is not to be known cheaply."""
-    try:
-        size = os.stat(f"/proc/{pid}/fd").st_size  # noqa: PTH116 - 2 us; Path costs more
-    except OSError:
-        return -1
-    if size > 0:
-        return size
-    return 0 if _kernel_counts() else -1
-
-
-def _kernel_counts() -> bool:
-    major, _, rest = os.uname().release.partition(".")
-    minor = rest.split(".")[0].split("-")[0]
-    return major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= (6, 2)
 
 
 def owners(inodes: Iterable[int], pids: Iterable[int]) -> list[int]:

@@ -38,8 +38,9 @@ from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
 from probes.clock import NS_PER_S, now_ns
+from probes.descriptor_count import descriptor_count
 from probes.probe import ProcessRef, Target
-from probes.socket_owners import WALK_MOST_COUNT, descriptor_count, socket_inodes
+from probes.socket_owners import WALK_MOST_COUNT, socket_inodes
 from probes.tcp_names import SIDES, state_name
 
 PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")

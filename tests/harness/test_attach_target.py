@@ -22,7 +22,7 @@ from harness import cgroup_members, netns
 from harness.attach_target import find_target
 from harness.cli_attach import main
 from harness.probe_process import ProbeProcess
-from probes import process_tree, socket_owners
+from probes import descriptor_count, process_tree
 from probes.errors import ExitCode, HostError, UsageError
 
 FOREIGN = Path(__file__).parent / "foreign"
@@ -209,9 +209,12 @@ def test_a_server_in_a_control_group_is_found_by_the_groups_name(start, port, ki
                 break
 
 
+@pytest.mark.parametrize("kernel", ["as the kernel says", "before 6.2"])
 def test_a_listener_of_a_process_with_many_descriptors_is_found_without_a_walk(
-    start, port, monkeypatch
+    start, port, monkeypatch, kernel
 ):
+    if kernel == "before 6.2":
+        monkeypatch.setattr(descriptor_count, "kernel_counts", lambda: False)
     code = (
         "import os, socket, sys, time\n"
         "s = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
@@ -230,7 +233,7 @@ def test_a_listener_of_a_process_with_many_descriptors_is_found_without_a_walk(
     monkeypatch.setattr(os, "listdir", lambda path: listed.append(str(path)) or real(path))
     assert find_target(port=port).pid == server.pid
     assert f"/proc/{server.pid}/fd" not in listed
-    assert socket_owners.descriptor_count(server.pid) > 4_500
+    assert descriptor_count.descriptor_count(server.pid) > 4_500
 
 
 # -- bad input ------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from harness.foreign_processes import YOUNG_S, ForeignProcesses
+from probes import descriptor_count, socket_owners
 from probes import live as live_memory
-from probes import socket_owners
 from probes.live import Counter, Header, Live, Role
 
 # Reads a file, closes it and listens: as many descriptors as before, and another one among them.
@@ -49,7 +49,12 @@ def server():
         process.kill()
 
 
-def test_a_listener_in_the_place_of_a_closed_file_is_seen(live, server, deadline):
+@pytest.mark.parametrize("kernel", ["as the kernel says", "before 6.2"])
+def test_a_listener_in_the_place_of_a_closed_file_is_seen(
+    live, server, deadline, kernel, monkeypatch
+):
+    if kernel == "before 6.2":
+        monkeypatch.setattr(descriptor_count, "kernel_counts", lambda: False)
     assert server.stdout.readline() == "has a file\n"
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (100, 100))
     # The port is the kernel's choice, so the watch begins with one that nobody has.

@@ -5,7 +5,7 @@ import pytest
 
 from probes.clock import now_ns
 from probes.probe import ProcessRef, Target
-from probes.process_sampler import ProcessSamplesProbe, fd_count_from_size
+from probes.process_sampler import ProcessSamplesProbe
 from probes.run_queue_wait import MOST_THREADS_COUNT, RunQueueWait, parse_wait_ns
 
 
@@ -21,23 +21,6 @@ def sampled(run, pids: list[int], samples: int = 1, period_s: float = 0.0) -> li
     for writer in probe.writers:
         writer.close()
     return run.read_table("process_samples").table.to_pylist()
-
-
-@pytest.mark.parametrize(
-    ("size", "release", "count"),
-    [
-        (23, "6.18.44-fc", 23),
-        (0, "6.18.44-fc", 0),
-        (0, "6.2.0", 0),
-        (0, "6.1.0-40-amd64", -1),
-        (0, "5.15.0-113-generic", -1),
-        (0, "10.0-rc1", 0),
-        (0, "strange", -1),
-        (0, "6", -1),
-    ],
-)
-def test_descriptors_are_counted_by_the_kernel_since_6_2(size: int, release: str, count: int):
-    assert fd_count_from_size(size, release) == count
 
 
 def test_descriptors_of_a_process_are_counted(run, python_child):
