@@ -27,7 +27,9 @@ RAW_TRACEPOINT_OPEN, LOOKUP_BATCH, LOOKUP_AND_DELETE_BATCH = 17, 24, 25
 LINK_CREATE, ITER_CREATE = 28, 33
 ATTACH_TRACE_ITER = 28
 
-_PERCPU_MAP_TYPES = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, _PERCPU_ARRAY, LRU_PERCPU
+_PERCPU_ARRAY = 6  # BPF_MAP_TYPE_PERCPU_ARRAY
+_PERCPU_MAP_TYPES = frozenset({5, _PERCPU_ARRAY, 10})  # _PERCPU_HASH, _LRU_PERCPU_HASH
+_ENOTSUPP = 524  # include/linux/errno.h; no errno of user space
 _SYSCALLS = {  # bpf, perf_event_open
     "x86_64": (321, 298),
     "ppc64le": (361, 319),
@@ -227,7 +229,10 @@ class BpfMap:
         return True
 
     def items(self, *, delete: bool = False) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """All keys, and values as (keys, CPUs), by few system calls (Linux 5.6).
+        """All keys, and values as (keys, CPUs), by few system calls.
+
+        Hashes and arrays have batches since Linux 5.6, per-CPU arrays since 5.13: before it each
+        element is looked up.
 
         Args:
             delete: Takes the entries out of the map in the same step.
@@ -251,6 +256,8 @@ class BpfMap:
                 if error.errno == errno.ENOSPC and wanted < self.max_entries:
                     wanted = min(2 * wanted, self.max_entries)  # a bucket that did not fit
                     continue
+                if error.errno == _ENOTSUPP and self.type == _PERCPU_ARRAY:
+                    return self._elements()
                 if error.errno != errno.ENOENT:
                     raise
                 done = True
@@ -261,6 +268,11 @@ class BpfMap:
             if done:
                 every = np.concatenate(values_read).reshape(-1, self._copies)
                 return np.concatenate(keys_read), every
+
+    def _elements(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        keys = np.arange(self.max_entries).astype(self.key)
+        found = [self.get(key) for key in keys]
+        return keys, np.stack([each for each in found if each is not None])
 
     def _values(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         rows = raw.reshape(-1, self._stride)[:, : self.value.itemsize]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probes import bpf_cache, bpf_program, bpf_shared, bpf_sources
+from probes import bpf_cache, bpf_kernel, bpf_program, bpf_shared, bpf_sources
 from probes.bpf_program import RAW_TRACEPOINT, BpfObject, BpfSource, MapType, check_bpf, compose
 from probes.btf import Btf
 from probes.errors import ProbeUnavailableError
@@ -135,6 +135,24 @@ def test_a_per_cpu_map_has_a_value_per_cpu(table):
     assert values.shape[0] == 3
     assert (values[1] == 23).all()
     assert (values[0] == 0).all()
+
+
+def test_before_5_13_a_per_cpu_array_has_no_batches(table, monkeypatch):
+    real = bpf_kernel.bpf
+
+    def without_batches(command, attributes):
+        if command in (bpf_kernel.LOOKUP_BATCH, bpf_kernel.LOOKUP_AND_DELETE_BATCH):
+            raise OSError(524, "Unknown error 524")
+        return real(command, attributes)
+
+    table["each_cpu"].put(2, 23)
+    expected = table["each_cpu"].items()
+    monkeypatch.setattr(bpf_kernel, "bpf", without_batches)
+    keys, values = table["each_cpu"].items()
+    assert keys.tolist() == expected[0].tolist() == [0, 1, 2]
+    assert values.tolist() == expected[1].tolist()
+    with pytest.raises(OSError, match="524"):
+        table["pairs"].items()
 
 
 def test_types_must_have_the_sizes_of_the_map(btf, write):
