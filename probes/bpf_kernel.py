@@ -344,8 +344,13 @@ def attach_iterator(program_fd: int) -> int:
     )
 
 
-def read_iterator(link_fd: int) -> bytes:
+def read_iterator(link_fd: int, record_bytes: int) -> bytes:
     """Runs the iterator over everything once and returns what its program wrote.
+
+    Args:
+        link_fd: Of ``attach_iterator``.
+        record_bytes: Asked for at a time: read(2) returns, and the core may be given away, once the
+            program has written so much (kernel/bpf/bpf_iter.c, bpf_seq_read).
 
     Raises:
         OSError: As read(2).
@@ -355,7 +360,7 @@ def read_iterator(link_fd: int) -> bytes:
     try:
         while True:
             try:
-                part = os.read(fd, 1 << 20)
+                part = os.read(fd, record_bytes)
             except BlockingIOError:
                 continue  # a million objects without output: the kernel takes a breath
             if not part:

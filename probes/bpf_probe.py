@@ -110,6 +110,13 @@ class BpfProbe:
             self._close()
             bpf_shared.release(self, loaded)
 
+    def _give_back(self) -> None:
+        """Frees the object after a start that failed and is not to be the end of the probe."""
+        loaded, self._object = self._object, None
+        self._detach()
+        if loaded is not None:
+            bpf_shared.release(self, loaded)
+
     def _detach(self) -> None:
         while self._links:
             os.close(self._links.pop())

@@ -24,6 +24,7 @@ from probes.bpf_program import (
 from probes.btf import Btf, MissingTypeError
 from probes.clock import NS_PER_S
 from probes.governor import LONGEST_PERIOD_NS
+from probes.socket_snapshot import SIDES_COUNT, STATE_SUMS, STATES_COUNT
 from probes.syscall_names import number_of_call
 
 CPU_FREQUENCY_HZ = 49
@@ -98,25 +99,9 @@ RESET_KEY = np.dtype([("received", "u1"), ("side", "u1"), ("state", "u1"), ("rea
 RESET_COUNT = np.dtype([("count", "<u8"), ("first_ns", "<u8")])
 DROP_KEY = np.dtype([("location", "<u8"), ("reason", "<u8")])
 
-STATE_SUMS = np.dtype(
-    [
-        ("sockets", "<u8"),
-        ("full_sockets", "<u8"),
-        ("rmem_alloc", "<i8"),
-        ("wmem_alloc", "<i8"),
-        ("wmem_queued", "<i8"),
-        ("forward_alloc", "<i8"),
-        ("sndbuf", "<i8"),
-        ("rcvbuf", "<i8"),
-        ("rmem_alloc_max", "<i8"),
-        ("wmem_queued_max", "<i8"),
-        ("data_segs_out", "<u8"),
-        ("bytes_sent", "<u8"),
-        ("data_segs_in", "<u8"),
-        ("bytes_received", "<u8"),
-    ]
-)
-SNAPSHOT_SUMS = np.dtype([("by", STATE_SUMS, (4, 16))])
+SNAPSHOT_SUMS = np.dtype([("by", STATE_SUMS, (SIDES_COUNT, STATES_COUNT)), ("visited", "<u8")])
+BREATH_SOCKETS = 50_000
+"""After so many sockets read(2) of the iterator returns: 25 ms without giving the core away."""
 PORT_GROUP = np.dtype([("source", "<u4"), ("destination", "<u4"), ("port", "<u4")])
 
 MIX_KEY = np.dtype([("pid", "<u4"), ("nr", "<u4")])
@@ -289,7 +274,7 @@ def tcp_events(btf: Btf) -> BpfSource:
 def tcp_snapshot(btf: Btf) -> BpfSource:
     """The iterator over all TCP sockets."""
     common_fields: dict[str, list[str]] = dict(_SOCK_COMMON)
-    constants = {}
+    constants = {"BREATH_SOCKETS": BREATH_SOCKETS}
     if btf.has_field("sock_common", "skc_v6_rcv_saddr"):
         common_fields["skc_v6_rcv_saddr"] = ["skc_v6_rcv_saddr.in6_u.u6_addr32"]
         constants["HAVE_IPV6"] = 1

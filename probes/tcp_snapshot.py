@@ -7,8 +7,10 @@ Measures
     accept queue, backlog, half-open connections and drops, and the processes that own it. Local
     ports in use per (source, destination, port).
 Hook
-    ``iter/tcp`` (net/ipv4/tcp_ipv4.c, bpf_iter_tcp), run by read(2) when a snapshot is due, in the
-    network namespace of this process; probes/bpf/tcp_snapshot.c adds up in the kernel. Owners come
+    ``iter/tcp`` (net/ipv4/tcp_ipv4.c, bpf_iter_tcp; Linux 5.9), run by read(2) when a snapshot is
+    due, in the network namespace of this process; probes/bpf/tcp_snapshot.c adds up in the kernel.
+    Without root, BTF, bcc or that iterator sock_diag(7) lists the same sockets
+    (``probes/sock_diag.py``), and the row in ``probe_health`` says so and why. Owners come
     from /proc/PID/fd of each server, once, before it has many connections.
 Cost
     About 0.5 us a socket and a few ms for the walk over the hash table. Rows do not grow with the
@@ -25,28 +27,26 @@ Checked against
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-from probes import bpf_kernel, bpf_shared, bpf_sources
+from probes import bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
 from probes.clock import NS_PER_S, now_ns
 from probes.descriptor_count import descriptor_count
+from probes.errors import ProbeUnavailableError
 from probes.probe import ProcessRef, Target
+from probes.sock_diag import SockDiag
 from probes.socket_owners import WALK_MOST_COUNT, socket_inodes
+from probes.socket_snapshot import Snapshot
+from probes.tcp_iterator import PROGRAM, TcpIterator
 from probes.tcp_names import SIDES, state_name
 
 PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
-_LISTENER = struct.Struct("=Q4I6I")
-_AF_INET6 = 10
 _ESTABLISHED = 1  # include/net/tcp_states.h
 _DUTY_FACTOR = 200
 _SPARING_DUTY_FACTOR = 1_000
@@ -66,14 +66,6 @@ def next_pause_ns(cost_ns: int, *, is_sparing: bool = False, stretch: float = 1.
     return max(_SHORTEST_PAUSE_NS, min(round(factor * cost_ns), _LONGEST_PAUSE_NS))
 
 
-def dotted(words: tuple[int, ...], family: int) -> str:
-    """An address of a kernel socket (network order in memory) as people write it."""
-    raw = struct.pack("=4I", *words)
-    return str(
-        ipaddress.IPv6Address(raw) if family == _AF_INET6 else ipaddress.IPv4Address(raw[:4])
-    )
-
-
 class TcpSnapshotProbe(BpfProbe):
     """Writes tcp_states, socket_memory, socket_traffic, listeners, port_groups, listener_owners.
 
@@ -90,12 +82,13 @@ class TcpSnapshotProbe(BpfProbe):
         "listener_owners",
         "socket_traffic",
     )
-    programs = ("bpf_iter__tcp",)
+    programs = (PROGRAM,)
 
     def __init__(self) -> None:
         super().__init__()
         self.snapshot_cost_ns = 0
-        self._iterator = -1
+        self._reader: TcpIterator | SockDiag | None = None
+        self._instead = ""
         self._taken_ns = 0
         self._phase = -1
         self._target: Target | None = None
@@ -104,10 +97,52 @@ class TcpSnapshotProbe(BpfProbe):
     def _source(self) -> SourceBuilder:
         return bpf_sources.tcp_snapshot
 
-    def _attach(self, loaded: BpfObject, target: Target) -> None:
+    @property
+    def note(self) -> str:
+        """Who looked at the sockets and why, when it was not the iterator."""
+        return f"the sockets were listed by sock_diag: {self._instead}" if self._instead else ""
+
+    def check(self) -> None:
+        """The iterator or sock_diag is there.
+
+        Raises:
+            ProbeUnavailableError: Neither is.
+        """
+        self._or_sock_diag(super().check)
+
+    def prepare(self) -> None:
+        """Compiles, unless the iterator is known not to be there."""
+        if not self._instead:
+            self._or_sock_diag(super().prepare)
+
+    def _or_sock_diag(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except ProbeUnavailableError as error:
+            SockDiag(()).close()
+            self._instead = error.message
+
+    def start(self, target: Target) -> None:
+        """Takes the iterator, or else sock_diag.
+
+        Raises:
+            ProbeUnavailableError: Neither is there.
+        """
         self._target = target
         self._unlooked = list(target.processes.values())
-        self._iterator = loaded.attach_iterator("bpf_iter__tcp")
+        if not self._instead:
+            try:
+                super().start(target)
+                return
+            except ProbeUnavailableError as error:
+                self._instead = error.message
+                self._give_back()
+        self._reader = SockDiag(target.server_ports)
+        if not self.writers:
+            self.writers = [target.run.writer(table, self.name) for table in self.tables]
+
+    def _attach(self, loaded: BpfObject, target: Target) -> None:
+        self._reader = TcpIterator(loaded)
 
     def add_process(self, ref: ProcessRef) -> None:
         """Looks at the next snapshot which listeners it has."""
@@ -119,7 +154,7 @@ class TcpSnapshotProbe(BpfProbe):
         phase = self._target.live.phase if self._target and self._target.live else -1
         if at_ns >= self._due_ns() or phase != self._phase:
             self._phase = phase
-            super().sample(at_ns)
+            self.snapshot_now()
 
     def _due_ns(self) -> int:
         """When the next one is due: sooner when something has begun to happen since the last."""
@@ -143,19 +178,40 @@ class TcpSnapshotProbe(BpfProbe):
 
     def snapshot_now(self) -> None:
         """Takes a snapshot, whether or not one is due."""
-        super().sample(now_ns())
+        if self._reader is not None:
+            self._take(self._reader)
+
+    def stop(self, at_ns: int) -> None:
+        """Takes the last snapshot and frees everything."""
+        if self._object is None and self._reader is not None:
+            self.snapshot_now()
+            self._close()
+        super().stop(at_ns)
 
     def _read(self, loaded: BpfObject, at_ns: int) -> None:
-        sums_map, groups_map = loaded.maps["snapshot_sums"], loaded.maps["port_groups"]
-        sums_map.put(0, np.zeros(1, dtype=bpf_sources.SNAPSHOT_SUMS)[0])
+        self.snapshot_now()
+
+    def _take(self, reader: TcpIterator | SockDiag) -> None:
         begin_ns = time.thread_time_ns()
-        records = bpf_kernel.read_iterator(self._iterator)
+        seen = reader.read()
         self.snapshot_cost_ns = time.thread_time_ns() - begin_ns
         at_ns = self._taken_ns = now_ns()
-        states, memory, listeners, groups, _, traffic = self.writers
-        sums = sums_map.get(0)
-        assert sums is not None
-        for side, by_state in zip(SIDES, sums[0]["by"], strict=False):
+        self._append_sums(at_ns, seen)
+        _, _, listeners, groups, _, _ = self.writers
+        for listener in seen.listeners:
+            address, port, inode, *counts = listener
+            listeners.append(at_ns, address, port, inode, *counts)
+        inodes = {listener.inode for listener in seen.listeners}
+        if inodes:
+            self._append_owners(at_ns, inodes)
+        low, high = (int(word) for word in PORT_RANGE.read_text(encoding="ascii").split())
+        for group in seen.groups:
+            groups.append(at_ns, *group, low, high)
+        self.lost_count = seen.lost_count
+
+    def _append_sums(self, at_ns: int, seen: Snapshot) -> None:
+        states, memory, _, _, _, traffic = self.writers
+        for side, by_state in zip(SIDES, seen.sums, strict=False):
             for number, (sockets, full, *values) in enumerate(by_state.tolist()):
                 if sockets:
                     states.append(at_ns, side, state_name(number), sockets)
@@ -163,23 +219,6 @@ class TcpSnapshotProbe(BpfProbe):
                     memory.append(at_ns, side, state_name(number), full, *values[:-4])
                 if full and number == _ESTABLISHED:
                     traffic.append(at_ns, side, full, *values[-4:])
-        inodes: set[int] = set()
-        for record in _LISTENER.iter_unpack(records):
-            inode, *words, family, port, queue, backlog, half_open, drops = record
-            address = dotted(tuple(words), family)
-            listeners.append(at_ns, address, port, inode, queue, backlog, half_open, drops)
-            inodes.add(inode)
-        if inodes:
-            self._append_owners(at_ns, inodes)
-        low, high = (int(word) for word in PORT_RANGE.read_text(encoding="ascii").split())
-        keys, counts = groups_map.items(delete=True)
-        for (source, destination, port), count in zip(
-            keys.tolist(), counts[:, 0].tolist(), strict=True
-        ):
-            source_text = dotted((source, 0, 0, 0), 0)
-            destination_text = dotted((destination, 0, 0, 0), 0)
-            groups.append(at_ns, source_text, destination_text, port, count, low, high)
-        self.lost_count = bpf_shared.lost(loaded, "port_groups")
 
     def _append_owners(self, at_ns: int, inodes: set[int]) -> None:
         """Who accepts from which listener, of those that were not looked at yet."""
@@ -191,6 +230,6 @@ class TcpSnapshotProbe(BpfProbe):
         self._unlooked = []
 
     def _close(self) -> None:
-        if self._iterator >= 0:
-            os.close(self._iterator)
-            self._iterator = -1
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None

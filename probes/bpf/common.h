@@ -1,7 +1,8 @@
 // What every program of an object shares: which processes, which network namespace, which ports.
 // Kernel structs come before this text, generated from BTF (probes/kernel_tree.py); numbers that
 // depend on the kernel come as -D. Contexts are plain words (unsigned long long *), so that bcc
-// rewrites no dereference: every read of kernel memory below is explicit.
+// rewrites no dereference: every read of kernel memory below is explicit. Nothing that decides
+// whether a program is accepted is left to the compiler: see bounded().
 
 #define SIDE_OTHER 0
 #define SIDE_SERVER 1
@@ -26,8 +27,18 @@ static __always_inline void lose(u32 kind) {
   if (count) *count += 1;
 }
 
+// An index below mask + 1. The compiler drops a mask where it can prove the bound itself, and the
+// verifier forgets what is known of a value that was byte-swapped or spilled: the compiler must not
+// know where the value comes from.
+#define bounded(value, mask)                \
+  ({                                        \
+    u64 unknown = (value);                  \
+    asm volatile("" : "+r"(unknown));       \
+    unknown & (mask);                       \
+  })
+
 static __always_inline u32 has_port(struct run_config *run, u16 port) {
-  return (run->server_ports[(port >> 3) & 8191] >> (port & 7)) & 1;
+  return (run->server_ports[bounded(port >> 3, 8191)] >> (port & 7)) & 1;
 }
 
 static __always_inline u32 side_of_ports(struct run_config *run, u16 local, u16 remote) {

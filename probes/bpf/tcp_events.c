@@ -78,7 +78,7 @@ int tcp_state_change(unsigned long long *ctx) {
   u16 protocol = 0;
   bpf_probe_read_kernel(&protocol, sizeof(sk->sk_protocol), &sk->sk_protocol);
   if (protocol != 6) return 0;
-  counts->transitions[end.side & 3][ctx[1] & 15][ctx[2] & 15] += 1;
+  counts->transitions[bounded(end.side, 3)][bounded(ctx[1], 15)][bounded(ctx[2], 15)] += 1;
   return 0;
 }
 
@@ -90,7 +90,7 @@ int tcp_retransmit(unsigned long long *ctx) {
   if (!run || !counts) return 0;
   struct endpoint end = {};
   if (!of_run(run, (void *)ctx[0], &end)) return 0;
-  counts->retransmits[end.side & 3][end.state & 15] += 1;
+  counts->retransmits[bounded(end.side, 3)][bounded(end.state, 15)] += 1;
   return 0;
 }
 
@@ -98,7 +98,7 @@ static __always_inline void press(struct run_config *run, struct tcp_counts *cou
                                   u32 kind, u64 allocated_pages) {
   struct endpoint end = {};
   if (!of_run(run, sk, &end)) return;
-  u32 at = (kind & 3), side = end.side & 3;
+  u32 at = bounded(kind, 3), side = bounded(end.side, 3);
   if (!counts->pressure[at][side].count) counts->pressure[at][side].first_ns = bpf_ktime_get_ns();
   counts->pressure[at][side].count += 1;
   if (allocated_pages > counts->pressure[at][side].allocated_max_pages)

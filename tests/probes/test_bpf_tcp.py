@@ -11,12 +11,15 @@ from collections import Counter
 
 import pytest
 
-from probes import tcp_snapshot
+from probes import bpf_kernel, bpf_probe, bpf_shared, bpf_sources, sock_diag, tcp_snapshot
 from probes.bpf_tcp import TcpEventsProbe, drop_reason, short_names
 from probes.clock import now_ns
+from probes.errors import ProbeUnavailableError
 from probes.probe import ProcessRef, Target
 from probes.rundir import RunDir
-from probes.tcp_snapshot import TcpSnapshotProbe, dotted, next_pause_ns
+from probes.socket_snapshot import dotted
+from probes.tcp_iterator import TcpIterator
+from probes.tcp_snapshot import TcpSnapshotProbe, next_pause_ns
 
 PORT, QUEUE_PORT, FULL_PORT, CLOSED_PORT, MUTE_PORT = 9000, 9001, 9002, 9003, 9004
 CONNECTIONS, UNREAD_BYTES = 23, 1009
@@ -43,13 +46,17 @@ def connect_without_waiting(port):
     return sock
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
+@pytest.fixture(scope="module", params=["iterator", "sock_diag"])
+def recorded(request, tmp_path_factory):
     host_fd = os.open("/proc/self/ns/net", os.O_RDONLY)
     enter_namespace()
     run = RunDir(tmp_path_factory.mktemp("run"))
     events, snapshot = TcpEventsProbe(), TcpSnapshotProbe()
     sockets = []
+    if request.param == "sock_diag":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bpf_probe, "check_bpf", refuse_bpf)
+            snapshot.check()
     try:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         open_halfway(sockets)  # before the events are watched
@@ -74,7 +81,13 @@ def recorded(tmp_path_factory):
         name: run.read_table(name).table.to_pylist() for name in events.tables + snapshot.tables
     }
     facts["lost"] = (events.lost_count, snapshot.lost_count)
+    facts["note"] = snapshot.note
+    facts["source"] = request.param
     return facts
+
+
+def refuse_bpf():
+    raise ProbeUnavailableError("eBPF needs root", fix="run it with sudo")
 
 
 def open_halfway(sockets):
@@ -159,6 +172,14 @@ def total(rows, value, **where):
 
 
 @pytest.mark.privileged
+def test_the_health_row_says_who_listed_the_sockets(recorded):
+    expected = {
+        "iterator": "",
+        "sock_diag": "the sockets were listed by sock_diag: eBPF needs root",
+    }
+    assert recorded["note"] == expected[recorded["source"]]
+
+
 def test_every_connection_made_its_transitions(recorded):
     rows = recorded["tables"]["tcp_state_transitions"]
     accepted = CONNECTIONS + 5
@@ -330,3 +351,41 @@ def test_drop_reasons_of_the_core_and_of_subsystems():
     assert drop_reason(names, 81) == "NOMEM"
     assert drop_reason(names, 5000) == "REASON_5000"
     assert drop_reason(names, 0x20003) == "SUBSYSTEM_2_3"
+
+
+def test_the_walk_gives_the_core_away(monkeypatch):
+    monkeypatch.setattr(bpf_sources, "BREATH_SOCKETS", 10)
+    target = Target(None, {}, frozenset(), None)
+    loaded = bpf_shared.load([bpf_sources.tcp_snapshot])
+    reads = []
+    real = os.read
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        address = listener.getsockname()
+        pairs = [(socket.create_connection(address), listener.accept()[0]) for _ in range(23)]
+        bpf_shared.aim(loaded, target, [])
+        iterator = TcpIterator(loaded)
+        try:
+            monkeypatch.setattr(
+                bpf_kernel.os, "read", lambda fd, size: reads.append(size) or real(fd, size)
+            )
+            seen = iterator.read()
+        finally:
+            monkeypatch.setattr(bpf_kernel.os, "read", real)
+            iterator.close()
+            loaded.close()
+            for sock in (sock for pair in pairs for sock in pair):
+                sock.close()
+    sockets_count = int(seen.sums["sockets"].sum())
+    assert sockets_count >= 47
+    assert len(reads) == sockets_count // 10 + len(seen.listeners) + 1
+    assert address[1] in {each.port for each in seen.listeners}
+
+
+def test_a_kernel_that_lists_no_sockets_says_what_would_help(monkeypatch):
+    def fail(buffer, at):
+        raise OSError(2, "No such file or directory")
+
+    monkeypatch.setattr(sock_diag, "_is_last", fail)
+    with pytest.raises(ProbeUnavailableError, match="sock_diag") as caught:
+        sock_diag.SockDiag(())
+    assert "tcp_diag" in caught.value.fix
