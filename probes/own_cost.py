@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 from probes.clock import NS_PER_MS, NS_PER_S
+from probes.process_tree import own_children
 
 START_NICE, WATCH_NICE, END_NICE = 5, 19, 5
 """The end of a run is short and somebody waits for it; so is the start, which compiles."""
@@ -62,7 +63,6 @@ class OwnCost:
 
     def __init__(self, parent_pid: int) -> None:
         self._parent_pid = parent_pid
-        self._children_path = f"/proc/self/task/{os.getpid()}/children"
 
     def total_ns(self) -> int:
         """CPU time of all of them since they started; grows only.
@@ -72,8 +72,7 @@ class OwnCost:
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         total_ns = time.process_time_ns() + round((ended.ru_utime + ended.ru_stime) * NS_PER_S)
         pids = [self._parent_pid] if self._parent_pid else []
-        with contextlib.suppress(OSError), open(self._children_path, encoding="ascii") as stream:  # noqa: PTH123 - once a second
-            pids += map(int, stream.read().split())
+        pids += own_children()
         return total_ns + sum(max(0, process_cpu_ns(pid)) for pid in pids)
 
 

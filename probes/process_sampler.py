@@ -31,13 +31,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection
-from pathlib import Path
 
 import psutil
 
 from probes.clock import NS_PER_S
 from probes.descriptor_count import descriptor_count
 from probes.probe import ProcessRef, Target
+from probes.process_tree import own_children
 from probes.run_queue_wait import RunQueueWait
 from probes.rundir import TableWriter
 
@@ -105,7 +105,6 @@ class ProcessSamplesProbe:
         self.writers: list[TableWriter] = []
         self._watched: dict[int, _Watched] = {}
         self._children: set[int] = set()
-        self._children_path = Path(f"/proc/self/task/{os.getpid()}/children")
 
     def check(self) -> None:
         """Always possible: /proc of own processes needs no privilege."""
@@ -138,11 +137,7 @@ class ProcessSamplesProbe:
             return
 
     def _watch_children(self) -> None:
-        try:
-            children = self._children_path.read_text()
-        except OSError:  # kernel without CONFIG_PROC_CHILDREN
-            return
-        present = {int(word) for word in children.split()}
+        present = set(own_children())
         self.remove_processes(self._children - present)
         for pid in present - self._children:
             self._watch(pid, "probe", -1)

@@ -68,11 +68,16 @@ def family():
         shell.stdin.close()
 
 
-def test_a_tree_has_all_descendants_parents_first(family, deadline):
+@pytest.mark.parametrize("kernel", ["lists children", "without CONFIG_PROC_CHILDREN"])
+def test_a_tree_has_all_descendants_parents_first(family, deadline, monkeypatch, kernel):
+    if kernel != "lists children":
+        monkeypatch.setattr(process_tree, "kernel_lists_children", lambda: False)
     tree = deadline("three processes", lambda: (t := process_tree.tree_of(family.pid))[2:] and t)
     assert tree[0] == family.pid
     assert {process_tree.read_stat(pid).ppid for pid in tree[1:]} == {family.pid}
     assert process_tree.tree_of(1 << 22) == []
+    assert set(process_tree.children_of(family.pid)) == set(tree[1:])
+    assert family.pid in process_tree.own_children()
 
 
 def test_an_end_is_seen_with_its_status():
