@@ -1,5 +1,7 @@
 """Processes beside the fleet that calculate: what ``--inject burn:PROCESSES[:S]`` puts on the host.
 
+With 0 processes there are four for each core: a crowd on any host.
+
 They stand for whatever else a machine has to do. They end by themselves after their time, and with
 the supervisor when that dies.
 """
@@ -13,7 +15,7 @@ import time
 from collections.abc import Iterable
 
 from harness.child import die_with_parent
-from harness.faults import faults_of, parse
+from harness.faults import BURNERS_PER_CORE, faults_of, parse
 
 
 class Burners:
@@ -36,7 +38,8 @@ class Burners:
         for fault in self._wanted:
             command = [sys.executable, "-P", "-m", "harness.burners"]
             command += [str(os.getpid()), str(fault.value)]
-            for _ in range(fault.number):
+            count = fault.number or BURNERS_PER_CORE * len(os.sched_getaffinity(0))
+            for _ in range(count):
                 self._processes.append(
                     subprocess.Popen(
                         command,

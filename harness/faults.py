@@ -29,8 +29,8 @@ class Kind(NamedTuple):
 
     Attributes:
         role: ``worker`` or ``client``: whose number the fault names; ``host``: the number is how
-            many processes beside the fleet; ``namespace``: the number is how many entries of a
-            table of the run's own network namespace stay free.
+            many processes beside the fleet (0: ``BURNERS_PER_CORE``); ``namespace``: the number is
+            how many entries of a table of the run's own network namespace stay free.
         unit: Meaning of the value, '' when it takes none.
         default: Value when none is given.
         meaning: One line for people.
@@ -59,11 +59,12 @@ KINDS: dict[str, Kind] = {
     "slow-client": Kind("client", "ms", 500.0, "sleeps so long in each turn"),
     "mute": Kind("client", "", 0.0, "connects and never sends its opening handshake"),
     "conntrack-full": Kind("namespace", "", 0.0, "fills connection tracking but for so many"),
-    "burn": Kind("host", "s", 30.0, "processes beside the fleet that calculate so long"),
+    "burn": Kind("host", "s", 30.0, "processes beside it calculate so long; 0: four for each core"),
 }
 """Every fault by name."""
 
 
+BURNERS_PER_CORE = 4
 MOST_BURNERS_COUNT = 64
 MOST_BURN_S = 60.0
 """A host must come back by itself, whatever becomes of the run."""

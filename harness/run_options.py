@@ -316,9 +316,9 @@ def _check_namespace(text: str, plan: Plan) -> None:
 
 def _check_burners(text: str, fault: faults.Fault) -> None:
     most = faults.MOST_BURNERS_COUNT
-    if not 1 <= fault.number <= most or not 0 < fault.value <= faults.MOST_BURN_S:
+    if not fault.number <= most or not 0 < fault.value <= faults.MOST_BURN_S:
         raise UsageError(
-            f"--inject {text}: 1 to {most} processes for at most {faults.MOST_BURN_S:.0f} s",
+            f"--inject {text}: at most {most} processes, for at most {faults.MOST_BURN_S:.0f} s",
             fix=f"--inject {fault.name}:4:10",
         )
 

@@ -46,9 +46,9 @@ def test_every_fault_is_known_to_exactly_one_side():
 
 
 def test_burning_processes_are_few_and_end_by_themselves():
-    for text in ("burn:0", "burn:65", "burn:4:61", "burn:4:0"):
+    for text in ("burn:65", "burn:4:61", "burn:4:0"):
         options = run_options.parse(["--connections", "23", "--inject", text])
-        with pytest.raises(UsageError, match="processes for at most 60 s"):
+        with pytest.raises(UsageError, match="processes, for at most 60 s"):
             run_options.check_faults(options, SimpleNamespace(workers=1))
 
 
@@ -61,6 +61,15 @@ def test_burners_burn_and_are_gone_when_stopped():
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_burners_fill_a_host_of_any_size():
+    burners = Burners(["burn:0:20"])
+    burners.start()
+    try:
+        assert len(burners._processes) == 4 * len(os.sched_getaffinity(0))
+    finally:
+        burners.stop()
 
 
 def test_a_foreign_source_keeps_ports_and_counts():
