@@ -1,4 +1,7 @@
-"""``profile-doctor``: what this host can hold, and which probes can run here and why not."""
+"""``profile-doctor``: what this host can hold, and which probes run here and why not.
+
+Each probe is started for a moment (``probes/trial.py``): what is called available has run.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from harness.plan_checks import DELAYING_LIMITS
 from harness.plan_text import amount_text, bytes_text, count_text, plan_text, wrapped
 from harness.run_options import count
 from probes.errors import ExitCode, HostError
-from probes.registry import ProbeCheck, check_all
+from probes.kernel_features import Lack, lacks_of_kernel
+from probes.registry import ProbeCheck
+from probes.trial import check_all
 
 _INDENT = "    "
 
@@ -63,7 +68,7 @@ def _doctor(argv: Sequence[str]) -> int:
         print(completion_script(arguments.print_completion), end="")
         return int(ExitCode.REACHED)
     host = read_host()
-    examination = Examination(host, arguments.connections, check_all())
+    examination = Examination(host, arguments.connections, check_all(), lacks_of_kernel())
     if arguments.json:
         print(json.dumps(examination.to_dict(), indent=2))
     else:
@@ -109,7 +114,8 @@ class Examination:
     Args:
         host: As it was read.
         connections: Target to plan for as well, None for none.
-        checks: What every probe says about itself.
+        checks: What came of trying every probe.
+        lacks: What a newer kernel tells.
 
     Raises:
         UsageError: The target makes no sense on any host.
@@ -122,9 +128,16 @@ class Examination:
         refusal: Why no run (or not this one) is possible here; None when it is.
     """
 
-    def __init__(self, host: Host, connections: int | None, checks: list[ProbeCheck]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        connections: int | None,
+        checks: list[ProbeCheck],
+        lacks: Sequence[Lack] = (),
+    ) -> None:
         self.host = host
         self.checks = checks
+        self.lacks = lacks
         self.limits = host_limits(host, own_namespace=host.may_own_namespace)
         self.holds_connections, self.next_limit = most_connections(host)
         self.plan: Plan | None = None
@@ -157,6 +170,7 @@ class Examination:
             "next_limit": self.next_limit,
             "limits": [limit.to_dict() for limit in self.limits],
             "probes": [asdict(check) for check in self.checks],
+            "kernel_lacks": [asdict(lack) for lack in self.lacks],
             "plan": None if self.plan is None else self.plan.to_dict(),
             "host": self.host.to_dict("own" if own else "host"),
         }
@@ -188,6 +202,11 @@ class Examination:
             yield from _limit_lines(limit)
         yield ""
         yield from self._probe_lines()
+        if self.lacks:
+            yield ""
+            yield "What this kernel does not tell, and which one does:"
+        for lack in self.lacks:
+            yield from wrapped(f"{lack.what}: Linux {lack.since}", first="  ", rest=_INDENT)
         if self.plan is not None:
             yield ""
             yield from plan_text(self.plan).splitlines()
@@ -212,6 +231,8 @@ class Examination:
                 yield from wrapped(check.reason, first=_INDENT)
             if check.fix:
                 yield from wrapped(f"fix: {check.fix}", first=_INDENT, rest=_INDENT + "     ")
+            for note in check.notes:
+                yield from wrapped(f"note: {note}", first=_INDENT, rest=_INDENT + "      ")
 
 
 def _limit_lines(limit: HostLimit) -> Iterator[str]:

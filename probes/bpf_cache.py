@@ -21,6 +21,7 @@ import os
 import platform
 import stat
 import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ FOLDER = Path("/var/cache/connscope")
 MOST_FILES = 40
 """An object has 40 kB; there is one for each set of probes and kernel. The oldest go first."""
 
+_LEFT_AFTER_S = 600
 _FORMAT = 1
 _LOAD_64, _CALL = 0x18, 0x85  # BPF_LD | BPF_DW | BPF_IMM, BPF_JMP | BPF_CALL
 _PSEUDO_MAP_FD = 1
@@ -128,6 +130,9 @@ def keep(path: Path, lib: Any, module: Any, request: Request) -> None:
         with os.fdopen(fd, "w") as stream:
             stream.write(text)
         temporary.replace(path)
+        for left in folder.glob(".*.json.*"):  # by one that was killed meanwhile
+            if left.lstat().st_mtime < time.time() - _LEFT_AFTER_S:
+                left.unlink(missing_ok=True)
         by_age = sorted(folder.glob("*.json"), key=lambda each: each.stat().st_mtime_ns)
         for old in by_age[:-MOST_FILES]:
             old.unlink(missing_ok=True)
@@ -186,7 +191,7 @@ def _attach_point(btf: Btf, name: str, program_type: int, request: Request) -> t
     """What the kernel wants to know of a program when it loads: attach type and BTF id."""
     if program_type == _TRACING:
         if not name.startswith(_ITERATOR):
-            raise MissingTypeError(f"{name} is no iterator")
+            raise MissingTypeError(f"iterator {name}")
         target = f"bpf_iter_{name.removeprefix(_ITERATOR)}"
         return bpf_kernel.ATTACH_TRACE_ITER, btf.function_id(target)
     return request["attach_types"].get(name, 0), 0

@@ -8,16 +8,33 @@ print goes to standard error, where ``probes/bpf_program.py`` reads it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from probes.bcc_import import import_bcc
 from probes.errors import ProbeUnavailableError
 from probes.kernel_tree import kernel_tree
+
+_LOG_MOST_BYTES = 1 << 16
+_REASON_MOST_CHARACTERS = 300
+_SAYS_NOTHING = (
+    "processed ",
+    "bpf: Failed to load",
+    "HINT:",
+    "If your",
+    "stack depth",
+    "verification time",
+)
+_INSTRUCTION = re.compile(r"\d+: \(")
 
 CFLAGS = ("-Wno-address-of-packed-member", "-Wno-unused-function", "-Wno-macro-redefined")
 
@@ -55,12 +72,15 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
         answer["maps"].append(name)
         descriptors.append(fd)
     for name, program_type in request["programs"].items():
-        try:
-            wanted = request.get("attach_types", {})
-            extra = {"attach_type": wanted[name]} if name in wanted else {}  # bcc 0.18 has none
-            loaded = compiled.load_func(name, program_type, **extra)
-        except Exception as error:  # noqa: BLE001  # as above
-            answer["refused"][name] = str(error)
+        wanted = request.get("attach_types", {})
+        extra = {"attach_type": wanted[name]} if name in wanted else {}  # bcc 0.18 has none
+        with _captured_stderr() as words:
+            try:
+                loaded = compiled.load_func(name, program_type, **extra)
+            except Exception as error:  # noqa: BLE001  # as above
+                loaded, words.error = None, str(error)
+        if loaded is None:
+            answer["refused"][name] = refusal_reason(words.error, words.log)
             continue
         answer["programs"].append(name)
         descriptors.append(loaded.fd)
@@ -69,6 +89,48 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
 
         bpf_cache.keep(Path(request["keep"]), bcc.libbcc.lib, compiled.module, request)
     return answer, descriptors
+
+
+@dataclass(slots=True)
+class _Words:
+    """What was said while a program was loaded."""
+
+    error: str = ""
+    log: str = ""
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[_Words]:
+    """What bcc and the verifier print meanwhile; the log of one program can be megabytes."""
+    words, own = _Words(), os.dup(2)
+    with tempfile.TemporaryFile() as stream:
+        os.dup2(stream.fileno(), 2)
+        try:
+            yield words
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+        stream.seek(max(0, stream.tell() - _LOG_MOST_BYTES))
+        words.log = stream.read().decode(errors="replace")
+
+
+def refusal_reason(error: str, log: str) -> str:
+    """Why a program was refused, in one line.
+
+    Args:
+        error: What bcc says.
+        log: What was printed: the verifier's log ends with the instruction, the reason and a count.
+    """
+    lines = [line.strip() for line in log.split("\n")]
+    told = [line for line in lines if line and not line.startswith(_SAYS_NOTHING)]
+    if not told:
+        return _one_line(error)
+    instruction = next((line for line in reversed(told[:-1]) if _INSTRUCTION.match(line)), "")
+    return _one_line(f"{instruction}: {told[-1]}" if instruction else told[-1])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_REASON_MOST_CHARACTERS]
 
 
 def main() -> int:

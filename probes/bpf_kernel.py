@@ -9,10 +9,12 @@ Source: include/uapi/linux/bpf.h, include/uapi/linux/perf_event.h; bpf(2), perf_
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import platform
+import resource
 import struct
 from functools import cache
 from pathlib import Path
@@ -30,12 +32,8 @@ ATTACH_TRACE_ITER = 28
 _PERCPU_ARRAY = 6  # BPF_MAP_TYPE_PERCPU_ARRAY
 _PERCPU_MAP_TYPES = frozenset({5, _PERCPU_ARRAY, 10})  # _PERCPU_HASH, _LRU_PERCPU_HASH
 _ENOTSUPP = 524  # include/linux/errno.h; no errno of user space
-_SYSCALLS = {  # bpf, perf_event_open
-    "x86_64": (321, 298),
-    "ppc64le": (361, 319),
-    "s390x": (351, 331),
-}
-_GENERIC_SYSCALLS = (280, 241)  # arm64, riscv64, loongarch64
+_SYSCALLS = {"x86_64": (321, 298)}  # bpf, perf_event_open
+_GENERIC_SYSCALLS = (280, 241)  # include/uapi/asm-generic/unistd.h: arm64, riscv64, loongarch64
 
 _PERF_TYPE_SOFTWARE, _PERF_COUNT_SW_CPU_CLOCK = 1, 0
 _PERF_ATTR_BYTES = 128
@@ -125,7 +123,16 @@ def create_map(
     raw = name.encode()[:_NAME_BYTES]
     values = (map_type, key_bytes, value_bytes, max_entries, flags, 0, 0)
     packed = struct.pack("=7I16s", *values, raw)
-    return bpf(MAP_CREATE, ctypes.create_string_buffer(packed, len(packed)))
+    try:
+        return bpf(MAP_CREATE, ctypes.create_string_buffer(packed, len(packed)))
+    except PermissionError:
+        # Before Linux 5.11 maps count as locked memory (kernel/bpf/syscall.c, bpf_charge_memlock).
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        if resource.getrlimit(resource.RLIMIT_MEMLOCK) == unlimited:
+            raise
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
+        return bpf(MAP_CREATE, ctypes.create_string_buffer(packed, len(packed)))
 
 
 def load_program(
@@ -370,17 +377,20 @@ def read_iterator(link_fd: int, record_bytes: int) -> bytes:
         os.close(fd)
 
 
-def run_time_ns(program_fd: int, offset_bytes: int) -> int:
-    """CPU time spent in a program, -1 when the kernel does not count it.
-
-    Args:
-        program_fd: The program.
-        offset_bytes: Of ``run_time_ns`` in this kernel's ``struct bpf_prog_info``.
-    """
+def counts_run_time() -> bool:
+    """Whether the kernel adds up the CPU time of programs."""
     try:
         enabled = Path("/proc/sys/kernel/bpf_stats_enabled").read_text(encoding="ascii").strip()
     except OSError:
-        return -1
-    if enabled == "0":
-        return -1
+        return False
+    return enabled != "0"
+
+
+def program_count(program_fd: int, offset_bytes: int) -> int:
+    """One 64-bit number of what the kernel tells about a program.
+
+    Args:
+        program_fd: The program.
+        offset_bytes: Where it is in this kernel's ``struct bpf_prog_info``.
+    """
     return int(struct.unpack_from("=Q", _info(program_fd, offset_bytes + 16), offset_bytes)[0])

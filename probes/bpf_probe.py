@@ -37,6 +37,7 @@ class BpfProbe:
         self.lost_count = 0
         self.late_count = 0
         self.bpf_run_ns = -1
+        self._missed_count = 0
         self.writers: list[TableWriter] = []
         self._links: list[int] = []
         self._object: BpfObject | None = None
@@ -91,7 +92,13 @@ class BpfProbe:
     def sample(self, at_ns: int) -> None:
         """Writes what came since the last sample."""
         if self._object is not None:
-            self._read(self._object, at_ns)
+            self._read_all(self._object, at_ns)
+
+    def _read_all(self, loaded: BpfObject, at_ns: int) -> None:
+        self.lost_count -= self._missed_count  # _read may set it anew or leave it
+        self._read(loaded, at_ns)
+        self._missed_count = loaded.missed_count(self.programs)
+        self.lost_count += self._missed_count
 
     def stop(self, at_ns: int) -> None:
         """Detaches, takes the last sample and frees everything."""
@@ -104,7 +111,7 @@ class BpfProbe:
             return
         try:
             if len(self.writers) == len(self.tables):  # else start did not get that far
-                self._read(loaded, at_ns)
+                self._read_all(loaded, at_ns)
                 self.bpf_run_ns = loaded.run_time_ns(self.programs)
         finally:
             self._close()

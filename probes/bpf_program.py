@@ -10,8 +10,11 @@ against the running kernel's BTF before that: a source is built from a ``Btf`` a
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
+import platform
 import re
 import socket
 import subprocess
@@ -29,9 +32,13 @@ from probes.bpf_compile import CFLAGS
 from probes.bpf_kernel import BpfMap
 from probes.btf import VMLINUX_BTF, Btf, MissingTypeError
 from probes.errors import ProbeUnavailableError
+from probes.kernel_features import LOCKDOWN, is_locked_down, perf_paranoid, what_has
 from probes.kernel_tree import struct_source
 
 PERF_EVENT, RAW_TRACEPOINT, TRACING = 7, 17, 26  # BPF_PROG_TYPE_*
+
+MACHINES = ("x86_64", "aarch64", "riscv64", "loongarch64")
+"""Where system calls, ioctls and bit-fields have the numbers and places that are used here."""
 
 _C_DIRECTORY = Path(__file__).parent / "bpf"
 _COMPILE_TIMEOUT_S = 60
@@ -109,7 +116,18 @@ def check_bpf() -> None:
     Raises:
         ProbeUnavailableError: With the command that would change it.
     """
+    machine = platform.machine()
+    if machine not in MACHINES or ctypes.sizeof(ctypes.c_void_p) != 8:
+        raise ProbeUnavailableError(
+            f"eBPF is not supported on {machine} ({8 * ctypes.sizeof(ctypes.c_void_p)} bits)",
+            fix=f"run it on one of: {', '.join(MACHINES)}",
+        )
     own_rights.require_bpf()
+    if is_locked_down():
+        raise ProbeUnavailableError(
+            "lockdown forbids eBPF to read the kernel's memory (confidentiality)",
+            fix=f"boot with lockdown=integrity or without it; see: cat {LOCKDOWN}",
+        )
     if not VMLINUX_BTF.exists():
         raise ProbeUnavailableError(
             f"the kernel has no type information ({VMLINUX_BTF})",
@@ -135,7 +153,7 @@ class BpfObject:
         self.maps = maps
         self.programs = programs
         self.refused = refused
-        self._run_time_offset_bytes = -1
+        self._info_offsets: dict[str, int] = {}
 
     @classmethod
     def load(cls, btf: Btf, sources: Sequence[BpfSource]) -> BpfObject:
@@ -148,7 +166,7 @@ class BpfObject:
         try:
             text, parts = compose(btf, sources)
         except MissingTypeError as error:
-            raise ProbeUnavailableError(str(error), fix="run a newer kernel") from error
+            raise ProbeUnavailableError(str(error), fix=what_has(error.name)) from error
         request = {
             "text": text,
             "flags": CFLAGS,
@@ -173,8 +191,7 @@ class BpfObject:
         map_count = len(answer["maps"])
         maps = dict(zip(answer["maps"], fds[:map_count], strict=True))
         programs = dict(zip(answer["programs"], fds[map_count:], strict=True))
-        refused = {name: _with_log(why, log) for name, why in answer["refused"].items()}
-        return cls._of(btf, parts, maps, programs, refused)
+        return cls._of(btf, parts, maps, programs, answer["refused"])
 
     @classmethod
     def _of(
@@ -195,8 +212,9 @@ class BpfObject:
                 os.close(fd)
             raise
         loaded = cls(maps, programs, refused)
-        with contextlib.suppress(MissingTypeError):
-            loaded._run_time_offset_bytes = btf.field("bpf_prog_info", "run_time_ns").offset_bytes
+        for name in ("run_time_ns", "recursion_misses"):
+            with contextlib.suppress(MissingTypeError):
+                loaded._info_offsets[name] = btf.field("bpf_prog_info", name).offset_bytes
         return loaded
 
     def program(self, name: str) -> int:
@@ -254,14 +272,21 @@ class BpfObject:
 
     def run_time_ns(self, names: Iterable[str]) -> int:
         """CPU time in these programs, -1 unless kernel.bpf_stats_enabled is on."""
-        if self._run_time_offset_bytes < 0:
+        return self._sum("run_time_ns", names) if bpf_kernel.counts_run_time() else -1
+
+    def missed_count(self, names: Iterable[str]) -> int:
+        """Events that came while the same program ran on that core, so that it was skipped.
+
+        Source: ``recursion_misses`` of struct bpf_prog_info (Linux 5.12, of raw tracepoints 6.2).
+        """
+        return max(0, self._sum("recursion_misses", names))
+
+    def _sum(self, field: str, names: Iterable[str]) -> int:
+        """Of all that are loaded; -1 where the kernel has no such field or none is."""
+        fds = [self.programs[name] for name in names if name in self.programs]
+        if not fds or field not in self._info_offsets:
             return -1
-        times_ns = [
-            bpf_kernel.run_time_ns(self.programs[name], self._run_time_offset_bytes)
-            for name in names
-            if name in self.programs
-        ]
-        return -1 if not times_ns or min(times_ns) < 0 else sum(times_ns)
+        return sum(bpf_kernel.program_count(fd, self._info_offsets[field]) for fd in fds)
 
     def close(self) -> None:
         """Closes every descriptor; may be called twice."""
@@ -309,7 +334,9 @@ def _with_log(message: str, log: str) -> str:
 
 
 def _no_attach(what: str, error: OSError) -> ProbeUnavailableError:
-    return ProbeUnavailableError(
-        f"cannot attach to {what}: {error.strerror}",
-        fix="run it as root on a kernel with CONFIG_BPF_EVENTS=y and CONFIG_PERF_EVENTS=y",
-    )
+    fix = "run it on a kernel with CONFIG_BPF_EVENTS=y and CONFIG_PERF_EVENTS=y"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        fix = "give it CAP_PERFMON and CAP_BPF (docker run --privileged)"
+        if "perf event" in what and perf_paranoid() > 2:
+            fix += f", or sysctl -w kernel.perf_event_paranoid=2 (it is {perf_paranoid()})"
+    return ProbeUnavailableError(f"cannot attach to {what}: {error.strerror}", fix=fix)

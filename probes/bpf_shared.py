@@ -19,6 +19,7 @@ from probes.bpf_program import BpfObject, check_bpf, compose
 from probes.bpf_sources import CONFIG, LOSSES, SourceBuilder
 from probes.btf import Btf, MissingTypeError
 from probes.errors import ProbeUnavailableError
+from probes.kernel_features import what_has
 from probes.probe import Target
 
 _DEFAULT: tuple[SourceBuilder, ...] = (
@@ -82,7 +83,7 @@ def load(builders: Iterable[SourceBuilder], btf: Btf | None = None) -> BpfObject
     try:
         sources = [build(btf) for build in (bpf_sources.common, *builders)]
     except MissingTypeError as error:
-        raise ProbeUnavailableError(str(error), fix="run a newer kernel") from error
+        raise ProbeUnavailableError(str(error), fix=what_has(error.name)) from error
     return BpfObject.load(btf, sources)
 
 
@@ -118,7 +119,7 @@ class _Shared:
         self.loaded: BpfObject | None = None
         self.target: Target | None = None
         self.users: list[object] = []
-        self.missing: dict[SourceBuilder, str] = {}
+        self.missing: dict[SourceBuilder, MissingTypeError] = {}
 
 
 _shared = _Shared()
@@ -142,7 +143,7 @@ def prepare() -> BpfObject:
                 compose(btf, [build(btf)])
                 usable.append(build)
             except MissingTypeError as error:
-                _shared.missing[build] = str(error)
+                _shared.missing[build] = error
         _shared.loaded = load(usable, btf)
     return _shared.loaded
 
@@ -164,7 +165,8 @@ def acquire(user: object, target: Target, build: SourceBuilder) -> BpfObject:
         return loaded
     loaded = prepare()
     if build in _shared.missing:
-        raise ProbeUnavailableError(_shared.missing[build], fix="run a newer kernel")
+        error = _shared.missing[build]
+        raise ProbeUnavailableError(str(error), fix=what_has(error.name))
     if not _shared.users:
         aim(loaded, target, target.processes)
         _shared.target = target

@@ -350,7 +350,8 @@ def skb_allocs(btf: Btf) -> BpfSource:
     cache_position = argument_position(btf, "kmem_cache_alloc", "kmem_cache")
     if cache_position < 0:
         raise MissingTypeError(
-            "the tracepoint kmem_cache_alloc of this kernel (before 6.1) does not name the cache"
+            "tracepoint kmem_cache_alloc with its cache",
+            "the tracepoint kmem_cache_alloc of this kernel does not name the cache",
         )
     return BpfSource(
         "skb_allocs.c",

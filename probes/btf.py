@@ -10,6 +10,7 @@ Format: Documentation/bpf/btf.rst; include/uapi/linux/btf.h. Checked against ``b
 
 from __future__ import annotations
 
+import os
 import struct
 from array import array
 from collections.abc import Collection, Iterator
@@ -39,7 +40,16 @@ _MEMBER_WORDS = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64
 
 
 class MissingTypeError(LookupError):
-    """This kernel has no such struct, field, enum or tracepoint."""
+    """This kernel has no such struct, field, enum or tracepoint.
+
+    Args:
+        name: What is missing, ``struct sock``; ``probes/kernel_features.py`` knows who has it.
+        message: For people; made of the name when empty.
+    """
+
+    def __init__(self, name: str, message: str = "") -> None:
+        super().__init__(message or f"this kernel has no {name}")
+        self.name = name
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +134,8 @@ class Btf:
         while at >= 0:
             offsets.append(at)
             at = self._names.find(wanted, at + 1)
-        hits = np.isin(self._name_offsets, np.array(offsets, dtype=np.uint32))
+        # kind: the other way sorts, which numpy does with AVX2, which QEMU 7 emulates wrongly
+        hits = np.isin(self._name_offsets, np.array(offsets, dtype=np.uint32), kind="table")
         for index in np.flatnonzero(hits):
             if self._kinds[index] in kinds:
                 yield int(index) + 1
@@ -140,7 +151,7 @@ class Btf:
             known = self._structs[name] = next(self._find(name, (STRUCT, UNION)), 0)
         if known:
             return known
-        raise MissingTypeError(f"this kernel has no struct {name}")
+        raise MissingTypeError(f"struct {name}")
 
     def size_bytes(self, struct_name: str) -> int:
         """The size of a struct or union.
@@ -161,7 +172,7 @@ class Btf:
         for part in path.split("."):
             found = self._member(self._resolve(type_id), part)
             if found is None:
-                raise MissingTypeError(f"this kernel has no field {struct_name}.{path}")
+                raise MissingTypeError(f"field {struct_name}.{path}")
             if found.width_bits:
                 raise ValueError(f"{struct_name}.{path} is a bit-field of {found.width_bits} bits")
             type_id, bits = found.type_id, bits + found.offset_bits
@@ -178,7 +189,7 @@ class Btf:
                 return self.field(struct_name, path)
             except MissingTypeError:
                 continue
-        raise MissingTypeError(f"this kernel has no field {struct_name}.{' or '.join(paths)}")
+        raise MissingTypeError(f"field {struct_name}.{' or '.join(paths)}")
 
     def has_field(self, struct_name: str, path: str) -> bool:
         """Whether this kernel has the struct and the field in it."""
@@ -196,7 +207,7 @@ class Btf:
         """
         for type_id in self._find(name, (FUNC,)):
             return type_id
-        raise MissingTypeError(f"this kernel has no function {name}")
+        raise MissingTypeError(f"function {name}")
 
     def enum(self, name: str) -> dict[str, int]:
         """Values of an enum by enumerator.
@@ -206,7 +217,7 @@ class Btf:
         """
         for type_id in self._find(name, (ENUM, ENUM64)):
             return self._enumerators(type_id)
-        raise MissingTypeError(f"this kernel has no enum {name}")
+        raise MissingTypeError(f"enum {name}")
 
     def tracepoint_arguments(self, event: str) -> list[str]:
         """Type names of a raw tracepoint's arguments, without the data pointer before them.
@@ -225,7 +236,7 @@ class Btf:
                     self._spelling(self._word(proto, 3 + 2 * index + 1))
                     for index in range(1, count)
                 ]
-        raise MissingTypeError(f"this kernel has no tracepoint {event}")
+        raise MissingTypeError(f"tracepoint {event}")
 
     # -- one type ------------------------------------------------------------------------------
 
@@ -257,7 +268,9 @@ class Btf:
             return self._word(type_id, 5) * self._size_bytes(self._word(type_id, 3))
         if kind in (INT, STRUCT, UNION, ENUM, ENUM64, FLOAT):
             return self._word(type_id, 2)
-        raise MissingTypeError(f"BTF type {type_id} of kind {kind} has no size")
+        raise MissingTypeError(
+            f"size of BTF type {type_id}", f"BTF type {type_id} of kind {kind} has no size"
+        )
 
     def _members(self, type_id: int) -> Iterator[_Member]:
         info = self._word(type_id, 1)
@@ -327,7 +340,12 @@ def _index(words: memoryview[int]) -> array[int]:
         info = words[at + 1]
         kind = (info >> 24) & 0x1F
         if not 1 <= kind <= ENUM64:
-            raise _unreadable(f"it has a type of unknown kind {kind}")
+            raise ProbeUnavailableError(
+                f"the BTF of Linux {os.uname().release} has types of kind {kind}, which are newer than "
+                f"this version of connscope (it knows 1 to {ENUM64})",
+                fix="take a newer connscope, or leave eBPF out: --probes "
+                "live_samples,process_samples,host_counters",
+            )
         at += fixed[kind] + per_member[kind] * (info & 0xFFFF)
     if at != end:
         raise _unreadable("its last type is cut short")

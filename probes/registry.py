@@ -41,6 +41,7 @@ class ProbeCheck:
         state: ``available``, ``unavailable`` or ``failed`` (its check itself broke).
         reason: Why not, '' when available.
         fix: What would help, '' when available.
+        notes: What it sees less of than it would on another kernel or host.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ProbeCheck:
     state: str
     reason: str
     fix: str
+    notes: tuple[str, ...] = ()
 
 
 # The order is the order of start: what costs least and tells most comes first.
@@ -140,19 +142,3 @@ def make(name: str) -> Probe:
             fix="make install",
         ) from error
     return cast("Probe", getattr(module, class_name)())
-
-
-def check_all() -> list[ProbeCheck]:
-    """Runs the check of every probe, for ``profile-doctor``; starts none of them."""
-    return [_check(entry) for entry in _ENTRIES]
-
-
-def _check(entry: ProbeEntry) -> ProbeCheck:
-    try:
-        make(entry.name).check()
-    except ProbeUnavailableError as error:
-        return ProbeCheck(entry.name, entry.sets, "unavailable", error.message, error.fix)
-    except Exception as error:  # noqa: BLE001  # one broken check must not hide the others
-        reason = f"{type(error).__name__}: {error}"
-        return ProbeCheck(entry.name, entry.sets, "failed", reason, "please report this")
-    return ProbeCheck(entry.name, entry.sets, "available", "", "")

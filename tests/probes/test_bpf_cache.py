@@ -57,7 +57,7 @@ def work(loaded, table_of_files):
     os.close(link)
     keys, counts = loaded.maps["failures"].items()
     link = loaded.attach_iterator("bpf_iter__tcp")
-    read_iterator(link)
+    read_iterator(link, 4096)
     os.close(link)
     sockets = loaded.maps["snapshot_sums"].get(0)["by"]["sockets"].sum()
     return {int(k["errno"]): int(c["count"].sum()) for k, c in zip(keys, counts, strict=True)}, (

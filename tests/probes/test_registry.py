@@ -89,31 +89,3 @@ def test_a_missing_module_makes_the_probe_unavailable(monkeypatch):
     monkeypatch.setitem(registry.PROBES, "gone", entry)
     with pytest.raises(ProbeUnavailableError, match="not_there"):
         registry.make("gone")
-
-
-def test_check_all_names_every_probe_once():
-    checks = registry.check_all()
-    assert [check.name for check in checks] == list(PROBES)
-    for check in checks:
-        assert check.sets == PROBES[check.name].sets
-        assert (check.state == "available") == (check.reason == "") == (check.fix == "")
-
-
-def test_a_broken_check_does_not_hide_the_others(monkeypatch):
-    class Broken:
-        def check(self) -> None:
-            raise RuntimeError("boom")
-
-    real = registry.make
-    monkeypatch.setattr(
-        registry, "make", lambda name: Broken() if name == "tcp_events" else real(name)
-    )
-    by_name = {check.name: check for check in registry.check_all()}
-    assert by_name["tcp_events"].state == "failed"
-    assert "boom" in by_name["tcp_events"].reason
-    assert by_name["live_samples"].state == "available"
-
-
-@pytest.mark.privileged
-def test_all_probes_are_available_here():
-    assert {check.name: check.reason for check in registry.check_all() if check.reason} == {}
