@@ -341,8 +341,8 @@ def _index(words: memoryview[int]) -> array[int]:
         kind = (info >> 24) & 0x1F
         if not 1 <= kind <= ENUM64:
             raise ProbeUnavailableError(
-                f"the BTF of Linux {os.uname().release} has types of kind {kind}, which are newer than "
-                f"this version of connscope (it knows 1 to {ENUM64})",
+                f"the BTF of Linux {os.uname().release} has types of kind {kind}, which are newer "
+                f"than this version of connscope (it knows 1 to {ENUM64})",
                 fix="take a newer connscope, or leave eBPF out: --probes "
                 "live_samples,process_samples,host_counters",
             )
