@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.fleet import ProcessEnd
 from harness.process_slots import Departed, ProcessSlots
-from probes import process_tree, socket_owners
+from probes import connection_dump, process_tree, socket_owners
+from probes.connection_dump import Connections
 from probes.descriptor_count import descriptor_count
 from probes.live import Counter, Live, Role
 from probes.socket_owners import WALK_MOST_COUNT
@@ -38,8 +39,9 @@ YOUNG_S = 3.0
 """A new worker opens descriptors of its own for so long after it was first seen."""
 _YOUNG_MOST_COUNT = 1_024
 _FEW_COUNT = 256
-_REST_FACTOR = 9.0
-"""After a look at all sockets of the namespace, so many times as long without one."""
+_REST_FACTOR, _SERVICE_REST_FACTOR = 9.0, 200.0
+"""After a look at all sockets of the namespace, so many times as long without one: of a server in
+service it is half a per cent of a core, and with a million sockets a look every few minutes."""
 _COUNT_REST_FACTOR = 20.0
 """After a look at the descriptors of all, which takes long before Linux 6.2."""
 _STATUS_WAIT_S = 1.0
@@ -51,9 +53,9 @@ _PASSING_SHARE = 0.05
 """Of the connections that others hold, an acceptor has this part at most: those on their way."""
 _PROXY_LEAST_SHARE = 0.5
 """A process that opened a connection for at least every second one that it took is a proxy."""
-_TREE_REST_FACTOR = 200.0
+_TREE_REST_FACTOR, _SERVICE_TREE_REST_FACTOR = 10.0, 200.0
 """After a look at the tree, so many times as long without one: 0.5 % of a core at most."""
-_TREE_LONGEST_S = 5.0
+_TREE_LONGEST_S = 3.0
 _DESCRIBED_MOST = 1_000
 """Processes that ``describe`` tells of, the newest: a watch of days sees many of them."""
 
@@ -73,6 +75,7 @@ class Held:
     ended_ns: int = 0
     end: ProcessEnd | None = None
     owns_listener: bool = False
+    is_told: bool = False  # what of its descriptors is its own
     outward_count: int = 0  # connections that it had opened itself before the load
 
 
@@ -113,6 +116,8 @@ class ForeignProcesses:
         self._excluded: set[int] = set()
         self._looked_at: dict[int, int] = {}  # pid to descriptors when it held no connection
         self._no_connections: dict[int, set[int]] = {}  # pid to its sockets that are none
+        self._begins = False
+        self._is_service = False
         self._rest_until_s = 0.0
         self._listening: set[int] = set()
         self._ends = process_tree.EndWatch()
@@ -163,10 +168,7 @@ class ForeignProcesses:
         """The first connection comes next: what is open now is a process's own."""
         self._tree_due_s = self._count_due_s = 0.0
         self.follow()
-        alive = [each for each in self.held if not each.ended_ns]
-        self._set_own(alive)
-        for each in alive:
-            each.outward_count = self._outward_count(each.pid)
+        self._set_own([each for each in self.held if not each.ended_ns])
         self._is_loaded = True
 
     def begin_watch(self) -> list[tuple[str, int, str]]:
@@ -176,10 +178,13 @@ class ForeignProcesses:
             Like ``follow``.
         """
         self._is_loaded = True
+        self._is_service = True
         self._tree_period_s = SERVICE_TREE_PERIOD_S
         self._tree_due_s = self._count_due_s = 0.0
+        self._begins = True
         news = self.follow()
-        # Again, now that all are known: one with many descriptors is told by all together.
+        self._begins = False
+        # Now that all are known: one with many descriptors is told by all together.
         self._set_own(self.held)
         for each in self.held:
             each.since_s -= YOUNG_S  # none of them is new
@@ -205,7 +210,8 @@ class ForeignProcesses:
         if now_s >= self._tree_due_s:
             began_s = time.thread_time()
             news += self._look_for_new(now_s)
-            rest_s = min(_TREE_LONGEST_S, _TREE_REST_FACTOR * (time.thread_time() - began_s))
+            factor = _SERVICE_TREE_REST_FACTOR if self._is_service else _TREE_REST_FACTOR
+            rest_s = min(_TREE_LONGEST_S, factor * (time.thread_time() - began_s))
             period_s = self._tree_period_s if self._is_loaded else _SETUP_PERIOD_S
             self._tree_due_s = now_s + (max(period_s, rest_s) if self._is_loaded else period_s)
         self._are_moving = bool(news)
@@ -272,52 +278,69 @@ class ForeignProcesses:
         and become more meanwhile.
         """
         counts = [descriptor_count(each.pid) for each in some]
-        connections = self._connection_inodes([each.pid for each in some])
+        sockets = {
+            each.pid: set(socket_owners.socket_inodes(each.pid))
+            if count <= WALK_MOST_COUNT
+            else set()
+            for each, count in zip(some, counts, strict=True)
+        }
+        found = self._look_at_connections(sockets)
         for each, count in zip(some, counts, strict=True):
-            if count >= 0:
-                self._set_own_count(each, count, self._connections_of(each.pid, count, connections))
+            if count > WALK_MOST_COUNT:
+                self._set_own_count(each, count, self._connections_of_many(each.pid, count, found))
+            elif count >= 0:
+                mine = sockets[each.pid]
+                outward_count = len(mine & found.outward_inodes)
+                self._set_own_count(each, count, len(mine & found.inodes), outward_count)
 
-    def _set_own_count(self, each: Held, count: int, connections: int) -> None:
-        if self._is_loaded and connections >= _FEW_CONNECTIONS_COUNT:
-            outward = self._outward_count(each.pid) - each.outward_count
+    def _set_own_count(
+        self, each: Held, count: int, connections: int, outward_count: int = 0
+    ) -> None:
+        if not self._is_loaded:
+            each.outward_count = outward_count
+        elif connections >= _FEW_CONNECTIONS_COUNT:
+            outward = outward_count - each.outward_count
             if outward >= _PROXY_LEAST_SHARE * connections:
                 connections += outward
-        is_known = each.slot[Counter.NOFILE_SOFT_COUNT] > 0
-        if self._is_loaded and is_known and descriptor_count(each.pid) != count:
+        if self._is_loaded and each.is_told and descriptor_count(each.pid) != count:
             return  # it accepted meanwhile: what was its own before is nearer to the truth
-        each.own_count = max(0, count - connections)
-        each.slot[Counter.OWN_FDS_COUNT] = each.own_count
+        each.is_told = True
+        self._set_limits(each, max(0, count - connections))
+
+    def _set_limits(self, each: Held, own_count: int) -> None:
+        each.own_count = own_count
+        each.slot[Counter.OWN_FDS_COUNT] = own_count
         limit = process_tree.nofile_soft_count(each.pid)
         each.slot[Counter.NOFILE_SOFT_COUNT] = limit
-        each.slot[Counter.TARGET_COUNT] = max(0, limit - each.own_count)
+        each.slot[Counter.TARGET_COUNT] = max(0, limit - own_count)
 
-    def _outward_count(self, pid: int) -> int:
-        """Connections among its descriptors that do not come from the server's port."""
-        if descriptor_count(pid) > WALK_MOST_COUNT:
-            return 0
-        mine = set(socket_owners.socket_inodes(pid))
-        return len(mine & socket_owners.connection_inodes(pid, without=self._ports))
+    def _look_at_connections(self, sockets: Mapping[int, set[int]]) -> Connections:
+        """The connections in the namespaces of some processes; the next look may wait.
 
-    def _connection_inodes(self, pids: Iterable[int]) -> set[int]:
-        """The connections in the namespaces of some processes; the next look may wait."""
-        began_s = self._now_s()
-        namespaces = {socket_owners.network_namespace(pid): pid for pid in pids}
-        found: set[int] = set()
-        for pid in namespaces.values():
-            found |= socket_owners.connection_inodes(pid, *self._ports)
-        now_s = self._now_s()
-        self._rest_until_s = now_s + _REST_FACTOR * (now_s - began_s)
+        Args:
+            sockets: Inodes of the sockets of each process that are asked about.
+        """
+        began_s = time.thread_time()
+        namespaces = {socket_owners.network_namespace(pid): pid for pid in sockets}
+        wanted = set[int]().union(*sockets.values())
+        found = connection_dump.look_at(namespaces.values(), wanted, self._ports)
+        cost_s = time.thread_time() - began_s
+        factor = _SERVICE_REST_FACTOR if self._is_service else _REST_FACTOR
+        self._rest_until_s = self._now_s() + factor * cost_s
         return found
 
-    def _connections_of(self, pid: int, descriptors_count: int, connections: set[int]) -> int:
-        if not connections:
+    def _connections_of_many(
+        self, pid: int, descriptors_count: int, connections: Connections
+    ) -> int:
+        """Of a process that has too many descriptors to look at them one by one.
+
+        Processes of one program have about as many of their own, so what all together have beside
+        connections is shared evenly.
+        """
+        if not connections.count:
             return 0
-        if descriptors_count <= WALK_MOST_COUNT:
-            return len(connections.intersection(socket_owners.socket_inodes(pid)))
-        # Too many to look at one by one. Processes of one program have about as many of their own,
-        # so what all together have beside connections is shared evenly.
         counts = [descriptor_count(each) for each in {pid, *self.pids}]
-        others = max(0, sum(counts) - len(connections)) // len(counts)
+        others = max(0, sum(counts) - connections.count) // len(counts)
         return max(0, descriptors_count - others)
 
     # -- processes -------------------------------------------------------------------------------
@@ -330,19 +353,26 @@ class ForeignProcesses:
         self._forget_all_but(fresh)
         self._overflown = False
         news: list[tuple[str, int, str]] = []
+        taken: list[Held] = []
         for pid in self._holders(fresh):
-            news += self._take(pid, now_s)
-        self._find_acceptors()
+            news += self._take(pid, now_s, taken)
         young = [
             each
             for each in self.held
-            if not each.ended_ns
-            and now_s - each.since_s < YOUNG_S
-            and 0 <= descriptor_count(each.pid) <= _YOUNG_MOST_COUNT
+            if not each.ended_ns and (not each.is_told or self._is_young(each, now_s))
         ]
-        if young and self._is_loaded and now_s >= self._rest_until_s:
+        if taken and not self._is_loaded:
+            self._set_own(taken)
+        elif young and self._is_loaded and now_s >= self._rest_until_s and not self._begins:
             self._set_own(young)
+        news += [self._publish(each) for each in taken]
+        self._find_acceptors()
         return news
+
+    @staticmethod
+    def _is_young(each: Held, now_s: float) -> bool:
+        count = descriptor_count(each.pid) if now_s - each.since_s < YOUNG_S else -1
+        return 0 <= count <= _YOUNG_MOST_COUNT
 
     def _forget_all_but(self, fresh: Iterable[int]) -> None:
         """What was learned of a process goes with it: its pid may be another one's later."""
@@ -371,7 +401,7 @@ class ForeignProcesses:
                 else:
                     self._looked_at[pid] = count
         if unclear and self._is_loaded and self._now_s() >= self._rest_until_s:
-            connections = self._connection_inodes(unclear)
+            connections = self._look_at_connections(unclear).inodes
             found += [pid for pid, mine in unclear.items() if mine & connections]
             # A connection is one from the start: what is none now needs no other look at all.
             self._no_connections |= unclear
@@ -391,7 +421,8 @@ class ForeignProcesses:
         self._listening.add(pid)
         return True
 
-    def _take(self, pid: int, now_s: float) -> list[tuple[str, int, str]]:
+    def _take(self, pid: int, now_s: float, found: list[Held]) -> list[tuple[str, int, str]]:
+        """Gives a process a slot, which others see once it is published."""
         if not self._ends.add(pid):
             return []  # it is gone again
         taken = self._slots.take(now_s)
@@ -413,19 +444,25 @@ class ForeignProcesses:
         name = process_tree.command_name(pid)
         each = Held(pid, index, slot, name, 0, now_s, parent_pid, worker)
         each.owns_listener = pid in self._listening
-        at_ns = self._clock_ns()
-        slot[Counter.WORKER] = worker
-        slot[Counter.STARTED_NS] = at_ns
-        self._set_own([each])
-        slot[Counter.READY_NS] = at_ns
-        slot[Counter.PID] = pid
+        # Until the next look at the connections all that it has open counts as its own.
+        self._set_limits(each, max(0, descriptor_count(pid)))
+        self.held.append(each)
+        found.append(each)
+        return []
+
+    def _publish(self, each: Held) -> tuple[str, int, str]:
+        slot, at_ns = each.slot, self._clock_ns()
+        slot[Counter.WORKER] = each.worker
+        slot[Counter.STARTED_NS] = slot[Counter.READY_NS] = at_ns
+        slot[Counter.PID] = each.pid
         slot[Counter.STOPPED_NS] = 0
         slot[Counter.ROLE] = Role.SERVER
-        self.held.append(each)
         self._describe(each)
         limit = slot[Counter.NOFILE_SOFT_COUNT]
-        detail = f"worker {worker}: {each.command}, {each.own_count} descriptors of {limit} its own"
-        return [("server_process", pid, detail)]
+        detail = (
+            f"worker {each.worker}: {each.command}, {each.own_count} descriptors of {limit} its own"
+        )
+        return "server_process", each.pid, detail
 
     def _let_go(self, departed: Departed) -> None:
         """A process that ended loses its slot to another one."""

@@ -8,8 +8,8 @@ Hook:
 Cost:
     A walk over the descriptors of a process costs 1 us and, in the kernel, 1-2 kB for each: it is
     only made of processes with at most ``WALK_MOST_COUNT`` (``probes/descriptor_count.py``).
-    Reading connections from ``/proc/net/tcp`` costs about 1 us a socket of the namespace; listeners
-    come first there, so looking for those stops at the first other socket.
+    Listeners come first in ``/proc/net/tcp``, so looking for those stops at the first other socket;
+    for connections there is ``probes/connection_dump.py``.
 Misses:
     Descriptors in flight between two processes (SCM_RIGHTS) belong to nobody meanwhile. A thread
     blocked in accept4 has a number reserved that counts as open (net/socket.c).
@@ -24,7 +24,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
@@ -37,6 +37,7 @@ EARLY_COUNT = 256
 """Lowest descriptors that are looked at in a process with more than ``WALK_MOST_COUNT``."""
 
 _TABLES = ("tcp", "tcp6")
+_PORTION_COUNT = 4_096
 _LISTEN, _TIME_WAIT = "0A", "06"
 _ACCEPTS = 1 << 16  # __SO_ACCEPTCON, include/uapi/linux/net.h
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
@@ -140,34 +141,31 @@ def is_local_address(namespace_pid: int | str, address: str) -> bool:
     return False
 
 
-def connection_inodes(
-    namespace_pid: int | str, *ports: int, without: Sequence[int] = ()
-) -> set[int]:
-    """Inodes of the sockets that are this end of a connection.
+def connections_of_proc(namespace_pid: int | str) -> Iterator[tuple[list[int], list[int]]]:
+    """Local ports and inodes of the sockets that are this end of a connection, in portions.
 
     Args:
         namespace_pid: Any process of the network namespace.
-        ports: Local ports; none for every one.
-        without: Local ports of those to leave out.
     """
-    suffixes = tuple(f":{port:04X}" for port in ports) or ("",)
-    unwanted = tuple(f":{port:04X}" for port in without)
-    found: set[int] = set()
     for table in _TABLES:
         try:
             lines = open(f"/proc/{namespace_pid}/net/{table}", encoding="ascii")  # noqa: PTH123, SIM115 - closed below
         except OSError:
             continue
+        ports: list[int] = []
+        inodes: list[int] = []
         with lines:
             next(lines, "")
             for line in lines:
                 words = line.split(None, 10)
-                if words[3] in (_LISTEN, _TIME_WAIT) or words[1].endswith(unwanted):
+                if words[3] in (_LISTEN, _TIME_WAIT):
                     continue
-                if words[1].endswith(suffixes):
-                    found.add(int(words[9]))
-    found.discard(0)  # not accepted yet: no process has it
-    return found
+                ports.append(int(words[1][-4:], 16))
+                inodes.append(int(words[9]))
+                if len(inodes) >= _PORTION_COUNT:
+                    yield ports, inodes
+                    ports, inodes = [], []
+        yield ports, inodes
 
 
 def socket_inodes(pid: int) -> list[int]:

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from harness.foreign_processes import YOUNG_S, ForeignProcesses
-from probes import descriptor_count, socket_owners
+from probes import connection_dump, descriptor_count
 from probes import live as live_memory
 from probes.live import Counter, Header, Live, Role
 
@@ -171,13 +171,13 @@ while select.select([server], [], []):
 
 def test_all_sockets_are_not_read_again_for_a_process_with_nothing_new(live, deadline, monkeypatch):
     reads = []
-    read = socket_owners.connection_inodes
+    read = connection_dump.look_at
 
     def counted(*arguments, **options):
         reads.append(arguments)
         return read(*arguments, **options)
 
-    monkeypatch.setattr(socket_owners, "connection_inodes", counted)
+    monkeypatch.setattr(connection_dump, "look_at", counted)
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as parent:
