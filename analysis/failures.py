@@ -266,9 +266,15 @@ def _events(
     return frame.sort_values("event_count", ascending=False, kind="stable", ignore_index=True)
 
 
+def drops_of_run(view: RunView) -> pd.DataFrame:
+    """Rows of ``skb_drops`` that a finding may use: before the stop, and not of any namespace."""
+    raw = view.frames["skb_drops"]
+    return raw[(raw["namespace_known"] != 0) & (view.seconds_of(raw["at_ns"]) <= view.stop_s + 0.3)]
+
+
 def df_drops(view: RunView) -> pd.DataFrame:
-    """Packets the kernel dropped, by reason and place; harmful first."""
-    frame = _events(view, "skb_drops", ["reason", "location"], None)
+    """Packets the kernel dropped, by reason, place and namespace; harmful first."""
+    frame = _events(view, "skb_drops", ["reason", "location", "namespace_known"], None)
     attempts = max(1, len(view.connections))
     frame = frame.assign(
         per_connection=frame["event_count"] / attempts,

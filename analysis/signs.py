@@ -272,10 +272,14 @@ PROBES_OF_TABLE: dict[str, tuple[str, ...]] = {
     "host_cpu": ("host_counters",),
     "host_pressure": ("host_counters",),
     "sockstat": ("host_counters",),
+    "host_memory": ("host_counters",),
+    "cgroup_memory": ("host_counters",),
+    "oom_kills": ("oom_kills",),
     "net_counters": ("host_counters",),
     "listeners": ("tcp_snapshot",),
     "socket_traffic": ("tcp_snapshot",),
     "runq_latency": ("runq_latency",),
     "tcp_resets": ("tcp_events",),
+    "socket_pressure": ("tcp_events",),
 }
 """The probe whose health row speaks for a table."""

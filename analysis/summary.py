@@ -99,7 +99,8 @@ class Summary:
             connections). Fullest first.
         states: at_s, side, state, socket_count.
         state_transitions: side, old_state, new_state, event_count.
-        drops: reason, location, event_count, first_s, last_s, per_connection, benign (bool).
+        drops: reason, location, namespace_known (0: of any network namespace of the host),
+            event_count, first_s, last_s, per_connection, benign (bool).
         resets: direction (tx, rx), side, state, reason, event_count, first_s, last_s.
         retransmits: side, state, event_count, first_s, last_s.
         socket_pressure: kind, side, event_count, allocated_max_pages, first_s, last_s.

@@ -28,6 +28,7 @@ _DEFAULT: tuple[SourceBuilder, ...] = (
     bpf_sources.cpu_stacks,
     bpf_sources.tcp_snapshot,
     bpf_sources.syscall_mix,
+    bpf_sources.oom_kills,
 )
 
 

@@ -49,6 +49,7 @@ LOSSES = (
     "syscall_mix",
     "runq",
     "skb_allocs",
+    "oom_kills",
 )
 
 CONFIG = np.dtype(
@@ -97,7 +98,7 @@ TCP_COUNTS = np.dtype(
 )
 RESET_KEY = np.dtype([("received", "u1"), ("side", "u1"), ("state", "u1"), ("reason", "u1")])
 RESET_COUNT = np.dtype([("count", "<u8"), ("first_ns", "<u8")])
-DROP_KEY = np.dtype([("location", "<u8"), ("reason", "<u8")])
+DROP_KEY = np.dtype([("location", "<u8"), ("reason", "<u4"), ("namespace_known", "<u4")])
 
 SNAPSHOT_SUMS = np.dtype([("by", STATE_SUMS, (SIDES_COUNT, STATES_COUNT)), ("visited", "<u8")])
 BREATH_SOCKETS = 50_000
@@ -108,6 +109,7 @@ MIX_KEY = np.dtype([("pid", "<u4"), ("nr", "<u4")])
 MIX = np.dtype([("count", "<u8"), ("failed", "<u8")])
 RUNQ_KEY = np.dtype([("pid", "<u4"), ("bucket", "<u4")])
 CACHE_INFO = np.dtype([("is_skb", "<u4"), ("size", "<u4"), ("name", "S32")])
+OOM_KILL = np.dtype([("at_ns", "<u8"), ("cgroup_id", "<u8"), ("count", "<u4"), ("unused", "<u4")])
 ALLOC_KEY = np.dtype([("cache", "<u8"), ("location", "<u8")])
 
 SourceBuilder = Callable[[Btf], BpfSource]
@@ -362,4 +364,33 @@ def skb_allocs(btf: Btf) -> BpfSource:
             "known_caches": MapType("<u8", CACHE_INFO),
             "skb_alloc_counts": MapType(ALLOC_KEY, "<u8"),
         },
+    )
+
+
+def oom_kills(btf: Btf) -> BpfSource:
+    """Processes that the kernel kills for memory."""
+    btf.tracepoint_arguments("mark_victim")
+    task_position = argument_position(btf, "mark_victim", "task_struct")
+    structs = {"task_struct": {"tgid": ["tgid"]}} if task_position >= 0 else {}
+    constants = {"OOM_TASK_ARG": task_position}
+    controller = enum_or_empty(btf, "cgroup_subsys_id").get("memory_cgrp_id", -1)
+    way_to_group = {
+        "css_set": {"subsys": ["subsys"]},
+        "cgroup_subsys_state": {"cgroup": ["cgroup"]},
+        "cgroup": {"kn": ["kn"]},
+        "kernfs_node": {"id": ["id"]},
+    }
+    known = all(
+        btf.has_field(name, field) for name, fields in way_to_group.items() for field in fields
+    )
+    if structs and known and controller >= 0:
+        structs["task_struct"]["cgroups"] = ["cgroups"]
+        structs |= way_to_group
+        constants["OOM_MEMORY_CONTROLLER"] = controller
+    return BpfSource(
+        "oom_kills.c",
+        structs,
+        constants,
+        {"oom_victim": RAW_TRACEPOINT},
+        {"oom_kills": MapType("<u4", OOM_KILL)},
     )

@@ -13,9 +13,9 @@ Cost
 Misses
     Sides are told by ports, so ``other`` holds what is neither to nor from the server. Before 5.17
     a drop has no reason, before 6.10 a reset sent has none; a kernel without a tracepoint has no
-    rows for it and a note in the run. A drop with neither socket nor device counts although its
-    namespace is not known. Names of drop reasons outside the core (wireless, Open vSwitch) are
-    numbers.
+    rows for it and a note in the run. A drop with neither socket nor device may be of another
+    namespace: its row says so (``namespace_known``), and no finding uses it. Names of drop reasons
+    outside the core (wireless, Open vSwitch) are numbers.
 Checked against
     23 connections, a reset by SO_LINGER, a connect to a closed port, a full receive buffer.
 """
@@ -87,7 +87,7 @@ class TcpEventsProbe(BpfProbe):
         self._kernel = kernel_symbols()
         self._before: npt.NDArray[Any] = np.zeros(1, dtype=bpf_sources.TCP_COUNTS)
         self._resets: dict[tuple[int, ...], int] = {}
-        self._drops: dict[tuple[int, int], int] = {}
+        self._drops: dict[tuple[int, int, int], int] = {}
         self._drop_reasons: dict[int, str] = {}
         self._reset_reasons: dict[int, str] = {}
         self._drops_have_reasons = False
@@ -180,8 +180,9 @@ class TcpEventsProbe(BpfProbe):
             if not news:
                 continue
             self._drops[key] = count
-            location, number = key
+            location, number, namespace_known = key
             known = self._drops_have_reasons
             reason = drop_reason(self._drop_reasons, number) if known else ""
             # the location is a return address: see KernelSymbols.stack
-            self.writers[3].append(at_ns, reason, self._kernel.name(location - 1), news)
+            place = self._kernel.name(location - 1)
+            self.writers[3].append(at_ns, reason, place, news, namespace_known)

@@ -2,10 +2,11 @@
 
 Measures:
     TCP sockets and buffer pages against tcp_mem, open files against file-max, conntrack
-    (``sockstat``); memory and the cgroup's limit (``host_memory``, ``cgroup_memory``); the CPU
-    quota of the servers' groups and those above them, where there is one (``cgroup_cpu``); slab
-    caches of sockets and files (``slab_caches``); protocol counters that changed
-    (``net_counters``); time per core (``host_cpu``); pressure stall totals (``host_pressure``).
+    (``sockstat``); memory of the host, and of the cgroups of the run's processes with the limits
+    above them (``host_memory``, ``cgroups``, ``cgroup_memory``); the CPU quota of the servers'
+    groups and those above them, where there is one (``cgroup_cpu``); slab caches of sockets and
+    files (``slab_caches``); protocol counters that changed (``net_counters``); time per core
+    (``host_cpu``); pressure stall totals (``host_pressure``).
 Hook:
     Files of /proc, opened once and re-read with pread: that is 2 to 5 times cheaper than opening
     them anew. The probe process is in the run's network namespace, so /proc/net is the run's.
@@ -13,9 +14,13 @@ Cost:
     About 0.5 ms twice a second: 0.1 % of a core. slabinfo, the dearest with 2 ms, only every 2 s;
     of a server in service every 8 s. A control group above a server costs 2 us.
 Misses:
-    tcp_mem pages, allocated TCP sockets, slab, memory, cores and pressure are of the whole host. A
-    cache that SLUB merged into another has no line of its own, so no row. The kernel's slabinfo
-    counts objects on per-CPU lists as active.
+    tcp_mem pages, allocated TCP sockets, open files, slab, memory, killed processes, cores and
+    pressure are of the whole host: others move them as well. So do others in the same network
+    namespace with its counters, where the run has none of its own. A cgroup that a process is moved
+    to later, a limit that a group above gets later, and groups outside of the probe's own cgroup
+    namespace are not seen. Version 1 does not count allocations that failed. A cache that SLUB
+    merged into another has no line of its own, so no row. The kernel's slabinfo counts objects on
+    per-CPU lists as active.
 Checked against:
     Captured files of this and other kernels, and the live files of the host, read another way
     (tests/probes/test_host_counters.py).
@@ -26,11 +31,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from probes.cgroup_cpu import CpuQuotas
-from probes.cgroup_memory import CgroupMemory
-from probes.clock import NS_PER_S
+from probes.cgroup_memory import CgroupUse, MemoryGroups, tightest
+from probes.clock import NS_PER_S, now_ns
 from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
 
@@ -72,6 +76,8 @@ CONNTRACK_COUNTERS = {
     b"insert_failed": "ConntrackInsertFailed",
 }
 """Column of /proc/net/stat/nf_conntrack, and what ``net_counters`` calls it."""
+
+_MEMINFO = (b"MemTotal", b"MemAvailable", b"Slab", b"SwapTotal", b"SwapFree")
 
 _PRESSURE_TICKS, _SLAB_TICKS, _SPARING_SLAB_TICKS = 2, 4, 8
 
@@ -117,11 +123,11 @@ def parse_numbers(text: bytes) -> tuple[int, ...]:
 
 
 def parse_meminfo(text: bytes) -> dict[str, int]:
-    """/proc/meminfo in bytes: MemTotal, MemAvailable, Slab."""
+    """/proc/meminfo in bytes: MemTotal, MemAvailable, Slab, SwapTotal, SwapFree."""
     found = {}
     for line in text.split(b"\n"):
         name, _, rest = line.partition(b":")
-        if name in (b"MemTotal", b"MemAvailable", b"Slab"):
+        if name in _MEMINFO:
             found[name.decode()] = int(rest.split()[0]) * 1024
     return found
 
@@ -248,22 +254,8 @@ class _Files:
         self._fds.clear()
 
 
-def _cgroup_text(target: Target) -> str:
-    """The groups of the watched processes: of a server where there is one, else our own."""
-    pids = [ref.pid for ref in target.processes.values() if ref.role == "server"]
-    for pid in [*pids, *target.processes]:
-        try:
-            return Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
-        except OSError:
-            continue  # it has ended
-    try:
-        return Path("/proc/self/cgroup").read_text(encoding="utf-8")
-    except OSError:
-        return ""  # a kernel without control groups
-
-
 class HostCountersProbe:
-    """Appends rows to its eight tables, ``sockstat`` to ``host_pressure``."""
+    """Appends rows to its nine tables, ``sockstat`` to ``host_pressure``."""
 
     name = "host_counters"
     period_s = 0.5
@@ -279,7 +271,7 @@ class HostCountersProbe:
         self._pressure_ticks = _PRESSURE_TICKS
         self._net_text: dict[str, bytes] = {}
         self._net_values: dict[str, int] = {}
-        self._cgroup = CgroupMemory("")
+        self._groups = MemoryGroups()
         self._quotas = CpuQuotas(lambda path: self._files.read(path).decode("ascii", "replace"))
 
     def check(self) -> None:
@@ -290,6 +282,7 @@ class HostCountersProbe:
         for table in (
             "sockstat",
             "host_memory",
+            "cgroups",
             "cgroup_memory",
             "cgroup_cpu",
             "slab_caches",
@@ -303,16 +296,29 @@ class HostCountersProbe:
             target.notes.append("no slab caches: /proc/slabinfo is readable by root only")
         if not self._files.read("/proc/pressure/cpu"):
             target.notes.append("no pressure stall totals: this kernel runs without psi=1")
-        self._cgroup = CgroupMemory(_cgroup_text(target))
         for ref in target.processes.values():
             self.add_process(ref)
+        if not target.processes:
+            self._add_groups(os.getpid())
         if target.is_sparing:  # whose ticks are twice as long
             self._slab_ticks, self._pressure_ticks = _SPARING_SLAB_TICKS, 1
 
+    @property
+    def note(self) -> str:
+        """What it could not see, for the row of its health."""
+        left_out = self._groups.left_out_count
+        return f"{left_out} cgroups beyond the first ones were not read" if left_out else ""
+
     def add_process(self, ref: ProcessRef) -> None:
-        """Reads also the CPU quota of a process that came later."""
+        """The groups of a process that came later count from now on."""
+        self._add_groups(ref.pid)
         if ref.role in ("server", "acceptor"):
             self._quotas.add_process(ref.pid)
+
+    def _add_groups(self, pid: int) -> None:
+        at_ns = now_ns()
+        for level, group in enumerate(self._groups.add(pid)):
+            self._tables["cgroups"].append(at_ns, pid, level, group.cgroup_id, group.path)
 
     def sample(self, at_ns: int) -> None:
         """Appends what is due: most tables every call, pressure every 2nd, slab every 4th."""
@@ -357,27 +363,32 @@ class HostCountersProbe:
 
     def _sample_memory(self, at_ns: int) -> None:
         memory = parse_meminfo(self._files.read("/proc/meminfo"))
-        group = self._cgroup.read()
+        groups = self._groups.read()
+        narrowest = tightest([use for _, use in groups]) or CgroupUse()
         self._tables["host_memory"].append(
             at_ns,
             memory.get("MemTotal", -1),
             memory.get("MemAvailable", -1),
             memory.get("Slab", -1),
-            group.used_bytes,
-            group.max_bytes,
+            narrowest.used_bytes,
+            narrowest.max_bytes,
             parse_oom_kills(self._files.read("/proc/vmstat")),
+            memory.get("SwapTotal", -1),
+            memory.get("SwapFree", -1),
         )
-
-        if self._cgroup.is_limited:
+        for cgroup_id, use in groups:
             self._tables["cgroup_memory"].append(
                 at_ns,
-                group.used_bytes,
-                group.peak_bytes,
-                group.max_bytes,
-                group.limit_hits_total,
-                group.oom_kills_total,
-                group.tcp_used_bytes,
-                group.tcp_max_bytes,
+                use.used_bytes,
+                use.peak_bytes,
+                use.max_bytes,
+                use.limit_hits_total,
+                use.oom_kills_total,
+                use.tcp_used_bytes,
+                use.tcp_max_bytes,
+                cgroup_id,
+                use.own_oom_kills_total,
+                use.own_ooms_total,
             )
 
     def _sample_quotas(self, at_ns: int) -> None:

@@ -70,6 +70,7 @@ _ENTRIES: tuple[ProbeEntry, ...] = (
     ProbeEntry(
         "failing_syscalls", "probes.bpf_syscalls:FailingSyscallsProbe", ("light", "auto", "full")
     ),
+    ProbeEntry("oom_kills", "probes.bpf_oom:OomKillsProbe", ("light", "auto", "full")),
     ProbeEntry("tcp_events", "probes.bpf_tcp:TcpEventsProbe", ("auto", "full")),
     ProbeEntry("cpu_stacks", "probes.bpf_cpu:CpuStacksProbe", ("auto", "full")),
     ProbeEntry("syscall_mix", "probes.bpf_syscall_mix:SyscallMixProbe", ("auto", "full")),

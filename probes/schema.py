@@ -63,6 +63,10 @@ def _n(name: str, unit: str, meaning: str) -> Column:
     return Column(name, I64, unit, meaning)
 
 
+def _later(name: str, unit: str, meaning: str) -> Column:
+    return Column(name, I64, unit, f"{meaning}; -1 not known", absent=-1)
+
+
 def _t(name: str, meaning: str) -> Column:
     return Column(name, TEXT, "", meaning)
 
@@ -270,10 +274,21 @@ _ALL: tuple[Table, ...] = (
     Table(
         "skb_drops",
         "probes.bpf_tcp",
-        "(reason, place) in one interval",
+        "(reason, place, namespace_known) in one interval",
         "few per s",
         "raw_tracepoint kfree_skb (skb_drop_reason of this kernel)",
-        (_at(), _t("reason", "TCP_OVERWINDOW, …"), _t("location", "kernel function"), _COUNT),
+        (
+            _at(),
+            _t("reason", "TCP_OVERWINDOW, …"),
+            _t("location", "kernel function"),
+            _COUNT,
+            _later(
+                "namespace_known",
+                "",
+                "1 of the run's network namespace; 0 of any: the packet had neither socket nor "
+                "device (before Linux 6.11)",
+            ),
+        ),
     ),
     Table(
         "socket_pressure",
@@ -404,26 +419,72 @@ _ALL: tuple[Table, ...] = (
             _n("total_bytes", "bytes", "MemTotal"),
             _n("available_bytes", "bytes", "MemAvailable"),
             _n("slab_bytes", "bytes", "Slab"),
-            _n("cgroup_used_bytes", "bytes", "of the run's cgroup, -1 when unlimited"),
+            _n(
+                "cgroup_used_bytes",
+                "bytes",
+                "of the tightest cgroup of the run's processes, -1 when unlimited",
+            ),
             _n("cgroup_max_bytes", "bytes", "its limit, -1 when unlimited"),
-            _n("oom_kills_total", "count", "oom_kill of /proc/vmstat"),
+            _n("oom_kills_total", "count", "oom_kill of /proc/vmstat: of anybody on the host"),
+            _later("swap_total_bytes", "bytes", "SwapTotal"),
+            _later("swap_free_bytes", "bytes", "SwapFree"),
+        ),
+    ),
+    Table(
+        "cgroups",
+        "probes.host_counters",
+        "a memory cgroup that a process of the run is in, or that is above it",
+        "processes x depth",
+        "/proc/PID/cgroup when it was first seen (cgroups(7))",
+        (
+            _at("when the process was first seen"),
+            _PID,
+            _n("level", "", "0 its own group, 1 the parent of that, …"),
+            _n("cgroup_id", "", "inode of the folder"),
+            _t("path", "below the mount; what does not print is replaced"),
         ),
     ),
     Table(
         "cgroup_memory",
         "probes.host_counters",
-        "the tightest limited cgroup of the servers at one moment",
-        "2 per s where there is a limit",
+        "one cgroup of the run's processes, or a limited one above, at one moment",
+        "groups x 2 per s",
         "memory.current/max/events/stat, or memory.*_in_bytes/failcnt/oom_control of version 1",
         (
             _at(),
-            _n("used_bytes", "bytes", "memory charged to it, -1 when unlimited"),
+            _n("used_bytes", "bytes", "memory charged to it, -1 unknown"),
             _n("peak_bytes", "bytes", "most that was charged so far, -1 unknown"),
             _n("max_bytes", "bytes", "its limit, -1 when unlimited"),
-            _n("limit_hits_total", "count", "allocations that met the limit, -1 unknown"),
-            _n("oom_kills_total", "count", "processes killed for it, -1 unknown"),
+            _n("limit_hits_total", "count", "allocations that met its limit, -1 unknown"),
+            _n(
+                "oom_kills_total",
+                "count",
+                "its processes that were killed for memory, with those of the groups below it "
+                "(version 2) or without (version 1), -1 unknown",
+            ),
             _n("tcp_used_bytes", "bytes", "TCP buffers charged to it, -1 unknown"),
             _n("tcp_max_bytes", "bytes", "their own limit (version 1), -1 when unlimited"),
+            _later("cgroup_id", "", "inode of its folder; older: the tightest of the servers"),
+            _later("own_oom_kills_total", "count", "its own processes that were killed for memory"),
+            _later(
+                "own_ooms_total",
+                "count",
+                "allocations that failed at this very group's limit (version 2)",
+            ),
+        ),
+    ),
+    Table(
+        "oom_kills",
+        "probes.bpf_oom",
+        "one process that the kernel killed for memory; of processes that are neither of the run "
+        "nor in a cgroup of it, all of an interval",
+        "few per run",
+        "raw_tracepoint mark_victim (mm/oom_kill.c, mark_oom_victim)",
+        (
+            _at("when it was killed; of others the end of the interval"),
+            _n("pid", "", "process (kernel tgid), 0 for others"),
+            _n("cgroup_id", "", "inode of its memory cgroup, -1 not known"),
+            _n("killed_count", "count", "processes"),
         ),
     ),
     Table(

@@ -46,6 +46,10 @@ def kernel_section(view: View) -> dict[str, Any]:
             [
                 text_column("Reason", "reason", is_code=True),
                 text_column("In", "location", is_code=True),
+                (
+                    Heading("Of"),
+                    lambda r: Cell("any network" if r["namespace_known"] == 0 else "the run"),
+                ),
                 count,
                 number_column(
                     "Per connection", "per_connection", "of the run", formatting.significant

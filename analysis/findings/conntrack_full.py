@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.evidence import Evidence, Finding, Fix, Subject
+from analysis.failures import drops_of_run
 from analysis.listen_queues import Moved, Stalls, moved, stall_sentence, stalls
 from analysis.signs import Signs
 
@@ -70,7 +71,7 @@ def _finding(
     if len(syns):
         resent_count = int(syns["event_count"].sum())
         evidence.append(Evidence("syns_resent", resent_count, "tcp_retransmits"))
-    drops = view.frames["skb_drops"]
+    drops = drops_of_run(view)
     by_filter = int(drops["event_count"][drops["reason"] == "NETFILTER_DROP"].sum())
     if by_filter:
         evidence.append(Evidence("netfilter_drops", by_filter, "skb_drops"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, Subject
+from analysis.failures import drops_of_run
 from analysis.memory_signs import counter, gave_up, lost_to_full_buffers, rise, until_stop
 from analysis.signs import Signs
 
@@ -60,7 +61,7 @@ def find(signs: Signs) -> list[Finding]:
     for name, (count, at_s, _) in moved.items():
         if count:
             evidence.append(Evidence(_COUNTERS[name], count, "net_counters", at_s))
-    drops = until_stop(view, "skb_drops")
+    drops = drops_of_run(view)
     drops = drops[drops["reason"] == "PROTO_MEM"]
     if len(drops):
         count = int(drops["event_count"].sum())

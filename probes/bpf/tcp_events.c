@@ -26,7 +26,8 @@ BPF_TABLE("percpu_hash", struct reset_key, struct reset_count, reset_counts, 102
 
 struct drop_key {
   u64 location;
-  u64 reason;
+  u32 reason;
+  u32 namespace_known;  // 0: neither socket nor device says whose packet it was
 };
 BPF_TABLE("percpu_hash", struct drop_key, u64, drop_counts, 2048);
 
@@ -202,7 +203,9 @@ int skb_dropped(unsigned long long *ctx) {
     if (dev) bpf_probe_read_kernel(&net, sizeof(net), &((struct net_device *)dev)->net);
   }
   // TCP clears skb->dev early; before 6.11 there may be neither socket nor device: then it counts
+  // apart, since it may be anybody's
   if (net && !is_runs_net(run, net)) return 0;
+  key.namespace_known = net != 0;
   u64 *count = drop_counts.lookup(&key);
   if (count) {
     *count += 1;

@@ -222,7 +222,8 @@ def test_a_full_receive_buffer_is_counted_exactly(recorded):
     assert total(rows, "event_count", kind="rcvqueue_full") == recorded["drops"]
     assert all(0 < row["first_ns"] <= row["at_ns"] for row in rows)
     drops = recorded["tables"]["skb_drops"]
-    assert total(drops, "event_count", reason="SOCKET_RCVBUFF") == recorded["drops"]
+    named = {"reason": "SOCKET_RCVBUFF", "namespace_known": 1}
+    assert total(drops, "event_count", **named) == recorded["drops"]
 
 
 @pytest.mark.privileged

@@ -1,16 +1,11 @@
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
-from probes.cgroup_memory import (
-    CgroupMemory,
-    CgroupUse,
-    cgroup_memory_folders,
-    tightest_memory_cgroup,
-)
 from probes.clock import now_ns
 from probes.host_counters import (
     CoreTime,
@@ -26,7 +21,8 @@ from probes.host_counters import (
     parse_sockstat,
     parse_stat,
 )
-from probes.probe import Target
+from probes.probe import ProcessRef, Target
+from tests.neighbours.groups import memory_group
 
 TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
 
@@ -164,41 +160,6 @@ def test_numbers_are_split():
     assert parse_numbers(b"") == ()
 
 
-def write_limits(root: Path, limits: dict[str, str]) -> None:
-    for name, text in limits.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-
-
-def test_a_parents_limit_binds_in_version_2(tmp_path):
-    write_limits(
-        tmp_path,
-        {"a/memory.max": "1009000", "a/b/memory.max": "max", "a/b/c/memory.max": "2300000"},
-    )
-    folders = cgroup_memory_folders("0::/a/b/c\n", tmp_path)
-    assert folders[0] == tmp_path / "a/b/c"
-    assert folders[-1] == tmp_path
-    assert tightest_memory_cgroup(folders) == (tmp_path / "a/memory.current", 1_009_000)
-
-
-def test_the_memory_controller_of_version_1_is_found(tmp_path):
-    write_limits(
-        tmp_path / "memory",
-        {"x/memory.limit_in_bytes": "23000", "memory.limit_in_bytes": "9223372036854771712"},
-    )
-    text = "9:name=systemd:/\n4:memory:/x\n2:cpu,cpuacct:/\n0::/\n"
-    found = tightest_memory_cgroup(cgroup_memory_folders(text, tmp_path))
-    assert found == (tmp_path / "memory/x/memory.usage_in_bytes", 23_000)
-
-
-def test_no_limit_is_none(tmp_path):
-    write_limits(tmp_path, {"a/memory.max": "max"})
-    assert tightest_memory_cgroup(cgroup_memory_folders("0::/a\n", tmp_path)) is None
-    assert tightest_memory_cgroup(cgroup_memory_folders("0::/\n", tmp_path)) is None
-    assert cgroup_memory_folders("", tmp_path) == []
-
-
 def recorded(run, samples: int = 1, between=lambda: None) -> tuple[HostCountersProbe, Target]:
     target = Target(run, {}, frozenset(), None)
     probe = HostCountersProbe()
@@ -291,51 +252,36 @@ def test_stopping_without_a_start_is_no_failure():
     HostCountersProbe().stop(now_ns())
 
 
-def test_a_limited_group_is_read_in_version_2(tmp_path):
-    write_limits(
-        tmp_path / "a",
-        {
-            "memory.max": "1009000",
-            "memory.current": "23000",
-            "memory.peak": "1009000",
-            "memory.events": "low 0\nhigh 0\nmax 17\noom 3\noom_kill 2\noom_group_kill 0",
-            "memory.stat": "anon 4096\nsock 8192\nkernel 512",
-        },
+@pytest.mark.privileged
+def test_the_groups_of_the_processes_are_recorded_with_what_each_counts_of_itself(run):
+    with memory_group(1 << 30) as folder:
+        child = subprocess.Popen(["sleep", "60"])
+        try:
+            (folder / "cgroup.procs").write_text(str(child.pid))
+            target = Target(run, {child.pid: ProcessRef(child.pid, "server", 0, False)},
+                            frozenset(), None)  # fmt: skip
+            probe = HostCountersProbe()
+            probe.start(target)
+            probe.add_process(ProcessRef(os.getpid(), "client", 0, False))
+            probe.sample(0)
+            probe.stop(1)
+            for writer in probe.writers:
+                writer.close()
+        finally:
+            child.kill()
+            child.wait()
+        own_id = folder.stat().st_ino
+    paths = {(row["pid"], row["level"]): row for row in rows(run, "cgroups")}
+    assert paths[child.pid, 0]["cgroup_id"] == own_id
+    assert paths[child.pid, 0]["path"] == f"/{folder.name}"
+    assert paths[os.getpid(), 0]["cgroup_id"] != own_id
+    mine = [row for row in rows(run, "cgroup_memory") if row["cgroup_id"] == own_id]
+    assert len(mine) == 2
+    assert {row["max_bytes"] for row in mine} == {1 << 30}
+    assert {row["own_oom_kills_total"] for row in mine} == {0}
+    ids = {row["cgroup_id"] for row in rows(run, "cgroup_memory")}
+    assert paths[os.getpid(), 0]["cgroup_id"] in ids
+    assert all(0 <= row["cgroup_used_bytes"] < 1 << 30 for row in rows(run, "host_memory"))
+    assert all(
+        row["swap_free_bytes"] <= row["swap_total_bytes"] for row in rows(run, "host_memory")
     )
-    group = CgroupMemory("0::/a\n", tmp_path)
-    assert group.is_limited
-    assert group.read() == CgroupUse(23_000, 1_009_000, 1_009_000, 17, 2, 8_192, -1)
-
-
-def test_a_limited_group_is_read_in_version_1(tmp_path):
-    write_limits(
-        tmp_path / "memory/a",
-        {
-            "memory.limit_in_bytes": "9223372036854771712",
-            "memory.kmem.tcp.limit_in_bytes": "1009000",
-            "memory.kmem.tcp.usage_in_bytes": "2300000",
-        },
-    )
-    text = "4:memory:/a\n0::/\n"
-    assert CgroupMemory(text, tmp_path).read() == CgroupUse(
-        -1, -1, -1, -1, -1, 2_300_000, 1_009_000
-    )
-    write_limits(
-        tmp_path / "memory/a",
-        {
-            "memory.limit_in_bytes": "1009000",
-            "memory.usage_in_bytes": "23000",
-            "memory.max_usage_in_bytes": "24000",
-            "memory.failcnt": "17",
-            "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2",
-        },
-    )
-    assert CgroupMemory(text, tmp_path).read() == CgroupUse(
-        23_000, 24_000, 1_009_000, 17, 2, 2_300_000, 1_009_000
-    )
-
-
-def test_the_group_of_the_servers_is_recorded_and_no_other(run):
-    recorded(run)
-    limited = CgroupMemory(Path("/proc/self/cgroup").read_text()).is_limited
-    assert bool(rows(run, "cgroup_memory")) == limited

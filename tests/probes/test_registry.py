@@ -16,6 +16,7 @@ LIGHT = {
     "host_counters",
     "tcp_snapshot",
     "failing_syscalls",
+    "oom_kills",
 }
 
 

@@ -44,7 +44,7 @@ COLUMNS: dict[str, str] = {
     "used_pct refused_count source",
     "states": "at_s side state socket_count",
     "state_transitions": "side old_state new_state event_count",
-    "drops": "reason location event_count first_s last_s per_connection benign",
+    "drops": "reason location namespace_known event_count first_s last_s per_connection benign",
     "resets": "direction side state reason event_count first_s last_s",
     "retransmits": "side state event_count first_s last_s",
     "socket_pressure": "kind side event_count allocated_max_pages first_s last_s",
@@ -368,8 +368,8 @@ def build_summary(
             ("server", "SYN_RECV", "ESTABLISHED", reached),
         ]
         f["drops"] += [
-            ("TCP_OVERWINDOW", "tcp_rcv_established", 17, 1.1, 4.0, 17 / reached, False),
-            ("SKB_CONSUMED", "__tcp_ack", 8 * reached, 0.0, 15.0, 8.0, True),
+            ("TCP_OVERWINDOW", "tcp_rcv_established", 1, 17, 1.1, 4.0, 17 / reached, False),
+            ("SKB_CONSUMED", "__tcp_ack", 1, 8 * reached, 0.0, 15.0, 8.0, True),
         ]
         f["resets"].append(("rx", "client", "ESTABLISHED", "TCP_ABORT_ON_DATA", 311, 3.4, 15.0))
         f["retransmits"].append(("client", "SYN_SENT", 4, 1.2, 2.0))
