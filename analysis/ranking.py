@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from analysis.descriptors import server_capacity_count
 from analysis.evidence import SEVERITIES, Finding, Severity
-from analysis.memory_signs import SIGKILL
+from analysis.oom_victims import victims
 from analysis.signs import EMFILE, Signs
 
 _AT_LIMIT = ("fd-limit-process", "fd-limit-system")
@@ -114,9 +114,8 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
             if other.cause == cause and is_near and is_earlier:
                 if finding.cause == "worker-crash":
                     is_memory = cause == "memory-exhausted"
-                    if not (
-                        _was_killed(finding, other) if is_memory else _was_at_limit(signs, finding)
-                    ):
+                    was_its_end = _was_killed_for_memory if is_memory else _was_at_limit
+                    if not was_its_end(signs, finding):
                         continue
                 if finding.cause == "upgrade-refused" and not _is_server_error(finding):
                     continue
@@ -155,11 +154,9 @@ def _is_server_error(refusal: Finding) -> bool:
     return 500 <= (refusal.value_of("http_status") or 0) <= 599
 
 
-def _was_killed(crash: Finding, memory: Finding) -> bool:
+def _was_killed_for_memory(signs: Signs, crash: Finding) -> bool:
     """The process that died was killed by the kernel, which was out of memory then."""
-    is_kill = crash.value_of("exit_signal") == SIGKILL
-    kills = bool(memory.value_of("oom_kills"))
-    return is_kill and kills and crash.first_s <= memory.last_s + _TOLERANCE_S
+    return crash.subject.pid in victims(signs.view).pids
 
 
 def _was_at_limit(signs: Signs, crash: Finding) -> bool:

@@ -1,18 +1,36 @@
-"""``memory-exhausted``: the host, or the control group of the servers, is out of memory.
+"""``memory-exhausted``: the host, or a control group of the run's processes, is out of memory.
 
-Proof: the kernel killed a process for memory (oom_kill of the group, or of the host), or a call
-returned ENOMEM, with the use against the limit. Kernel memory counts: sockets are slab.
-Told apart: a limit that was only met, and where reclaim helped, is no finding; a SIGKILL while
-nobody counted an OOM kill is ``worker-crash``; ENFILE with few open files is a socket's inode that
-could not be allocated, so memory.
+Proof: the kernel killed a process of the run for memory (mark_victim has its pid), or somebody in a
+group of the run at that group's own limit, and the run lost something by it; or a call returned
+ENOMEM while a group of that process met its limit, or the host had next to nothing available.
+Kernel memory counts: sockets are slab.
+Told apart: processes of others that were killed, and what a group above counts of other groups
+below it, prove nothing here, however many they are. A limit that was only met, and where reclaim
+helped, is no finding. A SIGKILL that was none of the kernel's for memory is ``worker-crash``.
+ENOMEM while memory is plentiful is a limit of the process, as vm.max_map_count or RLIMIT_AS. ENFILE
+with few open files is a socket's inode that could not be allocated, so memory.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, Side, Subject, times
-from analysis.memory_signs import ENOMEM, SIGKILL, rise, until_stop
+from analysis.evidence import Evidence, Finding, Fix, Subject, times
+from analysis.memory_signs import ENOMEM, rise, until_stop
+from analysis.oom_victims import (
+    Group,
+    Victim,
+    Victims,
+    group_at_limit,
+    groups_above,
+    harmed,
+    is_short,
+    victims,
+)
 from analysis.signs import ENFILE, Signs
 
 _NETWORK = (
@@ -27,41 +45,59 @@ _NETWORK = (
     "brk",
 )
 _FULL_FILE_TABLE = 0.9
+_UNIT_NAME = re.compile(r"[A-Za-z0-9:_.@-]+\.(?:service|scope|slice)")
+
+
+@dataclass(frozen=True)
+class _Shortage:
+    """What ran out, and what it did to the run.
+
+    Attributes:
+        killed: Processes that were killed for it.
+        refused: Rows of ``errors``: calls that failed for it.
+        group: Whose limit was met; None for the host's memory.
+        is_seen: A limit or the host was seen to be out of it; else only the kill says so.
+        found: All kills, with where they are from.
+    """
+
+    killed: Sequence[Victim]
+    refused: pd.DataFrame
+    group: Group | None
+    is_seen: bool
+    found: Victims
 
 
 def find(signs: Signs) -> list[Finding]:
-    """One finding, about the group where it was limited, else about the host."""
+    """One finding, about the group where its limit was met, else about the host."""
     view = signs.view
-    group, host = until_stop(view, "cgroup_memory"), until_stop(view, "host_memory")
-    group = group[group["max_bytes"] > 0]
-    kills, first_kill_s, last_kill_s = rise(group, "oom_kills_total")
-    table = "cgroup_memory"
-    # Without a limited group, a kill is ours only if one of our processes died of it: others of
-    # the host may have met limits of their own.
-    killed = _killed(signs)
-    if not kills and group.empty and len(killed):
-        kills, first_kill_s, last_kill_s = rise(host, "oom_kills_total")
-        table = "host_memory"
-    refused = _refused(signs)
-    if not kills and refused.empty:
+    found = victims(view)
+    groups = {victim: _group_of(signs, victim) for victim in (*found.own, *found.beside)}
+    killed = [
+        *found.own,
+        *(each for each in found.beside if groups[each] is not None and harmed(view, each.at_s)),
+    ]
+    refused, refusing = _refused(signs)
+    if not killed and refused.empty:
         return []
-    moments = [*refused["first_s"], *refused["last_s"]]
-    if kills:
-        deaths = killed[killed.between(first_kill_s - 1.0, last_kill_s + 0.3)]
-        # A sample comes after the kill, the death itself is exact.
-        moments += [first_kill_s, last_kill_s, *deaths]
-    first_s, last_s = float(min(moments)), float(max(moments))
-    return [_finding(signs, (first_s, last_s), kills, table, refused, group, host)]
+    limited = [groups[each] for each in killed] + refusing
+    group = next((each for each in limited if each is not None), None)
+    is_seen = group is not None or len(refused) > 0
+    is_seen = is_seen or any(is_short(view, (each.at_s, each.at_s)) for each in killed)
+    return [_finding(signs, _Shortage(killed, refused, group, is_seen, found))]
 
 
-def _killed(signs: Signs) -> pd.Series[float]:
-    """When processes of the fleet died of SIGKILL before the stop."""
-    processes = signs.view.frames["processes"]
-    died_s = pd.Series(signs.view.seconds_of(processes["exited_ns"]), index=processes.index)
-    return died_s[(processes["exit_signal"] == SIGKILL) & (died_s < signs.view.stop_s)]
+def _group_of(signs: Signs, victim: Victim) -> Group | None:
+    """The group at whose limit it was killed; of one that is not of the run by its own group."""
+    span = (victim.at_s, victim.at_s)
+    if groups_above(signs.view, victim.pid):
+        return group_at_limit(signs.view, victim.pid, span)
+    known = signs.view.frames["cgroups"]
+    own = known[(known["level"] == 0) & (known["cgroup_id"] == victim.cgroup_id)]
+    return group_at_limit(signs.view, int(own["pid"].iloc[0]), span) if len(own) else None
 
 
-def _refused(signs: Signs) -> pd.DataFrame:
+def _refused(signs: Signs) -> tuple[pd.DataFrame, list[Group | None]]:
+    """Calls that failed while memory was short, and the group that was short of each."""
     rows = signs.errors
     rows = rows[~(rows["first_s"] >= signs.view.stop_s) & rows["role"].ne("")]
     none_left = (rows["errno"] == ENOMEM) & rows["syscall"].isin(_NETWORK)
@@ -70,39 +106,43 @@ def _refused(signs: Signs) -> pd.DataFrame:
     has_room = len(files) > 0 and bool(
         (files["file_nr_count"] < _FULL_FILE_TABLE * files["file_max_count"]).all()
     )
-    return rows[none_left | ((rows["errno"] == ENFILE) & has_room)]
+    rows = rows[none_left | ((rows["errno"] == ENFILE) & has_room)]
+    kept: list[int] = []
+    groups: list[Group | None] = []
+    for index, pid, first_s, last_s in zip(
+        rows.index, rows["pid"], rows["first_s"], rows["last_s"], strict=True
+    ):
+        span = (float(first_s), float(last_s))
+        group = group_at_limit(signs.view, int(pid), span)
+        if group is not None or is_short(signs.view, span):
+            kept.append(index)
+            groups.append(group)
+    return rows.loc[kept], groups
 
 
-def _finding(
-    signs: Signs,
-    span_s: tuple[float, float],
-    kills: int,
-    table: str,
-    refused: pd.DataFrame,
-    group: pd.DataFrame,
-    host: pd.DataFrame,
-) -> Finding:
+def _finding(signs: Signs, shortage: _Shortage) -> Finding:
     view = signs.view
-    first_s, last_s = span_s
+    killed, refused, group = shortage.killed, shortage.refused, shortage.group
+    moments = [each.at_s for each in killed]
+    moments += [*refused["first_s"], *refused["last_s"]]
+    first_s, last_s = float(min(moments)), float(max(moments))
+    host = until_stop(view, "host_memory")
     evidence = []
-    if kills:
-        evidence.append(Evidence("oom_kills", kills, table, first_s))
+    if killed:
+        evidence.append(Evidence("oom_kills", len(killed), shortage.found.table, first_s))
     for (errno, syscall), rows in refused.groupby(["errno", "syscall"], sort=False):
         evidence_id = "enfile_calls" if errno == ENFILE else "enomem_calls"
         count, source = int(rows["event_count"].sum()), str(rows["source"].iloc[0])
         since_s = float(rows["first_s"].min())
         evidence.append(Evidence(evidence_id, count, source, since_s, of=str(syscall)))
-    limit_bytes = 0
-    if len(group):
-        last = group.iloc[-1]
-        limit_bytes = int(last["max_bytes"])
-        peak = max(int(last["peak_bytes"]), int(group["used_bytes"].max()))
+    if group is not None:
+        samples = group.samples
+        peak = max(int(samples["peak_bytes"].iloc[-1]), int(samples["used_bytes"].max()))
         evidence += [
-            Evidence("cgroup_memory_limit", limit_bytes, "cgroup_memory"),
+            Evidence("cgroup_memory_limit", group.limit_bytes, "cgroup_memory"),
             Evidence("cgroup_memory_peak", peak, "cgroup_memory"),
-            Evidence("cgroup_limit_hits", rise(group, "limit_hits_total")[0], "cgroup_memory"),
+            Evidence("cgroup_limit_hits", rise(samples, "limit_hits_total")[0], "cgroup_memory"),
         ]
-    grown = 0
     if len(host):
         grown = max(0, int(host["slab_bytes"].max() - host["slab_bytes"].iloc[0]))
         least = int(host["available_bytes"].min())
@@ -111,41 +151,67 @@ def _finding(
             Evidence("slab_growth", grown, "host_memory"),
         ]
     at_connections = view.open_count_at(first_s - 0.01)
-    side: Side = "host"
-    whose = "the host's memory"
-    if limit_bytes:
-        whose = f"the {limit_bytes:,} bytes of the cgroup"
-    happened = f"the kernel killed {kills} process{'es' if kills != 1 else ''}" if kills else ""
+    whose = _whose(shortage)
+    plural = "es" if len(killed) != 1 else ""
+    happened = f"the kernel killed {len(killed)} process{plural}" if killed else ""
     if len(refused):
         calls = f"calls were refused {times(int(refused['event_count'].sum()))}"
         happened = f"{happened} and {calls}" if happened else calls
-    wanted = _wanted(view.target_count, at_connections, limit_bytes)
-    confidence, missing = signs.trust("host_memory", "failing_syscalls")
-    connections = view.connections
-    explained = int((connections["is_failed"] | connections["is_lost"]).sum())
-    if view.is_attached:  # each kill and each refused call took a connection, at least one
-        explained = kills + int(refused["event_count"].sum())
+    limit_bytes = group.limit_bytes if group is not None else 0
+    tables = ["cgroup_memory" if group is not None else "host_memory"]
+    tables += ["oom_kills"] if killed else []
+    tables += ["failing_syscalls"] if len(refused) else []
+    confidence, missing = signs.trust(*tables)
+    if killed and not shortage.found.is_exact:
+        confidence = "medium"
+        missing += ("whom the kernel killed was told by counts of control groups and exit signals",)
+    if not shortage.is_seen:
+        confidence = "medium"
+        missing += (
+            "what was short: no limit of a control group that is seen here was met, and the host "
+            "had memory available",
+        )
     return Finding(
         cause="memory-exhausted",
         severity="warning",
-        side=side,
+        side="host",
         subject=Subject(),
         first_s=first_s,
         last_s=last_s,
         evidence=tuple(evidence),
         explanation=(
-            f"At {at_connections:,} connections {whose} {'were' if limit_bytes else 'was'} used "
+            f"At {at_connections:,} connections {whose} used "
             f"up: {happened}. Sockets, their files and epoll entries are kernel memory, which "
             "counts like any other; an idle connection takes a few kB of it on each side."
         ),
-        fix=_fixes(limit_bytes, wanted),
+        fix=_fixes(shortage, _wanted(view.target_count, at_connections, limit_bytes)),
         at_connections=at_connections,
         confidence=confidence,
         missing=missing,
-        sentence=f"Memory ran out at {at_connections:,} connections: {whose} "
-        f"{'were' if limit_bytes else 'was'} used up, and {happened}",
-        explained_count=explained,
+        sentence=f"Memory ran out at {at_connections:,} connections: {whose} used up, and "
+        f"{happened}",
+        explained_count=_explained(signs, first_s, len(killed), refused),
     )
+
+
+def _whose(shortage: _Shortage) -> str:
+    """Subject and auxiliary verb, for people."""
+    group = shortage.group
+    if group is not None:
+        path = "" if group.path in ("", "/") else f" {group.path}"
+        return f"the {group.limit_bytes:,} bytes of the cgroup{path} were"
+    if shortage.is_seen:
+        return "the host's memory was"
+    return "memory that the server may have was"
+
+
+def _explained(signs: Signs, first_s: float, kills: int, refused: pd.DataFrame) -> int:
+    """Connections that failed, or were lost, since memory was short."""
+    connections = signs.view.connections
+    if signs.view.is_attached:  # each kill and each refused call took a connection, at least one
+        return kills + int(refused["event_count"].sum())
+    ended = connections["is_failed"] | connections["is_lost"]
+    return int((ended & ~(connections["closed_s"] < first_s - 0.3)).sum())
 
 
 def _wanted(target_count: int, at_connections: int, limit_bytes: int) -> int:
@@ -153,14 +219,20 @@ def _wanted(target_count: int, at_connections: int, limit_bytes: int) -> int:
     return int(1.25 * limit_bytes * max(1.0, target_count / max(1, at_connections)))
 
 
-def _fixes(limit_bytes: int, wanted_bytes: int) -> tuple[Fix, ...]:
-    if not limit_bytes:
+def _fixes(shortage: _Shortage, wanted_bytes: int) -> tuple[Fix, ...]:
+    group = shortage.group
+    if group is None and not shortage.is_seen:
+        look = "dmesg | grep oom-kill:  # constraint= says which limit it was"
+        return (Fix(look, "names the group, the cpuset or the node that was out: raise that one"),)
+    if group is None:
         return (Fix("free -m; slabtop -o", "shows what holds the memory: add some, or hold less"),)
     wanted_mib = (wanted_bytes >> 20) + 1
+    last = group.path.rpartition("/")[2]
+    unit = last if _UNIT_NAME.fullmatch(last) else "NAME.service"
     return (
         Fix(
-            f"systemctl edit NAME.service  # [Service] MemoryMax={wanted_mib}M",
-            f"the limit moves from {limit_bytes >> 20:,} to {wanted_mib:,} MiB, enough for the "
-            "target by what a connection cost until then",
+            f"systemctl edit {unit}  # [Service] MemoryMax={wanted_mib}M",
+            f"the limit moves from {group.limit_bytes >> 20:,} to {wanted_mib:,} MiB, enough for "
+            "the target by what a connection cost until then",
         ),
     )

@@ -21,7 +21,8 @@ ORIGIN_NS = 50 * S  # the ramp begins here in every built run
 
 def default_row(table: str) -> dict[str, Any]:
     blank = {schema.I64: 0, schema.F64: 0.0, schema.TEXT: "", schema.BOOL: False}
-    return {c.name: blank[c.type] for c in schema.TABLES[table].columns}
+    columns = schema.TABLES[table].columns
+    return {c.name: blank[c.type] if c.absent is None else c.absent for c in columns}
 
 
 class RunBuilder:
@@ -295,7 +296,9 @@ def small_run(tmp_path: Path) -> RunFrames:
             row |= {n: run.ns(0.1) for n in ("first_ns", "last_ns") if n in row}
             if "pid" in row:
                 row["pid"] = 800
-            if "oom_kills_total" in row:
-                row["oom_kills_total"] = 0  # a run whose processes were killed is not healthy
+            # a run whose processes were killed is not healthy
+            row |= {n: 0 for n in row if "oom" in n}
+            if table == "oom_kills":
+                row["pid"] = 0
             run.add(table, **row)
     return run.frames()
