@@ -9,14 +9,17 @@ Cost
     Nothing but where the kernel kills, which costs it milliseconds each time.
 Misses
     Before Linux 6.8 the tracepoint gives the number of a thread and no cgroup: a process of the run
-    is known by it as long as its first thread lives. A process that was exiting anyway when memory
-    ran out counts as killed. What a daemon of user space kills (systemd-oomd, earlyoom) is a plain
-    SIGKILL.
+    is known by it as long as its first thread lives, and in a container without the host's pid
+    namespace only where it asked for the memory itself. A process that was exiting anyway when
+    memory ran out counts as killed. What a daemon of user space kills (systemd-oomd, earlyoom) is a
+    plain SIGKILL.
 Checked against
     A process in a cgroup of 16 MiB that takes 64 MiB: its pid, its group, its exit signal.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
@@ -29,6 +32,7 @@ from probes.probe import ProcessRef, Target
 class OomKillsProbe(BpfProbe):
     """Writes ``oom_kills``."""
 
+    is_by_process = True
     name = "oom_kills"
     tables = ("oom_kills",)
     programs = ("oom_victim",)
@@ -55,12 +59,13 @@ class OomKillsProbe(BpfProbe):
         self._pids.add(pid)
         self._groups.add(pid)
 
+    def _forget(self, loaded: BpfObject, pids: Collection[int]) -> None:
+        self._pids.difference_update(pids)
+
     def _read(self, loaded: BpfObject, at_ns: int) -> None:
-        keys, values = loaded.maps["oom_kills"].items(delete=True)
+        _, values = loaded.maps["oom_kills"].items(delete=True)
         others_count = 0
-        for pid, (killed_ns, cgroup_id, count, _) in zip(
-            keys.tolist(), values[:, 0].tolist(), strict=True
-        ):
+        for killed_ns, cgroup_id, count, pid in values[:, 0].tolist():
             if pid in self._pids or cgroup_id in self._groups.own_ids:
                 self.writers[0].append(killed_ns, pid, cgroup_id or -1, count)
             else:

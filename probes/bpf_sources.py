@@ -109,7 +109,7 @@ MIX_KEY = np.dtype([("pid", "<u4"), ("nr", "<u4")])
 MIX = np.dtype([("count", "<u8"), ("failed", "<u8")])
 RUNQ_KEY = np.dtype([("pid", "<u4"), ("bucket", "<u4")])
 CACHE_INFO = np.dtype([("is_skb", "<u4"), ("size", "<u4"), ("name", "S32")])
-OOM_KILL = np.dtype([("at_ns", "<u8"), ("cgroup_id", "<u8"), ("count", "<u4"), ("unused", "<u4")])
+OOM_KILL = np.dtype([("at_ns", "<u8"), ("cgroup_id", "<u8"), ("count", "<u4"), ("pid", "<u4")])
 ALLOC_KEY = np.dtype([("cache", "<u8"), ("location", "<u8")])
 
 SourceBuilder = Callable[[Btf], BpfSource]

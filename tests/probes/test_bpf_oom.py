@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import signal
@@ -25,6 +26,26 @@ sys.stdin.readline()
 memory = mmap.mmap(-1, 256 << 20)
 for at in range(0, 256 << 20, {mmap.PAGESIZE}):
     memory[at] = 1
+"""
+
+
+_IN_A_CONTAINER = """
+import json, subprocess, sys
+from pathlib import Path
+from probes.bpf_oom import OomKillsProbe
+from probes.probe import ProcessRef, Target
+from probes.rundir import RunDir
+
+greedy = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE)
+Path(sys.argv[2], "cgroup.procs").write_text(str(greedy.pid))
+run, probe = RunDir(Path(sys.argv[3])), OomKillsProbe()
+watched = {greedy.pid: ProcessRef(greedy.pid, "server", 0, False)}
+probe.start(Target(run, watched, frozenset(), None))
+greedy.communicate(b"go")
+probe.stop(7)
+for writer in probe.writers:
+    writer.close()
+print(json.dumps([greedy.pid, run.read_table("oom_kills").table.to_pylist()]))
 """
 
 
@@ -96,6 +117,16 @@ def test_one_that_came_later_is_known_too(run, watched):
     assert row["pid"] == greedy.pid
 
 
+def test_one_whose_end_was_noticed_first_is_known_all_the_same(run, watched):
+    with memory_group(32 << 20) as folder:
+        greedy = Greedy(folder)
+        probe = watched(greedy.pid)
+        greedy.go()
+        probe.remove_processes({greedy.pid})
+        (row,) = rows(run, probe)
+    assert row["pid"] == greedy.pid
+
+
 def test_a_stranger_in_a_group_of_the_run_is_told_from_one_elsewhere(run, watched):
     if not knows_groups():
         pytest.skip("before Linux 6.8 the tracepoint does not say of which group the victim is")
@@ -112,6 +143,23 @@ def test_a_stranger_in_a_group_of_the_run_is_told_from_one_elsewhere(run, watche
             beside_it.wait()
     assert row["pid"] == greedy.pid
     assert greedy.pid != beside_it.pid
+
+
+def test_a_process_has_the_number_that_its_pid_namespace_knows(tmp_path):
+    if not knows_groups():
+        pytest.skip(
+            "before Linux 6.8 the tracepoint has the kernel's own number of the victim only"
+        )
+    with memory_group(32 << 20) as folder:
+        words = [_IN_A_CONTAINER, _GREEDY, str(folder), str(tmp_path)]
+        done = subprocess.run(
+            ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-P", "-c", *words],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+    pid, (row,) = json.loads(done.stdout)
+    assert pid < 100  # numbers begin anew in a namespace
+    assert row["pid"] == pid
 
 
 def test_strangers_are_counted_together(run, watched):
