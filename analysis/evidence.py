@@ -217,6 +217,14 @@ class Finding:
         found = (e.value for e in self.evidence if e.id == evidence_id and of in (None, e.of))
         return next(found, None)
 
+    def with_doubts(self, doubts: tuple[str, ...]) -> Finding:
+        """The same finding, believed no more than medium where there is something new to doubt."""
+        missing = tuple(dict.fromkeys((*self.missing, *doubts)))
+        if len(missing) == len(self.missing):
+            return self
+        confidence: Confidence = "low" if self.confidence == "low" else "medium"
+        return replace(self, missing=missing, confidence=confidence)
+
     def with_severity(self, severity: Severity, *, follows_from: str = "") -> Finding:
         """The same finding, ranked."""
         return replace(self, severity=severity, follows_from=follows_from or self.follows_from)

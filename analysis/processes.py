@@ -7,6 +7,7 @@ import pandas as pd
 
 from analysis.cpu import cpu_between
 from analysis.evidence import side_of_role
+from analysis.probe_trust import ProbeTrust
 from analysis.run_view import RunView
 
 
@@ -51,11 +52,23 @@ def df_probe_health(view: RunView) -> pd.DataFrame:
     """What each probe did; those that were asked for and left no row are marked failed."""
     health = view.frames["probe_health"]
     bpf_ns = health["bpf_run_ns"]
+    records = ProbeTrust(view).records
+    shares = [np.nan if each.lost_share is None else each.lost_share for each in records]
     frame = health.assign(
-        cpu_s=health["cpu_ns"] / 1e9, bpf_run_s=(bpf_ns / 1e9).where(bpf_ns >= 0, np.nan)
+        cpu_s=health["cpu_ns"] / 1e9,
+        bpf_run_s=(bpf_ns / 1e9).where(bpf_ns >= 0, np.nan),
+        lost_pct=100 * np.array(shares, dtype=np.float64),
+        is_loss_material=[each.is_loss_material() for each in records],
+        failed_s=view.seconds_of(health["failed_ns"].clip(lower=0)),
     )
-    columns = ["probe", "asked_for", "state", "reason", "fix", "row_count", "lost_count"]
-    return frame[[*columns, "late_count", "cpu_s", "bpf_run_s"]]
+    return frame[_HEALTH_COLUMNS]
+
+
+_HEALTH_COLUMNS = [
+    *("probe", "asked_for", "state", "reason", "fix", "row_count"),
+    *("lost_count", "seen_count", "lost_pct", "is_loss_material", "late_count"),
+    *("cpu_s", "bpf_run_s", "failed_s"),
+]
 
 
 def df_syscall_mix(view: RunView) -> pd.DataFrame:
@@ -94,17 +107,20 @@ def df_skb_allocs(view: RunView) -> pd.DataFrame:
 
 
 def what_is_missing(view: RunView) -> list[str]:
-    """What could not be read or measured, for people; call after all tables were read."""
+    """What could not be read or measured and may change the verdict, for people.
+
+    What a probe lost besides is in its health row. Call after all tables were read.
+    """
     lines = list(view.frames.missing)
-    health = view.frames["probe_health"]
-    for row in health.to_dict("records"):
-        lost_count = int(row["lost_count"])
-        if row["state"] in ("unavailable", "failed"):
-            lines.append(f"probe {row['probe']} did not run: {row['reason']}")
-        elif lost_count:
-            lines.append(f"probe {row['probe']} lost {lost_count:,} events: counts are too low")
+    trust = ProbeTrust(view)
+    lines += trust.broken_probes
+    lines += [
+        f"probe {each.probe} lost {each.loss_words()}: its counts are too low"
+        for each in trust.records
+        if not each.is_broken and each.is_loss_material()
+    ]
     asked = {str(probe) for probe in view.manifest.get("probes_asked") or []}
-    silent = asked - {str(probe) for probe in health["probe"]}
+    silent = asked - {each.probe for each in trust.records}
     if silent:
         lines.append(f"probes without a health row (they ended early): {_listed(silent)}")
     if view.manifest.get("status") == "interrupted":

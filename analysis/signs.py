@@ -13,6 +13,7 @@ from analysis.evidence import Confidence
 from analysis.failures import intervals_s
 from analysis.hot_worker import find_hot_worker
 from analysis.ladder import Rung
+from analysis.probe_trust import ProbeTrust
 from analysis.run_view import RunView
 
 ACCEPT_CALLS = ("accept4", "accept")
@@ -30,8 +31,6 @@ _MESSAGES = (
     "tx_pings_total",
     "rx_pongs_total",
 )
-
-_NO_HEALTH = "its health row is missing"
 
 
 @dataclass(frozen=True)
@@ -239,47 +238,25 @@ class Signs:
         inside = rows["busy_pct"][(rows["at_s"] > since_s) & (rows["at_s"] <= until_s + 0.5)]
         return float(inside.mean()) if len(inside) else None
 
-    def trust(self, *tables: str) -> tuple[Confidence, tuple[str, ...]]:
+    @cached_property
+    def probe_trust(self) -> ProbeTrust:
+        """What is not known because of the probes."""
+        return ProbeTrust(self.view)
+
+    def trust(
+        self, *tables: str, is_by_absence: bool = False
+    ) -> tuple[Confidence, tuple[str, ...]]:
         """How far a finding that needs these tables can be believed, and what is missing.
 
-        A table without rows lowers confidence to medium when its probe did not run; a probe that
-        lost events lowers it too.
+        Lowers confidence to medium: a table that was not recorded; one whose probe failed, whether
+        or not it has rows from before; one whose probe lost more than changes no verdict.
+
+        Args:
+            tables: That decide, also where they are empty.
+            is_by_absence: The finding rests on events that were not seen, so that any loss and any
+                probe that failed may have hidden its opposite.
         """
-        missing: list[str] = []
-        health = self.view.frames["probe_health"]
-        for table in tables:
-            probes = PROBES_OF_TABLE.get(table, ())
-            rows = health[health["probe"].isin(probes)]
-            ran = bool((rows["state"] == "ran").any())
-            lost_count = int(rows["lost_count"].sum())
-            if self.view.frames[table].empty and not ran:
-                reasons = [str(r) for r in rows["reason"] if r]
-                missing.append(f"{table} was not recorded: {reasons[0] if reasons else _NO_HEALTH}")
-            elif lost_count:
-                missing.append(f"{table} is incomplete: {lost_count:,} events were lost")
-        return ("high" if not missing else "medium"), tuple(missing)
-
-
-PROBES_OF_TABLE: dict[str, tuple[str, ...]] = {
-    "failing_syscalls": ("failing_syscalls",),
-    "failure_stacks": ("failing_syscalls",),
-    "port_groups": ("tcp_snapshot",),
-    "process_samples": ("process_samples",),
-    "python_stacks": ("python_stacks",),
-    "cpu_stacks": ("cpu_stacks",),
-    "blocked_samples": ("blocked_samples",),
-    "live_samples": ("live_samples",),
-    "host_cpu": ("host_counters",),
-    "host_pressure": ("host_counters",),
-    "sockstat": ("host_counters",),
-    "host_memory": ("host_counters",),
-    "cgroup_memory": ("host_counters",),
-    "oom_kills": ("oom_kills",),
-    "net_counters": ("host_counters",),
-    "listeners": ("tcp_snapshot",),
-    "socket_traffic": ("tcp_snapshot",),
-    "runq_latency": ("runq_latency",),
-    "tcp_resets": ("tcp_events",),
-    "socket_pressure": ("tcp_events",),
-}
-"""The probe whose health row speaks for a table."""
+        missing = self.probe_trust.doubts(tables, is_by_absence=is_by_absence)
+        if is_by_absence:
+            missing += self.probe_trust.broken_probes
+        return ("high" if not missing else "medium"), missing

@@ -111,8 +111,10 @@ class Summary:
             first (TcpExtListenOverflows, ...).
         latency: at_s, kind (connect, handshake), connection_count, p50_ms, p90_ms, p99_ms, max_ms.
         loop_lag: at_s, pid, role, worker, lag_ms (turn in progress), max_lag_ms, busy_pct.
-        probe_health: probe, asked_for, state, reason, fix, row_count, lost_count, late_count,
-            cpu_s, bpf_run_s (NaN when not counted).
+        probe_health: probe, asked_for, state, reason, fix, row_count, lost_count, seen_count (-1
+            when not known), lost_pct (NaN likewise), is_loss_material (it may change the verdict),
+            late_count, cpu_s, bpf_run_s (NaN when not counted), failed_s (NaN when it did not, or
+            when that is not known).
         probe_overhead: phase (ramp, hold), probe_cpu_pct (100 = one core, the probe process),
             bpf_cpu_pct (eBPF programs, whole run), probe_rss_bytes.
         processes: pid, role, worker, side, slot, start_s, exited_s (NaN: by the run itself),

@@ -217,6 +217,7 @@ def document(summary: Summary) -> dict[str, Any]:
                 "state": row["state"],
                 "reason": row["reason"],
                 "lost": row["lost_count"],
+                "seen": row["seen_count"] if row["seen_count"] >= 0 else None,
                 "cpu_s": row["cpu_s"],
             }
             for row in health.to_dict("records")

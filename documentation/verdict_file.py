@@ -25,7 +25,8 @@ PROBE = {
     "name": "as in `--probes`",
     "state": "ran, unavailable, failed or not_asked",
     "reason": "why not, with what it needs",
-    "lost": "events that it lost",
+    "lost": "events or samples that it lost",
+    "seen": "all of them, those that it lost too; `null` when not known",
     "cpu_s": "CPU time that it took, seconds",
 }
 FIX = {"command": "copy and run it", "effect": "what to expect from it, in numbers"}

@@ -90,10 +90,11 @@ class ProbeProcess:
             self.answer = {"ready": [], "unavailable": [], "error": "the probe process ended"}
         return bool(self.answer)
 
-    def request_stop(self) -> None:
-        """Asks it to take the last samples; ``stop`` waits for the end."""
+    def _request_stop(self, deadline_s: float) -> None:
+        """Asks it to take the last samples, and says how long it may take."""
         if self._child is not None and self._child.stdin is not None:
             try:
+                self._child.stdin.write(f"stop {deadline_s:.2f}\n".encode())
                 self._child.stdin.close()
             except BrokenPipeError:
                 pass  # it is gone already; its health rows, or their absence, say so
@@ -106,7 +107,7 @@ class ProbeProcess:
         """
         if self._child is None:
             return True
-        self.request_stop()
+        self._request_stop(deadline_s)
         end_s = time.monotonic() + deadline_s
         try:
             status = self._child.wait(max(0.05, end_s - time.monotonic()))

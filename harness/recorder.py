@@ -16,7 +16,7 @@ from harness.foreign_processes import ForeignProcesses
 from harness.probe_process import ProbeProcess
 from probes.rundir import RunDir
 
-PROBE_STOP_DEADLINE_S = 4.0
+PROBE_STOP_DEADLINE_S = 8.0
 
 _MANIFEST_PERIOD_S = 5.0
 """Of a server that replaces its workers all the time, the manifest is written so often at most."""

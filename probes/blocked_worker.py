@@ -121,6 +121,7 @@ class BlockedSamplesProbe:
 
     def __init__(self) -> None:
         self.lost_count = 0
+        self.seen_count = 0
         self.late_count = 0
         self.child_cpu_ns = 0
         self.writers: list[TableWriter] = []
@@ -280,6 +281,7 @@ class BlockedSamplesProbe:
         self._append(dump.sample, stack)
 
     def _append(self, sample: _Sample, python_stack: str) -> None:
+        self.seen_count += 1
         self.writers[0].append(
             sample.at_ns,
             sample.pid,

@@ -90,7 +90,7 @@ class CpuStacksProbe(BpfProbe):
         if len(self._frames) > loaded.maps["cpu_traces"].max_entries // _FULL_SHARE:
             self._clear(loaded, at_ns)
         lost = bpf_shared.lost(loaded, "cpu_samples", "cpu_paused")
-        self.lost_count = lost + self._lost_stacks_count
+        self._count_losses(lost, without_stack_count=self._lost_stacks_count)
 
     def _write(
         self, loaded: BpfObject, at_ns: int, keys: npt.NDArray[Any], values: npt.NDArray[Any]
@@ -102,8 +102,9 @@ class CpuStacksProbe(BpfProbe):
         for (pid, tid, kernel_id, user_id), (count, comm) in zip(
             keys.tolist(), values[:, 0].tolist(), strict=True
         ):
-            self._lost_stacks_count += count * (kernel_id < 0 and kernel_id != _FAULT)
-            self._lost_stacks_count += count * (user_id < 0 and user_id != _FAULT)
+            self._recorded_count += count
+            if any(each < 0 and each != _FAULT for each in (kernel_id, user_id)):
+                self._lost_stacks_count += count
             if kernel_id not in self._kernel_names:
                 self._kernel_names[kernel_id] = self._kernel.stack(self._stack(loaded, kernel_id))
             version, user_stack = self._user_names.get((pid, user_id), (-1, ""))

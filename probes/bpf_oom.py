@@ -66,10 +66,11 @@ class OomKillsProbe(BpfProbe):
         _, values = loaded.maps["oom_kills"].items(delete=True)
         others_count = 0
         for killed_ns, cgroup_id, count, pid in values[:, 0].tolist():
+            self._recorded_count += count
             if pid in self._pids or cgroup_id in self._groups.own_ids:
                 self.writers[0].append(killed_ns, pid, cgroup_id or -1, count)
             else:
                 others_count += count
         if others_count:
             self.writers[0].append(at_ns, 0, -1, others_count)
-        self.lost_count = bpf_shared.lost(loaded, "oom_kills")
+        self._count_losses(bpf_shared.lost(loaded, "oom_kills"))

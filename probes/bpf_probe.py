@@ -35,6 +35,8 @@ class BpfProbe:
 
     def __init__(self) -> None:
         self.lost_count = 0
+        self.seen_count = 0
+        self._recorded_count = 0
         self.late_count = 0
         self.bpf_run_ns = -1
         self._missed_count = 0
@@ -145,6 +147,16 @@ class BpfProbe:
 
     def _read(self, loaded: BpfObject, at_ns: int) -> None:
         raise NotImplementedError
+
+    def _count_losses(self, lost_count: int, *, without_stack_count: int = 0) -> None:
+        """Sets what was lost and of how many.
+
+        Args:
+            lost_count: Events that are in no row; those that are count into ``_recorded_count``.
+            without_stack_count: Of those in rows, the ones whose stack could not be read.
+        """
+        self.lost_count = lost_count + without_stack_count
+        self.seen_count = lost_count + self._recorded_count
 
     def _close(self) -> None:
         """Frees what the probe holds besides links and the object."""

@@ -57,9 +57,10 @@ class RunqLatencyProbe(BpfProbe):
             news = count - self._counts.get(key, 0)
             if news:
                 self._counts[key] = count
+                self._recorded_count += news
                 pid, bucket = key
                 self.writers[0].append(at_ns, pid, 1 << bucket, news)
-        self.lost_count = bpf_shared.lost(loaded, "runq")
+        self._count_losses(bpf_shared.lost(loaded, "runq"))
 
     def _forget(self, loaded: BpfObject, pids: Collection[int]) -> None:
         bpf_shared.delete_of_pids(loaded, "runq_counts", pids)

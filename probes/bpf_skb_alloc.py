@@ -54,11 +54,12 @@ class SkbAllocsProbe(BpfProbe):
             if not news:
                 continue
             self._counts[key] = count
+            self._recorded_count += news
             cache, location = key
             name, size_bytes = self._cache(loaded, cache)
             place = self._kernel.name(location - 1)  # a return address, as in a stack
             self.writers[0].append(at_ns, name, place, news, news * size_bytes)
-        self.lost_count = bpf_shared.lost(loaded, "skb_allocs")
+        self._count_losses(bpf_shared.lost(loaded, "skb_allocs"))
 
     def _cache(self, loaded: BpfObject, address: int) -> tuple[str, int]:
         if address not in self._caches:

@@ -95,8 +95,9 @@ class SyscallMixProbe(BpfProbe):
             self._counts[key] = total
             pid, number = key
             news, failed = total[0] - before[0], total[1] - before[1]
+            self._recorded_count += news
             self.writers[0].append(at_ns, pid, self._names.name(pid, number), news, failed)
-        self.lost_count = bpf_shared.lost(loaded, "syscall_mix")
+        self._count_losses(bpf_shared.lost(loaded, "syscall_mix"))
 
     def _forget(self, loaded: BpfObject, pids: Collection[int]) -> None:
         for pid in self._watched.intersection(pids):

@@ -201,6 +201,7 @@ class FailingSyscallsProbe(BpfProbe):
                 continue
             news = news or before < bpf_sources.STACKS_PER_KEY
             self._counts[key] = total
+            self._recorded_count += total - before
             pid, number, code = key
             label = errno.errorcode.get(code, str(code))
             name = self._names.name(pid, number)
@@ -213,8 +214,9 @@ class FailingSyscallsProbe(BpfProbe):
                 self._read_limits(key, name, sizes)
         if news:
             self._write_stacks(loaded)
-        lost = bpf_shared.lost(loaded, "failures", "failure_stacks")
-        self.lost_count = lost + self._lost_stacks_count
+        without_stack_count = bpf_shared.lost(loaded, "failure_stacks") + self._lost_stacks_count
+        lost_count = bpf_shared.lost(loaded, "failures")
+        self._count_losses(lost_count, without_stack_count=without_stack_count)
 
     def _forget(self, loaded: BpfObject, pids: Collection[int]) -> None:
         for name in ("failures", "failure_records"):

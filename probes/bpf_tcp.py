@@ -151,7 +151,7 @@ class TcpEventsProbe(BpfProbe):
         self._before["pressure"]["count"][0] = total
         self._read_resets(loaded, at_ns)
         self._read_drops(loaded, at_ns)
-        self.lost_count = bpf_shared.lost(loaded, "resets", "drops")
+        self._count_losses(bpf_shared.lost(loaded, "resets", "drops"))
 
     def _read_resets(self, loaded: BpfObject, at_ns: int) -> None:
         keys, values = loaded.maps["reset_counts"].items()
@@ -162,6 +162,7 @@ class TcpEventsProbe(BpfProbe):
             if not news:
                 continue
             self._resets[key] = count
+            self._recorded_count += news
             received, side, state, reason = key
             self.writers[1].append(
                 at_ns,
@@ -180,6 +181,7 @@ class TcpEventsProbe(BpfProbe):
             if not news:
                 continue
             self._drops[key] = count
+            self._recorded_count += news
             location, number, namespace_known = key
             known = self._drops_have_reasons
             reason = drop_reason(self._drop_reasons, number) if known else ""

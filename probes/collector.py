@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import re
 import select
 import sys
 import threading
@@ -34,8 +35,12 @@ from probes.rundir import RunDir, TableWriter
 from probes.symbols import user_symbols
 
 READY_LIMIT_S = 30.0
-STOP_LIMIT_S = 2.8
+STOP_LIMIT_S = 6.5
 PROBE_STOP_LIMIT_S = 1.8
+"""Of one probe, unless it says itself that it may take longer (``stop_limit_s``)."""
+_HEALTH_S = 0.15
+"""So long before its end the probe process begins to write what it has."""
+_STOP = re.compile(rb"stop (\d{1,3}\.\d\d)\n")
 FLUSH_NS = NS_PER_S
 HOT_NS = NS_PER_S
 PHASE_NS = 50 * NS_PER_MS
@@ -51,7 +56,7 @@ class Collector:
         names: The probes asked for.
         live: The fleet's shared memory.
         server_ports: Ports of the server.
-        stdin_fd: End of file or ``stop`` on it ends the run.
+        stdin_fd: End of file or ``stop SECONDS`` on it ends the run.
         attached: See ``Target``.
         allow_pauses: Likewise.
         clock_ns: CLOCK_MONOTONIC.
@@ -76,6 +81,7 @@ class Collector:
     _flush_due_ns: int = 0
     _hot_due_ns: int = 0
     _follow_due_ns: int = 0
+    _stop_limit_s: float = field(default_factory=lambda: STOP_LIMIT_S)
     _stop_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(self) -> None:
@@ -245,13 +251,18 @@ class Collector:
         if not readable:
             return False
         word = os.read(self.stdin_fd, 64)
+        if told := _STOP.match(word):
+            self._stop_limit_s = min(self._stop_limit_s, max(0.3, float(told[1]) - _HEALTH_S))
         return word == b"" or b"stop" in word
 
     def stop(self) -> None:
         """Takes the last samples, stops every probe, writes their health and ends all streams."""
-        limit = threading.Timer(STOP_LIMIT_S, self._give_up)
+        limit = threading.Timer(self._stop_limit_s, self._give_up)
         limit.daemon = True
         limit.start()
+        if self._target is not None:
+            stop_ns = int((self._stop_limit_s - _HEALTH_S) * NS_PER_S)
+            self._target.stop_by_ns = self.clock_ns() + stop_ns
         # py-spy writes its file while the others stop; the sockets are counted before the fleet,
         # which is stopped next, closes them.
         for entry in self.driven:
@@ -271,12 +282,17 @@ class Collector:
 
     def _stop_one(self, entry: Driven) -> None:
         assert entry.probe is not None
-        with self._guarded(entry), time_limit(PROBE_STOP_LIMIT_S):
+        with self._guarded(entry), time_limit(self._stop_limit_s_of(entry)):
             entry.probe.stop(self.clock_ns())
         entry.running = False
         with self._stop_lock:
             self._report(entry)
-            self._health.flush()  # an interrupted supervisor waits less than STOP_LIMIT_S
+            self._health.flush()  # who waits for this process may kill it
+
+    @staticmethod
+    def _stop_limit_s_of(entry: Driven) -> float:
+        limit_s: float = getattr(entry.probe, "stop_limit_s", PROBE_STOP_LIMIT_S)
+        return limit_s
 
     def _give_up(self) -> None:
         """Runs in the timer's thread: a probe hangs in code that no signal reaches."""
@@ -284,8 +300,9 @@ class Collector:
             faulthandler.dump_traceback(all_threads=True)
             for entry in self.driven:
                 if not entry.reported and entry.state == "ran":
+                    entry.fail(now_ns())
                     entry.state = "failed"
-                    entry.reason = f"did not stop within {STOP_LIMIT_S:g} s"
+                    entry.reason = f"did not stop within {self._stop_limit_s:g} s"
             self._finish()
             os._exit(0)
 
@@ -294,7 +311,7 @@ class Collector:
             self._report(entry)
         for name in registry.PROBES:
             if name not in self.names:
-                row = (now_ns(), name, False, "not_asked", "", "", 0, 0, 0, 0, -1)
+                row = (now_ns(), name, False, "not_asked", "", "", 0, 0, 0, 0, -1, 0, 0)
                 self._health.append(*row)
         self._health.close()
         self._events.close()
@@ -331,7 +348,19 @@ class Collector:
             getattr(probe, "late_count", 0) + entry.late_count,
             entry.cpu_ns + getattr(probe, "child_cpu_ns", 0),
             getattr(probe, "bpf_run_ns", -1),
+            self._seen_count(entry, lost_rows_count),
+            entry.failed_ns,
         )
+
+    @staticmethod
+    def _seen_count(entry: Driven, lost_rows_count: int) -> int:
+        """What it lost is a part of this; where whole rows were lost, of the rows."""
+        seen_count: int = getattr(entry.probe, "seen_count", -1)
+        if seen_count >= 0 and not lost_rows_count:
+            return seen_count
+        row_count: int = sum(writer.row_count for writer in getattr(entry.probe, "writers", []))
+        lost_count: int = getattr(entry.probe, "lost_count", 0)
+        return row_count + lost_rows_count + lost_count
 
     def _sample(self, entry: Driven) -> None:
         assert entry.probe is not None
@@ -425,16 +454,16 @@ class Collector:
         try:
             yield
         except ProbeUnavailableError as error:
-            entry.running = False
+            entry.fail(now_ns())
             entry.state, entry.reason, entry.fix = "unavailable", error.message, error.fix
             _log(f"{entry.name}: {error.message}")
         except Exception as error:  # noqa: BLE001  # one probe must not take the others with it
-            entry.running = False
+            entry.fail(now_ns())
             if entry.state == "ran":  # the first failure is the one that explains
                 entry.state = "failed"
                 entry.reason = f"{type(error).__name__}: {error}"
                 if isinstance(error, ProbeHangs):
-                    entry.reason = f"did not stop within {PROBE_STOP_LIMIT_S:g} s"
+                    entry.reason = f"did not stop within {self._stop_limit_s_of(entry):g} s"
                 entry.fix = f"see {self.run.path / 'logs'}; run again with --probes without it"
             _log(f"{entry.name} failed:\n{traceback.format_exc()}")
         finally:

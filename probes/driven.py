@@ -27,6 +27,7 @@ class Driven:
         running: It is started and has not failed.
         reported: Its health row is written.
         put_off_count: Samples that were not taken, to keep the cost within the budget.
+        failed_ns: When it failed after it had begun, 0 when it did not.
     """
 
     name: str
@@ -40,6 +41,13 @@ class Driven:
     running: bool = False
     reported: bool = False
     put_off_count: int = 0
+    failed_ns: int = 0
+
+    def fail(self, at_ns: int) -> None:
+        """It takes no samples any more; the first time is kept at which one that ran failed."""
+        if self.running and not self.failed_ns:
+            self.failed_ns = at_ns
+        self.running = False
 
 
 class ProbeHangs(Exception):  # noqa: N818  # a signal inside this module, never shown

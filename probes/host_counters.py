@@ -262,6 +262,7 @@ class HostCountersProbe:
 
     def __init__(self) -> None:
         self.lost_count = 0
+        self.seen_count = -1
         self.late_count = 0
         self.writers: list[TableWriter] = []
         self._files = _Files()

@@ -60,6 +60,7 @@ class LiveSamplesProbe:
 
     def __init__(self) -> None:
         self.lost_count = 0
+        self.seen_count = -1
         self.late_count = 0
         self.writers: list[TableWriter] = []
         self._live: Live | None = None

@@ -55,6 +55,7 @@ class Target:
         is_sparing: Probes whose cost falls on the target watch it a part of the time.
         allow_pauses: The user allows probes to stop the target for a moment.
         stretch: How much longer than usual the periods are now, for the sake of the target.
+        stop_by_ns: By when every probe has to have stopped, 0 as long as nobody asked.
     """
 
     run: RunDir
@@ -66,14 +67,25 @@ class Target:
     is_sparing: bool = False
     allow_pauses: bool = False
     stretch: float = 1.0
+    stop_by_ns: int = 0
 
 
 class Probe(Protocol):
-    """One source of tables."""
+    """One source of tables.
+
+    Attributes:
+        name: Of the registry.
+        period_s: Time between samples.
+        lost_count: Events or samples that it saw and could not record.
+        seen_count: All of them, those that it lost too; -1 where only rows can be lost.
+        late_count: Samples of its own that came late.
+        writers: Of its tables, in order.
+    """
 
     name: str
     period_s: float
     lost_count: int
+    seen_count: int
     late_count: int
     writers: list[TableWriter]
 

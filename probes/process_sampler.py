@@ -101,6 +101,7 @@ class ProcessSamplesProbe:
 
     def __init__(self) -> None:
         self.lost_count = 0
+        self.seen_count = -1
         self.late_count = 0
         self.writers: list[TableWriter] = []
         self._watched: dict[int, _Watched] = {}

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -42,7 +41,7 @@ from probes.governor import QUIET_STRETCH
 from probes.hot_worker import parse_cpu_ns
 from probes.own_cost import END_NICE, WATCH_NICE, stand_back
 from probes.probe import ProcessRef, Target
-from probes.pyspy_process import Window, find_py_spy, launcher
+from probes.pyspy_process import Window, end_words, find_py_spy, launcher
 from probes.pyspy_trace import CpuBilling, explain_failure, parse_outcome, parse_trace
 from probes.rundir import TableWriter
 
@@ -57,9 +56,9 @@ HOT_WINDOW_S = 5.0
 ATTACHED_HOT_WINDOW_S = 10.0
 QUIET_REST_S = 60.0
 """So long nobody samples a server in service at which nothing has happened for a while."""
-# py-spy sees SIGINT at its next sample, and its waits are exponential: at 5 Hz one in 400 takes
-# longer than this, and its window is lost.
-STOP_LIMIT_S = 1.2
+STOP_LIMIT_S = 4.0
+"""py-spy sees SIGINT at its next sample, and its waits are exponential: at 5 Hz one in 400 takes
+longer than 1.2 s, one in 5e8 longer than this. On cores that are full it comes later still."""
 _CHECK_LIMIT_S = 10.0
 _FREE_THREADED = re.compile(r"/(?:lib)?python3\.\d+td?(?:\.so[.\d]*)?$", re.MULTILINE)
 _SUB_INTERPRETERS = re.compile(r"/_(?:xxsub|xx)?interpreters\.[^/]*so$", re.MULTILINE)
@@ -110,9 +109,11 @@ class PythonStacksProbe:
 
     name = "python_stacks"
     period_s = 1.0
+    stop_limit_s = STOP_LIMIT_S + 0.5
 
     def __init__(self) -> None:
         self.lost_count = 0
+        self.seen_count = 0
         self.late_count = 0
         self.child_cpu_ns = 0
         self.note = ""
@@ -150,7 +151,7 @@ class PythonStacksProbe:
                 f"{self._py_spy} does not run: {error}", fix="make clean install"
             ) from error
         if done.returncode != 0:
-            message, fix = explain_failure(done.stderr)
+            message, fix = explain_failure(done.stderr, end_words(done.returncode))
             raise ProbeUnavailableError(message, fix=fix)
 
     def start(self, target: Target) -> None:
@@ -349,11 +350,17 @@ class PythonStacksProbe:
         except (ValueError, KeyError, TypeError):
             spans = []
             outcome = parse_outcome("")
+        lived_s = (now_ns() - window.started_ns) / NS_PER_S
+        due_count = max(round(lived_s * window.rate_per_s), outcome.error_count)
+        self.seen_count += due_count
         if outcome.sample_count < 0 and self._is_alive(window.pid):
-            lived_s = (now_ns() - window.started_ns) / NS_PER_S
-            self.lost_count += round(lived_s * window.rate_per_s)
-            sys.stderr.write(f"py-spy on {window.pid}: {messages.strip() or 'no output'}\n")
-            self._add_note(f"pid {window.pid}: {explain_failure(messages)[0]}")
+            self.lost_count += due_count
+            reason = f"py-spy {window.how_it_ended()}"
+            if not window.given_up_ns:  # else it sampled on: nothing that it said is a reason
+                reason = explain_failure(messages, window.how_it_ended())[0]
+            said = messages.strip() or "no output"
+            sys.stderr.write(f"py-spy on {window.pid}: {reason}; it said: {said}\n")
+            self._add_note(f"pid {window.pid}: {reason}")
         watched = self._watched[window.pid]
         billing = watched.billing.setdefault(
             window.rate_per_s, CpuBilling(NS_PER_S // window.rate_per_s)
@@ -382,7 +389,10 @@ class PythonStacksProbe:
         if not self._stop_by_ns and self._target is not None and self._target.attached:
             for window in self._windows:
                 stand_back(END_NICE, window.child.pid)
-        self._stop_by_ns = self._stop_by_ns or now_ns() + int(STOP_LIMIT_S * NS_PER_S)
+        if not self._stop_by_ns:
+            self._stop_by_ns = now_ns() + int(STOP_LIMIT_S * NS_PER_S)
+            if self._target is not None and self._target.stop_by_ns:
+                self._stop_by_ns = min(self._stop_by_ns, self._target.stop_by_ns)
         for window in self._windows:
             window.ask_to_write()
 
@@ -397,7 +407,7 @@ class PythonStacksProbe:
             self.request_stop()
             self._take_ended(at_ns)
         for window in self._windows:
-            window.signal(signal.SIGKILL)
+            window.give_up()
         while self._windows:  # SIGKILL cannot be refused
             time.sleep(0.001)
             self._take_ended(at_ns)

@@ -11,7 +11,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes.clock import NS_PER_S
+from probes.clock import NS_PER_S, now_ns
 
 
 def find_py_spy() -> Path | None:
@@ -39,6 +39,22 @@ def launcher(parent_pid: int) -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "sh", "-c", script, str(parent_pid)]
 
 
+def end_words(returncode: int | None) -> str:
+    """How a process ended, for people: ``was killed by SIGKILL``, ``ended with status 1``.
+
+    Args:
+        returncode: As Popen has it: negative for a signal; None while it runs.
+    """
+    if returncode is None:
+        return "runs"
+    if returncode >= 0:
+        return f"ended with status {returncode}"
+    try:
+        return f"was killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"was killed by signal {-returncode}"
+
+
 @dataclass(slots=True)
 class Window:
     """One running py-spy.
@@ -51,7 +67,8 @@ class Window:
         error_fd: The same for its messages.
         started_ns: When it began.
         ends_ns: When it is to be asked to write.
-        asked: SIGINT was sent.
+        asked_ns: When SIGINT was sent first, 0 as long as it was not.
+        given_up_ns: When it was killed because it did not end, 0 when it was not.
     """
 
     pid: int
@@ -61,15 +78,33 @@ class Window:
     error_fd: int
     started_ns: int
     ends_ns: int
-    asked: bool = False
+    asked_ns: int = 0
+    given_up_ns: int = 0
+
+    @property
+    def asked(self) -> bool:
+        """SIGINT was sent."""
+        return self.asked_ns > 0
 
     def ask_to_write(self) -> None:
         """SIGINT makes py-spy write what it has and exit.
 
         May be called again: one that came before py-spy installed its handler had no effect.
         """
-        self.asked = True
+        self.asked_ns = self.asked_ns or now_ns()
         self.signal(signal.SIGINT)
+
+    def give_up(self) -> None:
+        """Kills it: it was asked to write and did not end in time."""
+        self.given_up_ns = now_ns()
+        self.signal(signal.SIGKILL)
+
+    def how_it_ended(self) -> str:
+        """For people; known after ``ended``."""
+        if self.given_up_ns:
+            waited_s = (self.given_up_ns - (self.asked_ns or self.given_up_ns)) / NS_PER_S
+            return f"did not write within {waited_s:.1f} s of being asked, and was killed"
+        return end_words(self.child.returncode)
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal. Not through Popen, which would reap the child and lose its CPU time."""

@@ -18,6 +18,7 @@ from typing import Any
 
 NS_PER_US = 1_000
 _THREAD = re.compile(r"thread \((?P<tid>0x[0-9A-Fa-f]+|\d+)\)(?:: (?P<name>.*))?$")
+_PROGRESS = "py-spy>"
 _WROTE = re.compile(r"Samples: (?P<samples>\d+) Errors: (?P<errors>\d+)")
 
 
@@ -189,8 +190,13 @@ def parse_outcome(stderr: str) -> Outcome:
     return Outcome(int(wrote["samples"]), int(wrote["errors"]), behind_count, failure)
 
 
-def explain_failure(stderr: str) -> tuple[str, str]:
-    """What went wrong and what would help, for people, from py-spy's messages."""
+def explain_failure(stderr: str, end: str) -> tuple[str, str]:
+    """What went wrong and what would help, for people.
+
+    Args:
+        stderr: py-spy's messages. Its banner and its progress are no reason.
+        end: How it ended (``pyspy_process``), which is the reason where it gave none.
+    """
     failure = parse_outcome(stderr).failure
     lowered = stderr.lower()
     if "permission denied" in lowered or "operation not permitted" in lowered:
@@ -213,5 +219,9 @@ def explain_failure(stderr: str) -> tuple[str, str]:
             "py-spy does not read this build of Python (free-threaded)",
             "run a build with the GIL; or python -X perf of a build with frame pointers",
         )
-    last = stderr.strip().splitlines()[-1] if stderr.strip() else "it ended without a word"
-    return f"py-spy cannot sample: {failure or last}", "see logs/probes.log in the run directory"
+    lines = [line.strip() for line in stderr.splitlines()]
+    said = failure or next(
+        (line for line in reversed(lines) if line and not line.startswith(_PROGRESS)), ""
+    )
+    reason = f"py-spy {end}" + (f": {said}" if said else "")
+    return reason, "see logs/probes.log in the run directory"

@@ -676,6 +676,22 @@ _ALL: tuple[Table, ...] = (
             _n("late_count", "count", "samples that came more than a period late"),
             _n("cpu_ns", "ns", "CPU time of the probe's user side"),
             _n("bpf_run_ns", "ns", "CPU time in its eBPF programs, -1 when not counted"),
+            Column(
+                "seen_count",
+                I64,
+                "count",
+                "events or samples in all, those lost among them; rows of a probe that can lose "
+                "nothing else; -1 when not known",
+                absent=-1,
+            ),
+            Column(
+                "failed_ns",
+                I64,
+                "ns",
+                "when it failed after it had begun: what came later it did not see; 0 when it did "
+                "not; -1 when not known",
+                absent=-1,
+            ),
         ),
     ),
 )

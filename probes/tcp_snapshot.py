@@ -207,7 +207,8 @@ class TcpSnapshotProbe(BpfProbe):
         low, high = (int(word) for word in PORT_RANGE.read_text(encoding="ascii").split())
         for group in seen.groups:
             groups.append(at_ns, *group, low, high)
-        self.lost_count = seen.lost_count
+            self._recorded_count += group.ports_count
+        self._count_losses(seen.lost_count)
 
     def _append_sums(self, at_ns: int, seen: Snapshot) -> None:
         states, memory, _, _, _, traffic = self.writers

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.probe_trust import MATERIAL_LOSS_SHARE
 from analysis.run_view import run_directory
 from probes.clock import Anchor
 from reports import formatting
@@ -79,10 +80,8 @@ def _health_part(view: View) -> Part:
         return part
     asked = s.probe_health[s.probe_health["asked_for"].astype(bool)]
     ran = int((asked["state"] == "ran").sum())
-    lost = float(s.probe_health["lost_count"].sum())
     part.lead = (
-        f"{ran} of {len(asked)} probes that were asked for ran; "
-        f"{formatting.count(lost)} events were lost."
+        f"{ran} of {len(asked)} probes that were asked for ran; {_losses_text(s.probe_health)}."
     )
 
     def state(row: dict[str, Any]) -> Cell:
@@ -91,8 +90,11 @@ def _health_part(view: View) -> Part:
         return Cell(_STATE_WORDS.get(name, name), tone=tone)
 
     def lost_cell(row: dict[str, Any]) -> Cell:
-        value = float(row["lost_count"])
-        return Cell(formatting.count(value), value, tone="warn" if value > 0 else "")
+        value, seen, pct = (float(row[key]) for key in ("lost_count", "seen_count", "lost_pct"))
+        text = formatting.count(value)
+        if value and seen >= 0 and formatting.is_known(pct):
+            text += f" of {formatting.count(seen)} ({formatting.significant(pct, 2)} %)"
+        return Cell(text, value, tone="warn" if row["is_loss_material"] else "")
 
     columns = [text_column("Probe", "probe", is_code=True), (Heading("State"), state)]
     # A column that has nothing to say in this run is left out.
@@ -114,6 +116,19 @@ def _health_part(view: View) -> Part:
     caption = "Health of the probes"
     part.tables.append(table_of("health-table", caption, s.probe_health, columns, note))
     return part
+
+
+def _losses_text(health: pd.DataFrame) -> str:
+    """How many of them lost events, and whether that may change the verdict."""
+    losing, material = int((health["lost_count"] > 0).sum()), int(health["is_loss_material"].sum())
+    if not losing:
+        return "none lost an event"
+    lost = formatting.count(float(health["lost_count"].sum()))
+    which = "one probe" if losing == 1 else f"{losing} probes"
+    if not material:
+        limit_pct = 100 * MATERIAL_LOSS_SHARE
+        which += f", none more than {limit_pct:g} % of what it saw, which changes no verdict"
+    return f"{lost} events were lost by {which}"
 
 
 def _overhead_part(view: View) -> Part:

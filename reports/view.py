@@ -8,43 +8,11 @@ from dataclasses import dataclass, field
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.probe_trust import PROBE_OF_TABLE
 from analysis.summary import Summary
 from reports import style
 from reports.svg import StyleSheet, inline_svg
 from reports.tables import Chart
-
-# The probe that writes each table (probes/registry.py), for saying why a section is empty.
-_PROBE_OF_TABLE = {
-    "live_samples": "live_samples",
-    "process_samples": "process_samples",
-    "blocked_samples": "blocked_samples",
-    "failing_syscalls": "failing_syscalls",
-    "failure_stacks": "failing_syscalls",
-    "syscall_mix": "syscall_mix",
-    "tcp_states": "tcp_snapshot",
-    "socket_memory": "tcp_snapshot",
-    "socket_traffic": "tcp_snapshot",
-    "listeners": "tcp_snapshot",
-    "port_groups": "tcp_snapshot",
-    "tcp_state_transitions": "tcp_events",
-    "tcp_resets": "tcp_events",
-    "tcp_retransmits": "tcp_events",
-    "skb_drops": "tcp_events",
-    "socket_pressure": "tcp_events",
-    "cpu_stacks": "cpu_stacks",
-    "python_stacks": "python_stacks",
-    "runq_latency": "runq_latency",
-    "skb_allocs": "skb_allocs",
-    "sockstat": "host_counters",
-    "host_memory": "host_counters",
-    "cgroups": "host_counters",
-    "cgroup_memory": "host_counters",
-    "oom_kills": "oom_kills",
-    "slab_caches": "host_counters",
-    "net_counters": "host_counters",
-    "host_cpu": "host_counters",
-    "host_pressure": "host_counters",
-}
 
 # The part of the page that shows each table, for linking a claim to its evidence. Every id is there
 # in every page, also when the part is empty.
@@ -147,7 +115,7 @@ class View:
         """Why there is nothing of these tables: the probe's own reason, else ``otherwise``."""
         health = self.summary.probe_health
         reasons: list[str] = []
-        for probe in dict.fromkeys(_PROBE_OF_TABLE.get(table, "") for table in tables):
+        for probe in dict.fromkeys(PROBE_OF_TABLE.get(table, "") for table in tables):
             rows = health[health["probe"] == probe] if probe else pd.DataFrame()
             if probe and rows.empty:
                 reasons.append(f"The probe {probe} was not part of this run.")

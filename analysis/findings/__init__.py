@@ -81,5 +81,10 @@ FINDERS: tuple[Finder, ...] = (
 
 
 def find_all(signs: Signs) -> list[Finding]:
-    """All findings of a run, unranked."""
-    return [finding for find in FINDERS for finding in find(signs)]
+    """All findings of a run, unranked; none is believed more than the tables of its evidence."""
+    found = [finding for find in FINDERS for finding in find(signs)]
+    return [finding.with_doubts(_doubts(signs, finding)) for finding in found]
+
+
+def _doubts(signs: Signs, finding: Finding) -> tuple[str, ...]:
+    return signs.probe_trust.doubts(dict.fromkeys(each.table for each in finding.evidence))

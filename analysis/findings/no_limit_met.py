@@ -21,7 +21,9 @@ def find(signs: Signs) -> list[Finding]:
     processes = len(view.who[view.who["role"].isin(["server", "acceptor"])])
     refused = signs.errors[signs.errors["errno"].isin([EMFILE, ENFILE])]
     dropped = moved(signs, "TcpExtListenOverflows").change_count
-    confidence, missing = signs.trust("failing_syscalls", "net_counters", "process_samples")
+    confidence, missing = signs.trust(
+        "failing_syscalls", "net_counters", "process_samples", is_by_absence=True
+    )
     taken = taken_count(signs)
     evidence = (
         Evidence("peak_connections", view.peak_count, "live_samples"),

@@ -185,7 +185,9 @@ def _of_probes(health: pd.DataFrame) -> Iterator[Family]:
         ran.add(float(row["state"] == "ran"), {"probe": row["probe"], "state": row["state"]})
     lost = _counter("probe_lost_events", "", "Events that the probe saw and did not record.")
     _rows(lost, health, ("probe",), "lost_count")
-    yield from (ran, lost)
+    seen = _counter("probe_seen_events", "", "Events that the probe saw, those that it lost too.")
+    _rows(seen, health[health["seen_count"] >= 0], ("probe",), "seen_count")
+    yield from (ran, lost, seen)
 
 
 def _rows(family: Family, frame: pd.DataFrame, labels: tuple[str, ...], value: str) -> None:

@@ -112,7 +112,7 @@ def test_the_document_has_the_keys_of_the_interface_and_is_plain_json(small_summ
         *("limit", "scope", "subject", "capacity", "used_at_peak", "unit", "per_connection"),
         *("fit_error_pct", "predicted_connections", "source"),
     } <= set(document["ladder"][0])
-    assert set(document["probes"][0]) == {"name", "state", "reason", "lost", "cpu_s"}
+    assert set(document["probes"][0]) == {"name", "state", "reason", "lost", "seen", "cpu_s"}
     text = json.dumps(document, allow_nan=False)
     assert json.loads(text) == document
 

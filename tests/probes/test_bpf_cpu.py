@@ -126,6 +126,10 @@ def test_samples_stand_for_no_more_time_than_passed(recorded):
 def test_a_cleared_map_loses_nothing_that_is_not_counted(recorded):
     assert not recorded.probe._links
     assert recorded.probe.lost_count <= 2  # samples inside the pause
+    every = [recorded.rows, *recorded.of_programs.values()]
+    in_rows_count = sum(row["sample_count"] for rows in every for row in rows)
+    seen_count = recorded.probe.seen_count
+    assert in_rows_count <= seen_count <= in_rows_count + recorded.probe.lost_count
 
 
 def test_another_spinning_process_is_not_sampled(recorded):

@@ -114,15 +114,16 @@ def mix(tmp_path_factory):
         for child in children:
             child.end()
         rows = finish(probe, target)
-    return children[0].pid, rows, attached, probe.lost_count
+    return children[0].pid, rows, attached, probe
 
 
 def test_calls_of_the_watched_process_are_counted_exactly(mix):
-    pid, rows, _, lost = mix
+    pid, rows, _, probe = mix
     found = {row["syscall"]: row for row in rows if row["pid"] == pid}
     assert (found["getppid"]["event_count"], found["getppid"]["failed_count"]) == (CALLS, 0)
     assert (found["close"]["event_count"], found["close"]["failed_count"]) == (CALLS, CALLS)
-    assert lost == 0
+    assert probe.lost_count == 0
+    assert probe.seen_count == sum(row["event_count"] for row in rows)
 
 
 def test_nobody_else_is_counted(mix):
@@ -153,14 +154,15 @@ def waits(tmp_path_factory):
         for child in (sleeper, first, second):
             child.end()
         rows = finish(probe, target)
-    return sleeper.pid, first.pid, rows, (switches, probe.lost_count)
+    return sleeper.pid, first.pid, rows, (switches, probe)
 
 
 def test_every_time_it_left_the_cpu_it_waited_to_get_it_back(waits):
-    sleeper, _, rows, (switches, lost) = waits
+    sleeper, _, rows, (switches, probe) = waits
     assert switches > 0
     assert sum(row["event_count"] for row in rows if row["pid"] == sleeper) >= switches
-    assert lost == 0
+    assert probe.lost_count == 0
+    assert probe.seen_count == sum(row["event_count"] for row in rows)
 
 
 def test_buckets_are_powers_of_two(waits):
@@ -196,15 +198,16 @@ def allocations(tmp_path_factory):
         left.close()
         right.close()
         rows = finish(probe, target)
-    return rows, probe.lost_count
+    return rows, probe
 
 
 def test_every_datagram_takes_a_head(allocations):
-    rows, lost = allocations
+    rows, probe = allocations
     heads = [row for row in rows if row["cache"] == "skbuff_head_cache"]
     assert sum(row["event_count"] for row in heads) >= CALLS
     assert "alloc_skb" in max(heads, key=lambda row: row["event_count"])["location"]
-    assert lost == 0
+    assert probe.lost_count == 0
+    assert probe.seen_count == sum(row["event_count"] for row in rows)
 
 
 def test_only_skb_caches_and_whole_objects(allocations):

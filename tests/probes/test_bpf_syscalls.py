@@ -159,6 +159,7 @@ def test_the_first_four_of_a_key_carry_both_stacks(recorded):
         assert "connect" in row["user_stack"].split(";")[-1]
         assert row["tid"] == pid
     assert probe.lost_count == 0
+    assert probe.seen_count == sum(row["event_count"] for row in tables["failing_syscalls"])
 
 
 def test_nothing_stays_open(recorded):

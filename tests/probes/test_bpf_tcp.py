@@ -83,6 +83,7 @@ def recorded(request, tmp_path_factory):
     facts["lost"] = (events.lost_count, snapshot.lost_count)
     facts["note"] = snapshot.note
     facts["source"] = request.param
+    facts["seen"] = (events.seen_count, snapshot.seen_count)
     return facts
 
 
@@ -241,6 +242,10 @@ def test_a_syn_that_a_full_listener_drops_is_retransmitted(recorded):
 @pytest.mark.privileged
 def test_nothing_was_lost_and_every_tracepoint_is_there(recorded):
     assert recorded["lost"] == (0, 0)
+    tables = recorded["tables"]
+    counted = total(tables["tcp_resets"], "event_count") + total(tables["skb_drops"], "event_count")
+    in_groups = sum(row["ports_used_count"] for row in tables["port_groups"])
+    assert recorded["seen"] == (counted, in_groups)
     assert recorded["notes"] == []
 
 

@@ -188,6 +188,7 @@ def test_a_run_from_the_first_word_to_the_last(run, fleet, start, deadline):
         assert (row["state"], row["asked_for"], row["reason"]) == ("ran", True, "")
         assert row["row_count"] > 0
         assert (row["lost_count"], row["bpf_run_ns"]) == (0, -1)
+        assert (row["seen_count"], row["failed_ns"]) == (row["row_count"], 0)
         assert row["cpu_ns"] > 0
     assert set(health(run)) == set(registry.PROBES)
     others = [row for name, row in health(run).items() if name not in CHEAP]
@@ -534,11 +535,22 @@ def test_a_probe_that_breaks_does_not_take_the_others_with_it(run, drive, capsys
     row = health(run)["tcp_events"]
     assert (row["state"], row["reason"]) == ("failed", "RuntimeError: boom")
     assert row["fix"] != ""
+    assert (row["failed_ns"] > 0) is (call in ("sample", "stop"))  # before, it had not begun
+    assert row["failed_ns"] <= row["at_ns"]
+    assert health(run)["cpu_stacks"]["failed_ns"] == 0
     assert "boom" in capsys.readouterr().err
     assert broken.calls[-1] == "stop"
     assert health(run)["cpu_stacks"]["state"] == "ran"
     assert health(run)["cpu_stacks"]["row_count"] == good.calls.count("sample")
     assert health(run)["cpu_stacks"]["lost_count"] == 3
+    assert health(run)["cpu_stacks"]["seen_count"] == good.calls.count("sample") + 3
+
+
+def test_what_was_seen_is_said_by_a_probe_that_counts_it(run, drive):
+    counting = FakeProbe("cpu_stacks")
+    counting.seen_count = 1009
+    drive(counting)
+    assert health(run)["cpu_stacks"]["seen_count"] == 1009
 
 
 @pytest.mark.parametrize("call", ["check", "start"])
@@ -650,6 +662,43 @@ def test_a_probe_that_hangs_in_stop_is_left_behind(run, drive, monkeypatch):
     assert "did not stop" in health(run)["tcp_events"]["reason"]
     assert good.calls[-1] == "stop"
     assert health(run)["cpu_stacks"]["state"] == "ran"
+
+
+@pytest.mark.parametrize(
+    ("word", "is_stop", "limit_s"),
+    [
+        (b"stop 1.50\n", True, 1.35),
+        (b"stop 0.20\n", True, 0.3),
+        (b"stop 99.00\n", True, collector_module.STOP_LIMIT_S),
+        (b"stop\n", True, collector_module.STOP_LIMIT_S),
+        (b"", True, collector_module.STOP_LIMIT_S),
+        (b"?", False, collector_module.STOP_LIMIT_S),
+    ],
+)
+def test_how_long_the_stop_may_take_is_told_by_who_waits(run, fleet, word, is_stop, limit_s):
+    read_fd, write_fd = os.pipe()
+    collector = Collector(run, [], fleet[0], frozenset(), read_fd)
+    assert not collector.stop_is_asked(timeout_s=0)
+    if word:
+        os.write(write_fd, word)
+    os.close(write_fd)
+    assert collector.stop_is_asked(timeout_s=10) is is_stop
+    os.close(read_fd)
+    assert collector._stop_limit_s == pytest.approx(limit_s)
+
+
+def test_a_probe_may_say_that_its_stop_takes_longer(run, drive, monkeypatch):
+    monkeypatch.setattr(collector_module, "PROBE_STOP_LIMIT_S", 0.05)
+
+    class Slow(FakeProbe):
+        stop_limit_s = 20.0
+
+        def stop(self, at_ns: int) -> None:
+            self._call("stop")
+            time.sleep(0.2)
+
+    drive(Slow("python_stacks"))
+    assert health(run)["python_stacks"]["state"] == "ran"
 
 
 UNREACHABLE = """

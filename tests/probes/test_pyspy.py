@@ -1,6 +1,7 @@
 import json
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,7 @@ py-spy> 2.50s behind in sampling, results may be inaccurate. Try reducing the sa
 py-spy> Stopped sampling because Control-C pressed
 py-spy> Wrote chrome trace to '/proc/self/fd/9'. Samples: 1009 Errors: 23
 """
+BANNER = "py-spy> Sampling process 5 times a second for 51 seconds. Press Control-C to exit.\n\n"
 DENIED = (
     "Permission Denied: Try running again with elevated permissions by going"
     " 'sudo env \"PATH=$PATH\" !!'\n"
@@ -192,12 +194,14 @@ def test_samples_errors_and_lateness_are_read():
         (DENIED, "ptrace is denied", "CAP_SYS_PTRACE"),
         ("Error: Operation not permitted (os error 1)\n", "ptrace is denied", "root"),
         ("Error: Failed to find python version from target process\n", "interpreter", "upgrade"),
-        (GONE, "Failed to get process", "probes.log"),
-        ("", "without a word", "probes.log"),
+        (GONE, "ended with status 1: Error: Failed to get process", "probes.log"),
+        ("", "py-spy ended with status 1", "probes.log"),
+        (BANNER, "py-spy ended with status 1", "probes.log"),
     ],
 )
 def test_failures_are_explained(stderr: str, reason: str, fix: str):
-    message, help_text = explain_failure(stderr)
+    message, help_text = explain_failure(stderr, "ended with status 1")
+    assert "Press Control-C" not in message
     assert reason in message
     assert fix in help_text
 
@@ -432,7 +436,55 @@ def test_a_py_spy_that_was_killed_counts_as_lost(run, python_child):
     os.kill(int(py_spy), 9)
     stopped(run, probe)
     assert probe.lost_count >= LOW_RATE_PER_S - 1
+    assert probe.seen_count >= probe.lost_count
+    assert probe.note == f"pid {child.pid}: py-spy was killed by SIGKILL"
     assert py_spies() == []
+
+
+def test_a_py_spy_that_does_not_end_in_time_is_said_to_have_been_killed(
+    run, python_child, monkeypatch
+):
+    monkeypatch.setattr(pyspy, "STOP_LIMIT_S", 0.3)
+    child, _ = python_child(SPIN)
+    probe = started(run, [child.pid])
+    keep_sampling(probe, 1.0)
+    (py_spy,) = py_spies()
+    os.kill(int(py_spy), signal.SIGSTOP)  # it sees no SIGINT, as one that waits for its next sample
+    stopped(run, probe)
+    assert probe.lost_count == probe.seen_count >= LOW_RATE_PER_S
+    found = re.fullmatch(
+        r"pid \d+: py-spy did not write within (\d\.\d) s of being asked, and was killed",
+        probe.note,
+    )
+    assert found, probe.note
+    assert float(found[1]) >= 0.3
+    assert py_spies() == []
+
+
+def test_the_end_of_the_run_is_waited_for_as_long_as_it_may_take(run, python_child):
+    child, _ = python_child(SPIN)
+    probe = started(run, [child.pid])
+    keep_sampling(probe, 0.5)
+    (py_spy,) = py_spies()
+    os.kill(int(py_spy), signal.SIGSTOP)
+    probe._target.stop_by_ns = now_ns() + NS_PER_S // 5
+    stopped(run, probe)
+    assert "did not write within 0.2 s" in probe.note
+
+
+@pytest.mark.parametrize(
+    ("returncode", "said"),
+    [
+        (0, "ended with status 0"),
+        (101, "ended with status 101"),
+        (-9, "was killed by SIGKILL"),
+        (-64, "was killed by SIGRTMAX"),
+        (-99, "was killed by signal 99"),
+        (None, "runs"),
+    ],
+)
+def test_how_a_py_spy_ended_in_words(returncode, said):
+    assert pyspy_process.end_words(returncode) == said
 
 
 def test_no_descriptor_stays_open(run, python_child):
@@ -522,6 +574,6 @@ def test_a_note_is_given_once_for_all_workers_of_a_kind():
     ],
 )
 def test_a_build_that_py_spy_cannot_read_is_explained(said):
-    message, fix = explain_failure(said)
+    message, fix = explain_failure(said, "ended with status 1")
     assert "free-threaded" in message
     assert "-X perf" in fix
