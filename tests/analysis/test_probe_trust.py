@@ -99,7 +99,8 @@ def killed_for_memory(watched: Any) -> None:
     watched.rows["processes"][0] |= {"exited_ns": watched.ns(3.9), "exit_signal": 9}
     watched.add("oom_kills", at_s=3.9, pid=800, cgroup_id=-1, killed_count=1)
     for half in range(12):
-        watched.add("host_memory", at_s=half / 2, total_bytes=8 << 30, available_bytes=1 << 20)
+        watched.add("host_memory", at_s=half / 2, total_bytes=8 << 30, available_bytes=1 << 20,
+                    oom_kills_total=int(half >= 8))  # fmt: skip
     watched.frames()
 
 
