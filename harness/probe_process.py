@@ -91,13 +91,14 @@ class ProbeProcess:
         return bool(self.answer)
 
     def _request_stop(self, deadline_s: float) -> None:
-        """Asks it to take the last samples, and says how long it may take."""
-        if self._child is not None and self._child.stdin is not None:
-            try:
-                self._child.stdin.write(f"stop {deadline_s:.2f}\n".encode())
-                self._child.stdin.close()
-            except BrokenPipeError:
-                pass  # it is gone already; its health rows, or their absence, say so
+        """Asks it to take the last samples, and says how long it may take; once is enough."""
+        if self._child is None or self._child.stdin is None or self._child.stdin.closed:
+            return
+        try:
+            self._child.stdin.write(f"stop {deadline_s:.2f}\n".encode())
+            self._child.stdin.close()
+        except BrokenPipeError:
+            pass  # it is gone already; its health rows, or their absence, say so
 
     def stop(self, deadline_s: float) -> bool:
         """Waits for its end and kills it when it is late.
