@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.run_view import RunView
+from probes.schema import SERVER_ROLES
 
 
 def df_descriptors(view: RunView) -> pd.DataFrame:
@@ -18,7 +19,7 @@ def df_descriptors(view: RunView) -> pd.DataFrame:
         the connections that all processes of its role held).
     """
     processes = view.frames["processes"]
-    fleet = processes[processes["role"].isin(["server", "acceptor", "client"])]
+    fleet = processes[processes["role"].isin([*SERVER_ROLES, "client"])]
     fleet = fleet[fleet["nofile_soft_count"] > 0]
     live = view.frames["live_samples"]
     sampled = view.frames["process_samples"]

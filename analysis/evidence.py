@@ -11,6 +11,7 @@ from typing import Literal
 
 from analysis.causes import CAUSES, GOOD_CAUSES
 from analysis.evidence_kinds import EVIDENCE_KINDS
+from probes.schema import SERVER_ROLES
 
 Side = Literal["server", "client", "host"]
 Severity = Literal["binding", "contributing", "warning", "info"]
@@ -23,7 +24,7 @@ SEVERITIES: tuple[Severity, ...] = ("binding", "contributing", "warning", "info"
 
 def side_of_role(role: str) -> Side:
     """The side a process is on: server and acceptor serve, client loads, the rest is the host."""
-    if role in ("server", "acceptor"):
+    if role in SERVER_ROLES:
         return "server"
     return "client" if role == "client" else "host"
 

@@ -256,7 +256,28 @@ _RUN: dict[str, EvidenceKind] = {
     "processes_watched": EvidenceKind("count", "processes watched"),
 }
 
+_FATES: dict[str, EvidenceKind] = {
+    "closed_at_once": EvidenceKind("count", "connections that it closed at once, unanswered"),
+    "let_in": EvidenceKind("count", "connections that it let in"),
+    "attempts_after": EvidenceKind("count", "attempts begun after it was met"),
+    "attempts_after_let_in": EvidenceKind("count", "of them let in"),
+    "standing_queue": _with("count", "connections that stood in the queue of {of}"),
+    "queue_limit": _with("count", "most that may wait in the queue of {of}"),
+    "time_without_accept": EvidenceKind("s", "time that it accepted nobody meanwhile"),
+    "unread_connections": EvidenceKind("count", "connections accepted and never read"),
+    "unanswered_connections": EvidenceKind("count", "connections read and never answered"),
+    "served_connections": EvidenceKind("count", "connections that it served meanwhile"),
+    "waiting_threads": _with("count", "threads that wait in {of}"),
+    "served_rate": EvidenceKind("per_s", "upgrades that it answered meanwhile"),
+    "limit_setting": _with("count", "value of {of}"),
+    "queue_full_refusals": EvidenceKind(
+        "count", "connects refused with EAGAIN: the queue was full"
+    ),
+    "refused_connects": _with("count", "connects to what is behind it that returned {of}"),
+}
+
 EVIDENCE_KINDS: dict[str, EvidenceKind] = {
-    **_DESCRIPTORS, **_PORTS, **_MEMORY, **_QUEUES, **_CONNECTIONS, **_CPU, **_LOOPS, **_RUN,
+    **_DESCRIPTORS, **_PORTS, **_MEMORY, **_QUEUES, **_CONNECTIONS, **_CPU, **_LOOPS, **_FATES,
+    **_RUN,
 }  # fmt: skip
 """Id to its kind."""

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.cpu import cpu_between
 from analysis.run_view import RunView
+from probes.schema import SERVER_ROLES
 
 _LEAST_MESSAGES = 100
 _LEAST_S = 1.0
@@ -111,4 +112,4 @@ def _grown(part: pd.DataFrame, column: str) -> float:
 def fleet_cpu_pct(view: RunView) -> float:
     """CPU of all servers and clients together in the hold phase, 100 is one core."""
     mean = cpu_between(view, view.hold)
-    return float(mean[mean["role"].isin(["server", "client", "acceptor"])]["cpu_pct"].sum())
+    return float(mean[mean["role"].isin([*SERVER_ROLES, "client"])]["cpu_pct"].sum())

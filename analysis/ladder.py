@@ -12,6 +12,7 @@ from analysis.ladder_cpu import accept_queue_rung, host_cpu_rung, worker_cpu_run
 from analysis.ports import by_source
 from analysis.run_view import RunView
 from analysis.rung import Rung, blind, next_wall, ordered, predict
+from probes.schema import SERVER_ROLES
 
 __all__ = ["Rung", "build_ladder", "next_wall", "ordered", "predict"]
 
@@ -236,7 +237,7 @@ def _memory_rung(view: RunView) -> Rung:
         if room < capacity:
             capacity, source = room, "slab and resident sets of the fleet against memory.max"
     samples = view.frames["process_samples"]
-    fleet = samples[samples["role"].isin(["server", "acceptor", "client"])]
+    fleet = samples[samples["role"].isin([*SERVER_ROLES, "client"])]
     rounds = fleet.groupby("at_ns")["rss_bytes"].agg(["sum", "count"])
     rounds = rounds[rounds["count"] == rounds["count"].max()]
     rss = np.zeros(len(host))

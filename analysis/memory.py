@@ -7,6 +7,7 @@ import pandas as pd
 
 from analysis import slopes
 from analysis.run_view import RunView
+from probes.schema import SERVER_ROLES
 
 _BUFFERS = {
     "rmem": "rmem_alloc_bytes",
@@ -49,7 +50,7 @@ def df_memory_over_time(view: RunView) -> pd.DataFrame:
         for name, column in _BUFFERS.items()
     ]
     samples = view.frames["process_samples"]
-    side = samples["role"].map({"server": "server", "acceptor": "server", "client": "client"})
+    side = samples["role"].map({**dict.fromkeys(SERVER_ROLES, "server"), "client": "client"})
     user = samples.assign(side=side.fillna("").astype("str"))
     user = _steady(user[user["side"] != ""])
     user_rows = pd.DataFrame(

@@ -182,6 +182,8 @@ _TABLES_OF_PROBE: dict[str, tuple[str, ...]] = {
         "net_counters", "host_cpu", "host_pressure",
     ),
     "oom_kills": ("oom_kills",),
+    "open_fates": ("open_fates", "unix_listeners", "thread_waits"),
+    "connection_fates": ("connection_fates",),
     "live_samples": ("live_samples",),
     "process_samples": ("process_samples",),
     "blocked_samples": ("blocked_samples",),

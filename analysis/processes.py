@@ -37,7 +37,7 @@ def df_processes(view: RunView) -> pd.DataFrame:
     for name, phase in (("ramp", view.ramp), ("hold", view.hold)):
         mean = cpu_between(view, phase).set_index("pid")["cpu_pct"]
         frame[f"{name}_cpu_pct"] = frame["pid"].map(mean)
-    order = frame["role"].map({"server": 0, "acceptor": 1, "client": 2}).fillna(3)
+    order = frame["role"].map({"server": 0, "acceptor": 1, "backend": 2, "client": 3}).fillna(4)
     frame = frame.assign(order=order).sort_values(
         ["order", "worker", "pid"], kind="stable", ignore_index=True
     )

@@ -22,6 +22,9 @@ _SLOWS_ACCEPT = (
     "keepalive-storm",
     "hot-acceptor",
 )
+_STOPS_SERVING = ("own-limit", "waits-for-slot")
+_WORK_BEHIND = (*_STOPS_SERVING, "unix-queue-full", *_SLOWS_ACCEPT)
+_BEHIND = (*_WORK_BEHIND, "backend-unavailable", "worker-crash")
 _SHARED = "full-worker-on-shared-listener"
 
 FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
@@ -30,7 +33,12 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     "full-worker-on-shared-listener": _AT_LIMIT,
     "fd-limit-process": (_SHARED,),
     "worker-crash": (*_AT_LIMIT, "memory-exhausted"),
-    "upgrade-refused": (*_AT_LIMIT, "ephemeral-ports-exhausted"),
+    "upgrade-refused": (*_BEHIND, *_AT_LIMIT, "ephemeral-ports-exhausted"),
+    "upgrade-unanswered": _BEHIND,
+    "backend-unavailable": (*_WORK_BEHIND, *_AT_LIMIT, "worker-crash"),
+    "worker-blocked": _STOPS_SERVING,
+    "unix-queue-full": (*_STOPS_SERVING, *_AT_LIMIT, *_SLOWS_ACCEPT),
+    "waits-for-slot": ("own-limit", *_AT_LIMIT),
     "closed-by-server": (
         *_AT_LIMIT,
         "worker-crash",
@@ -39,7 +47,7 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
         "keepalive-storm",
         *_SLOWS_ACCEPT,
     ),
-    "accept-queue-overflow": _SLOWS_ACCEPT,
+    "accept-queue-overflow": (*_STOPS_SERVING, *_SLOWS_ACCEPT),
     "enobufs": ("memory-exhausted",),
     "receive-buffer-full": ("tcp-memory-pressure", *_SLOWS_ACCEPT),
 }
@@ -119,7 +127,8 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
                         continue
                 if finding.cause == "upgrade-refused" and not _is_server_error(finding):
                     continue
-                if cause in _SLOWS_ACCEPT and not _is_same(finding, other):
+                is_own = cause in _SLOWS_ACCEPT or finding.cause == "worker-blocked"
+                if is_own and not _is_same(finding, other):
                     continue
                 if _SHARED in (finding.cause, cause):
                     # One of the two is the root: the spread where the limits had been enough for

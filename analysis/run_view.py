@@ -375,6 +375,11 @@ class RunView:
         known = (self.manifest.get("server") or {}).get("processes") or []
         return {int(each["pid"]): str(each["command"]) for each in known}
 
+    def process_facts(self, pid: int) -> Mapping[str, Any]:
+        """What the manifest says of a process of a server that is not ours; empty for others."""
+        known = (self.manifest.get("server") or {}).get("processes") or []
+        return next((each for each in reversed(known) if int(each["pid"]) == pid), {})
+
     def subject(self, pid: int) -> Subject:
         """The process of that pid, as far as known."""
         return self._subjects.get(int(pid)) or Subject("", int(pid), -1)

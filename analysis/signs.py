@@ -15,6 +15,7 @@ from analysis.hot_worker import find_hot_worker
 from analysis.ladder import Rung
 from analysis.probe_trust import ProbeTrust
 from analysis.run_view import RunView
+from probes.schema import SERVER_ROLES
 
 ACCEPT_CALLS = ("accept4", "accept")
 """Runtimes differ: Node, CPython and uWebSockets call accept4, the JDK accept."""
@@ -101,7 +102,7 @@ class Signs:
     def is_server_process_gone(self) -> bool:
         """Some process of the server ended before the run did."""
         processes = self.view.frames["processes"]
-        servers = processes[processes["role"].isin(["server", "acceptor"])]
+        servers = processes[processes["role"].isin(SERVER_ROLES)]
         return bool((servers["exited_ns"] > 0).any())
 
     def accept_errors(self, errno: int, *, role: str = "") -> pd.DataFrame:

@@ -13,6 +13,9 @@ connection, so that its limit is met where it is.
 A process whose children hold the connections instead of itself is an acceptor: the primary of a
 node cluster, which accepts for all and passes on, or a parent that only keeps the listener. So is
 one that has the listener while its siblings, which have it not, hold the connections.
+
+What works behind them (``harness/backends.py``) has a slot as well, with the role of a backend: its
+descriptors count, its connections are no clients.
 """
 
 from __future__ import annotations
@@ -20,10 +23,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from harness import backends
+from harness.backends import Backend
 from harness.fleet import ProcessEnd
 from harness.process_slots import Departed, ProcessSlots
+from harness.server_settings import Setting, program_of, settings_of
 from probes import connection_dump, process_tree, socket_owners
 from probes.connection_dump import Connections
 from probes.descriptor_count import descriptor_count
@@ -34,6 +41,9 @@ TREE_PERIOD_S = 0.5
 SERVICE_TREE_PERIOD_S = 1.0
 """For a server in service; at once after one of its processes ended."""
 _SETUP_PERIOD_S = 0.1
+BACKEND_PERIOD_S, _BACKEND_REST_FACTOR = 2.0, 200.0
+"""How often to look for processes that the server is connected to; so many times as long as the
+last look took without one."""
 COUNT_PERIOD_S = 0.04
 YOUNG_S = 3.0
 """A new worker opens descriptors of its own for so long after it was first seen."""
@@ -77,6 +87,9 @@ class Held:
     owns_listener: bool = False
     is_told: bool = False  # what of its descriptors is its own
     outward_count: int = 0  # connections that it had opened itself before the load
+    behind: Backend | None = None
+    program: str = ""
+    settings: list[Setting] = field(default_factory=list)
 
 
 class ForeignProcesses:
@@ -110,10 +123,12 @@ class ForeignProcesses:
         self._slots = ProcessSlots(live, slots_count)
         self._seen_count = 0
         self._departed: list[tuple[Departed, ProcessEnd | None]] = []
-        self._described: dict[int, dict[str, int | str | bool]] = {}  # by number of the worker
+        self._described: dict[int, dict[str, Any]] = {}  # by number of the worker
         self._ports = ports
         self._roots: list[int] = []
         self._excluded: set[int] = set()
+        self._others: list[int] = []  # processes of the tree that hold none of its connections
+        self._backends_due_s = 0.0
         self._looked_at: dict[int, int] = {}  # pid to descriptors when it held no connection
         self._no_connections: dict[int, set[int]] = {}  # pid to its sockets that are none
         self._begins = False
@@ -185,7 +200,7 @@ class ForeignProcesses:
         news = self.follow()
         self._begins = False
         # Now that all are known: one with many descriptors is told by all together.
-        self._set_own(self.held)
+        self._set_own([each for each in self.held if each.behind is None])
         for each in self.held:
             each.since_s -= YOUNG_S  # none of them is new
             for word in (Counter.OPEN_COUNT, Counter.ESTABLISHED_TOTAL, Counter.ATTEMPTED_TOTAL):
@@ -214,6 +229,7 @@ class ForeignProcesses:
             rest_s = min(_TREE_LONGEST_S, factor * (time.thread_time() - began_s))
             period_s = self._tree_period_s if self._is_loaded else _SETUP_PERIOD_S
             self._tree_due_s = now_s + (max(period_s, rest_s) if self._is_loaded else period_s)
+            news += self._look_behind(now_s)  # rests by itself
         self._are_moving = bool(news)
         began_s = time.thread_time()
         for each in self.held:
@@ -233,7 +249,7 @@ class ForeignProcesses:
         if self._ends.wait(timeout_s):
             time.sleep(min(_END_AGAIN_S, timeout_s))  # it may be a zombie for a while
 
-    def describe(self) -> list[dict[str, int | str | bool]]:
+    def describe(self) -> list[dict[str, Any]]:
         """The processes for the manifest; who owned the listener when it was first seen.
 
         Of a server that replaces its workers the newest ``_DESCRIBED_MOST``.
@@ -247,6 +263,10 @@ class ForeignProcesses:
             "worker": each.worker,
             "command": each.command,
             "owns_listener": each.owns_listener,
+            "settings": each.settings,
+            "behind": each.behind is not None,
+            "front_pid": each.behind.front_pid if each.behind else 0,
+            "listens_on": each.behind.listens_on if each.behind else "",
         }
         if len(self._described) > _DESCRIBED_MOST:
             alive = {other.worker for other in self.held if not other.ended_ns}
@@ -356,10 +376,13 @@ class ForeignProcesses:
         taken: list[Held] = []
         for pid in self._holders(fresh):
             news += self._take(pid, now_s, taken)
+        self._others = [pid for pid in fresh if pid not in {each.pid for each in taken}]
         young = [
             each
             for each in self.held
-            if not each.ended_ns and (not each.is_told or self._is_young(each, now_s))
+            if not each.ended_ns
+            and each.behind is None
+            and (not each.is_told or self._is_young(each, now_s))
         ]
         if taken and not self._is_loaded:
             self._set_own(taken)
@@ -373,6 +396,40 @@ class ForeignProcesses:
     def _is_young(each: Held, now_s: float) -> bool:
         count = descriptor_count(each.pid) if now_s - each.since_s < YOUNG_S else -1
         return 0 <= count <= _YOUNG_MOST_COUNT
+
+    def _look_behind(self, now_s: float) -> list[tuple[str, int, str]]:
+        """What works behind the server: of its tree at once, else by its connections."""
+        found = backends.in_tree(self._others, self._ports)
+        if self._is_loaded and now_s >= self._backends_due_s:
+            began_s = time.thread_time()
+            alive = [each for each in self.held if not each.ended_ns]
+            fronts = [each.pid for each in alive if each.behind is None]
+            known = {each.pid for each in alive} | {each.pid for each in found} | self._excluded
+            found += backends.by_connections(fronts, known)
+            rest_s = (time.thread_time() - began_s) * _BACKEND_REST_FACTOR
+            self._backends_due_s = now_s + max(BACKEND_PERIOD_S, rest_s)
+        news: list[tuple[str, int, str]] = []
+        for behind in found:
+            taken: list[Held] = []
+            news += self._take(behind.pid, now_s, taken)
+            for each in taken:
+                each.behind, each.is_told = behind, True
+                self._set_limits(each, max(0, descriptor_count(each.pid) - behind.connection_count))
+            news += [self._publish(each) for each in taken]
+        return news + self._take_new_programs()
+
+    def _take_new_programs(self) -> list[tuple[str, int, str]]:
+        """A process that executed another program meanwhile (execve(2)) is called by that."""
+        news: list[tuple[str, int, str]] = []
+        for each in self.held:
+            program = program_of(each.pid) if not each.ended_ns else ""
+            if program and program != each.program:
+                each.program = program
+                each.command = process_tree.command_name(each.pid)
+                each.settings = settings_of(each.pid, each.parent_pid)
+                self._describe(each)
+                news.append(("server_process_became", each.pid, each.command))
+        return news
 
     def _forget_all_but(self, fresh: Iterable[int]) -> None:
         """What was learned of a process goes with it: its pid may be another one's later."""
@@ -444,6 +501,7 @@ class ForeignProcesses:
         name = process_tree.command_name(pid)
         each = Held(pid, index, slot, name, 0, now_s, parent_pid, worker)
         each.owns_listener = pid in self._listening
+        each.program, each.settings = program_of(pid), settings_of(pid, parent_pid)
         # Until the next look at the connections all that it has open counts as its own.
         self._set_limits(each, max(0, descriptor_count(pid)))
         self.held.append(each)
@@ -456,7 +514,7 @@ class ForeignProcesses:
         slot[Counter.STARTED_NS] = slot[Counter.READY_NS] = at_ns
         slot[Counter.PID] = each.pid
         slot[Counter.STOPPED_NS] = 0
-        slot[Counter.ROLE] = Role.SERVER
+        slot[Counter.ROLE] = Role.SERVER if each.behind is None else Role.BACKEND
         self._describe(each)
         limit = slot[Counter.NOFILE_SOFT_COUNT]
         detail = (
@@ -474,9 +532,10 @@ class ForeignProcesses:
         """Tells processes that accept for others from workers; the last look counts."""
         if not self._is_loaded:
             return
-        alive = [each for each in self.held if not each.ended_ns]
+        fronts = [each for each in self.held if each.behind is None]
+        alive = [each for each in fronts if not each.ended_ns]
         children: dict[int, list[int]] = {}
-        for each in self.held:
+        for each in fronts:
             children.setdefault(each.parent_pid, []).append(each.slot[Counter.OPEN_COUNT])
         # Connections of processes that have no listener to accept from: of who has it, when any.
         served = sum(each.slot[Counter.OPEN_COUNT] for each in alive if not each.owns_listener)

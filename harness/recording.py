@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from harness.fleet import ProcessEnd
 
 PRODUCER = "harness"
-_ROLE_NAMES = {Role.SERVER: "server", Role.ACCEPTOR: "acceptor", Role.CLIENT: "client"}
+_ROLE_NAMES = {
+    Role.SERVER: "server",
+    Role.ACCEPTOR: "acceptor",
+    Role.CLIENT: "client",
+    Role.BACKEND: "backend",
+}
 
 
 def tool_version() -> str:

@@ -29,6 +29,7 @@ _DEFAULT: tuple[SourceBuilder, ...] = (
     bpf_sources.tcp_snapshot,
     bpf_sources.syscall_mix,
     bpf_sources.oom_kills,
+    bpf_sources.connection_fates,
 )
 
 

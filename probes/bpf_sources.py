@@ -50,6 +50,7 @@ LOSSES = (
     "runq",
     "skb_allocs",
     "oom_kills",
+    "fates",
 )
 
 CONFIG = np.dtype(
@@ -107,6 +108,21 @@ PORT_GROUP = np.dtype([("source", "<u4"), ("destination", "<u4"), ("port", "<u4"
 
 MIX_KEY = np.dtype([("pid", "<u4"), ("nr", "<u4")])
 MIX = np.dtype([("count", "<u8"), ("failed", "<u8")])
+FATE_KEY = np.dtype([("pid", "<u4"), ("fate", "<u4")])
+FATE_COUNT = np.dtype(
+    [("count", "<u8"), ("at_once", "<u8"), ("first_ns", "<u8"), ("last_ns", "<u8")]
+)
+SERVED_KEY = np.dtype([("pid", "<u4"), ("fd", "<i4")])
+SERVED = np.dtype(
+    [
+        ("accepted_ns", "<u8"),
+        ("is_read", "<u4"),
+        ("is_answered", "<u4"),
+        ("is_left", "<u4"),
+        ("unused", "<u4"),
+    ]
+)
+FATES_AT_ONCE_NS = 50_000_000
 RUNQ_KEY = np.dtype([("pid", "<u4"), ("bucket", "<u4")])
 CACHE_INFO = np.dtype([("is_skb", "<u4"), ("size", "<u4"), ("name", "S32")])
 OOM_KILL = np.dtype([("at_ns", "<u8"), ("cgroup_id", "<u8"), ("count", "<u4"), ("pid", "<u4")])
@@ -116,6 +132,8 @@ SourceBuilder = Callable[[Btf], BpfSource]
 
 # where the number of the call is: x86; arm64; riscv (a7 carries it)
 SYSCALL_REGS = {"nr": ["orig_ax", "syscallno", "a7"]}
+# the first argument, which the return value does not overwrite: x86; arm64; riscv
+FIRST_ARGUMENT = {"arg0": ["di", "orig_x0", "orig_a0"]}
 _SOCK_COMMON = {
     "skc_daddr": ["skc_daddr"],
     "skc_rcv_saddr": ["skc_rcv_saddr"],
@@ -167,7 +185,7 @@ def failing_syscalls(btf: Btf) -> BpfSource:
             "signal_struct": {"nr_threads": ["nr_threads"]},
         },
         {
-            **{f"NR_{name.upper()}": number_of_call(name) for name in TASK_CALLS},
+            **{f"NR_{name.upper()}": number_of_call(name) for name in (*TASK_CALLS, "connect")},
             "ERRNO_EAGAIN": errno.EAGAIN,
             "ERRNO_EINPROGRESS": errno.EINPROGRESS,
             "ERRNO_EINTR": errno.EINTR,
@@ -325,6 +343,27 @@ def syscall_mix(btf: Btf) -> BpfSource:
         {},
         {"syscall_mix": RAW_TRACEPOINT},
         {"mix_pids": MapType("<u4", "u1"), "mix_counts": MapType(MIX_KEY, MIX)},
+    )
+
+
+def connection_fates(btf: Btf) -> BpfSource:
+    """What a server does with each connection that it accepts."""
+    btf.tracepoint_arguments("sys_exit")
+    return BpfSource(
+        "connection_fates.c",
+        {"pt_regs": {**SYSCALL_REGS, **FIRST_ARGUMENT}},
+        {
+            "ERRNO_ECONNRESET": errno.ECONNRESET,
+            "ERRNO_EPIPE": errno.EPIPE,
+            "AT_ONCE_NS": FATES_AT_ONCE_NS,
+        },
+        {"connection_fates": RAW_TRACEPOINT},
+        {
+            "call_kinds": MapType("<i4", "u1"),
+            "fate_pids": MapType("<u4", "u1"),
+            "served_connections": MapType(SERVED_KEY, SERVED),
+            "fate_counts": MapType(FATE_KEY, FATE_COUNT),
+        },
     )
 
 

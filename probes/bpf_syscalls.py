@@ -18,8 +18,8 @@ Cost
     what was saved up for that, and when none is left it gets more (``KernelPurse``).
 Misses
     EAGAIN, EINPROGRESS and EINTR, which are answers and not failures, and ERESTART*, which the
-    caller never sees. Of clone, fork and vfork EAGAIN is a limit and counted, but not that of a
-    32-bit program. An error that arrives otherwise than as a return value: SO_ERROR after a
+    caller never sees. Of clone, fork, vfork and connect EAGAIN is a limit and counted, but not that
+    of a 32-bit program. An error that arrives otherwise than as a return value: SO_ERROR after a
     non-blocking connect, epoll's EPOLLERR. Calls of a 32-bit program are named by its own table
     (x86); a 64-bit program that makes 32-bit calls (int 0x80) is not told apart.
 Checked against
@@ -43,6 +43,7 @@ from probes.hot_worker import AcceptFailures
 from probes.limit_readings import MEMORY_CALLS, LimitReader, LimitReading, sizes_of
 from probes.live import Counter
 from probes.probe import ProcessRef, Target
+from probes.schema import SERVER_ROLES
 from probes.symbols import frames_of, kernel_symbols, user_symbols
 from probes.syscall_names import CallNames
 
@@ -241,14 +242,14 @@ class FailingSyscallsProbe(BpfProbe):
                 slot[Counter.ACCEPT_EMFILE_TOTAL] += count
 
     def _know_limits(self, ref: ProcessRef) -> None:
-        if ref.role in ("server", "acceptor"):
+        if ref.role in SERVER_ROLES:
             self._limits.add_process(ref.pid)
 
     def _read_limits(self, key: Key, name: str, sizes: tuple[int, int, int]) -> None:
         """Why a task or a mapping was refused, before the picture changes."""
         pid, _, code = key
         is_memory = code == errno.ENOMEM
-        if is_memory and name not in MEMORY_CALLS:
+        if name not in (MEMORY_CALLS if is_memory else bpf_sources.TASK_CALLS):
             return
         at_ns = now_ns()
         read_ns, times_count = self._limits_read.get(key, (0, 0))

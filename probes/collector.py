@@ -32,6 +32,7 @@ from probes.live import Header, Live, Phase
 from probes.probe import Target
 from probes.process_tree import is_python
 from probes.rundir import RunDir, TableWriter
+from probes.schema import SERVER_ROLES
 from probes.symbols import user_symbols
 
 READY_LIMIT_S = 30.0
@@ -118,7 +119,7 @@ class Collector:
         processes = processes_of(self.live)
         if self._followed is not None:  # the servers are not ours, and may be anything
             for pid, ref in processes.items():
-                if ref.role == "server":
+                if ref.role in SERVER_ROLES:
                     processes[pid] = replace(ref, is_python=is_python(pid))
         target = self._target = Target(
             self.run,
@@ -126,6 +127,7 @@ class Collector:
             self.server_ports,
             self.live,
             attached=self.attached,
+            is_foreign=self._followed is not None,
             is_sparing=self.attached and set(self.names) <= set(registry.sparing()),
             allow_pauses=self.allow_pauses,
         )

@@ -10,6 +10,7 @@ ROLE_NAMES: dict[int, str] = {
     Role.SERVER: "server",
     Role.ACCEPTOR: "acceptor",
     Role.CLIENT: "client",
+    Role.BACKEND: "backend",
 }
 
 

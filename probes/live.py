@@ -69,6 +69,7 @@ class Role(IntEnum):
     SERVER = 1
     ACCEPTOR = 2
     CLIENT = 3
+    BACKEND = 4  # of a server that is not ours: what works behind it
 
 
 class Counter(IntEnum):

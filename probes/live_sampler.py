@@ -27,7 +27,12 @@ from probes.rundir import TableWriter
 
 _SLOT = struct.Struct(f"<{COUNTER_WORDS}q")
 _LAGS = struct.Struct(f"<{LAG_BUCKETS}q")
-_ROLES = {Role.SERVER: "server", Role.ACCEPTOR: "acceptor", Role.CLIENT: "client"}
+_ROLES = {
+    Role.SERVER: "server",
+    Role.ACCEPTOR: "acceptor",
+    Role.CLIENT: "client",
+    Role.BACKEND: "backend",
+}
 
 
 def longest_turn_ns(

@@ -52,6 +52,7 @@ class Target:
         live: The fleet's shared memory, None where no fleet of ours runs.
         attached: The target is watched with its real clients and knows nothing of it: its slots of
             the shared memory are filled by those who watch.
+        is_foreign: The servers are not ours, and do not count for themselves.
         is_sparing: Probes whose cost falls on the target watch it a part of the time.
         allow_pauses: The user allows probes to stop the target for a moment.
         stretch: How much longer than usual the periods are now, for the sake of the target.
@@ -64,6 +65,7 @@ class Target:
     live: Live | None
     notes: list[str] = field(default_factory=list)
     attached: bool = False
+    is_foreign: bool = False
     is_sparing: bool = False
     allow_pauses: bool = False
     stretch: float = 1.0

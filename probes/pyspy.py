@@ -44,6 +44,7 @@ from probes.probe import ProcessRef, Target
 from probes.pyspy_process import Window, end_words, find_py_spy, launcher
 from probes.pyspy_trace import CpuBilling, explain_failure, parse_outcome, parse_trace
 from probes.rundir import TableWriter
+from probes.schema import SERVER_ROLES
 
 LOW_RATE_PER_S = 5
 HIGH_RATE_PER_S = 100
@@ -62,7 +63,7 @@ longer than 1.2 s, one in 5e8 longer than this. On cores that are full it comes 
 _CHECK_LIMIT_S = 10.0
 _FREE_THREADED = re.compile(r"/(?:lib)?python3\.\d+td?(?:\.so[.\d]*)?$", re.MULTILINE)
 _SUB_INTERPRETERS = re.compile(r"/_(?:xxsub|xx)?interpreters\.[^/]*so$", re.MULTILINE)
-_SAMPLED_ROLES = ("server", "acceptor")
+_SAMPLED_ROLES = SERVER_ROLES
 
 
 def python_build_note(pid: int) -> str:

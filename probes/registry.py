@@ -71,6 +71,12 @@ _ENTRIES: tuple[ProbeEntry, ...] = (
         "failing_syscalls", "probes.bpf_syscalls:FailingSyscallsProbe", ("light", "auto", "full")
     ),
     ProbeEntry("oom_kills", "probes.bpf_oom:OomKillsProbe", ("light", "auto", "full")),
+    ProbeEntry("open_fates", "probes.open_fates:OpenFatesProbe", ("light", "auto", "full")),
+    ProbeEntry(
+        "connection_fates",
+        "probes.connection_fates:ConnectionFatesProbe",
+        ("light", "auto", "full"),
+    ),
     ProbeEntry("tcp_events", "probes.bpf_tcp:TcpEventsProbe", ("auto", "full")),
     ProbeEntry("cpu_stacks", "probes.bpf_cpu:CpuStacksProbe", ("auto", "full")),
     ProbeEntry("syscall_mix", "probes.bpf_syscall_mix:SyscallMixProbe", ("auto", "full")),

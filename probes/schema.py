@@ -7,8 +7,8 @@ Rules, checked by ``tests/probes/test_schema.py``:
 * A quantity carries its unit as suffix. A ``_count`` is the number in that interval, a ``_total``
   is cumulative since the start of its source.
 * ``pid`` is the user's pid (kernel tgid), ``tid`` the kernel's pid.
-* ``side`` is ``server``, ``client`` or ``other``; ``role`` is ``server``, ``acceptor``, ``client``,
-  ``supervisor``, ``probe``.
+* ``side`` is ``server``, ``client`` or ``other``; ``role`` is ``server``, ``acceptor``,
+  ``backend``, ``client``, ``supervisor``, ``probe``.
 * A stack is one string, frames joined by ``;``, root first; a kernel frame ends in ``_[k]``.
 * A column that came later within a schema version (``absent``) has -1, not known, in recordings
   that are older than it.
@@ -19,6 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 2
+
+SERVER_ROLES = ("server", "acceptor", "backend")
+"""Roles of the server's side; a backend works behind the processes that hold its connections."""
 
 I64, F64, TEXT, BOOL = "int64", "float64", "string", "bool"
 
@@ -183,6 +186,81 @@ _ALL: tuple[Table, ...] = (
             _COUNT,
             _n("first_ns", "ns", "first event of this key in the run"),
             _n("last_ns", "ns", "last event of this key so far"),
+        ),
+    ),
+    Table(
+        "connection_fates",
+        "probes.connection_fates",
+        "(pid, fate) that changed since the last row",
+        "few per s",
+        "raw_tracepoint sys_exit: accept, read, write, close",
+        (
+            _at(),
+            _PID,
+            _t(
+                "fate",
+                "accepted, closed_unread, closed_unanswered, closed_answered, closed_after_peer",
+            ),
+            _n("connection_total", "count", "connections with this fate since it was watched"),
+            _n("at_once_total", "count", "of them closed within 50 ms of their accept"),
+            _n("first_ns", "ns", "the first of them"),
+            _n("last_ns", "ns", "the last of them"),
+        ),
+    ),
+    Table(
+        "open_fates",
+        "probes.open_fates",
+        "(pid, port, fate) at one look",
+        "few per look; looks at a sign of trouble and at the end",
+        "sock_diag(7): queues, struct tcp_info",
+        (
+            _at(),
+            _n("pid", "", "process that has them; 0: nobody yet, or not known"),
+            _n("local_port", "", "port of the server"),
+            _t(
+                "fate",
+                "unaccepted, unread (accepted, its request lies there), unanswered (read), "
+                "answered, silent (it sent nothing)",
+            ),
+            _n("socket_count", "count", "connections with this fate now"),
+            _n("unsent_count", "count", "of them with data that could not be sent yet"),
+            _n("send_queue_bytes", "bytes", "data that their peers have not acknowledged"),
+        ),
+    ),
+    Table(
+        "unix_listeners",
+        "probes.open_fates",
+        "one listening Unix socket of the server at one look",
+        "few per look",
+        "sock_diag(7), UNIX_DIAG_RQLEN",
+        (
+            _at(),
+            _PID,
+            _n("socket_inode", "", "inode of the socket"),
+            _t("path", "its name; an abstract one begins with @"),
+            _n("accept_queue_count", "count", "connections that wait for accept"),
+            _n("backlog_count", "count", "most that may wait"),
+        ),
+    ),
+    Table(
+        "thread_waits",
+        "probes.thread_waits",
+        "threads of a process that wait for the same, at one look",
+        "at most 32 per process and look",
+        "/proc/PID/task/*/syscall, /proc/PID/fd, sock_diag(7)",
+        (
+            _at(),
+            _PID,
+            _t("thread_name", "comm without the digits at its end"),
+            Column("is_main", BOOL, "", "the process's first thread"),
+            _t("syscall", "call that they sleep in, '' for none"),
+            _t(
+                "waits_for",
+                "own_connection, remote, name_server, unix, lock, event_loop, accept, listener, "
+                "sleep, pipe, running, other",
+            ),
+            _t("address", "address or path of the other end, '' for none"),
+            _n("thread_count", "count", "threads"),
         ),
     ),
     Table(

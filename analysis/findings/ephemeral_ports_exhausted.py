@@ -15,6 +15,7 @@ import pandas as pd
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.ports import port_range
 from analysis.signs import EADDRNOTAVAIL, Signs
+from probes.schema import SERVER_ROLES
 
 _FULL_SHARE = 0.98
 
@@ -22,7 +23,7 @@ _FULL_SHARE = 0.98
 def find(signs: Signs) -> list[Finding]:
     """One finding a side: of the clients about the fullest group; the others are counted."""
     refused = signs.errors_of("connect", EADDRNOTAVAIL)
-    is_server = refused["role"].isin(["server", "acceptor"])
+    is_server = refused["role"].isin(SERVER_ROLES)
     found = _of_clients(signs, refused[refused["role"].isin(["client", ""])])
     return found + _of_a_proxy(signs, refused[is_server])
 

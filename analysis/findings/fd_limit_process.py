@@ -28,6 +28,7 @@ from analysis.evidence import (
     unit_limit_command,
 )
 from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
+from probes.schema import SERVER_ROLES
 
 _LEAST_TRYING_S = 0.5
 _SERVER_CALLS, _CLIENT_CALLS = (*ACCEPT_CALLS, "socket"), ("socket",)
@@ -36,7 +37,7 @@ _SERVER_CALLS, _CLIENT_CALLS = (*ACCEPT_CALLS, "socket"), ("socket",)
 def find(signs: Signs) -> list[Finding]:
     """One finding a side: about the process that was full first; the others are counted."""
     found = []
-    for roles in (("server", "acceptor"), ("client",)):
+    for roles in (SERVER_ROLES, ("client",)):
         rows = _at_limit(signs, roles)
         if len(rows):
             found.append(_finding(signs, rows))

@@ -18,6 +18,7 @@ from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import fd_limit_process
 from analysis.runtime_frames import naming_advice
 from analysis.signs import Signs
+from probes.schema import SERVER_ROLES
 
 _LEAST_SHARE = 0.4
 """Python's own collector takes under 0.1 % of a healthy worker, V8's and Go's 5 to 25 % by design
@@ -39,7 +40,7 @@ def collecting_pids(signs: Signs) -> set[int]:
 def _found(signs: Signs) -> list[tuple[int, CollectorTime]]:
     who = signs.view.who
     found = []
-    for pid in who[who["role"].isin(["server", "acceptor"])]["pid"]:
+    for pid in who[who["role"].isin(SERVER_ROLES)]["pid"]:
         time = collector_time(signs.view, int(pid), _LEAST_SHARE)
         if time is None:
             continue

@@ -24,11 +24,12 @@ from analysis.findings import accept_spin, garbage_collection, hot_worker_code, 
 from analysis.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_busy_between
 from analysis.run_view import Phase
 from analysis.signs import Signs
+from probes.schema import SERVER_ROLES
 
 _COVERED = 0.6
 _LEAST_WAIT_PCT = 30.0
 """Where cores are just full, every process of the run gets one soon."""
-_OF_THE_RUN = ("server", "acceptor", "client")
+_OF_THE_RUN = (*SERVER_ROLES, "client")
 _OTHERS_SHARE = 0.25
 _WANTED_SHARE = 0.1
 """Where nobody knows who waits: a server that takes less of the cores may be one that is idle."""
@@ -126,9 +127,9 @@ def _shares(signs: Signs, harm: Harm) -> _Shares:
 
     capacity = 100.0 * signs.view.core_count
     busy_pct = _busy_pct(signs, harm) or 0.0
-    known = taken("server", "acceptor", "client", "probe", "supervisor")
+    known = taken(*SERVER_ROLES, "client", "probe", "supervisor")
     return _Shares(
-        servers=taken("server", "acceptor"),
+        servers=taken(*SERVER_ROLES),
         clients=taken("client"),
         probes=taken("probe", "supervisor"),
         others=max(0.0, capacity * busy_pct / 100 - known),

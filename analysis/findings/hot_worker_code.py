@@ -33,6 +33,7 @@ from analysis.runtime_frames import (
     unnamed_share,
 )
 from analysis.signs import Signs
+from probes.schema import SERVER_ROLES
 
 _LEAST_SHARE_PCT = 50.0
 _SIBLING_SHARE_PCT = 25.0
@@ -43,7 +44,7 @@ _UNNAMED = "unnamed"
 def find(signs: Signs) -> list[Finding]:
     """One finding about the hottest worker, or none."""
     hot = signs.hot_worker
-    if hot is None or hot["role"] not in ("server", "acceptor"):
+    if hot is None or hot["role"] not in SERVER_ROLES:
         return []
     pid = int(hot["pid"])
     if pid in accept_spin.spinning_pids(signs) or pid in hot_acceptor.hot_acceptor_pids(signs):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from analysis.evidence import Evidence, Finding, Subject
 from analysis.listen_queues import moved
 from analysis.signs import EMFILE, ENFILE, Signs
+from probes.schema import SERVER_ROLES
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -18,7 +19,7 @@ def find(signs: Signs) -> list[Finding]:
     if not view.is_attached:
         return []
     watched_s = view.hold.duration_s
-    processes = len(view.who[view.who["role"].isin(["server", "acceptor"])])
+    processes = len(view.who[view.who["role"].isin(SERVER_ROLES)])
     refused = signs.errors[signs.errors["errno"].isin([EMFILE, ENFILE])]
     dropped = moved(signs, "TcpExtListenOverflows").change_count
     confidence, missing = signs.trust(

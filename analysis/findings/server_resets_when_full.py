@@ -14,6 +14,7 @@ import pandas as pd
 from analysis.accept_outcomes import CLOSED_LEAST_SHARE, refused_at_once, resets_sent
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role, unit_limit_command
 from analysis.signs import EMFILE, Signs
+from probes.schema import SERVER_ROLES
 
 _LEAST_EMFILE_SHARE = 0.01
 """libuv gives up its reserve once, then accepts and closes until the queue is empty
@@ -24,7 +25,7 @@ def find(signs: Signs) -> list[Finding]:
     """One finding, about the worker that was full first."""
     view = signs.view
     emfile = signs.accept_errors(EMFILE)
-    emfile = emfile[emfile["role"].isin(["server", "acceptor"])]
+    emfile = emfile[emfile["role"].isin(SERVER_ROLES)]
     processes = view.frames["processes"]
     gone = processes[processes["exited_ns"] > 0]
     emfile = emfile[~emfile["pid"].isin(gone["pid"])]

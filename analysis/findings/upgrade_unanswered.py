@@ -4,11 +4,13 @@ Proof: handshakes that timed out with TCP established, not one established in th
 descriptors of the server that grew by them: the application has them, and says nothing.
 Told apart from ``accept-queue-overflow`` and a full worker: there the connections wait in the
 kernel, and no descriptor of the server grows. From ``upgrade-refused``: there an answer comes. From
-``worker-blocked`` and ``hot-worker-code``: those served connections before.
+``worker-blocked`` and ``hot-worker-code``: those served connections before. From
+``waits-for-slot``: there threads wait for an answer that they need first.
 """
 
 from __future__ import annotations
 
+from analysis import fates
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.signs import Signs
 
@@ -27,6 +29,8 @@ def find(signs: Signs) -> list[Finding]:
     ]
     if in_handshake.empty or len(in_handshake) < _LEAST_SHARE * len(connections):
         return []
+    if any(fates.blocking_wait(view, each) is not None for each in fates.stuck(view)):
+        return []  # it speaks the protocol, and waits for somebody else
     live = view.frames["live_samples"]
     taken = live[live["role"].isin(["server", "acceptor"])].groupby("pid")["open_count"].max()
     if taken.empty or int(taken.max()) < 1:

@@ -19,6 +19,7 @@ from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import fd_limit_process
 from analysis.hot_worker import function_name
 from analysis.signs import Signs
+from probes.schema import SERVER_ROLES
 
 _LEAST_S = 1.0
 _LEAST_SHARE = 0.25
@@ -88,7 +89,7 @@ def blocked_pids(signs: Signs) -> set[int]:
 
 def _blocks(signs: Signs) -> list[_Block]:
     who = signs.view.who
-    servers = who[who["role"].isin(["server", "acceptor"])]["pid"]
+    servers = who[who["role"].isin(SERVER_ROLES)]["pid"]
     found = []
     for pid in servers:
         block = _sampled(signs, int(pid)) or _inferred(signs, int(pid))

@@ -15,6 +15,7 @@ from typing import Any
 from analysis.evidence import Evidence, Finding, Fix, capitalised, connections_text, side_of_role
 from analysis.run_view import RunView, run_directory
 from analysis.signs import Signs
+from probes.schema import SERVER_ROLES
 
 _AT_ONCE_S = 1.0
 _ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -32,7 +33,7 @@ def find(signs: Signs) -> list[Finding]:
             # of a server that was there before: how it ended is not always to be seen
             | ((processes["exit_status"] < 0) & view.is_attached)
         )
-        & processes["role"].isin(["server", "acceptor", "client"])
+        & processes["role"].isin([*SERVER_ROLES, "client"])
     ]
     rows = dead.sort_values("exited_ns", kind="stable").to_dict("records")
     found = [_finding(signs, row) for row in rows if not _was_replaced(signs, row)]

@@ -20,7 +20,7 @@ BPF_HASH(watched_pids, u32, u8, 16384);
 // One slot per kind of loss; probes/bpf_sources.py names them in the same order
 enum loss { LOST_FAILURES, LOST_FAILURE_STACKS, LOST_CPU_SAMPLES, LOST_CPU_PAUSED, LOST_RESETS,
             LOST_DROPS, LOST_PORT_GROUPS, LOST_SYSCALL_MIX, LOST_RUNQ, LOST_SKB_ALLOCS,
-            LOST_OOM_KILLS, LOSS_KINDS };
+            LOST_OOM_KILLS, LOST_FATES, LOSS_KINDS };
 BPF_PERCPU_ARRAY(losses, u64, LOSS_KINDS);
 
 static __always_inline void lose(u32 kind) {

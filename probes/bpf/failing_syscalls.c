@@ -40,8 +40,9 @@ static __always_inline u64 number_of(struct pt_regs *regs) {
   return nr;
 }
 
-static __always_inline int makes_a_task(u64 nr) {
-  return nr == NR_CLONE || nr == NR_CLONE3 || nr == NR_FORK || nr == NR_VFORK;
+// Of these EAGAIN is a limit: no more tasks, or the queue of a Unix socket's listener is full.
+static __always_inline int means_it_again(u64 nr) {
+  return nr == NR_CONNECT || nr == NR_CLONE || nr == NR_CLONE3 || nr == NR_FORK || nr == NR_VFORK;
 }
 
 static __always_inline void note_size(struct failure *failure) {
@@ -69,7 +70,7 @@ int failing_syscalls(unsigned long long *ctx) {
   if (ret == -ERRNO_EINPROGRESS || ret == -ERRNO_EINTR) return 0;
   if (ret <= -512) return 0;  // ERESTART*, never seen by the caller; or an address, not an errno
   u64 nr = number_of((struct pt_regs *)ctx[0]);
-  if (ret == -ERRNO_EAGAIN && !makes_a_task(nr)) return 0;
+  if (ret == -ERRNO_EAGAIN && !means_it_again(nr)) return 0;
 
   struct who who = current_who();
   if (!watched_pids.lookup(&who.tgid)) return 0;

@@ -28,7 +28,14 @@ RUN_PID = 4_194_304
 
 _PHASES_TID, _FINDINGS_TID, _EVENTS_TID = 1, 2, 3
 _RUN_TRACKS = {_PHASES_TID: "phases", _FINDINGS_TID: "findings", _EVENTS_TID: "events"}
-_ORDER_OF_ROLE = {"server": 1, "acceptor": 2, "client": 3, "probe": 4, "supervisor": 5}
+_ORDER_OF_ROLE = {
+    "server": 1,
+    "acceptor": 2,
+    "backend": 3,
+    "client": 4,
+    "probe": 5,
+    "supervisor": 6,
+}
 
 Event = dict[str, Any]
 

@@ -17,6 +17,8 @@ LIGHT = {
     "tcp_snapshot",
     "failing_syscalls",
     "oom_kills",
+    "open_fates",
+    "connection_fates",
 }
 
 

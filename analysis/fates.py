@@ -1,0 +1,359 @@
+"""What a server that is not ours did with the connections that it took, and what it waited for.
+
+Frames in, small records out; the finders of ``own-limit``, ``waits-for-slot``, ``unix-queue-full``
+and ``backend-unavailable`` share what is computed here. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from analysis.run_view import RunView
+from probes.schema import SERVER_ROLES
+
+LEAST_COUNT = 5
+"""Connections with one fate that are no accident."""
+
+_STANDING_LOOKS = 2
+"""Looks in a row (half a second apart) in which a queue must stand."""
+
+THREAD_KINDS = ("name_server", "remote", "unix", "own_connection", "lock", "sleep", "pipe")
+"""What a thread can wait for instead of serving; what tells most comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedAtOnce:
+    """Connections that a process closed within 50 ms of their accept, without an answer.
+
+    Attributes:
+        pid: The process.
+        count: How many.
+        unread_count: Of them those of which it had read nothing.
+        first_s: Moment of the first close.
+        last_s: Likewise the last.
+        accepted_count: All that it accepted.
+    """
+
+    pid: int
+    count: int
+    unread_count: int
+    first_s: float
+    last_s: float
+    accepted_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StandingQueue:
+    """A queue that stood while its owner accepted nobody.
+
+    Attributes:
+        pid: Who listens, 0 when several do or nobody knows.
+        place: Port or path, for people.
+        is_unix: It is a Unix socket's.
+        count: Connections that waited, at most.
+        backlog_count: Most that may wait, 0 when not known.
+        first_s: When it was first seen to stand.
+        last_s: Likewise last.
+    """
+
+    pid: int
+    place: str
+    is_unix: bool
+    count: int
+    backlog_count: int
+    first_s: float
+    last_s: float
+
+    @property
+    def is_full(self) -> bool:
+        """It had no room: the kernel lets in one more than its backlog (sk_acceptq_is_full)."""
+        return 0 < self.backlog_count <= self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Connections that wait for a process, most of which it accepted and did not serve.
+
+    Attributes:
+        pid: The process.
+        unread_count: Those whose request nobody read, at most.
+        unanswered_count: Those whose request was read and not answered, at most.
+        answered_count: Those that it served at that moment.
+        first_s: First look that saw them.
+        last_s: Last one.
+        unaccepted_count: Those that stood in its queue meanwhile, at most.
+    """
+
+    pid: int
+    unread_count: int
+    unanswered_count: int
+    answered_count: int
+    first_s: float
+    last_s: float
+    unaccepted_count: int = 0
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.unread_count + self.unanswered_count + self.unaccepted_count
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadWait:
+    """What threads of a process waited for, in most looks.
+
+    Attributes:
+        kind: See the table ``thread_waits``.
+        syscall: The call that they slept in.
+        address: Of the other end, '' for none.
+        thread_count: How many at a time (median of the looks that saw some).
+        share: Part of the looks that saw some.
+        is_main: The process's first thread is one of them.
+    """
+
+    kind: str
+    syscall: str
+    address: str
+    thread_count: int
+    share: float
+    is_main: bool
+
+
+def closed_at_once(view: RunView) -> list[ClosedAtOnce]:
+    """Processes that closed connections at once, those with most first."""
+    rows = _latest(view)
+    found = []
+    for pid, mine in rows.groupby("pid"):
+        by_fate = mine.set_index("fate")
+        early = by_fate[by_fate.index.isin(["closed_unread", "closed_unanswered"])]
+        count = int(early["at_once_total"].sum())
+        if count < LEAST_COUNT:
+            continue
+        unread = by_fate.index == "closed_unread"
+        accepted = by_fate.index == "accepted"
+        found.append(
+            ClosedAtOnce(
+                pid=int(str(pid)),
+                count=count,
+                unread_count=int(by_fate["at_once_total"][unread].sum()),
+                first_s=view.seconds(int(early["first_ns"].min())),
+                last_s=view.seconds(int(early["last_ns"].max())),
+                accepted_count=int(by_fate["connection_total"][accepted].sum()),
+            )
+        )
+    return sorted(found, key=lambda each: -each.count)
+
+
+def accepted_count(view: RunView, pid: int, *, until_s: float = float("inf")) -> int:
+    """Connections that a process was seen to accept, -1 when it was not watched."""
+    rows = view.frames["connection_fates"]
+    rows = rows[(rows["pid"] == pid) & (rows["fate"] == "accepted")]
+    rows = rows[view.seconds_of(rows["at_ns"]) <= until_s]
+    return int(rows["connection_total"].max()) if len(rows) else -1
+
+
+def last_accept_s(view: RunView, pid: int) -> float | None:
+    """When a process last accepted a connection, None when it was not seen to."""
+    rows = view.frames["connection_fates"]
+    rows = rows[(rows["pid"] == pid) & (rows["fate"] == "accepted")]
+    return view.seconds(int(rows["last_ns"].max())) if len(rows) else None
+
+
+def _latest(view: RunView) -> pd.DataFrame:
+    rows = view.frames["connection_fates"]
+    rows = rows[rows["at_ns"].notna()]
+    return rows.sort_values("at_ns", kind="stable").drop_duplicates(["pid", "fate"], keep="last")
+
+
+def standing_queues(view: RunView) -> list[StandingQueue]:
+    """Queues of the server's listeners that stood, the longest first."""
+    found = [*_standing_tcp(view), *_standing_unix(view)]
+    return sorted(found, key=lambda each: -each.count)
+
+
+def _standing_tcp(view: RunView) -> list[StandingQueue]:
+    looks = _before_stop(view, "open_fates")
+    waiting = looks[looks["fate"] == "unaccepted"]
+    backlogs = view.frames["listeners"].groupby("local_port")["backlog_count"].max()
+    found = []
+    for port, mine in waiting.groupby("local_port"):
+        span = _standing(looks, mine, "socket_count")
+        if span is None:
+            continue
+        first_s, last_s, count = span
+        pids = _owners_of_port(view, int(str(port)))
+        pid = pids[0] if len(pids) == 1 else 0
+        if pid and _accepted_between(view, pid, first_s, last_s):
+            continue
+        backlog = int(backlogs.get(port, 0))
+        found.append(StandingQueue(pid, f"port {port}", False, count, backlog, first_s, last_s))
+    return found
+
+
+def _standing_unix(view: RunView) -> list[StandingQueue]:
+    looks = _before_stop(view, "unix_listeners")
+    found = []
+    for (pid, path), mine in looks[looks["accept_queue_count"] > 0].groupby(["pid", "path"]):
+        span = _standing(looks, mine, "accept_queue_count")
+        owner = int(str(pid))
+        if span is None or _accepted_between(view, owner, span[0], span[1]):
+            continue
+        first_s, last_s, count = span
+        backlog = int(mine["backlog_count"].max())
+        found.append(StandingQueue(owner, str(path), True, count, backlog, first_s, last_s))
+    return found
+
+
+def _standing(
+    looks: pd.DataFrame, waiting: pd.DataFrame, column: str
+) -> tuple[float, float, int] | None:
+    """First and last look at which the queue stood, and its most; None when it only passed."""
+    all_s = sorted(set(looks["at_s"]))
+    seen = waiting.groupby("at_s")[column].sum()
+    best: list[float] = []
+    row: list[float] = []
+    for at_s in all_s:
+        row = [*row, at_s] if at_s in seen.index else []
+        best = row if len(row) > len(best) else best
+    if len(best) < _STANDING_LOOKS:
+        return None
+    return best[0], best[-1], int(max(seen.loc[at_s] for at_s in best))
+
+
+def _accepted_between(view: RunView, pid: int, first_s: float, last_s: float) -> bool:
+    accepted_s = last_accept_s(view, pid)
+    return accepted_s is not None and first_s < accepted_s < last_s - 0.3
+
+
+def _owners_of_port(view: RunView, port: int) -> list[int]:
+    """Processes that own a listener of a port."""
+    listeners = view.frames["listeners"]
+    inodes = listeners["socket_inode"][listeners["local_port"] == port].unique()
+    owners = view.frames["listener_owners"]
+    pids = [int(pid) for pid in owners["pid"][owners["socket_inode"].isin(inodes)].unique()]
+    if pids:
+        accepting = [pid for pid in pids if accepted_count(view, pid) > 0]
+        return accepting or pids
+    who = view.who
+    return [int(pid) for pid in who["pid"][who["role"].isin(["server", "acceptor"])]]
+
+
+def stuck(view: RunView) -> list[Stuck]:
+    """Processes with connections that they accepted and did not serve, the most first."""
+    looks = _before_stop(view, "open_fates")
+    found = []
+    for pid, mine in looks[looks["pid"] > 0].groupby("pid"):
+        waiting = mine[mine["fate"].isin(["unread", "unanswered"])]
+        totals = waiting.groupby("at_s")["socket_count"].sum()
+        if len(totals) < _STANDING_LOOKS:
+            continue
+        most_s = float(totals.index[int(totals.to_numpy().argmax())])
+        then = mine[mine["at_s"] == most_s].groupby("fate")["socket_count"].sum()
+        found.append(
+            Stuck(
+                pid=int(str(pid)),
+                unread_count=int(then.get("unread", 0)),
+                unanswered_count=int(then.get("unanswered", 0)),
+                answered_count=int(then.get("answered", 0)),
+                first_s=float(totals.index.min()),
+                last_s=float(totals.index.max()),
+            )
+        )
+    queues = {queue.pid: queue for queue in _standing_tcp(view) if queue.pid}
+    found = [_with_queue(each, queues.pop(each.pid, None)) for each in found]
+    for queue in queues.values():  # it takes none of them, so only its threads say why
+        served = max(0, accepted_count(view, queue.pid))
+        found.append(Stuck(queue.pid, 0, 0, served, queue.first_s, queue.last_s, queue.count))
+    return sorted(found, key=lambda each: -each.count)
+
+
+def _with_queue(each: Stuck, queue: StandingQueue | None) -> Stuck:
+    return each if queue is None else replace(each, unaccepted_count=queue.count)
+
+
+def thread_waits(view: RunView, pid: int) -> list[ThreadWait]:
+    """What the threads of a process waited for, other than work; what tells most comes first."""
+    rows = _before_stop(view, "thread_waits")
+    rows = rows[rows["pid"] == pid]
+    looks = rows["at_s"].nunique()
+    found = []
+    for (kind, syscall, address), mine in rows.groupby(["waits_for", "syscall", "address"]):
+        if kind not in THREAD_KINDS:
+            continue
+        counts = mine.groupby("at_s")["thread_count"].sum()
+        found.append(
+            ThreadWait(
+                kind=str(kind),
+                syscall=str(syscall),
+                address=str(address),
+                thread_count=int(counts.median()),
+                share=len(counts) / looks,
+                is_main=bool(mine["is_main"].any()),
+            )
+        )
+    return sorted(found, key=lambda each: (THREAD_KINDS.index(each.kind), -each.thread_count))
+
+
+def main_thread_polls(view: RunView, pid: int) -> bool:
+    """The first thread of a process waited for events in most looks: it is free to work."""
+    rows = _before_stop(view, "thread_waits")
+    mine = rows[(rows["pid"] == pid) & rows["is_main"]]
+    return len(mine) > 0 and float((mine["waits_for"] == "event_loop").mean()) > 0.5
+
+
+def _before_stop(view: RunView, table: str) -> pd.DataFrame:
+    rows = view.frames[table]
+    rows = rows.assign(at_s=view.seconds_of(rows["at_ns"]))
+    return rows[rows["at_s"] <= view.stop_s + 0.5]
+
+
+def backend_pids(view: RunView) -> list[int]:
+    """Processes that work behind those that hold the clients."""
+    who = view.who
+    return [int(pid) for pid in who["pid"][who["role"] == "backend"]]
+
+
+def servers(view: RunView) -> list[int]:
+    """All processes of the server's side."""
+    who = view.who
+    return [int(pid) for pid in who["pid"][who["role"].isin(SERVER_ROLES)]]
+
+
+def blocking_wait(view: RunView, each: Stuck) -> ThreadWait | None:
+    """What keeps a process from serving the connections that it took, by what its threads wait for.
+
+    A thread that waits for an answer of somebody else, or that one connection holds, explains it.
+    Threads that wait for a lock are usually an idle pool: they do only when there is one for each
+    connection that was read and not answered. None when no thread waits for anything but work.
+    """
+    waits = [wait for wait in thread_waits(view, each.pid) if wait.share >= _MOST_LOOKS]
+    for wait in waits:
+        if wait.kind in ("name_server", "remote") or (wait.kind == "unix" and wait.address):
+            return wait
+        if wait.kind == "own_connection":
+            # Each thread has one that it answered, and there are others that nobody reads.
+            is_pool = wait.thread_count >= _HELD_SHARE * each.answered_count > 0
+            if wait.is_main or (is_pool and each.unread_count + each.unaccepted_count > 0):
+                return wait
+        elif wait.kind in ("lock", "sleep"):
+            least = max(LEAST_COUNT, _HELD_SHARE * each.unanswered_count)
+            if each.unanswered_count and wait.thread_count >= least:
+                return wait
+    return None
+
+
+def deepest(view: RunView, pids: Iterable[int]) -> list[int]:
+    """Of several processes those that work behind the others, where there are any.
+
+    A proxy waits because what is behind it does.
+    """
+    some = list(pids)
+    behind = [pid for pid in backend_pids(view) if pid in some]
+    return behind or some
+
+
+_MOST_LOOKS = 0.5
+_HELD_SHARE = 0.8

@@ -1,0 +1,194 @@
+"""``waits-for-slot``: connections are accepted and then wait for a thread, a lock or somebody else.
+
+Proof: connections of a process that it accepted and never read, or read and never answered, while
+it is on no full core; and what its threads wait for meanwhile: the answer of another address or of
+a name server, a connection that each of them serves, a lock.
+Told apart from ``own-limit``: there nobody waits for anything but events, and the number is fixed.
+From ``hot-worker-code``: no CPU is used. From ``worker-blocked``: it is not the event loop's own
+thread that waits, or that one waits for a single client. From ``upgrade-unanswered``: others are
+answered, only late or not all.
+"""
+
+from __future__ import annotations
+
+from analysis import fates
+from analysis.evidence import Evidence, Finding, Fix, capitalised
+from analysis.fates import Stuck, ThreadWait
+from analysis.findings.own_limit import is_harmed_by_waiting, unserved_count
+from analysis.signs import Signs
+
+_BUSY_PCT = 80.0
+_LATE_S = 1.0
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding for each process of the deepest tier whose connections wait."""
+    view = signs.view
+    if not view.is_foreign or not is_harmed_by_waiting(signs, _late_count(signs)):
+        return []
+    found: dict[int, tuple[Stuck, ThreadWait | None]] = {}
+    for each in fates.stuck(view):
+        cpu_pct = signs.cpu_pct_of(each.pid, each.first_s, each.last_s)
+        if each.count < fates.LEAST_COUNT or (cpu_pct is not None and cpu_pct >= _BUSY_PCT):
+            continue
+        wait = fates.blocking_wait(view, each)
+        if wait is not None and wait.is_main and wait.kind != "own_connection":
+            continue  # the event loop itself stands still: worker-blocked
+        if wait is None and not _waits_inside(signs, each):
+            continue
+        found[each.pid] = each, wait
+    return [_finding(signs, *found[pid]) for pid in fates.deepest(view, found)]
+
+
+def _late_count(signs: Signs) -> int:
+    connections = signs.view.connections
+    wait_s = connections["established_s"] - connections["start_s"]
+    return int((wait_s >= _LATE_S).sum())
+
+
+def _waits_inside(signs: Signs, each: Stuck) -> bool:
+    """Requests were read, others were answered, and no thread waits: the program queues them.
+
+    A proxy that waits for an answer waits for what is behind it, which is looked at itself.
+    """
+    is_read = each.unanswered_count > max(each.unread_count, each.unaccepted_count)
+    return is_read and each.answered_count > 0 and not fates.backend_pids(signs.view)
+
+
+def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None) -> Finding:
+    view = signs.view
+    subject = view.subject(each.pid)
+    name = capitalised(str(subject))
+    served = each.answered_count
+    evidence = [Evidence("served_connections", served, "open_fates", each.first_s)]
+    if each.unread_count:
+        evidence.append(
+            Evidence("unread_connections", each.unread_count, "open_fates", each.first_s)
+        )
+    if each.unanswered_count:
+        evidence.append(
+            Evidence("unanswered_connections", each.unanswered_count, "open_fates", each.first_s)
+        )
+    if each.unaccepted_count:
+        of = f"port {', '.join(map(str, view.server_ports))}"
+        evidence.append(
+            Evidence("standing_queue", each.unaccepted_count, "open_fates", each.first_s, of=of)
+        )
+    if wait is not None:
+        of = _waits_in(wait)
+        evidence.append(Evidence("waiting_threads", wait.thread_count, "thread_waits", of=of))
+    rate = _rate_per_s(signs, each)
+    if rate is not None:
+        evidence.append(Evidence("served_rate", rate, "connections", each.first_s))
+    cpu_pct = signs.cpu_pct_of(each.pid, each.first_s, each.last_s)
+    used = ""
+    if cpu_pct is not None:
+        evidence.append(Evidence("process_cpu", cpu_pct, "process_samples", each.first_s))
+        used = f", at {cpu_pct:.0f} % of a core"
+    confidence, missing = signs.trust("open_fates", "thread_waits", "process_samples")
+    if wait is None:
+        confidence = "medium"
+        missing += ("what they wait for: no thread of the process waits for it",)
+    elif wait.thread_count == 1 and not wait.is_main and confidence == "high":
+        confidence = "medium"
+    waiting = _waiting_words(each)
+    why = _why(wait, served)
+    return Finding(
+        cause="waits-for-slot",
+        severity="warning",
+        side="server",
+        subject=subject,
+        first_s=each.first_s,
+        last_s=each.last_s,
+        evidence=tuple(evidence),
+        explanation=(
+            f"{name} served {served:,} connections while {waiting}{used}. {capitalised(why)}. More "
+            "cores or descriptors do not help: nothing of them is short."
+        ),
+        fix=_fixes(wait, served, max(view.target_count, served + each.count)),
+        at_connections=served,
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{name} served {served:,} connections while {waiting}{used}: {why}",
+        explained_count=unserved_count(signs),
+    )
+
+
+def _waiting_words(each: Stuck) -> str:
+    parts = []
+    if each.unread_count:
+        parts.append(f"{each.unread_count:,} were accepted and never read")
+    if each.unanswered_count:
+        parts.append(f"{each.unanswered_count:,} were read and not answered")
+    if each.unaccepted_count:
+        parts.append(f"{each.unaccepted_count:,} stood in its accept queue")
+    return " and ".join(parts)
+
+
+def _waits_in(wait: ThreadWait) -> str:
+    where = {"own_connection": "a connection of their own", "lock": "a lock"}.get(wait.kind, "")
+    if wait.kind == "name_server":
+        where = f"the name server {wait.address}"
+    return f"{wait.syscall} for {where or wait.address or wait.kind}"
+
+
+def _why(wait: ThreadWait | None, served: int) -> str:
+    if wait is None:
+        return "its event loop is free and the requests wait inside of the program"
+    many = f"{wait.thread_count:,} thread{'s' if wait.thread_count != 1 else ''}"
+    waits = "waits" if wait.thread_count == 1 else "wait"
+    if wait.kind == "name_server":
+        return f"{many} of its pool {waits} in {wait.syscall} for the name server {wait.address}"
+    if wait.kind == "own_connection":
+        if wait.is_main:
+            return f"its thread waits in {wait.syscall} for one client, and serves nobody else"
+        return f"{many}, all that it has for them, are held by one connection each"
+    if wait.kind == "lock":
+        return f"{many} {waits} for a lock, or for something that is handed out under one"
+    if wait.kind == "sleep":
+        return f"{many} of it sleep in {wait.syscall}"
+    return f"{many} of it {waits} in {wait.syscall} for {wait.address}"
+
+
+def _rate_per_s(signs: Signs, each: Stuck) -> float | None:
+    span_s = each.last_s - each.first_s
+    if signs.view.is_attached or span_s <= 0:
+        return None
+    established = signs.view.connections["established_s"]
+    return float(established.between(each.first_s, each.last_s).sum()) / span_s
+
+
+def _fixes(wait: ThreadWait | None, served: int, wanted: int) -> tuple[Fix, ...]:
+    effect = f"the connections beyond {served:,} are served"
+    if wait is None:
+        return (
+            Fix("look for the pool or limit that requests queue for in the application", effect),
+        )
+    if wait.kind == "name_server":
+        return (
+            Fix(
+                "UV_THREADPOOL_SIZE=64  # Node; keep resolved names (a cache), or dns.resolve, "
+                "which takes no thread",
+                effect,
+            ),
+            Fix("cat /etc/resolv.conf  # the name server does not answer", effect),
+        )
+    if wait.kind == "own_connection":
+        return (
+            Fix(
+                f"give it {wanted:,} threads (gunicorn --threads {wanted}), or a worker that is "
+                "asynchronous",
+                effect,
+            ),
+        )
+    if wait.kind == "lock":
+        return (Fix("enlarge the pool (database, threads) that the requests queue for", effect),)
+    if wait.kind == "sleep":
+        return (Fix("take the sleep out of the way of requests", effect),)
+    return (
+        Fix(
+            f"make {wait.address} answer faster, ask it less often, or enlarge the pool of "
+            f"{wait.thread_count} that waits for it",
+            effect,
+        ),
+    )

@@ -1,0 +1,101 @@
+"""The first sign that connections do not get through: what the closer looks wait for.
+
+Measures:
+    Nothing by itself. Of a run with clients of ours: an attempt failed, or some are under way and
+    none came through for ``STALLED_NS``. Of a server that is watched with its own clients: a queue
+    of a listener that is not empty for two looks in a row, or sockets that were closed with unread
+    data.
+Hook:
+    ``live.bin``; NETLINK_SOCK_DIAG of listeners alone; TCPAbortOnClose of /proc/self/net/netstat
+    (net/ipv4/tcp.c, __tcp_close), which is of the whole network namespace and therefore only a sign
+    to look, never evidence.
+Cost:
+    0.3 us a client and look; 50 us a look from outside.
+Misses:
+    A failure that no client of ours and no counter shows.
+Checked against:
+    Clients that fail and wait, a listener that nobody serves (tests/probes/test_trouble.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from probes import socket_dump
+from probes.clock import NS_PER_MS
+from probes.live import Counter, Live, Phase, Role
+
+STALLED_NS = 300 * NS_PER_MS
+_LEAST_ABORTS_COUNT = 5
+_NETSTAT = Path("/proc/self/net/netstat")
+
+
+class ClientTrouble:
+    """Looks at clients of ours in the shared memory.
+
+    Args:
+        live: Where they count.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._slots = [live.slot(index) for index in range(live.slot_count)]
+        self._established_total = -1
+        self._moved_ns = 0
+
+    def is_seen(self, at_ns: int) -> bool:
+        """Whether attempts fail or wait at this moment."""
+        clients = [slot for slot in self._slots if slot[Counter.ROLE] == Role.CLIENT]
+        established = sum(slot[Counter.ESTABLISHED_TOTAL] for slot in clients)
+        if established != self._established_total:
+            self._established_total, self._moved_ns = established, at_ns
+        if any(slot[Counter.FAILED_TOTAL] or slot[Counter.LOST_TOTAL] for slot in clients):
+            return True
+        waiting = sum(slot[Counter.IN_FLIGHT_COUNT] for slot in clients)
+        is_loading = Phase.RAMP <= self._live.phase < Phase.STOP
+        return is_loading and waiting > 0 and at_ns - self._moved_ns >= STALLED_NS
+
+
+class OutsideTrouble:
+    """Looks at the server's listeners and at the namespace's counters.
+
+    Args:
+        ports: Of the server.
+    """
+
+    def __init__(self, ports: Iterable[int]) -> None:
+        self._ports = frozenset(ports)
+        self._had_queue = False
+        self._aborts_total = -1
+
+    def is_seen(self, at_ns: int) -> bool:
+        """Whether clients wait or are turned away at this moment."""
+        del at_ns
+        has_queue = self._has_queue()
+        stands, self._had_queue = has_queue and self._had_queue, has_queue
+        aborts = aborts_on_close_total(_NETSTAT)
+        grown = aborts - self._aborts_total if self._aborts_total >= 0 <= aborts else 0
+        self._aborts_total = aborts
+        return stands or grown >= _LEAST_ABORTS_COUNT
+
+    def _has_queue(self) -> bool:
+        try:
+            found = socket_dump.tcp_sockets(states=1 << socket_dump.LISTEN, with_info=False)
+        except OSError:
+            return False
+        return any(each.receive_queue_bytes > 0 for each in found if each.local_port in self._ports)
+
+
+def aborts_on_close_total(path: Path) -> int:
+    """Sockets that were closed with unread data (TCPAbortOnClose), -1 when that is not known."""
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").split("\n")
+    except OSError:
+        return -1
+    for names, values in zip(lines[::2], lines[1::2], strict=False):
+        table = dict(zip(names.split(), values.split(), strict=False))
+        text = table.get("TCPAbortOnClose", "")
+        if text.isdigit():
+            return int(text)
+    return -1
