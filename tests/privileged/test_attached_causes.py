@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,19 +18,11 @@ from typing import Any
 
 import pytest
 
-from harness import conntrack_fill, faults, netns, run_options, scenario
-from harness.burners import Burners
-from harness.fleet import Fleet
-from harness.host import read_host
-from harness.plan import make_plan
-from harness.run_cgroups import RunCgroups
-from probes import live as live_memory
-from probes.live import Counter, Live, Phase
+from bench.recordings.watched import DEADLINE_S, Attach, WaitingFleet, wait_until
+from harness import scenario
 
 pytestmark = pytest.mark.privileged
 
-DEADLINE_S = 60
-HOLD_MOST_S = 4.0
 BUSY = scenario.Row(
     id="busy-and-healthy",
     shows="one worker with real traffic that takes most of a core, and keeps up",
@@ -57,124 +46,6 @@ ROWS = {
 CALM = [
     row.id for row in ROWS.values() if row.extra.get("calm") or row.extra["attached"].get("calm")
 ]
-
-
-def wait_until(what: str, condition: Callable[[], Any]) -> None:
-    end_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end_s, f"waited {DEADLINE_S} s for: {what}"
-        time.sleep(0.01)
-
-
-class WaitingFleet:
-    """The fleet of one row, its namespace and its control groups; the clients wait for a word."""
-
-    def __init__(self, path: Path, row: scenario.Row) -> None:
-        self._stack = ExitStack()
-        try:
-            self._start(path, row)
-        except BaseException:
-            self._stack.close()
-            raise
-
-    def _start(self, path: Path, row: scenario.Row) -> None:
-        (path / "logs").mkdir()
-        for part in (path, *path.parents[:-2]):  # the fleet gives up root
-            part.chmod(part.stat().st_mode | 0o055)
-        options = run_options.parse(row.arguments())
-        host = run_options.limited(read_host(), options)
-        plan = make_plan(run_options.plan_request(options, own_namespace=True), host)
-        config = run_options.fleet_config(options, plan, give_up_root=True)
-        self._hold_s = float(row.extra["attached"].get("hold", min(HOLD_MOST_S, options.hold)))
-        live_fd = live_memory.create(path / "live.bin", config.slot_count, plan.target_connections)
-        self._stack.callback(os.close, live_fd)
-        namespace_fd = netns.create(plan.sysctls)
-        self._stack.callback(os.close, namespace_fd)
-        for fault in map(faults.parse, config.inject):
-            if fault.name == "conntrack-full":
-                with netns.inside(namespace_fd):
-                    conntrack_fill.fill(fault.number)
-        cgroups = RunCgroups(config, path / "logs" / "cgroups.log")
-        self._stack.callback(cgroups.stop)
-        self._burners = Burners(config.inject)
-        self._stack.callback(self._burners.stop)
-        self._fleet = Fleet(cgroups.start(), Live(live_fd), live_fd, path, namespace_fd)
-        self._stack.callback(self._fleet.kill)
-        wait_until("the fleet is ready", lambda: self._fleet.is_ready)
-
-    def pid_of_slot(self, slot: int) -> int:
-        """Of worker 0, 1, …, and of the acceptor after them."""
-        return int(self._fleet.slots[slot][Counter.PID])
-
-    @property
-    def server_pid(self) -> int:
-        """The parent of the server's processes."""
-        stat = Path(f"/proc/{self.pid_of_slot(0)}/stat").read_text()
-        return int(stat.rpartition(")")[2].split()[1])
-
-    def play(self) -> None:
-        """The ramp, and the hold as long as the row wants it."""
-        self._burners.start()
-        self._fleet.set_phase(Phase.RAMP)
-        wait_until("all attempts are made", self._are_attempts_done)
-        self._fleet.set_phase(Phase.HOLD)
-        time.sleep(self._hold_s)  # the workload's own length
-
-    def end_burning(self) -> None:
-        """Gives the cores back, for who analyses what was watched."""
-        self._burners.stop()
-
-    def _are_attempts_done(self) -> bool:
-        self._fleet.read_ends()
-        return self._fleet.are_attempts_done
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-class Attach:
-    """profile-attach on the server of a row.
-
-    Args:
-        path: Where its run and its log go.
-        row: Says with which probes.
-        server_pid: The server.
-    """
-
-    def __init__(self, path: Path, row: scenario.Row, server_pid: int) -> None:
-        attached = row.extra["attached"]
-        probes = ["--probes", attached["probes"]] if "probes" in attached else []
-        self._log, self._runs = path / "attach.log", path / "runs"
-        words = [
-            *(sys.executable, "-P", "-m", "harness.cli_attach", "--pid", str(server_pid)),
-            *(*probes, "--json", "--no-report", "--output", str(self._runs)),
-        ]
-        with self._log.open("w") as stream:
-            self._child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stream, text=True)
-
-    @property
-    def has_begun(self) -> bool:
-        return self._child.poll() is not None or "| watch " in self._log.read_text()
-
-    def interrupt(self) -> None:
-        self._child.send_signal(signal.SIGINT)
-
-    def wait_for_recording(self, machine: Any) -> None:
-        """Waits until it has written all that it saw; its analysis goes on."""
-        end_s = time.monotonic() + DEADLINE_S
-        machine.wait_for_recording(self._child, self._runs, end_s=end_s)
-
-    def result(self) -> dict[str, Any]:
-        """Its verdict and exit code."""
-        out, _ = self._child.communicate(timeout=DEADLINE_S)
-        said = self._log.read_text()
-        assert "Traceback" not in said, said
-        assert out, said
-        return {"verdict": json.loads(out), "exit_code": self._child.returncode}
-
-    def close(self) -> None:
-        self._child.kill()
-        self._child.wait()
 
 
 def watch(machine: Any, path: Path, row: scenario.Row) -> dict[str, Any]:
@@ -204,7 +75,8 @@ def watch(machine: Any, path: Path, row: scenario.Row) -> dict[str, Any]:
             attach.interrupt()
             fleet.end_burning()
         for fleet, attach in played:
-            attach.wait_for_recording(machine)
+            end_s = time.monotonic() + DEADLINE_S
+            machine.wait_for_recording(attach.child, attach.runs, end_s=end_s)
             fleet.close()
         release()
         made, *beside = [attach.result() for _, attach in played]

@@ -1,0 +1,1 @@
+"""Runs that are recorded and labelled, and how well their verdicts do."""
