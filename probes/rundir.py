@@ -87,10 +87,20 @@ def open_run_dir(path: Path) -> RunDir:
     version = manifest.get("schema_version")
     if version != schema.SCHEMA_VERSION:
         raise RunDirError(
-            f"{path} has schema version {version!r}, this connscope reads {schema.SCHEMA_VERSION}",
-            fix=f"read it with connscope {manifest.get('tool_version', 'of that time')}",
+            f"{path} has schema version {version!r:.20}, "
+            f"this connscope reads {schema.SCHEMA_VERSION}",
+            fix=f"read it with {_tool_of(manifest)}",
         )
     return run
+
+
+def _tool_of(manifest: Mapping[str, Any]) -> str:
+    """The connscope that made a recording, which may be a stranger's: bounded, and printable."""
+    version, commit = (
+        "".join(each for each in str(manifest.get(name) or "")[:40] if each.isprintable())
+        for name in ("tool_version", "tool_commit")
+    )
+    return f"connscope {version or 'of that time'}" + (f", commit {commit}" if commit else "")
 
 
 @contextmanager
