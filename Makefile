@@ -18,7 +18,7 @@ junit = $(if $(RESULTS),--junitxml='$(RESULTS)/$(1).xml')
 # Where a container sets it, each of hundreds of processes would compile the tree anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev install-peers run test test-beside-neighbours bench bench-servers bench-attach diagnose lint format clean lock man reference screenshots
+.PHONY: help install install-dev install-peers run test test-beside-neighbours bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -64,8 +64,14 @@ bench-servers: install-peers ## other people's servers: docs/benchmarks-servers.
 bench-attach: install-dev ## what profile-attach costs a server: docs/benchmarks-attach.md
 	@$(BIN)/python -m bench.attach $(ARGS)
 
-diagnose: install ## provoke every cause three times, and meet what is predicted: docs/diagnosis.md, docs/predictions.md
-	@$(BIN)/profile-matrix every-cause --repeats 3 --markdown docs/diagnosis.md $(ARGS)
+recordings: install-peers ## record what tests/recordings holds; what is there stays (ARGS='--again --only ID')
+	@$(BIN)/python -m bench.record $(ARGS)
+
+score: install-dev ## how good the verdict is on the recordings: docs/diagnosis.md
+	@$(BIN)/python -m bench.score --markdown docs/diagnosis.md $(ARGS)
+
+diagnose: install ## provoke every cause three times, and meet what is predicted: docs/diagnosis-provoked.md, docs/predictions.md
+	@$(BIN)/profile-matrix every-cause --repeats 3 --markdown docs/diagnosis-provoked.md $(ARGS)
 	@$(BIN)/python -m bench.predictions --markdown docs/predictions.md
 
 screenshots: install-dev ## pictures of a fresh run's pages in screenshots/, and docs/report.png

@@ -1,4 +1,4 @@
-"""The confusion table as Markdown: ``docs/diagnosis.md``, written by ``make diagnose``."""
+"""The confusion table as Markdown: ``docs/diagnosis-provoked.md``, written by ``make diagnose``."""
 
 from __future__ import annotations
 

@@ -44,6 +44,8 @@ SPREAD = (
     "probes/test_collect.py",
 )
 """Files whose tests have nothing in common but what ``once`` keeps: any process may run them."""
+BY_PARAMETER = ("recordings/test_recordings.py",)
+"""Files whose tests of one parameter belong together, and of two have nothing in common."""
 LONG = (
     "documentation/test_commands.py",
     "harness/test_cli_compare.py",
@@ -289,6 +291,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = str(super()._split_scope(nodeid))
+            if file.removeprefix("tests/") in BY_PARAMETER and "[" in nodeid:
+                return f"{file}[{nodeid.partition('[')[2]}"
             return nodeid if file.removeprefix("tests/") in SPREAD else file
 
     return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
