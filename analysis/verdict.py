@@ -14,6 +14,7 @@ from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence import Finding, Side, capitalised
 from analysis.ladder import Rung, next_wall
 from analysis.run_view import RunView
+from analysis.unexplained import unexplained
 from probes.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -121,21 +122,25 @@ _RAISED = (
 def _without_cause(view: RunView, wall: str) -> Verdict:
     target, peak = view.target_count, view.peak_count
     is_interrupted = view.manifest.get("status") == "interrupted"
+    side: Side = "host"
     counts = f"{peak:,} of {target:,} connections were open at the peak"
     if is_interrupted and not view.failed_count and not view.lost_count:
         sentence = f"The run was interrupted when {counts}; no limit had been met by then."
     elif view.connections.empty and not peak:
         sentence = "No connection was recorded, so this run cannot say what limits it."
     else:
+        known = unexplained(view)
+        side = known.side
+        ends = f" ({known.words})" if known.words else ""
         sentence = (
             f"{capitalised(counts)}; {view.failed_count:,} attempts failed, "
-            f"{view.lost_count:,} were lost, {view.waiting_count:,} waited to the end, and nothing "
-            "that was measured explains why."
+            f"{view.lost_count:,} were lost, {view.waiting_count:,} waited to the end{ends}, and "
+            "nothing that was measured explains why."
         )
         is_interrupted = False
     return Verdict(
         cause=INTERRUPTED if is_interrupted else NOT_EXPLAINED,
-        side="host",
+        side=side,
         sentence=sentence,
         at_connections=peak,
         at_s=view.peak_s if peak else None,

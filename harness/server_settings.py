@@ -129,7 +129,8 @@ def files_named(words: list[str], folder: str) -> list[str]:
     for word in words:
         text = word.partition("=")[2] if word.startswith("--") and "=" in word else word
         path = PurePosixPath(text)
-        module = re.fullmatch(r"([\w.]+):\w+", text)  # gunicorn, uvicorn: module:application
+        # gunicorn, uvicorn: module:application
+        module = re.fullmatch(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*(\(\))?", text)
         if module:
             path = PurePosixPath(module[1].replace(".", "/") + ".py")
         if path.suffix in _ENDINGS and "\0" not in text:

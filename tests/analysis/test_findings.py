@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from analysis.run_view import RunView
 from analysis.summary import summarise
+from analysis.unexplained import unexplained
 
 TARGET = 1500
 
@@ -297,7 +299,30 @@ def test_resets_without_a_full_worker_are_not_that(build):
     build.process("client", 0)
     build.connect(986)
     build.connect(23, stage="handshake", errno=104, close_kind="rst")
-    assert summarise(build.frames()).verdict.cause == "not-explained"
+    verdict = summarise(build.frames()).verdict
+    assert (verdict.cause, verdict.side) == ("not-explained", "server")
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "side"),
+    [
+        ("socket", "error", "client"),
+        ("connect", "timeout", "host"),
+        ("connect", "refused", "server"),
+        ("handshake", "eof", "server"),
+    ],
+)
+def test_what_nothing_explains_has_the_side_on_which_the_attempts_ended(build, stage, kind, side):
+    build.stages(1.0, 2.0)
+    build.manifest["target_connections"] = 120
+    build.process("server", 0)
+    build.process("client", 0)
+    build.connect(50)
+    build.connect(40, stage=stage, close_kind=kind)
+    known = unexplained(RunView(build.frames()))
+    assert known.side == side
+    assert [count for _, count in known.ends] == [40]
+    assert known.never_count == 30
 
 
 def crash(build, *, with_emfile):
