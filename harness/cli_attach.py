@@ -18,8 +18,9 @@ from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.host import Host, read_host
 from harness.recorder import RunResult
+from harness.recording_room import Room, room_at
 from harness.supervisor import Interrupt
-from probes import registry
+from probes import process_tree, registry
 from probes.errors import ExitCode, HostError, UsageError
 from probes.own_cost import START_NICE, stand_back
 from probes.own_descriptors import raise_own_limit
@@ -137,10 +138,11 @@ def profile_attach(argv: Sequence[str]) -> int:
     target = _target(options)
     _require_room()
     raise_own_limit()  # one descriptor for each process that is watched
+    stated = _room(options, target).check()
     interrupt = Interrupt()
     with interrupt.caught():
         run = create_run_dir(options.output, options.name)
-        result = _record(options, argv, target, probes, run, interrupt)
+        result = _record(options, argv, target, probes, run, interrupt, stated)
         return _conclude(options, run, result)
 
 
@@ -174,6 +176,11 @@ def _require_room() -> None:
         )
 
 
+def _room(options: argparse.Namespace, target: AttachTarget) -> Room:
+    processes = {pid for root in target.roots for pid in process_tree.tree_of(root)}
+    return room_at(options.output, options.duration, len(processes), os.cpu_count() or 1)
+
+
 def _read_host(target: AttachTarget) -> Host:
     """The host, with the network settings that the target has."""
     namespace_fd = target.open_namespace()
@@ -198,6 +205,7 @@ def _record(
     probes: list[str],
     run: RunDir,
     interrupt: Interrupt,
+    stated: str,
 ) -> RunResult:
     manifest = recording.Manifest(
         run,
@@ -213,6 +221,8 @@ def _record(
         },
     )
     _say(options, f"watching {target.selector}: {', '.join(target.listens_on)}; Ctrl-C ends it")
+    if stated:
+        _say(options, stated)
     stand_back(START_NICE)  # the server's work goes first; the probe process goes further
     with LiveView(0, enabled=not options.quiet, redraw_period_s=_REDRAW_PERIOD_S) as view:
         return Watch(

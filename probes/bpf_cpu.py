@@ -35,7 +35,14 @@ from probes.bpf_program import BpfObject
 from probes.bpf_sources import CPU_FREQUENCY_HZ, SourceBuilder
 from probes.clock import NS_PER_S
 from probes.probe import ProcessRef, Target
+from probes.row_budget import STACKS_MOST_COUNT
 from probes.symbols import frames_of, kernel_symbols, user_symbols
+
+OTHERS = "[stacks with few samples]"
+"""The frame of what was not kept apart, to keep the recording of a long watch small."""
+
+Row = tuple[tuple[int, int, int, int], tuple[int, bytes]]
+"""pid, tid and both stacks; samples and name of the thread."""
 
 _FAULT = -14  # bpf_get_stackid: the task has no such stack
 _FULL_SHARE = 8  # the stack map is cleared when one in so many of its buckets is taken
@@ -46,6 +53,7 @@ class CpuStacksProbe(BpfProbe):
 
     is_by_process = True
     name = "cpu_stacks"
+    writes_rows = True
     tables = ("cpu_stacks",)
     programs = ("cpu_sample",)
 
@@ -99,10 +107,11 @@ class CpuStacksProbe(BpfProbe):
         period_ns = NS_PER_S // CPU_FREQUENCY_HZ
         # What a runtime has compiled anew since the last reading makes its names new.
         versions = {pid: self._user.version(pid) for pid in {key[0] for key in keys.tolist()}}
-        for (pid, tid, kernel_id, user_id), (count, comm) in zip(
-            keys.tolist(), values[:, 0].tolist(), strict=True
-        ):
-            self._recorded_count += count
+        rows = list(zip(keys.tolist(), values[:, 0].tolist(), strict=True))
+        self._recorded_count += sum(count for _, (count, _) in rows)
+        if self._target is not None and self._target.is_coarse:
+            rows = self._largest(rows, at_ns)
+        for (pid, tid, kernel_id, user_id), (count, comm) in rows:
             if any(each < 0 and each != _FAULT for each in (kernel_id, user_id)):
                 self._lost_stacks_count += count
             if kernel_id not in self._kernel_names:
@@ -121,6 +130,21 @@ class CpuStacksProbe(BpfProbe):
                 count,
                 period_ns,
             )
+
+    def _largest(self, rows: list[Row], at_ns: int) -> list[Row]:
+        """The stacks with most samples; of the others one row a thread says how many there were."""
+        if len(rows) <= STACKS_MOST_COUNT:
+            return rows
+        rows = sorted(rows, key=lambda row: row[1][0], reverse=True)
+        others: dict[tuple[int, int], tuple[int, bytes]] = {}
+        for (pid, tid, _, _), (count, comm) in rows[STACKS_MOST_COUNT:]:
+            before = others.get((pid, tid), (0, comm))
+            others[pid, tid] = before[0] + count, comm
+        for (pid, tid), (count, comm) in others.items():
+            thread = comm.decode(errors="replace")
+            period_ns = NS_PER_S // CPU_FREQUENCY_HZ
+            self.writers[0].append(at_ns, pid, tid, thread, "", OTHERS, count, period_ns)
+        return rows[:STACKS_MOST_COUNT]
 
     def _stack(self, loaded: BpfObject, stack_id: int) -> list[int]:
         if stack_id < 0:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from probes import attached_pace, registry
+from probes import attached_pace, registry, row_budget
 from probes.attached_pace import AttachedPace
 from probes.clock import NS_PER_MS, NS_PER_S, now_ns
 from probes.driven import Driven, ProbeHangs, next_due_ns, time_limit
@@ -46,6 +46,7 @@ FLUSH_NS = NS_PER_S
 HOT_NS = NS_PER_S
 PHASE_NS = 50 * NS_PER_MS
 FOLLOW_NS = 250 * NS_PER_MS
+MERGE_NS = 3_600 * NS_PER_S
 
 
 @dataclass(slots=True)
@@ -79,6 +80,8 @@ class Collector:
     _followed: FollowedSlots | None = None
     _pace: AttachedPace | None = None
     _phase: int = Phase.START
+    _unmerged: list[TableWriter] = field(default_factory=list)
+    _merge_due_ns: int = 0
     _flush_due_ns: int = 0
     _hot_due_ns: int = 0
     _follow_due_ns: int = 0
@@ -141,7 +144,9 @@ class Collector:
             self._watch_syscalls(set(target.processes))
         self._hot = HotWorkerWatch(target.processes, self.live, self._accept_failures)
         if target.is_sparing:
-            self._pace = AttachedPace(self.live)
+            cores = os.cpu_count() or 1
+            rate = row_budget.bytes_per_s(len(processes), cores)
+            self._pace = AttachedPace(self.live, rows=row_budget.RowBudget(rate))
         for note in target.notes:
             _log(f"note: {note}")
         for entry in self.driven:
@@ -373,7 +378,10 @@ class Collector:
         else:
             is_late = at_ns - entry.due_ns > period_ns
             is_self_paced = getattr(entry.probe, "is_self_paced", False)
-            entry.due_ns, put_off_count = self._pace.next_due_ns(at_ns, period_ns, is_self_paced)
+            writes_rows = getattr(entry.probe, "writes_rows", False)
+            entry.due_ns, put_off_count = self._pace.next_due_ns(
+                at_ns, period_ns, is_self_paced, writes_rows=writes_rows
+            )
             entry.put_off_count += put_off_count
         entry.late_count += is_late
         with self._guarded(entry):
@@ -419,11 +427,17 @@ class Collector:
         """Sets the pace; when it quickens, what was put off comes sooner."""
         if self._pace is None or self._target is None:
             return
-        before, self._target.stretch = self._target.stretch, self._pace.look(at_ns, is_hot=is_hot)
-        for entry in self.driven if self._target.stretch < before else ():
+        target = self._target
+        before = target.stretch, target.row_stretch
+        target.stretch = self._pace.look(at_ns, is_hot=is_hot)
+        target.row_stretch, target.is_coarse = self._pace.row_stretch, self._pace.is_coarse
+        quickens = target.stretch < before[0] or target.row_stretch < before[1]
+        for entry in self.driven if quickens else ():
             if entry.running and entry.probe is not None:
                 period_ns = int(entry.probe.period_s * NS_PER_S)
-                entry.due_ns = min(entry.due_ns, self._pace.next_due_ns(at_ns, period_ns, False)[0])
+                writes_rows = getattr(entry.probe, "writes_rows", False)
+                due_ns, _ = self._pace.next_due_ns(at_ns, period_ns, False, writes_rows=writes_rows)
+                entry.due_ns = min(entry.due_ns, due_ns)
 
     def _accept_failures(self) -> AcceptFailures | None:
         for entry in self.driven:
@@ -448,6 +462,21 @@ class Collector:
                         writer.flush()
         self._health.flush()
         self._events.flush()
+        if self._pace is not None:
+            self._keep_small(self.clock_ns())
+
+    def _keep_small(self, at_ns: int) -> None:
+        """Tells the budget how much is written, and merges batches: one table at a time."""
+        writers = [w for e in self.driven if e.probe is not None for w in e.probe.writers]
+        writers += [self._health, self._events]
+        assert self._pace is not None
+        self._pace.wrote(at_ns, sum(writer.size_bytes for writer in writers))
+        if not self._unmerged and at_ns >= self._merge_due_ns:
+            if self._merge_due_ns:
+                self._unmerged = writers
+            self._merge_due_ns = at_ns + MERGE_NS
+        if self._unmerged:
+            self._unmerged.pop().merge()
 
     @contextlib.contextmanager
     def _guarded(self, entry: Driven) -> Iterator[None]:

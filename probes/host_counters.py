@@ -258,6 +258,7 @@ class HostCountersProbe:
     """Appends rows to its nine tables, ``sockstat`` to ``host_pressure``."""
 
     name = "host_counters"
+    writes_rows = True
     period_s = 0.5
 
     def __init__(self) -> None:

@@ -61,6 +61,7 @@ class LiveSamplesProbe:
     """Appends one row per fleet process to ``live_samples``."""
 
     name = "live_samples"
+    writes_rows = True
     period_s = 0.25
 
     def __init__(self) -> None:

@@ -7,7 +7,8 @@ Life of a probe, all in one thread of the probe process, which is root where the
 A probe may have ``add_process(ref)``: a process of a server that is not ours came later; and
 ``remove_processes(pids)``: these have ended, and their numbers may be those of others soon. Of a
 server in service (``Target.is_sparing``) the collector makes the periods longer, except where the
-probe ``is_self_paced``; one that ``is_alarmed`` after a sample has seen what deserves close ones.
+probe ``is_self_paced``; of one that ``writes_rows`` at each sample they also go by the size of
+the recording; one that ``is_alarmed`` after a sample has seen what deserves close ones.
 
 ``check`` and ``start`` raise ``ProbeUnavailableError`` when the probe cannot run here: that becomes
 its row in ``probe_health`` and nothing else. ``sample`` reads what the kernel aggregated and
@@ -57,6 +58,8 @@ class Target:
         allow_pauses: The user allows probes to stop the target for a moment.
         stretch: How much longer than usual the periods are now, for the sake of the target.
         stop_by_ns: By when every probe has to have stopped, 0 as long as nobody asked.
+        row_stretch: The same for what writes rows, for the sake of the recording's size.
+        is_coarse: Rows are few now, to keep the recording small.
     """
 
     run: RunDir
@@ -70,6 +73,8 @@ class Target:
     allow_pauses: bool = False
     stretch: float = 1.0
     stop_by_ns: int = 0
+    row_stretch: float = 1.0
+    is_coarse: bool = False
 
 
 class Probe(Protocol):

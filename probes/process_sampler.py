@@ -97,6 +97,7 @@ class ProcessSamplesProbe:
     """Appends one row per process to ``process_samples``."""
 
     name = "process_samples"
+    writes_rows = True
     period_s = 0.5
 
     def __init__(self) -> None:

@@ -57,6 +57,7 @@ HOT_WINDOW_S = 5.0
 ATTACHED_HOT_WINDOW_S = 10.0
 QUIET_REST_S = 60.0
 """So long nobody samples a server in service at which nothing has happened for a while."""
+LONGEST_REST_S = 1_800.0
 STOP_LIMIT_S = 4.0
 """py-spy sees SIGINT at its next sample, and its waits are exponential: at 5 Hz one in 400 takes
 longer than 1.2 s, one in 5e8 longer than this. On cores that are full it comes later still."""
@@ -246,7 +247,7 @@ class PythonStacksProbe:
             self._open_hot()
         elif self._is_quiet:
             self._add_note("a quiet server: its stacks were sampled a third of the time")
-            self._resting[window.pid] = now_ns() + int(QUIET_REST_S * NS_PER_S)
+            self._resting[window.pid] = now_ns() + int(self._rest_s() * NS_PER_S)
         else:
             self._open_in_turn(window.pid)
 
@@ -313,6 +314,11 @@ class PythonStacksProbe:
                 del self._resting[pid]
                 self._open_in_turn(pid)
         self._take_ended(at_ns)
+
+    def _rest_s(self) -> float:
+        """How long nobody is sampled; longer where the recording is to stay small."""
+        coarser = max(1.0, self._target.row_stretch / QUIET_STRETCH) if self._target else 1.0
+        return min(LONGEST_REST_S, QUIET_REST_S * coarser)
 
     @property
     def _is_quiet(self) -> bool:

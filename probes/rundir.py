@@ -5,7 +5,8 @@
     runs/<utc>-<name>-<4 hex>/
       manifest.json     written by temp file and rename, first with status "running"
       live.bin          shared memory of the fleet (probes/live.py)
-      raw/<table>/<producer>-<pid>.arrows     append-only Arrow IPC stream, one writer a file
+      raw/<table>/<producer>-<pid>.arrows     append-only Arrow IPC stream, one writer a file;
+                        of a long watch <producer>-<pid>.<number>.arrows follow, one an hour
       logs/<child>.log
       derived/*.parquet  verdict.json  report.html
     runs/latest -> the newest
@@ -16,6 +17,7 @@ what was cut. pyarrow is imported when a table is opened, so that listing runs s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -207,7 +209,7 @@ class RunDir:
         batches: list[Any] = []
         cut: list[Path] = []
         folder = self.table_dir(name)
-        for path in sorted(folder.glob("*.arrows")) if folder.is_dir() else []:
+        for path in sorted(folder.glob("*.arrows"), key=_in_order) if folder.is_dir() else []:
             if path.stat().st_size == 0:
                 cut.append(path)
                 continue
@@ -227,6 +229,12 @@ class RunDir:
             except (pa.ArrowInvalid, OSError, EOFError):
                 cut.append(path)
         return TableRead(pa.Table.from_batches(batches, schema=wanted), cut)
+
+
+def _in_order(path: Path) -> tuple[str, str]:
+    """Producer and number of a stream: a writer's first file has no number."""
+    producer, _, number = path.name.removesuffix(".arrows").partition(".")
+    return producer, number
 
 
 def _lacking(found: pa.Schema, table: str) -> dict[str, int] | None:
@@ -290,14 +298,21 @@ class TableWriter:
         self.lost_rows_count = 0
         self.last_error = ""
         self._rows: list[Sequence[Any]] = []
-        folder = run.table_dir(table)
-        path = folder / f"{producer}-{os.getpid()}.arrows"
-        with _writing(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file: Any = path.open("ab", buffering=0)
+        self._folder = run.table_dir(table)
+        self._name = f"{producer}-{os.getpid()}"
+        self._path = self._folder / f"{self._name}.arrows"
+        self._merged_bytes = self._merged_count = self._batch_count = 0
+        with _writing(self._path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file: Any = self._path.open("ab", buffering=0)
         import pyarrow as pa
 
         self._stream: Any = pa.ipc.new_stream(self._file, self.schema)
+
+    @property
+    def size_bytes(self) -> int:
+        """What is written so far."""
+        return self._merged_bytes + (0 if self._file.closed else self._file.tell())
 
     def append(self, *row: Any) -> None:
         """Adds one row, values in the order of the schema."""
@@ -329,12 +344,55 @@ class TableWriter:
             return
         try:
             self._stream.write_batch(batch)
+            self._batch_count += 1
             self.row_count += batch.num_rows
         except OSError as error:
             # The stream may now end inside a batch; anything after it would be unreadable.
             self.lost_rows_count += batch.num_rows
             self.last_error = str(error)
             self._stream = None
+
+    def merge(self) -> None:
+        """Makes one batch of all that came since the last merge, in a file of its own.
+
+        A batch of two rows takes as much room as one of twenty, and reading a million of them takes
+        a minute. The file is replaced in one step, so a reader sees its rows once, and who kills
+        this process loses none of them. What fails leaves the batches as they are.
+        """
+        self.flush()
+        if self._stream is None or self._batch_count < 2:
+            return
+        import pyarrow as pa
+
+        temporary = self._path.with_name(f".{self._path.name}")
+        try:
+            self._stream.close()
+            self._file.close()
+            with pa.OSFile(str(self._path)) as source, pa.ipc.open_stream(source) as stream:
+                (batch,) = stream.read_all().combine_chunks().to_batches()
+            with temporary.open("xb") as target, pa.ipc.new_stream(target, self.schema) as merged:
+                merged.write_batch(batch)
+            temporary.replace(self._path)
+        except (OSError, pa.ArrowInvalid) as error:
+            self.last_error = str(error)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        """Goes on in another file; what this one has is whole."""
+        import pyarrow as pa
+
+        self._stream = None
+        try:
+            self._merged_bytes += self._path.stat().st_size
+            self._merged_count += 1
+            self._path = self._folder / f"{self._name}.{self._merged_count:05d}.arrows"
+            self._file = self._path.open("xb", buffering=0)
+            self._stream = pa.ipc.new_stream(self._file, self.schema)
+        except OSError as error:
+            self.last_error = str(error)
+        self._batch_count = 0
 
     def close(self) -> None:
         """Flushes and ends the stream."""
@@ -345,4 +403,6 @@ class TableWriter:
             except OSError as error:
                 self.last_error = str(error)
             self._stream = None
-        self._file.close()
+        if not self._file.closed:
+            self._merged_bytes += self._file.tell()
+            self._file.close()

@@ -3,13 +3,13 @@
 Measures:
     Listening TCP sockets of a network namespace, and the processes whose descriptors refer to them.
 Hook:
-    ``/proc/PID/net/tcp`` and ``tcp6`` of any process of the namespace (no setns needed), and
-    ``/proc/PID/fd/N`` links.
+    sock_diag (``probes/inet_diag.py``), and ``/proc/PID/net/tcp`` and ``tcp6`` of any process of
+    the namespace where that is refused; ``/proc/PID/fd/N`` links.
 Cost:
     A walk over the descriptors of a process costs 1 us and, in the kernel, 1-2 kB for each: it is
     only made of processes with at most ``WALK_MOST_COUNT`` (``probes/descriptor_count.py``).
-    Listeners come first in ``/proc/net/tcp``, so looking for those stops at the first other socket;
-    for connections there is ``probes/connection_dump.py``.
+    Listeners by sock_diag take 50 us, whatever the number of sockets; by ``/proc/net/tcp`` 20 ms on
+    a host with many buckets and few sockets. For connections there is ``connection_dump``.
 Misses:
     Descriptors in flight between two processes (SCM_RIGHTS) belong to nobody meanwhile. A thread
     blocked in accept4 has a number reserved that counts as open (net/socket.c).
@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
+from probes import inet_diag
 from probes.descriptor_count import descriptor_count
 
 WALK_MOST_COUNT = 4_096
@@ -81,6 +82,31 @@ def listeners(namespace_pid: int | str = "self", port: int | None = None) -> lis
     Raises:
         OSError: The process is gone, or may not be looked at.
     """
+    try:
+        found = _listeners_by_netlink(namespace_pid)
+    except OSError:  # not permitted, or a kernel without it
+        found = _listeners_of_proc(namespace_pid)
+    return [each for each in found if port is None or each.port == port]
+
+
+def _listeners_by_netlink(namespace_pid: int | str) -> list[Listener]:
+    found: list[Listener] = []
+    with inet_diag.socket_in(namespace_pid) as channel:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for halves, step in inet_diag.dump(channel, family, inet_diag.LISTENER_STATES):
+                raw = halves.cast("B")
+                words = raw.cast("I")
+                for index in range(len(words) // step):
+                    address = raw[4 * step * index + inet_diag.LOCAL_ADDRESS_AT :]
+                    size = 4 if family == socket.AF_INET else 16
+                    port = halves[2 * step * index + inet_diag.LOCAL_PORT_HALF]
+                    inode = words[step * index + inet_diag.INODE_WORD]
+                    text = socket.inet_ntop(family, bytes(address[:size]))
+                    found.append(Listener(text, socket.ntohs(port), inode))
+    return found
+
+
+def _listeners_of_proc(namespace_pid: int | str) -> list[Listener]:
     found: list[Listener] = []
     for table in _TABLES:
         try:
@@ -96,8 +122,7 @@ def listeners(namespace_pid: int | str = "self", port: int | None = None) -> lis
                 if len(words) < 10 or words[3] != _LISTEN:
                     break  # listeners come first (net/ipv4/tcp_ipv4.c, tcp_seq_start)
                 address, number = parse_address(words[1])
-                if port is None or number == port:
-                    found.append(Listener(address, number, int(words[9])))
+                found.append(Listener(address, number, int(words[9])))
     return found
 
 

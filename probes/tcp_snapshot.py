@@ -74,6 +74,7 @@ class TcpSnapshotProbe(BpfProbe):
     """
 
     name = "tcp_snapshot"
+    writes_rows = True
     tables = (
         "tcp_states",
         "socket_memory",

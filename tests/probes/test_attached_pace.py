@@ -17,6 +17,7 @@ from probes.live import Counter
 from probes.own_cost import OwnCost, process_cpu_ns, stand_back
 from probes.probe import ProcessRef, Target
 from probes.pyspy import ATTACHED_LOW_MOST_COUNT, QUIET_REST_S, PythonStacksProbe
+from probes.row_budget import RowBudget
 
 
 def occupy(slot, pid: int, **words: int) -> None:
@@ -202,3 +203,27 @@ def _window(pid: int):
     window = Window()
     window.pid = pid
     return window
+
+
+def test_rows_of_a_quiet_watch_come_further_apart_and_looks_for_harm_do_not(new_live):
+    live, _ = new_live(1, 1)
+    occupy(live.slot(0), os.getpid(), open_count=10, nofile_soft_count=1_000, target_count=990)
+    rows = RowBudget(1_000, quiet_stretch=64)
+    pace = AttachedPace(live, Governor(budget_share=1.0), rows)
+    at_ns = 600 * NS_PER_S
+    pace.look(NS_PER_S, is_hot=False)
+    pace.look(at_ns, is_hot=False)
+    assert pace.is_coarse
+    usual_ns, _ = pace.next_due_ns(at_ns, NS_PER_S // 2, False)
+    assert usual_ns == at_ns + 2 * NS_PER_S
+    coarse_ns, put_off_count = pace.next_due_ns(at_ns, NS_PER_S // 2, False, writes_rows=True)
+    assert (coarse_ns, put_off_count) == (at_ns - at_ns % (32 * NS_PER_S) + 32 * NS_PER_S, 0)
+    assert pace.flush_due_ns(at_ns) == at_ns + 60 * NS_PER_S
+    live.slot(0)[Counter.OPEN_COUNT] = 60  # no sign of harm, but something moves
+    pace.look(at_ns + NS_PER_S, is_hot=False)
+    assert pace.row_stretch == QUIET_STRETCH
+    pace.look(at_ns + 20 * NS_PER_S, is_hot=False)
+    assert pace.is_coarse
+    pace.look(at_ns + 21 * NS_PER_S, is_hot=True)
+    assert pace.row_stretch == 1
+    assert pace.flush_due_ns(at_ns) == at_ns + FLUSH_NS

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from probes import bpf_sources
-from probes.bpf_cpu import CpuStacksProbe
+from probes.bpf_cpu import OTHERS, CpuStacksProbe
 from probes.clock import now_ns
 from probes.probe import ProcessRef, Target
+from probes.row_budget import STACKS_MOST_COUNT
 from probes.rundir import RunDir
 
 pytestmark = [pytest.mark.privileged, pytest.mark.alone]
@@ -147,3 +148,19 @@ def test_functions_of_a_32_bit_and_of_a_static_program_are_named_down_from_the_e
     assert total >= 10
     # a sample right after a call is not on its frame yet
     assert counts.get("_start;turns_outer;turns_inner", 0) > 0.9 * total, counts
+
+
+def test_where_the_recording_is_kept_small_the_rest_of_the_samples_is_one_row_a_thread(tmp_path):
+    run = RunDir(tmp_path)
+    probe = CpuStacksProbe()
+    probe.writers = [run.writer("cpu_stacks", "cpu_stacks")]
+    rows = [((10, 10 + at % 2, at, at), (100 - at, b"node")) for at in range(60)]
+    kept = probe._largest(rows, 7)
+    assert kept == rows[:STACKS_MOST_COUNT]
+    assert probe._largest(rows[:5], 7) == rows[:5]
+    probe.writers[0].close()
+    written = run.read_table("cpu_stacks").table.to_pylist()
+    assert {row["user_stack"] for row in written} == {OTHERS}
+    counts = {row["tid"]: row["sample_count"] for row in written}
+    rest = rows[STACKS_MOST_COUNT:]
+    assert counts == {tid: sum(r[1][0] for r in rest if r[0][1] == tid) for tid in (10, 11)}

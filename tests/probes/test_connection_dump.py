@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import connection_dump
+from probes import connection_dump, inet_diag
 from probes.connection_dump import Connections
 
 HOSTS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -102,7 +102,7 @@ def message(kind: int, length: int, filler: int) -> bytes:
                           st.integers(0, 255)), max_size=30))  # fmt: skip
 def test_runs_of_like_messages_are_all_of_them_in_order(parts):
     text = bytearray(b"".join(message(*each) for each in parts))
-    runs = list(connection_dump._equal_messages(text, len(text)))
+    runs = list(inet_diag.equal_messages(text, len(text)))
     assert [end for _, _, end in runs[:-1]] == [start for _, start, _ in runs[1:]]
     assert sum(end - start for _, start, end in runs) == len(text)
     lengths = [length for length, start, end in runs for _ in range((end - start) // length)]
@@ -111,6 +111,6 @@ def test_runs_of_like_messages_are_all_of_them_in_order(parts):
 
 @given(st.binary(max_size=200))
 def test_a_message_that_is_cut_ends_the_look(data):
-    for length, start, end in connection_dump._equal_messages(bytearray(data), len(data)):
+    for length, start, end in inet_diag.equal_messages(bytearray(data), len(data)):
         assert length >= 16
         assert 0 <= start < end <= len(data)

@@ -277,3 +277,57 @@ def test_a_place_that_cannot_be_written_is_explained(tmp_path):
     with pytest.raises(RunDirError, match="cannot make") as refusal:
         create_run_dir(tmp_path / "file", "a")
     assert "--output" in refusal.value.fix
+
+
+def moments_of(run, name="host_pressure"):
+    return [row["at_ns"] for row in run.read_table(name).table.to_pylist()]
+
+
+def test_batches_are_merged_into_one_and_rows_stay_in_order(tmp_path):
+    run = create_run_dir(tmp_path, "merged")
+    writer = run.writer("host_pressure", "host_counters")
+    at_ns = 0
+    for _ in range(3):
+        for _ in range(60):
+            at_ns += 1
+            writer.append(at_ns, "cpu", at_ns, 0)
+            writer.flush()
+        before = writer.size_bytes
+        writer.merge()
+        assert writer.size_bytes < before / 3
+        assert moments_of(run) == list(range(1, at_ns + 1))  # also while it is written
+    writer.append(at_ns + 1, "cpu", 7, 0)
+    writer.close()
+    assert moments_of(run) == list(range(1, at_ns + 2))
+    assert run.read_table("host_pressure").cut_files == []
+    assert writer.row_count == at_ns + 1
+    paths = sorted(run.table_dir("host_pressure").iterdir())
+    assert len(paths) == 4
+    assert writer.size_bytes == sum(path.stat().st_size for path in paths)
+
+
+def test_nothing_to_merge_makes_no_file(tmp_path):
+    run = create_run_dir(tmp_path, "merged")
+    writer = run.writer("host_pressure", "host_counters")
+    writer.merge()
+    writer.append(1, "cpu", 1, 0)
+    writer.merge()
+    assert len(list(run.table_dir("host_pressure").iterdir())) == 1
+    writer.close()
+    assert moments_of(run) == [1]
+
+
+def test_a_merge_that_fails_loses_nothing(tmp_path):
+    run = create_run_dir(tmp_path, "merged")
+    writer = run.writer("host_pressure", "host_counters")
+    in_the_way = writer._path.with_name(f".{writer._path.name}")
+    in_the_way.mkdir()
+    for at_ns in range(1, 4):
+        writer.append(at_ns, "cpu", 1, 0)
+        writer.flush()
+    writer.merge()
+    assert "exists" in writer.last_error
+    writer.append(4, "cpu", 1, 0)
+    writer.close()
+    assert moments_of(run) == [1, 2, 3, 4]
+    assert writer.lost_rows_count == 0

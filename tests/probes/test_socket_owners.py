@@ -26,8 +26,14 @@ def test_addresses_of_the_kernel_are_read(text, address):
         assert socket_owners.parse_address(text) == address
 
 
+@pytest.mark.parametrize("by", ["netlink", "proc"])
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_listener_owner_and_23_connections(family):
+def test_listener_owner_and_23_connections(family, by, monkeypatch):
+    def refused(_: object) -> None:
+        raise OSError
+
+    unused = "_listeners_of_proc" if by == "netlink" else "_listeners_by_netlink"
+    monkeypatch.setattr(socket_owners, unused, refused)
     host = "127.0.0.1" if family == socket.AF_INET else "::1"
     with socket.create_server((host, 0), family=family, backlog=64) as server:
         port = server.getsockname()[1]

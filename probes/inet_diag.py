@@ -1,0 +1,133 @@
+"""Dumps of TCP sockets by netlink, in bulk: of any network namespace, without moving into it.
+
+``probes/socket_owners.py`` asks for listeners so, ``probes/connection_dump.py`` for connections.
+The kernel walks only the tables that the states asked for are in (net/ipv4/inet_diag.c,
+inet_diag_dump_icsk): listeners take microseconds, where reading the first line of ``/proc/net/tcp``
+makes it walk all of the table of connections, 20 ms for the quarter of a million buckets of a host
+with 8 GB.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+LISTEN, TIME_WAIT = 10, 6
+LISTENER_STATES = 1 << LISTEN
+CONNECTION_STATES = ((1 << 13) - 2) & ~(1 << LISTEN | 1 << TIME_WAIT)
+"""Every state but those that are no end of a connection (include/net/tcp_states.h)."""
+
+LOCAL_PORT_HALF, INODE_WORD = 10, 21
+"""Words of 16 and of 32 bits of a message, in nlmsghdr and inet_diag_msg together."""
+LOCAL_ADDRESS_AT = 24
+"""Bytes."""
+
+_SOCK_DIAG_BY_FAMILY = 20
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
+_HEADER = struct.Struct("=IHHII")
+_MESSAGE_BYTES = 88
+_BUFFER_BYTES = 1 << 17
+_CLONE_NEWNET = 0x40000000
+
+
+def socket_in(namespace_pid: int | str) -> socket.socket:
+    """A netlink socket of a network namespace; this process stays where it is.
+
+    Raises:
+        OSError: Not permitted, or the process is gone.
+    """
+    own = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116 - a link of procfs
+    path = f"/proc/{namespace_pid}/ns/net"
+    if os.stat(path).st_ino == own:  # noqa: PTH116 - as above
+        return _new_socket()
+    made: list[socket.socket | OSError] = []
+
+    def enter_and_open() -> None:
+        # setns(2) moves this thread alone, which ends right after it.
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
+                    code = ctypes.get_errno()
+                    raise OSError(code, os.strerror(code))
+            finally:
+                os.close(fd)
+            made.append(_new_socket())
+        except OSError as error:
+            made.append(error)
+
+    thread = threading.Thread(target=enter_and_open)
+    thread.start()
+    thread.join()
+    (outcome,) = made
+    if isinstance(outcome, OSError):
+        raise outcome
+    return outcome
+
+
+def _new_socket() -> socket.socket:
+    netlink_sock_diag = 4
+    return socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink_sock_diag
+    )
+
+
+def _request(family: int, states: int) -> bytes:
+    wanted = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, states)
+    size_bytes = _HEADER.size + len(wanted)
+    return _HEADER.pack(size_bytes, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + wanted
+
+
+def dump(channel: socket.socket, family: int, states: int) -> Iterator[tuple[memoryview[int], int]]:
+    """The sockets of one family, some hundred at a time.
+
+    Args:
+        channel: From ``socket_in``.
+        family: AF_INET or AF_INET6.
+        states: Bit set of the states asked for.
+
+    Yields:
+        Their messages as 16-bit words, and how many words of 32 bits each message has.
+
+    Raises:
+        OSError: This kernel has no sock_diag for TCP.
+    """
+    channel.send(_request(family, states))
+    buffer = bytearray(_BUFFER_BYTES)
+    while True:
+        size = channel.recv_into(buffer)
+        for length, start, end in equal_messages(buffer, size):
+            kind = struct.unpack_from("=H", buffer, start + 4)[0]
+            if kind == _NLMSG_DONE:
+                return
+            if kind == _NLMSG_ERROR:
+                code = -struct.unpack_from("=i", buffer, start + _HEADER.size)[0]
+                raise OSError(code, os.strerror(code))
+            if length >= _MESSAGE_BYTES:
+                yield memoryview(buffer)[start:end].cast("H"), length // 4
+
+
+def equal_messages(buffer: bytearray, size: int) -> Iterator[tuple[int, int, int]]:
+    """Runs of messages of the same kind and length: that length, where they begin and end.
+
+    As a rule all that one call of recv(2) brings are alike; that is told without a look at each.
+    """
+    at = 0
+    while at + _HEADER.size <= size:
+        length = struct.unpack_from("=I", buffer, at)[0]
+        if length < _HEADER.size or length % 4:
+            return
+        end = at + length
+        count = (size - at) // length
+        words = memoryview(buffer)[at : at + count * length].cast("I")
+        if count > 1 and words[:: length // 4].tolist() == [length] * count:
+            kinds = words[1 :: length // 4].tolist()
+            if kinds == [kinds[0]] * count:
+                end = at + count * length
+        yield length, at, min(end, size)
+        at = end
