@@ -1,0 +1,86 @@
+"""Numbers that a server was started with: what is kept of them, and what is not."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.own_limits import name_limit
+from harness import server_settings
+from harness.server_settings import files_named, of_text, of_words, settings_of
+
+
+def numbers(found):
+    return [(each["name"], each["value"]) for each in found]
+
+
+def test_options_and_lines_keep_their_names_and_places():
+    words = ["gunicorn", "--threads", "50", "-w", "4", "--max-requests=1000", "app:app"]
+    assert numbers(of_words(words)) == [("threads", 50), ("max-requests", 1000)]
+    text = "events {\n  worker_connections 1024;\n}\nLIMIT = 200  # most\nPOOL, QUEUE = 200, 32\n"
+    found = of_text(text, "/x.conf")
+    assert ("worker_connections", 1024) in numbers(found)
+    assert [each["line"] for each in found if each["value"] == 200] == [4, 5]
+    assert found[-1]["text"] == "POOL, QUEUE = 200, 32"
+
+
+def test_what_may_be_a_secret_is_not_kept():
+    assert of_text("password = 12345678\nAPI_TOKEN: 987654\nport_key 4242\n", "/x") == []
+    assert of_words(["server", "--auth-pin", "123456", "--secret=999999"]) == []
+
+
+def test_scripts_and_configurations_are_found_by_their_words(tmp_path):
+    assert files_named(["python3", "app.py"], "/srv") == ["/srv/app.py"]
+    assert files_named(["gunicorn", "-b", "x:80", "shop.wsgi:app"], "/srv") == ["/srv/shop/wsgi.py"]
+    nginx = ["nginx:", "master", "process", "nginx", "-p", "/etc/n", "-c", "nginx.conf"]
+    assert files_named(nginx, "/") == ["/etc/n/nginx.conf"]
+    assert files_named(["nginx:", "worker"], "/") == ["/etc/nginx/nginx.conf"]
+
+
+def test_a_device_or_pipe_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.conf")
+    (tmp_path / "link.conf").symlink_to("/dev/full")
+    for name in ("pipe.conf", "link.conf"):
+        found = server_settings.stranger_file.read_start(os.getpid(), str(tmp_path / name), 99)
+        assert found == b""
+    (tmp_path / "file.conf").write_bytes(b"maxconn 77")
+    read = server_settings.stranger_file.read_start(os.getpid(), str(tmp_path / "file.conf"), 7)
+    assert read == b"maxconn"
+
+
+def test_this_process_and_one_that_is_gone():
+    assert all(each["value"] for each in settings_of(os.getpid()))
+    assert settings_of(1 << 22) == []
+    assert server_settings.program_of(os.getpid()).startswith(os.path.dirname(sys.base_prefix)[:1])
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_read_and_bounded(text):
+    for each in of_text(text, "/f"):
+        assert server_settings.LEAST <= each["value"] <= server_settings.MOST
+        assert len(each["name"]) <= 60
+        assert len(each["text"]) <= 80
+
+
+def test_a_known_limit_is_named_where_it_stands_or_by_its_default():
+    setting = {
+        "name": "worker_connections",
+        "value": 1024,
+        "file": "/n.conf",
+        "line": 6,
+        "text": "",
+    }
+    named = name_limit("nginx: worker process", {"settings": [setting]}, 509, 1030, 1000)
+    assert (named.setting, named.value, named.where) == ("worker_connections", 1024, "/n.conf:6")
+    assert "2200" in named.raise_it
+    named = name_limit("systemd-socket-proxyd", {}, 256, 600, 500)
+    assert (named.value, named.where) == (256, "its default")
+    assert name_limit("systemd-socket-proxyd", {}, 90, 600, 500) is None
+    assert name_limit("php server.php", {}, 1018, 1025, 1500).setting == "FD_SETSIZE"
+    other = {"name": "", "value": 200, "file": "/app.py", "line": 13, "text": "A, B = 200, 32"}
+    named = name_limit("python3 app.py", {"settings": [other]}, 200, 210, 600)
+    assert "/app.py:13" in named.where
+    assert name_limit("python3 app.py", {"settings": [other]}, 150, 210, 600) is None

@@ -1,0 +1,107 @@
+"""Where the connections of a server stand, against one that leaves known numbers in each place."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from probes import socket_dump
+from probes.live import Counter, Phase, Role
+from probes.open_fates import OpenFatesProbe, count_fates, endpoints
+from probes.probe import ProcessRef, Target
+from probes.socket_dump import InetSocket
+from probes.trouble import STALLED_NS, ClientTrouble, OutsideTrouble
+
+
+def stand(server: socket.socket) -> list[socket.socket]:
+    """13 answered, 11 read and unanswered, 7 unread, 5 in the queue."""
+    ours = [socket.create_connection(server.getsockname()) for _ in range(13 + 11 + 7)]
+    theirs = [server.accept()[0] for _ in ours]
+    for number, (client, mine) in enumerate(zip(ours, theirs, strict=True)):
+        client.sendall(b"hello")
+        if number < 13 + 11:
+            assert mine.recv(5) == b"hello"
+        if number < 13:
+            mine.sendall(b"101")
+    return [*ours, *theirs, *(socket.create_connection(server.getsockname()) for _ in range(5))]
+
+
+def test_connections_are_counted_by_where_they_stand(run):
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        port = server.getsockname()[1]
+        kept = stand(server)
+        ref = ProcessRef(os.getpid(), "server", 0, is_python=True)
+        target = Target(run, {ref.pid: ref}, frozenset({port}), None, is_foreign=True)
+        probe = OpenFatesProbe()
+        probe.check()
+        probe.start(target)
+        probe.stop(1)
+        for writer in probe.writers:
+            writer.close()
+        rows = run.read_table("open_fates").table.to_pylist()
+        found = {(r["pid"], r["fate"]): r["socket_count"] for r in rows if r["local_port"] == port}
+        me = os.getpid()
+        assert found == {
+            (0, "unaccepted"): 5,
+            (me, "answered"): 13,
+            (me, "unanswered"): 11,
+            (me, "unread"): 7,
+        }
+        for each in kept:
+            each.close()
+
+
+def test_servers_of_our_own_are_not_looked_at(run):
+    ref = ProcessRef(os.getpid(), "server", 0, is_python=True)
+    probe = OpenFatesProbe()
+    probe.start(Target(run, {ref.pid: ref}, frozenset({9001}), None))
+    probe.sample(1)
+    probe.stop(2)
+    for writer in probe.writers:
+        writer.close()
+        assert writer.row_count == 0
+
+
+def test_the_only_process_has_what_no_owner_is_known_of():
+    each = InetSocket(socket_dump.ESTABLISHED, 80, 5000, "127.0.0.1", 77, 9, 0, 0, 9, 0)
+    assert count_fates([each], frozenset({80}), {}, [12])[0][:3] == (12, 80, "unread")
+    assert count_fates([each], frozenset({80}), {}, [12, 13])[0][:3] == (0, 80, "unread")
+    assert count_fates([each], frozenset({81}), {}, [12]) == []
+
+
+def test_a_socket_to_port_53_is_a_name_server():
+    name = InetSocket(socket_dump.ESTABLISHED, 4000, 53, "192.0.2.1", 5, 0, 0)
+    own = InetSocket(socket_dump.ESTABLISHED, 80, 4001, "127.0.0.1", 6, 0, 0)
+    found = endpoints([name, own], [], frozenset({80}))
+    assert (found[5].kind, found[5].address) == ("name_server", "192.0.2.1:53")
+    assert found[6].kind == "own_connection"
+
+
+def test_trouble_is_a_failure_or_a_standstill_of_our_clients(new_live, occupy):
+    live, _ = new_live(1)
+    occupy(live, 0, Role.CLIENT, 4711)
+    slot = live.slot(0)
+    from probes.live import Header
+
+    live.header[Header.PHASE] = Phase.RAMP
+    watch = ClientTrouble(live)
+    assert not watch.is_seen(1)
+    slot[Counter.IN_FLIGHT_COUNT] = 3
+    assert not watch.is_seen(STALLED_NS)
+    assert watch.is_seen(1 + STALLED_NS)
+    slot[Counter.ESTABLISHED_TOTAL] = 1
+    assert not watch.is_seen(2 + STALLED_NS)
+    slot[Counter.FAILED_TOTAL] = 1
+    assert watch.is_seen(3 + STALLED_NS)
+
+
+def test_trouble_from_outside_is_a_queue_that_stands():
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as server:
+        watch = OutsideTrouble({server.getsockname()[1]})
+        assert not watch.is_seen(0)
+        client = socket.create_connection(server.getsockname())
+        assert not watch.is_seen(1)  # it may be accepted in a moment
+        assert watch.is_seen(2)
+        server.accept()[0].close()
+        assert not watch.is_seen(3)
+        client.close()
