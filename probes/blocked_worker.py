@@ -7,15 +7,17 @@ Measures:
     a sampling profiler of the time off the CPU: samples times period is the time blocked.
 Hook:
     The turn's begin in ``live.bin``; /proc/PID/stat, syscall, wchan and stack (proc(5)) of those
-    that qualify; ``py-spy dump --nonblocking`` of one that is blocked for 0.1 s, at most once a
+    that qualify; of servers that are not ours stat and wchan at each look, and schedstat of those
+    that stand still; ``py-spy dump --nonblocking`` of one that is blocked for 0.1 s, at most once a
     second and process. A sample counts only if the same turn still lasts after it was read.
 Cost:
     0.3 us a process and look while nothing is blocked: 14 processes at 10 Hz cost nothing that can
-    be measured. 40 us a blocked sample; 13 ms of CPU for each Python stack.
+    be measured. 30 us a look for a process that is not ours. 40 us a blocked sample; 13 ms of CPU
+    for each Python stack.
 Misses:
-    Blocks shorter than 5 ms, however many. Of a server that is watched with its own clients nothing
-    says when a turn began: only what lasts over two looks counts (probes/still_process.py). Servers
-    that are not ours under our clients. Without root the kernel stack; with ptrace_scope the system
+    Blocks shorter than 5 ms, however many. Of a server that is not ours nothing says when a turn
+    began: only what is seen at two looks counts (probes/still_process.py), and a turn is as long as
+    its main thread was seen not to run. Without root the kernel stack; with ptrace_scope the system
     call as well.
 Checked against:
     Processes that sleep, wait for a lock, are stopped, or calculate (tests/probes/
@@ -33,17 +35,18 @@ from pathlib import Path
 
 from probes.clock import NS_PER_MS, NS_PER_S
 from probes.errors import ProbeUnavailableError
-from probes.live import Counter, Live
+from probes.live import Counter, Live, Role
 from probes.own_cost import WATCH_NICE, stand_back
 from probes.probe import Target
 from probes.process_tree import is_32_bit, is_python
 from probes.pyspy_process import find_py_spy
 from probes.pyspy_trace import frame_text
 from probes.rundir import TableWriter
-from probes.still_process import OFF_CPU, StillWatch
+from probes.still_process import OFF_CPU, SleepWatch, StillWatch, turns_of
 from probes.syscall_names import syscall_name
 
 LEAST_LAG_NS = 5 * NS_PER_MS
+_SERVING = (Role.SERVER, Role.ACCEPTOR)
 _PYTHON_LAG_NS = 100 * NS_PER_MS
 _PYTHON_EVERY_NS = NS_PER_S
 
@@ -131,9 +134,11 @@ class BlockedSamplesProbe:
         self._dump: _Dump | None = None
         self._dumped_ns: dict[int, int] = {}
         self._still: StillWatch | None = None
+        self._sleeps = SleepWatch()
         self._is_python: dict[int, bool] = {}
         self._looked_ns = 0
         self._distance_ns = round(self.period_s * NS_PER_S)
+        self._is_attached = False
         self.is_alarmed = False
 
     def check(self) -> None:
@@ -143,15 +148,16 @@ class BlockedSamplesProbe:
         """Opens the table and remembers the slots.
 
         Raises:
-            ProbeUnavailableError: The servers are not ours, so there is no shared memory.
+            ProbeUnavailableError: There is no shared memory that says whom to look at.
         """
         if target.live is None:
             raise ProbeUnavailableError(
-                "the watched processes do not say when a turn of their event loop began",
-                fix="none needed: process_samples shows state and wait channel of foreign servers",
+                "there is no shared memory that says which processes serve",
+                fix="none needed: process_samples shows state and wait channel of all processes",
             )
         self._live = target.live
-        self._still = StillWatch() if target.attached else None
+        self._still = StillWatch() if target.attached or target.is_foreign else None
+        self._is_attached = target.attached
         self._py_spy = find_py_spy()
         self.writers = [target.run.writer("blocked_samples", self.name)]
         self._slots = [target.live.slot(index) for index in range(target.live.slot_count)]
@@ -163,6 +169,7 @@ class BlockedSamplesProbe:
             self._is_python.pop(pid, None)
         if self._still is not None:
             self._still.remove(pids)
+        self._sleeps.remove(pids)
 
     def sample(self, at_ns: int) -> None:
         """Looks at every process in a turn; writes the row that waited for its Python stack."""
@@ -175,8 +182,10 @@ class BlockedSamplesProbe:
         self.is_alarmed = False
         if self._still is not None and self._live is not None:
             for slot in self._live.followed_slots():
-                self._look_from_outside(at_ns, slot, self._still)
-            return
+                if slot[Counter.ROLE] in _SERVING:
+                    self._look_from_outside(at_ns, slot, self._still)
+            if self._is_attached:
+                return
         for slot in self._slots:
             turn_ns = slot[Counter.LOOP_ENTERED_NS]
             if turn_ns and at_ns - turn_ns >= LEAST_LAG_NS:
@@ -222,10 +231,16 @@ class BlockedSamplesProbe:
         since_ns = still.since_ns(at_ns, pid, state_of(stat), channel)
         if not since_ns:
             return
+        turns_count = turns_of(_read(f"{folder}/schedstat"))
+        slept_ns, took_some = self._sleeps.look(at_ns, pid, turns_count, slot[Counter.OPEN_COUNT])
+        if took_some:
+            still.leave_alone(pid)
+            return
         self.is_alarmed = True
         call = syscall_of(_read(f"{folder}/syscall"), is_32_bit=is_32_bit(pid))
         stack = kernel_stack_of(_read(f"{folder}/stack"))
-        sample = _Sample(at_ns, pid, since_ns, state_of(stat), channel, call, stack)
+        turn_ns = slept_ns if turns_count >= 0 else since_ns
+        sample = _Sample(at_ns, pid, turn_ns, state_of(stat), channel, call, stack)
         if pid not in self._is_python:
             self._is_python[pid] = is_python(pid)
         is_due = at_ns - self._dumped_ns.get(pid, 0) >= _PYTHON_EVERY_NS

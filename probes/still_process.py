@@ -5,10 +5,14 @@ two looks in a row, with none of the poll between them. A process whose main thr
 to poll may have its loop in another thread, or be the parent of the workers that have one, and only
 sleep or pause: it is only believed when no thread of it and no child polls. In Go and in a JVM the
 main thread is no event loop: whichever thread is free polls for all, and the main one rests on a
-lock as a rule. Of these nothing is said.
+lock as a rule. Of these nothing is said. Nor is it of a process that takes connections while its
+main thread does not run at all (Ruby's puma): another thread serves them.
 
-Source: ``/proc/PID/stat`` (state), ``/proc/PID/wchan`` (fs/proc/base.c, proc_pid_wchan); Go's
-src/runtime/proc.go (findRunnable).
+A loop that waits with epoll and is found in poll or select asks something else meanwhile: so wait
+a blocking client with a timeout and the resolver of the C library.
+
+Source: ``/proc/PID/stat`` (state), ``/proc/PID/wchan`` (fs/proc/base.c, proc_pid_wchan),
+``/proc/PID/schedstat`` (turns on a core); Go's src/runtime/proc.go (findRunnable).
 """
 
 from __future__ import annotations
@@ -39,6 +43,10 @@ POLL_CHANNELS = (
     "do_wait",  # a parent that looks after its workers
 )
 """Where an event loop, a blocking accept or a parent of workers waits for something to do."""
+_EPOLL_CHANNELS = ("ep_poll", "do_epoll")
+_OTHER_POLL_CHANNELS = ("do_sys_poll", "do_poll", "do_select", "poll_schedule")
+_SETTLED_NS = 300_000_000
+"""Connections are counted four times a second: so late is a count of what was accepted before."""
 
 
 class StillWatch:
@@ -49,6 +57,7 @@ class StillWatch:
         self._polled: set[int] = set()
         self._elsewhere: dict[int, bool] = {}
         self._shared: dict[int, bool] = {}
+        self._epolls: set[int] = set()
 
     def since_ns(self, at_ns: int, pid: int, state: str, channel: str) -> int:
         """Takes one look.
@@ -62,9 +71,14 @@ class StillWatch:
         Returns:
             When it was first seen to stand still, 0 when it does not, or was not before this look.
         """
-        if channel.startswith(POLL_CHANNELS):
+        waits = channel.startswith(POLL_CHANNELS)
+        if channel.startswith(_EPOLL_CHANNELS):
+            self._epolls.add(pid)
+        elif pid in self._epolls and channel.startswith(_OTHER_POLL_CHANNELS):
+            waits = False
+        if waits:
             self._polled.add(pid)
-        if state not in OFF_CPU or not channel or channel.startswith(POLL_CHANNELS):
+        if state not in OFF_CPU or not channel or waits:
             self._since_ns.pop(pid, None)
             return 0
         if pid not in self._shared:
@@ -81,10 +95,15 @@ class StillWatch:
     def remove(self, pids: Collection[int]) -> None:
         """Forgets processes that ended."""
         self._polled.difference_update(pids)
+        self._epolls.difference_update(pids)
         for pid in pids:
             self._since_ns.pop(pid, None)
             self._elsewhere.pop(pid, None)
             self._shared.pop(pid, None)
+
+    def leave_alone(self, pid: int) -> None:
+        """Says nothing more of a process: its main thread is not what serves."""
+        self._shared[pid] = True
 
     def _polls_elsewhere(self, pid: int) -> bool:
         if pid not in self._elsewhere:
@@ -94,6 +113,45 @@ class StillWatch:
                 for channel in _channels_of_threads(each)
             )
         return self._elsewhere[pid]
+
+
+class SleepWatch:
+    """Since when main threads sleep without having run, and whether connections came meanwhile."""
+
+    def __init__(self) -> None:
+        self._sleeps: dict[int, tuple[int, int, int]] = {}  # turns, since when, connections
+
+    def look(self, at_ns: int, pid: int, turns_count: int, open_count: int) -> tuple[int, bool]:
+        """Takes one look at a main thread that stands still.
+
+        Args:
+            at_ns: When.
+            pid: Whose.
+            turns_count: Turns on a core so far, -1 when not known.
+            open_count: Connections of the process.
+
+        Returns:
+            Since when it has not run, as far as was seen; and whether the process has taken
+            connections in this very sleep.
+        """
+        turns, since_ns, settled_count = self._sleeps.get(pid, (-1, at_ns, -1))
+        if turns_count != turns or turns_count < 0:
+            since_ns, settled_count = at_ns, -1
+        elif settled_count < 0 and at_ns - since_ns >= _SETTLED_NS:
+            settled_count = open_count
+        self._sleeps[pid] = turns_count, since_ns, settled_count
+        return since_ns, 0 <= settled_count < open_count
+
+    def remove(self, pids: Collection[int]) -> None:
+        """Forgets processes that ended."""
+        for pid in pids:
+            self._sleeps.pop(pid, None)
+
+
+def turns_of(schedstat: str) -> int:
+    """Turns on a core of a thread, from its ``schedstat``; -1 when the kernel does not count."""
+    fields = schedstat.split()
+    return int(fields[2]) if len(fields) > 2 and fields[2].isdigit() and fields[2] != "0" else -1
 
 
 def threads_share_the_loop(pid: int) -> bool:

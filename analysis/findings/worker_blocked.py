@@ -31,6 +31,10 @@ _LONG_LAG_S = 0.5
 _ASLEEP = ("sleeping", "disk-sleep", "stopped")
 _POLL_CHANNELS = ("ep_poll", "do_epoll", "do_sys_poll", "do_poll", "do_select", "poll_schedule")
 
+_ANSWER_CALLS = (
+    *("recvfrom", "recvmsg", "recvmmsg", "read", "readv", "connect", "sendto", "sendmsg"),
+    *("poll", "ppoll", "select", "pselect6"),
+)
 _DISK_CALLS = ("fsync", "fdatasync", "sync_file_range", "msync", "pwrite64", "pread64", "openat")
 _WAITS: dict[str, tuple[str, str]] = {
     "clock_nanosleep": ("a sleep", "a timer of the event loop instead of the sleep"),
@@ -38,6 +42,13 @@ _WAITS: dict[str, tuple[str, str]] = {
     "futex": ("a lock", "take the lock in a thread, or hold it for a shorter time elsewhere"),
     "flock": ("a file lock", "take the file lock in a thread"),
     "wait4": ("a child process", "let SIGCHLD or a pidfd in the event loop say when it ends"),
+    **dict.fromkeys(
+        _ANSWER_CALLS,
+        (
+            "an answer from a socket or a pipe",
+            "make that request with a client of the event loop, or in a thread",
+        ),
+    ),
     **dict.fromkeys(_DISK_CALLS, ("the disk", "write and sync in a thread, or less often")),
 }
 _ELSE = ("something else", "make that call non-blocking, or in a thread")

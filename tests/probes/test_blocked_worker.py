@@ -94,6 +94,37 @@ def test_a_stopped_process_is_blocked(run, watch, python_child):
     assert [row["state"] for row in rows(run, probe)] == ["T"]
 
 
+@pytest.mark.privileged
+def test_a_server_of_others_is_looked_at_from_outside(run, new_live, occupy, python_child):
+    """It sleeps 50 ms again and again: no turn is long, and its loop stands still all the time."""
+    child, _ = python_child("""
+def ask():
+    ready()
+    while True:
+        time.sleep(0.05)
+ask()
+""")
+    live, _ = new_live(2)
+    occupy(live, 0, Role.SERVER, child.pid)
+    probe = BlockedSamplesProbe()
+    probe.start(Target(run, {}, frozenset(), live, is_foreign=True))
+    looked_at = [0]
+
+    def has_stack() -> bool:  # one is taken a second, and dropped when the process ran meanwhile
+        if probe.child_cpu_ns == looked_at[0]:
+            return False
+        looked_at[0] = probe.child_cpu_ns
+        probe.writers[0].flush()
+        written = run.read_table("blocked_samples").table.to_pylist()
+        return any("ask (" in row["python_stack"] for row in written)
+
+    sample_until(probe, has_stack)
+    found = rows(run, probe)
+    assert {row["pid"] for row in found} == {child.pid}
+    assert {row["syscall"] for row in found} <= {"clock_nanosleep", ""}
+    assert max(row["lag_ns"] for row in found) < NS_PER_S
+
+
 def test_a_process_that_calculates_is_not(run, watch, python_child):
     child, _ = python_child("ready()\nwhile True:\n    pass\n")
     probe, _ = watch(child.pid)

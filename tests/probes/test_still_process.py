@@ -15,7 +15,13 @@ from probes import registry
 from probes.bpf_syscalls import NEAR_SHARE, most_used_share
 from probes.live import Counter, Live
 from probes.probe import Target
-from probes.still_process import POLL_CHANNELS, StillWatch, threads_share_the_loop
+from probes.still_process import (
+    POLL_CHANNELS,
+    SleepWatch,
+    StillWatch,
+    threads_share_the_loop,
+    turns_of,
+)
 
 pytestmark = pytest.mark.alone
 
@@ -28,6 +34,9 @@ pytestmark = pytest.mark.alone
         ([("S", "ep_poll"), ("D", "jbd2"), ("S", "ep_poll"), ("D", "jbd2")], [0, 0, 0, 0]),
         ([("S", "do_wait"), ("T", "do_signal_stop"), ("T", "do_signal_stop")], [0, 0, 2]),
         ([("S", "ep_poll"), ("S", ""), ("S", "")], [0, 0, 0]),  # not to be known
+        # a blocking client with a timeout waits in poll, and the loop is one of epoll
+        ([("S", "ep_poll"), ("S", "do_sys_poll"), ("S", "do_sys_poll")], [0, 0, 2]),
+        ([("S", "do_sys_poll"), ("S", "do_sys_poll"), ("S", "do_sys_poll")], [0, 0, 0]),
     ],
 )
 def test_two_looks_outside_of_the_poll_are_a_loop_that_stands_still(looks, expected):
@@ -36,6 +45,33 @@ def test_two_looks_outside_of_the_poll_are_a_loop_that_stands_still(looks, expec
     assert found == expected
     if found[-1]:
         assert watch.is_same(os.getpid(), found[-1])
+
+
+def test_a_sleep_is_as_long_as_the_thread_did_not_run_and_ends_when_it_did():
+    sleeps = SleepWatch()
+    assert sleeps.look(1, 23, 7, 5) == (1, False)
+    assert sleeps.look(2, 23, 7, 5) == (1, False)
+    assert sleeps.look(3, 23, 8, 5) == (3, False)  # it ran meanwhile
+    sleeps.remove([23])
+    assert sleeps.look(4, 23, 8, 5) == (4, False)
+
+
+def test_who_takes_connections_in_its_sleep_serves_them_with_another_thread():
+    sleeps, second = SleepWatch(), 10**9
+    assert sleeps.look(0, 23, 7, 5) == (0, False)
+    assert sleeps.look(second // 2, 23, 7, 9) == (0, False)  # counted late: from before
+    assert sleeps.look(second, 23, 7, 9) == (0, False)
+    assert sleeps.look(2 * second, 23, 7, 12) == (0, True)
+    watch, pid = StillWatch(), os.getpid()
+    watch.leave_alone(pid)
+    looks = [("S", "ep_poll"), ("S", "futex_wait"), ("S", "futex_wait")]
+    assert [watch.since_ns(i, pid, *look) for i, look in enumerate(looks, start=1)] == [0, 0, 0]
+
+
+def test_turns_on_a_core_are_the_third_figure():
+    assert turns_of("1009 23 5\n") == 5
+    assert turns_of("0 0 0\n") == -1  # a kernel that does not count
+    assert turns_of("") == -1
 
 
 def test_a_process_whose_loop_is_in_another_thread_is_left_alone():
