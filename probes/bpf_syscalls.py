@@ -232,6 +232,9 @@ class FailingSyscallsProbe(BpfProbe):
         self._recorded = {each for each in self._recorded if each[0][0] not in pids}
         for pid in pids:
             self._failing_accepts.pop(pid, None)
+        for key in [key for key in self._limits_read if key[0] in pids]:
+            del self._limits_read[key]
+        self._limits.remove(pids)
         self._names.remove(pids)
 
     def _count_emfile(self, pid: int, count: int) -> None:

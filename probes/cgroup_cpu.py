@@ -28,15 +28,18 @@ class CpuGroup:
 
     Attributes:
         folder: Where its files are.
-        name: Its path within the hierarchy, as text for people.
         pid: A process in it, the first that was seen.
         is_v2: Its files are those of cgroup version 2.
     """
 
     folder: Path
-    name: str
     pid: int
     is_v2: bool
+
+    @property
+    def name(self) -> str:
+        """Its folder as text for people: in one line, and short."""
+        return shown(self.folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,13 @@ def cpu_groups(pid: int, cgroup_text: str, mounts_text: str) -> list[CpuGroup]:
     found = []
     for length in range(len(parts), -1, -1):
         folder = points[controller].joinpath(*parts[:length])
-        name = "/" + "/".join(parts[:length])
-        shown = "".join(c if c.isprintable() else "?" for c in name)[:_NAME_CHARACTERS]
-        found.append(CpuGroup(folder, shown, pid, is_v2))
+        found.append(CpuGroup(folder, pid, is_v2))
     return found
+
+
+def shown(folder: Path) -> str:
+    """A folder whose name is a stranger's, in one line and short."""
+    return "".join(c if c.isprintable() else "?" for c in str(folder))[:_NAME_CHARACTERS]
 
 
 def parse_cpu_max(text: str) -> tuple[int, int] | None:

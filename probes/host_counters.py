@@ -399,6 +399,7 @@ class HostCountersProbe:
                 at_ns,
                 group.pid,
                 group.name,
+                2 if group.is_v2 else 1,
                 quota.quota_ns,
                 quota.period_ns,
                 quota.periods_total,

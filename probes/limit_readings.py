@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from probes.cgroup_cpu import shown
 from probes.cgroup_memory import mounts, paths_of
 
 MEMORY_CALLS = (
@@ -43,7 +44,6 @@ MEMORY_CALLS = (
 """Calls that need a mapping or memory for one: of these ENOMEM is looked into."""
 _MOST_PROCESSES_COUNT = 10_000
 _MOST_GROUPS_COUNT = 16
-_NAME_CHARACTERS = 200
 _LIMIT_LINES = {
     "Max address space": "address_space_bytes",
     "Max data size": "data_bytes",
@@ -110,6 +110,13 @@ class LimitReader:
         self._users[pid] = _status(pid).get("Uid", -1)
         self._groups[pid] = _pid_groups(_text(f"/proc/{pid}/cgroup"), mounts(_text("/proc/mounts")))
 
+    def remove(self, pids: Collection[int]) -> None:
+        """Forgets processes that ended."""
+        for pid in pids:
+            self._limits.pop(pid, None)
+            self._users.pop(pid, None)
+            self._groups.pop(pid, None)
+
     def of_tasks(self, pid: int, sizes: Sizes) -> list[LimitReading]:
         """All that can have refused it a task (kernel/fork.c, copy_process)."""
         found = [LimitReading("threads_count", "", sizes.threads_count or -1, -1)]
@@ -167,9 +174,8 @@ def _pid_groups(cgroup_text: str, points: dict[str, Path]) -> list[tuple[str, Pa
     parts = PurePosixPath(paths[controller].lstrip("/")).parts
     found = []
     for length in range(len(parts), -1, -1):
-        name = "/" + "/".join(parts[:length])
-        shown = "".join(c if c.isprintable() else "?" for c in name)[:_NAME_CHARACTERS]
-        found.append((shown, points[controller].joinpath(*parts[:length])))
+        folder = points[controller].joinpath(*parts[:length])
+        found.append((shown(folder), folder))
     return found[:_MOST_GROUPS_COUNT]
 
 

@@ -77,6 +77,10 @@ _ENTRIES: tuple[ProbeEntry, ...] = (
         "probes.connection_fates:ConnectionFatesProbe",
         ("light", "auto", "full"),
     ),
+    ProbeEntry(
+        "runtime_limits", "probes.runtime_limits:RuntimeLimitsProbe", ("light", "auto", "full")
+    ),
+    ProbeEntry("server_words", "probes.server_words:ServerWordsProbe", ("light", "auto", "full")),
     ProbeEntry("tcp_events", "probes.bpf_tcp:TcpEventsProbe", ("auto", "full")),
     ProbeEntry("cpu_stacks", "probes.bpf_cpu:CpuStacksProbe", ("auto", "full")),
     ProbeEntry("syscall_mix", "probes.bpf_syscall_mix:SyscallMixProbe", ("auto", "full")),

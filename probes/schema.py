@@ -296,6 +296,21 @@ _ALL: tuple[Table, ...] = (
         ),
     ),
     Table(
+        "server_words",
+        "probes.server_words",
+        "a kind of line that the server wrote of an error, in one interval",
+        "at most 200 kinds a run",
+        "logs/server.log, files that the server writes to, the journal",
+        (
+            _at("when it was read"),
+            _n("pid", "", "who wrote it, 0 when that is not known"),
+            _t("source", "name of the file, or journal"),
+            _t("line", "the first of its kind: at most 300 printable characters"),
+            _COUNT,
+            _n("first_ns", "ns", "when the first of its kind was read"),
+        ),
+    ),
+    Table(
         "syscall_mix",
         "probes.bpf_syscall_mix",
         "(pid, syscall) in one interval",
@@ -574,7 +589,8 @@ _ALL: tuple[Table, ...] = (
         (
             _at(),
             _n("pid", "", "a process in it, the first that was seen"),
-            _t("cgroup", "its path within the hierarchy"),
+            _t("cgroup", "its folder"),
+            _n("version", "", "of its files: 1 or 2"),
             _n("quota_ns", "ns", "CPU time that it may use in a period"),
             _n("period_ns", "ns", "length of a period"),
             _n("periods_total", "count", "periods in which it wanted to run"),

@@ -24,8 +24,11 @@ V2_MOUNTS = "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n"
 
 def test_the_group_of_a_process_and_all_above_it_are_found_in_version_1():
     groups = cpu_groups(23, "4:cpu,cpuacct:/pods/a\n0::/elsewhere\n", V1_MOUNTS)
-    assert [group.name for group in groups] == ["/pods/a", "/pods", "/"]
-    assert groups[0].folder == Path("/sys/fs/cgroup/cpu,cpuacct/pods/a")
+    assert [group.name for group in groups] == [
+        "/sys/fs/cgroup/cpu,cpuacct/pods/a",
+        "/sys/fs/cgroup/cpu,cpuacct/pods",
+        "/sys/fs/cgroup/cpu,cpuacct",
+    ]
     assert {group.is_v2 for group in groups} == {False}
     assert {group.pid for group in groups} == {23}
 
@@ -33,9 +36,9 @@ def test_the_group_of_a_process_and_all_above_it_are_found_in_version_1():
 def test_the_group_of_a_process_and_all_above_it_are_found_in_version_2():
     groups = cpu_groups(23, "0::/system.slice/chat.service\n", V2_MOUNTS)
     assert [group.name for group in groups] == [
-        "/system.slice/chat.service",
-        "/system.slice",
-        "/",
+        "/sys/fs/cgroup/system.slice/chat.service",
+        "/sys/fs/cgroup/system.slice",
+        "/sys/fs/cgroup",
     ]
     assert {group.is_v2 for group in groups} == {True}
     assert cpu_groups(23, "", V2_MOUNTS) == []
@@ -104,10 +107,12 @@ while True:
             writer.close()
         child.kill()
         child.wait()
+        version = 2 if (above / "cpu.max").exists() else 1
     rows = run.read_table("cgroup_cpu").table.to_pylist()
     assert len(rows) == 2
     assert {row["pid"] for row in rows} == {child.pid}
-    assert {row["cgroup"].rpartition("/")[2] for row in rows} == {above.name}
+    assert {row["cgroup"] for row in rows} == {str(above)}
+    assert {row["version"] for row in rows} == {version}
     assert (rows[0]["quota_ns"], rows[0]["period_ns"]) == (2_000_000, 100_000_000)
     assert rows[1]["throttled_periods_total"] - rows[0]["throttled_periods_total"] >= 3
     assert rows[1]["periods_total"] >= rows[1]["throttled_periods_total"]

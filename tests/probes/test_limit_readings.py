@@ -114,7 +114,7 @@ def test_the_task_limit_of_a_group_is_read_when_it_refuses(run, python_child):
         child.kill()
         child.wait()
     row = limits["group_tasks_count"]
-    assert row["scope"].endswith(above.name)
+    assert row["scope"] == str(above)
     assert (row["used"], row["capacity"]) == (7, 7)
     assert row["hits_total"] >= 1
     assert limits["threads_count"]["used"] == 7

@@ -19,6 +19,8 @@ LIGHT = {
     "oom_kills",
     "open_fates",
     "connection_fates",
+    "runtime_limits",
+    "server_words",
 }
 
 
