@@ -105,6 +105,23 @@ EVIDENCE_KEYS = ("id", "of", "name", "value", "unit", "table", "at_s")
 
 
 @dataclass(frozen=True, slots=True)
+class Quote:
+    """A line of the server's own log: a stranger's text, in printable characters.
+
+    Attributes:
+        at_s: When it was read, in seconds since the ramp began.
+        source: Name of the file, or journal.
+        line: The line, the first of its kind.
+        count: How many of its kind there were.
+    """
+
+    at_s: float
+    source: str
+    line: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fix:
     """A command and the effect to expect from it, in numbers."""
 
@@ -165,6 +182,7 @@ class Finding:
         sentence: The same in one plain sentence that names side, process and number.
         explained_count: Failed, lost or waiting connections that have this cause's sign. Only a
             cause that explains some can have stopped the run.
+        quotes: What the server's log said of it.
 
     Raises:
         ValueError: No evidence, or two of one id and qualifier; an unknown cause or side, or a
@@ -186,6 +204,7 @@ class Finding:
     follows_from: str = ""
     sentence: str = ""
     explained_count: int = 0
+    quotes: tuple[Quote, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.evidence:

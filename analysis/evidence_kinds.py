@@ -276,8 +276,30 @@ _FATES: dict[str, EvidenceKind] = {
     "refused_connects": _with("count", "connects to what is behind it that returned {of}"),
 }
 
+_LIMITS: dict[str, EvidenceKind] = {
+    "cpu_quota": EvidenceKind("pct", "CPU quota of the control group, of one core"),
+    "throttled_share": EvidenceKind("pct", "share of periods in which the quota stopped it"),
+    "throttled_periods": EvidenceKind("count", "periods in which the quota stopped it"),
+    "throttled_time": EvidenceKind("s", "time that it was stopped, all cores together"),
+    "handshake_cpu": EvidenceKind("us", "CPU for one handshake"),
+    "handshake_rate": EvidenceKind("per_s", "handshakes that it made"),
+    "work_samples": _with("pct", "samples in functions of a {of}"),
+    "successor_age": EvidenceKind("s", "time that its successor had been there"),
+    "lost_with_it": EvidenceKind("count", "connections lost with it"),
+    "eagain_calls": _call("EAGAIN"),
+    "limit_used": _with("count", "{of}: in use"),
+    "limit_size": _with("count", "{of}: most"),
+    "limit_used_bytes": _with("bytes", "bytes of {of} in use"),
+    "limit_size_bytes": _with("bytes", "most bytes of {of}"),
+    "limit_refusals": _with("count", "times that the kernel refused for {of}"),
+    "process_threads": EvidenceKind("count", "threads of the process"),
+    "resident_peak": EvidenceKind("bytes", "most memory resident in the process"),
+    "log_lines": EvidenceKind("count", "lines of the server's log that say so"),
+    "group_cpu": EvidenceKind("pct", "CPU of the server's processes"),
+}
+
 EVIDENCE_KINDS: dict[str, EvidenceKind] = {
     **_DESCRIPTORS, **_PORTS, **_MEMORY, **_QUEUES, **_CONNECTIONS, **_CPU, **_LOOPS, **_FATES,
-    **_RUN,
+    **_LIMITS, **_RUN,
 }  # fmt: skip
 """Id to its kind."""

@@ -78,15 +78,21 @@ def find_hot_worker(view: RunView, worker_cpu: pd.DataFrame) -> dict[str, Any] |
 
     During the ramp of a host whose cores are all busy, every worker takes what it gets: there a
     worker counts as hot only with 80 % of a core and twice the median of its siblings. In the
-    hold phase 80 % of a core is enough.
+    hold phase 80 % of a core is enough. Where no stretch is such a one, a lone worker at a full
+    core in the ramp is hot as well: it does what it is there for, and is as fast as it can be.
 
     Returns:
-        pid, role, worker, since_s, until_s, cpu_pct, user_pct, system_pct, others_cpu_pct; the
-        longest such stretch of the run, None when there was none.
+        pid, role, worker, since_s, until_s, cpu_pct, user_pct, system_pct, others_cpu_pct,
+        is_ramp_only (a lone worker, and only while connections were opened); the longest such
+        stretch of the run, None when there was none.
     """
     servers = worker_cpu[worker_cpu["side"] == "server"]
     if servers.empty:
         return None
+    return _longest_hot(view, servers, in_ramp=False) or _longest_hot(view, servers, in_ramp=True)
+
+
+def _longest_hot(view: RunView, servers: pd.DataFrame, *, in_ramp: bool) -> dict[str, Any] | None:
     worker_rows = servers[servers["role"] == "server"]
     best: dict[str, Any] | None = None
     for pid, rows in servers.groupby("pid", sort=True):
@@ -94,9 +100,11 @@ def find_hot_worker(view: RunView, worker_cpu: pd.DataFrame) -> dict[str, Any] |
         at_s = rows["at_s"].to_numpy()
         cpu = rows["cpu_pct"].to_numpy()
         beside = np.interp(at_s, others.index, others) if len(others) else np.full(len(at_s), 0.0)
-        # a lone worker at a full core in the ramp is doing what it is there for
+        if in_ramp and (len(others) or str(rows["role"].iloc[0]) != "server"):
+            continue
         in_hold = (at_s > view.hold.start_s + 0.6) & (at_s <= view.stop_s + 0.1)
         unlike = (cpu >= 2 * beside) & (len(others) > 0)
+        in_hold |= in_ramp & (at_s > view.ramp.start_s)
         hot = (cpu >= 80) & (at_s <= view.stop_s + 0.1) & (in_hold | unlike)
         for start, stop in runs_of(hot):
             since_s = float(at_s[start - 1]) if start else float(at_s[start]) - 0.5
@@ -113,6 +121,7 @@ def find_hot_worker(view: RunView, worker_cpu: pd.DataFrame) -> dict[str, Any] |
                     "user_pct": float(part["user_pct"].mean()),
                     "system_pct": float(part["system_pct"].mean()),
                     "others_cpu_pct": float(beside[start:stop].mean()) if len(others) else np.nan,
+                    "is_ramp_only": in_ramp,
                 }
     return best
 
@@ -130,6 +139,7 @@ _EXPLAINS_A_HOT_WORKER = (
     "garbage-collection",
     "hot-acceptor",
     "port-search-cost",
+    "handshake-cost",
     "hot-worker-code",
 )
 _SOFTIRQ = re.compile(r"\b(?:handle_softirqs|__do_softirq|do_softirq|net_rx_action)")

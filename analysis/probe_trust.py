@@ -184,6 +184,8 @@ _TABLES_OF_PROBE: dict[str, tuple[str, ...]] = {
     "oom_kills": ("oom_kills",),
     "open_fates": ("open_fates", "unix_listeners", "thread_waits"),
     "connection_fates": ("connection_fates",),
+    "runtime_limits": ("runtime_limits",),
+    "server_words": ("server_words",),
     "live_samples": ("live_samples",),
     "process_samples": ("process_samples",),
     "blocked_samples": ("blocked_samples",),

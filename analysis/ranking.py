@@ -16,9 +16,11 @@ from analysis.signs import EMFILE, Signs
 
 _AT_LIMIT = ("fd-limit-process", "fd-limit-system")
 _SLOWS_ACCEPT = (
+    "cpu-quota",
     "worker-blocked",
     "garbage-collection",
     "hot-worker-code",
+    "handshake-cost",
     "keepalive-storm",
     "hot-acceptor",
 )
@@ -32,16 +34,29 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     "server-resets-when-full": (_SHARED, *_AT_LIMIT),
     "full-worker-on-shared-listener": _AT_LIMIT,
     "fd-limit-process": (_SHARED,),
-    "worker-crash": (*_AT_LIMIT, "memory-exhausted"),
+    "worker-crash": (
+        *_AT_LIMIT,
+        "memory-exhausted",
+        "runtime-heap-limit",
+        "task-limit",
+        "mapping-limit",
+    ),
+    "garbage-collection": ("runtime-heap-limit",),
+    # the BEAM and .NET say the same of memory that the system refuses
+    "runtime-heap-limit": ("mapping-limit", "memory-exhausted"),
+    "hot-worker-code": ("cpu-quota",),
+    "handshake-cost": ("cpu-quota",),
     "upgrade-refused": (*_BEHIND, *_AT_LIMIT, "ephemeral-ports-exhausted"),
     "upgrade-unanswered": _BEHIND,
     "backend-unavailable": (*_WORK_BEHIND, *_AT_LIMIT, "worker-crash"),
-    "worker-blocked": _STOPS_SERVING,
+    "worker-blocked": (*_STOPS_SERVING, "cpu-quota"),
     "unix-queue-full": (*_STOPS_SERVING, *_AT_LIMIT, *_SLOWS_ACCEPT),
     "waits-for-slot": ("own-limit", *_AT_LIMIT),
     "closed-by-server": (
         *_AT_LIMIT,
         "worker-crash",
+        "worker-replaced",
+        "runtime-heap-limit",
         "memory-exhausted",
         "tcp-memory-pressure",
         "keepalive-storm",
@@ -53,6 +68,8 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
 }
 """What can bring a cause about, by the mechanism; only where this run also shows it."""
 
+_DIES_WITHIN_S = 2.0
+"""What a runtime does between the refusal and its end: it writes a report."""
 _TOLERANCE_S = 0.6
 """Live counters come four times, descriptor counts twice a second: earlier is not sharper."""
 
@@ -120,11 +137,10 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
             is_earlier = other.first_s <= finding.first_s + _TOLERANCE_S
             is_near = other.side in (finding.side, "host")  # what the host lacks, both sides lack
             if other.cause == cause and is_near and is_earlier:
-                if finding.cause == "worker-crash":
-                    is_memory = cause == "memory-exhausted"
-                    was_its_end = _was_killed_for_memory if is_memory else _was_at_limit
-                    if not was_its_end(signs, finding):
-                        continue
+                if finding.cause == "worker-crash" and not _died_of(signs, finding, other):
+                    continue
+                if cause == "runtime-heap-limit" and not _is_same(finding, other):
+                    continue
                 if finding.cause == "upgrade-refused" and not _is_server_error(finding):
                     continue
                 is_own = cause in _SLOWS_ACCEPT or finding.cause == "worker-blocked"
@@ -161,6 +177,16 @@ def _is_same(finding: Finding, other: Finding) -> bool:
 def _is_server_error(refusal: Finding) -> bool:
     """A status of 500 to 599 (RFC 9110, section 15.6): the server is willing, and cannot."""
     return 500 <= (refusal.value_of("http_status") or 0) <= 599
+
+
+def _died_of(signs: Signs, crash: Finding, other: Finding) -> bool:
+    """That very process was killed for memory, met EMFILE, or was refused what it needed."""
+    if other.cause == "memory-exhausted":
+        return _was_killed_for_memory(signs, crash)
+    if other.cause in _AT_LIMIT:
+        return _was_at_limit(signs, crash)
+    is_soon = crash.first_s <= other.last_s + _DIES_WITHIN_S
+    return is_soon and crash.subject.pid == other.subject.pid
 
 
 def _was_killed_for_memory(signs: Signs, crash: Finding) -> bool:

@@ -59,6 +59,17 @@ def run_directory(manifest: Mapping[str, Any]) -> str:
     return f"{parent.rstrip('/')}/{manifest.get('run_id') or 'latest'}"
 
 
+def server_cmd(manifest: Mapping[str, Any]) -> str:
+    """What ``--server-cmd`` was, as it was given, with its ``{port}``; '' where there was none."""
+    argv = [str(word) for word in manifest.get("argv") or []]
+    for position, word in enumerate(argv):
+        if word == "--server-cmd" and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith("--server-cmd="):
+            return word.partition("=")[2]
+    return ""
+
+
 class RunView:
     """A run, with times in seconds since the ramp began and processes by pid.
 
@@ -321,12 +332,17 @@ class RunView:
         return enough and self.failed_count == 0 and self.lost_count == 0
 
     @cached_property
-    def failure_window_s(self) -> tuple[float, float] | None:
-        """Around the first failures: from 0.5 s before the first to 2 s after it."""
+    def first_failure_s(self) -> float | None:
+        """When the first connection failed or was lost, None when none did."""
         connections = self.connections
         bad = connections[connections["is_failed"] | connections["is_lost"]]
         moments = bad["closed_s"].dropna()
-        candidates = [float(moments.min())] if len(moments) else []
+        return float(moments.min()) if len(moments) else None
+
+    @cached_property
+    def failure_window_s(self) -> tuple[float, float] | None:
+        """Around the first failures: from 0.5 s before the first to 2 s after it."""
+        candidates = [self.first_failure_s] if self.first_failure_s is not None else []
         emfile = self.frames["failing_syscalls"]
         emfile = emfile[(emfile["errno"] == 24) & (emfile["first_ns"] > 0)]
         candidates += [float(self.seconds(emfile["first_ns"].min()))] if len(emfile) else []

@@ -14,7 +14,9 @@ from analysis.failures import intervals_s
 from analysis.hot_worker import find_hot_worker
 from analysis.ladder import Rung
 from analysis.probe_trust import ProbeTrust
+from analysis.process_ends import ProcessEnd, process_ends
 from analysis.run_view import RunView
+from analysis.server_words import Spoken, spoken
 from probes.schema import SERVER_ROLES
 
 ACCEPT_CALLS = ("accept4", "accept")
@@ -88,6 +90,30 @@ class Signs:
         )
         begun = connections["start_s"][late]
         return float(begun.min()) if len(begun) else self.view.stop_s
+
+    def harmed_since(self, since_s: float) -> int:
+        """Attempts that failed, connections that were lost from a moment on, and all that waited.
+
+        Those of a tenth of a second before count too: who is told first varies.
+        """
+        connections = self.view.connections
+        bad = connections["is_failed"] | connections["is_lost"]
+        late = connections["closed_s"] >= since_s - 0.1
+        return int((bad & late).sum()) + self.view.waiting_count
+
+    @cached_property
+    def process_ends(self) -> list[ProcessEnd]:
+        """Server processes that ended before the run did."""
+        return process_ends(self.view)
+
+    @cached_property
+    def words(self) -> list[Spoken]:
+        """What the server's log said of errors."""
+        return spoken(self.view)
+
+    def words_of(self, cause: str) -> list[Spoken]:
+        """Well-known lines that mean a cause."""
+        return [said for said in self.words if said.cause == cause]
 
     def errors_of(self, syscall: str, errno: int, *, role: str = "") -> pd.DataFrame:
         """Rows of ``errors`` by syscall and errno, before the run began to stop."""

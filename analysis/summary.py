@@ -27,6 +27,7 @@ from analysis.processes import what_is_missing
 from analysis.ranking import rank
 from analysis.run_frames import RunFrames
 from analysis.run_view import RunView
+from analysis.server_words import near, quotes_of, with_quotes
 from analysis.signs import Signs
 from analysis.verdict import Verdict, conclude, run_facts
 from probes import schema
@@ -59,6 +60,7 @@ class Summary:
             or native, '' unknown), top_share_pct (of samples), cause (id of the finding that
             explains it, '' none), syscalls (list of {syscall, errno_name, events_per_s}, most
             first), stacks (list of {source, stack, sample_count}, most first, at most 10),
+            is_ramp_only (a lone worker, at a full core while connections were opened),
             threads (list of {tid, thread, kind, label, sample_count, share_pct, function}, most
             samples first, at most 10), naming_advice (what would name its frames, '' for nothing).
         failure_window_s: (first_s, last_s) around the first failures, None when none failed.
@@ -224,14 +226,17 @@ def summarise(frames: RunFrames) -> Summary:
         host_cpu=host_cpu,
         ladder=ladder,
     )
-    findings = rank(signs, find_all(signs))
+    ranked = rank(signs, find_all(signs))
+    findings = with_quotes(ranked, signs.words, view.first_failure_s)
     hot = with_threads(signs.view, describe_hot_worker(signs, findings))
     known = {
         "manifest": frames.manifest,
         "origin_ns": view.origin_ns,
         "duration_s": view.stop_s,
         "run": run_facts(view),
-        "verdict": conclude(view, findings, ladder),
+        "verdict": conclude(
+            view, findings, ladder, quotes_of(near(signs.words, view.first_failure_s))
+        ),
         "findings": findings,
         "ladder": ladder,
         "hot_worker": hot,

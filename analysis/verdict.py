@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.alternatives import Alternative, alternatives
 from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
-from analysis.evidence import Finding, Side, capitalised
+from analysis.evidence import Finding, Quote, Side, capitalised
 from analysis.ladder import Rung, next_wall
 from analysis.run_view import RunView
 from analysis.unexplained import unexplained
@@ -39,6 +39,7 @@ class Verdict:
         confidence: high, medium or low.
         next_rung: One sentence about the next wall, '' when no rung could be fitted.
         alternatives: Other explanations that this run cannot rule out, and what would decide.
+        quotes: What the server's log said of it; where no cause was found, what it said then.
     """
 
     cause: str
@@ -49,20 +50,27 @@ class Verdict:
     confidence: str = "high"
     next_rung: str = ""
     alternatives: tuple[Alternative, ...] = ()
+    quotes: tuple[Quote, ...] = ()
 
 
-def conclude(view: RunView, findings: Sequence[Finding], ladder: Sequence[Rung]) -> Verdict:
+def conclude(
+    view: RunView,
+    findings: Sequence[Finding],
+    ladder: Sequence[Rung],
+    said: tuple[Quote, ...] = (),
+) -> Verdict:
     """The verdict of a run.
 
     Args:
         view: The run.
         findings: Ranked.
         ladder: In order.
+        said: What the server's log said at the first failure.
     """
     wall = wall_sentence(ladder)
     binding = next((f for f in findings if f.severity == "binding"), None)
     if binding is None:
-        return _without_cause(view, wall)
+        return _without_cause(view, wall, said)
     known = binding.at_connections
     # What decides between rivals is a run of ours; nobody repeats what real clients did.
     rivals = () if view.is_attached else alternatives(findings)
@@ -75,6 +83,7 @@ def conclude(view: RunView, findings: Sequence[Finding], ladder: Sequence[Rung])
         confidence=binding.confidence,
         next_rung=wall,
         alternatives=rivals,
+        quotes=binding.quotes,
     )
 
 
@@ -119,7 +128,7 @@ _RAISED = (
 )
 
 
-def _without_cause(view: RunView, wall: str) -> Verdict:
+def _without_cause(view: RunView, wall: str, said: tuple[Quote, ...]) -> Verdict:
     target, peak = view.target_count, view.peak_count
     is_interrupted = view.manifest.get("status") == "interrupted"
     side: Side = "host"
@@ -146,6 +155,7 @@ def _without_cause(view: RunView, wall: str) -> Verdict:
         at_s=view.peak_s if peak else None,
         confidence="low",
         next_rung=wall,
+        quotes=said,
     )
 
 
@@ -213,6 +223,7 @@ def document(summary: Summary) -> dict[str, Any]:
                 {"cause": a.cause, "side": a.side, "why": a.why, "decide": a.decide}
                 for a in verdict.alternatives
             ],
+            "quotes": [_quote(quote) for quote in verdict.quotes],
         },
         "findings": [_finding(finding) for finding in summary.findings],
         "ladder": [_rung(rung) for rung in summary.ladder],
@@ -250,7 +261,12 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "confidence": finding.confidence,
         "missing": list(finding.missing),
         "follows_from": finding.follows_from,
+        "quotes": [_quote(quote) for quote in finding.quotes],
     }
+
+
+def _quote(quote: Quote) -> dict[str, Any]:
+    return {"at_s": quote.at_s, "source": quote.source, "line": quote.line, "count": quote.count}
 
 
 def _rung(rung: Rung) -> dict[str, Any]:

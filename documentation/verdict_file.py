@@ -5,7 +5,7 @@ from __future__ import annotations
 from analysis import verdict
 from analysis.alternatives import Alternative
 from analysis.causes import CAUSES
-from analysis.evidence import SEVERITIES, SIDES, Evidence, Finding, Fix, Subject
+from analysis.evidence import SEVERITIES, SIDES, Evidence, Finding, Fix, Quote, Subject
 from analysis.rung import Rung
 from analysis.verdict import Verdict
 from documentation.markdown import attributes, table
@@ -44,6 +44,10 @@ OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
     "findings[]": ("every cause that was found, binding first", attributes(Finding)),
     "findings[].subject": ("the process", attributes(Subject)),
     "findings[].evidence[]": ("one number of this run", EVIDENCE),
+    "findings[].quotes[]": (
+        "a line of the server's own log, also of `verdict.quotes[]`",
+        attributes(Quote),
+    ),
     "findings[].fix[]": ("commands, best first", FIX),
     "ladder[]": ("every limit, next wall first", attributes(Rung)),
     "probes[]": ("what was watched, and what not", PROBE),

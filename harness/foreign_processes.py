@@ -577,6 +577,7 @@ class ForeignProcesses:
             self._slots.give_back(each.slot_index, now_s)
             how = f"signal {number}" if number else f"status {code}" if code >= 0 else "unseen"
             held = each.slot[Counter.OPEN_COUNT]
-            detail = f"{each.command}, {how}, held {held} connections"
+            # of a proxy two for each connection: which is which nobody can see any more
+            detail = f"{each.command}, {how}, held {held} descriptors of connections"
             news.append(("process_exited", pid, detail))
         return news

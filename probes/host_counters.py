@@ -37,6 +37,7 @@ from probes.cgroup_memory import CgroupUse, MemoryGroups, tightest
 from probes.clock import NS_PER_S, now_ns
 from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
+from probes.schema import SERVER_ROLES
 
 _NS_PER_TICK = NS_PER_S // os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -314,7 +315,7 @@ class HostCountersProbe:
     def add_process(self, ref: ProcessRef) -> None:
         """The groups of a process that came later count from now on."""
         self._add_groups(ref.pid)
-        if ref.role in ("server", "acceptor"):
+        if ref.role in SERVER_ROLES:
             self._quotas.add_process(ref.pid)
 
     def _add_groups(self, pid: int) -> None:

@@ -2,7 +2,7 @@
 
 Measures:
     Of each server process whose runtime has a limit of its own: how many bytes, and the option that
-    says so (table ``limit_readings``), once, when it is first seen.
+    says so (table ``runtime_limits``), once, when it is first seen.
 Hook:
     Command line, and of the environment the few variables in which runtimes look for options:
     /proc/PID/cmdline and environ (proc(5)). Their values are not kept, only the sizes in them.
@@ -21,11 +21,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from probes.clock import now_ns
-from probes.limit_readings import LimitReading
 from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
+from probes.schema import SERVER_ROLES
 
 _READ_BYTES = 256 << 10
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
@@ -58,9 +59,17 @@ _WORD_BYTES = 8
 _NODES = ("node", "nodejs", "deno", "electron")
 
 
+class HeapLimit(NamedTuple):
+    """What a runtime was told: which heap, by which option, and its size."""
+
+    limit: str
+    option: str
+    size_bytes: int
+
+
 def heap_limits(
     program: str, words: Sequence[str], variables: Mapping[str, str], memory_bytes: int
-) -> list[LimitReading]:
+) -> list[HeapLimit]:
     """What a runtime was told.
 
     Args:
@@ -70,7 +79,7 @@ def heap_limits(
         memory_bytes: Of the host, 0 when not known.
 
     Returns:
-        One reading a limit, with the option that it comes from as its scope.
+        One a heap.
     """
     line = " ".join(words)
     if program.startswith(_NODES):
@@ -78,29 +87,29 @@ def heap_limits(
     if program == "java" or program.startswith("java"):
         return _of_jvm(line, variables, memory_bytes)
     if program.startswith("php"):
-        return _told("php_memory_bytes", _PHP, [("memory_limit", line)])
+        return _told("php_memory", _PHP, [("memory_limit", line)])
     if program.startswith("beam"):
         texts = [("+hmax", line)]
         texts += [(f"+hmax of {name}", value) for name, value in variables.items() if "ER" in name]
         found = [(label, _BEAM.search(text)) for label, text in texts]
         sizes = [(label, int(hit[1]) * _WORD_BYTES) for label, hit in found if hit]
-        return [LimitReading("beam_process_bytes", *_last(sizes))] if sizes else []
+        return [HeapLimit("beam_process", *_last(sizes))] if sizes else []
     return _of_variables(variables)
 
 
-def _of_v8(line: str, variables: Mapping[str, str]) -> list[LimitReading]:
+def _of_v8(line: str, variables: Mapping[str, str]) -> list[HeapLimit]:
     option = "--max-old-space-size"
     texts = [(f"{option} of {name}", variables.get(name, "")) for name in NODE_VARIABLES]
     texts.append((option, line))  # which goes before the environment
     sizes = [(label, int(hit[1]) << 20) for label, text in texts for hit in _V8.finditer(text)]
-    return [LimitReading("v8_old_space_bytes", *_last(sizes))] if sizes else []
+    return [HeapLimit("v8_old_space", *_last(sizes))] if sizes else []
 
 
-def _of_jvm(line: str, variables: Mapping[str, str], memory_bytes: int) -> list[LimitReading]:
+def _of_jvm(line: str, variables: Mapping[str, str], memory_bytes: int) -> list[HeapLimit]:
     texts = [(f"of {name}", variables.get(name, "")) for name in JAVA_VARIABLES]
     texts.append(("", line))
     labelled = [(f"-Xmx {label}".strip(), text) for label, text in texts]
-    found = _told("jvm_heap_bytes", _XMX, labelled)
+    found = _told("jvm_heap", _XMX, labelled)
     if not found and memory_bytes:
         shares = [
             (f"-XX:MaxRAMPercentage {label}".strip(), int(float(hit[1]) / 100 * memory_bytes))
@@ -108,44 +117,43 @@ def _of_jvm(line: str, variables: Mapping[str, str], memory_bytes: int) -> list[
             for hit in _RAM_PERCENT.finditer(text)
         ]
         default = [("the JVM's default", int(_JVM_DEFAULT_SHARE * memory_bytes))]
-        found = [LimitReading("jvm_heap_bytes", *_last(shares or default))]
+        found = [HeapLimit("jvm_heap", *_last(shares or default))]
     labelled = [(f"-XX:MaxDirectMemorySize {label}".strip(), text) for label, text in texts]
-    return found + _told("jvm_direct_memory_bytes", _DIRECT, labelled)
+    return found + _told("jvm_direct_memory", _DIRECT, labelled)
 
 
 def _told(
     limit: str, pattern: re.Pattern[str], texts: Sequence[tuple[str, str]]
-) -> list[LimitReading]:
+) -> list[HeapLimit]:
     sizes = [
         (label, int(hit[1]) << _UNITS[hit[2].lower()])
         for label, text in texts
         for hit in pattern.finditer(text)
     ]
-    return [LimitReading(limit, *_last(sizes))] if sizes else []
+    return [HeapLimit(limit, *_last(sizes))] if sizes else []
 
 
-def _of_variables(variables: Mapping[str, str]) -> list[LimitReading]:
+def _of_variables(variables: Mapping[str, str]) -> list[HeapLimit]:
     found = []
     go = _GO.fullmatch(variables.get("GOMEMLIMIT", ""))
     if go:
         shift = _UNITS[(go[2] or "B")[0].lower().replace("b", "")]
-        found.append(LimitReading("go_memory_bytes", "GOMEMLIMIT", -1, int(go[1]) << shift))
+        found.append(HeapLimit("go_memory", "GOMEMLIMIT", int(go[1]) << shift))
     for name in ("DOTNET_GCHeapHardLimit", "COMPlus_GCHeapHardLimit"):
         value = variables.get(name, "").lower().removeprefix("0x")
         if re.fullmatch(r"[0-9a-f]{1,15}", value):
-            found.append(LimitReading("dotnet_heap_bytes", name, -1, int(value, 16)))
+            found.append(HeapLimit("dotnet_heap", name, int(value, 16)))
             break
     return found
 
 
-def _last(sizes: Sequence[tuple[str, int]]) -> tuple[str, int, int]:
-    """Of several the last one holds: option, use that is not known, size."""
-    label, size = sizes[-1]
-    return label, -1, size
+def _last(sizes: Sequence[tuple[str, int]]) -> tuple[str, int]:
+    """Of several the last one holds: option and size."""
+    return sizes[-1]
 
 
 class RuntimeLimitsProbe:
-    """Appends rows to ``limit_readings``, once a process."""
+    """Appends rows to ``runtime_limits``, once a process."""
 
     name = "runtime_limits"
     period_s = 60.0
@@ -160,17 +168,16 @@ class RuntimeLimitsProbe:
 
     def start(self, target: Target) -> None:
         """Reads what is known of each server process."""
-        self.writers = [target.run.writer("limit_readings", self.name)]
+        self.writers = [target.run.writer("runtime_limits", self.name)]
         for ref in target.processes.values():
             self.add_process(ref)
 
     def add_process(self, ref: ProcessRef) -> None:
         """Reads what is known of one that came later."""
-        if ref.role not in ("server", "acceptor"):
+        if ref.role not in SERVER_ROLES:
             return
-        for reading in limits_of(ref.pid):
-            row = (reading.limit, reading.scope, reading.used, reading.capacity, -1)
-            self.writers[0].append(now_ns(), ref.pid, *row)
+        for told in limits_of(ref.pid):
+            self.writers[0].append(now_ns(), ref.pid, *told)
 
     def sample(self, at_ns: int) -> None:
         """Nothing: a command line does not change."""
@@ -179,7 +186,7 @@ class RuntimeLimitsProbe:
         """Nothing is open."""
 
 
-def limits_of(pid: int) -> list[LimitReading]:
+def limits_of(pid: int) -> list[HeapLimit]:
     """Of a process that runs; none of one that is gone."""
     words = _strings(f"/proc/{pid}/cmdline")
     try:

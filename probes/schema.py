@@ -296,6 +296,20 @@ _ALL: tuple[Table, ...] = (
         ),
     ),
     Table(
+        "runtime_limits",
+        "probes.runtime_limits",
+        "a heap that the runtime of a server process was told to keep to",
+        "at most 2 a process",
+        "/proc/PID/cmdline, /proc/PID/environ",
+        (
+            _at("when it was read"),
+            _PID,
+            _t("limit", "v8_old_space, jvm_heap, jvm_direct_memory, php_memory, go_memory, …"),
+            _t("option", "the option or variable that says so"),
+            _n("size_bytes", "bytes", "how large it may be"),
+        ),
+    ),
+    Table(
         "server_words",
         "probes.server_words",
         "a kind of line that the server wrote of an error, in one interval",

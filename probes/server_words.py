@@ -34,6 +34,7 @@ from pathlib import Path
 from probes.clock import NS_PER_S
 from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
+from probes.schema import SERVER_ROLES
 
 LINE_CHARACTERS = 300
 MOST_KINDS_COUNT = 200
@@ -138,7 +139,7 @@ class ServerWordsProbe:
 
     def add_process(self, ref: ProcessRef) -> None:
         """Reads also what a server process writes from now on."""
-        if ref.role not in ("server", "acceptor"):
+        if ref.role not in SERVER_ROLES:
             return
         for number in range(_DESCRIPTORS_COUNT):
             path = f"/proc/{ref.pid}/fd/{number}"

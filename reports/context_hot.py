@@ -36,15 +36,20 @@ def hot_section(view: View) -> dict[str, Any]:
     lead = "No worker was hot: none stood out from its siblings or kept a core busy."
     if hot is not None:
         name = process_name(str(hot["role"]), int(hot["worker"]), int(hot["pid"]))
-        alike = float(hot["others_cpu_pct"]) > ALIKE_SHARE * float(hot["cpu_pct"])
+        others_pct = float(hot["others_cpu_pct"])
+        is_alone = not formatting.is_known(others_pct)
+        alike = others_pct > ALIKE_SHARE * float(hot["cpu_pct"])
+        answer = "No, all were alike" if alike else "It has no siblings" if is_alone else "Yes"
+        beside = "" if is_alone else f", its siblings {formatting.percent(others_pct)} (median)"
         lead = (
-            f"{'No, all were alike' if alike else 'Yes'}: {name} used "
+            f"{answer}: {name} used "
             f"{formatting.percent(float(hot['cpu_pct']))} of a core from "
             f"{formatting.moment(float(hot['since_s']))} to "
             f"{formatting.moment(float(hot['until_s']))} "
-            f"({formatting.percent(float(hot['system_pct']))} in the kernel), its siblings "
-            f"{formatting.percent(float(hot['others_cpu_pct']))} (median)."
+            f"({formatting.percent(float(hot['system_pct']))} in the kernel){beside}."
         )
+        if hot.get("is_ramp_only"):
+            lead += " Connections were opened meanwhile, as fast as it made them."
         if hot.get("top_function"):
             lead += (
                 f" {formatting.percent(float(hot['top_share_pct']))} of its samples are in "

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.causes import CAUSES, GOOD_CAUSES
-from analysis.evidence import Finding
+from analysis.evidence import Finding, Quote, times
 from analysis.ladder import Rung
 from reports import formatting
 from reports.tables import Cell, Heading, Table, table_of, text_column
@@ -77,6 +77,7 @@ def verdict_section(view: View) -> dict[str, Any]:
         else "",
         "facts": facts,
         "fixes": fixes,
+        "quotes": [quote_of(quote) for quote in verdict.quotes],
         "alternatives": [
             {"cause": a.cause, "side": a.side, "why": _sentence_case(a.why), "decide": a.decide}
             for a in verdict.alternatives
@@ -232,6 +233,16 @@ def _finding(finding: Finding, number: int) -> dict[str, Any]:
         "not_measured": list(finding.missing),
         "fixes": [{"command": f.command, "effect": f.effect} for f in finding.fix],
         "evidence": evidence,
+        "quotes": [quote_of(quote) for quote in finding.quotes],
+    }
+
+
+def quote_of(quote: Quote) -> dict[str, str]:
+    """A line of the server's log as the page shows it: whose, when, and how often."""
+    often = "" if quote.count == 1 else f", {times(quote.count)} with other numbers"
+    return {
+        "line": quote.line,
+        "where": f"{quote.source} at {formatting.moment(quote.at_s)}{often}",
     }
 
 

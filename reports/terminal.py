@@ -355,6 +355,11 @@ def end_lines(
     fixes = first_fixes(verdict)
     if fixes:
         entries.append(("fix", [printable(str(fix.get("command", ""))) for fix in fixes]))
+    quotes = result.get("quotes") or []
+    if quotes:
+        first = quotes[0]
+        text = f'{first.get("source")}, {first.get("at_s"):.1f} s: "{first.get("line")}"'
+        entries.append(("said", _wrapped(text, width - 9)))
     rivals = result.get("alternatives") or []
     if rivals:
         text = "; ".join(f"{a.get('cause')} ({a.get('side')}): {a.get('decide')}" for a in rivals)

@@ -8,8 +8,9 @@ or attempts that timed out. Of a server that is only watched: for 3 s or more on
 waited a fifth of the time and longer than it had a core, or two fifths.
 Told apart from ``hot-worker-code``, ``garbage-collection``, ``accept-spin`` and
 ``keepalive-storm``: those name one process or one kind of work that fills the cores, and are named
-instead while the fleet itself takes the CPU. Where processes beside the fleet take it, they are the
-cause whatever the fleet does.
+instead while the fleet itself takes the CPU. From ``cpu-quota``: there it is the server's own group
+that has no more, and its processes wait also on an idle host. Where processes beside the fleet take
+it, they are the cause whatever the fleet does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ import numpy as np
 
 from analysis.cpu import cpu_between, df_host_pressure
 from analysis.evidence import Evidence, Finding, Fix, Subject
-from analysis.findings import accept_spin, garbage_collection, hot_worker_code, keepalive_storm
+from analysis.findings import (
+    accept_spin,
+    cpu_quota,
+    garbage_collection,
+    handshake_cost,
+    hot_worker_code,
+    keepalive_storm,
+)
 from analysis.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_busy_between
 from analysis.run_view import Phase
 from analysis.signs import Signs
@@ -69,6 +77,9 @@ def find(signs: Signs) -> list[Finding]:
     """One finding about the host, or none."""
     for harm in harms_of(signs):
         if not _is_full(signs, harm):
+            continue
+        # to the kernel a group that its quota stops waits for a core, whoever has them
+        if cpu_quota.explains_waiting(signs, harm.from_s, harm.until_s):
             continue
         shares = _shares(signs, harm)
         if harm.is_of_any_task and shares.servers < _WANTED_SHARE * shares.capacity:
@@ -140,6 +151,7 @@ def _shares(signs: Signs, harm: Harm) -> _Shares:
 def _is_named_otherwise(signs: Signs) -> bool:
     """A cause that says more than "full" explains who takes the CPU."""
     named = keepalive_storm.find(signs) or hot_worker_code.find(signs)
+    named = named or handshake_cost.find(signs)
     collecting = garbage_collection.collecting_pids(signs)
     return bool(named or collecting or accept_spin.spinning_pids(signs))
 

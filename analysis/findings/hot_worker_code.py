@@ -21,24 +21,19 @@ from analysis.findings import (
     accept_spin,
     fd_limit_process,
     garbage_collection,
+    handshake_cost,
     hot_acceptor,
     keepalive_storm,
 )
+from analysis.hot_function import UNNAMED, own_function
 from analysis.hot_thread import df_threads, thread_label, who_waits
-from analysis.hot_worker import dominant_function, dominant_own_function, function_shares
 from analysis.runtime_frames import (
     NamingAdvice,
     jvm_name,
     naming_advice,
-    unnamed_share,
 )
 from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
-
-_LEAST_SHARE_PCT = 50.0
-_SIBLING_SHARE_PCT = 25.0
-_LEAST_SAMPLES = 10
-_UNNAMED = "unnamed"
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -53,65 +48,29 @@ def find(signs: Signs) -> list[Finding]:
         return []
     if signs.messages_explain_cpu_of(pid, float(hot["since_s"]), float(hot["until_s"])):
         return []
-    kind, function, share_pct, sibling_pct = _own_function(signs, hot)
+    if pid in handshake_cost.costly_pids(signs):
+        return []
+    window = (float(hot["since_s"]), float(hot["until_s"]) + 0.5)
+    kind, function, share_pct, sibling_pct = own_function(signs.view, pid, str(hot["role"]), window)
+    # A lone worker at a full core in the ramp does what it is there for, as long as attempts
+    # come through.
+    if hot["is_ramp_only"] and (not signs.stalled_count or not function):
+        return []
     is_in_hold = float(hot["since_s"]) >= signs.view.hold.start_s or (
         float(hot["until_s"]) >= signs.view.hold.start_s + 1.0
     )
     # Of a server that is only watched nobody knows what it had to do: a full core is its limit,
     # also where no function stands out.
-    says_nothing = kind not in ("", _UNNAMED) and not signs.view.is_attached
+    says_nothing = kind not in ("", UNNAMED) and not signs.view.is_attached
     if not function and (not is_in_hold or says_nothing):
         return []
     return [_finding(signs, hot, kind, function, share_pct, sibling_pct)]
-
-
-def _own_function(signs: Signs, hot: dict[str, Any]) -> tuple[str, str, float, float]:
-    """The function that only the hot worker is in.
-
-    Returns:
-        Source of the stacks ('' when there are none, ``unnamed`` when most go through code that a
-        runtime made and did not name), function ('' when none is its own), its
-        share there, and the largest share that it has in a sibling.
-    """
-    window = (float(hot["since_s"]), float(hot["until_s"]) + 0.5)
-    stacks = df_flame(signs.view, window_s=window)
-    servers = signs.view.who[signs.view.who["role"] == hot["role"]]["pid"]
-    for kind in ("python", "native"):
-        of_kind = stacks[stacks["source"] == kind]
-        mine = of_kind[of_kind["pid"] == hot["pid"]]
-        if int(mine["sample_count"].sum()) < _LEAST_SAMPLES:
-            continue
-        shares = function_shares(mine)
-        beside: dict[str, float] = {}
-        for pid in servers[servers != hot["pid"]]:
-            theirs = of_kind[of_kind["pid"] == pid]
-            if int(theirs["sample_count"].sum()) < _LEAST_SAMPLES:
-                continue
-            of_sibling = function_shares(theirs)
-            for name, share in zip(of_sibling["function"], of_sibling["share_pct"], strict=True):
-                beside[str(name)] = max(beside.get(str(name), 0.0), float(share))
-        rare = shares["function"].map(beside).fillna(0.0) <= _SIBLING_SHARE_PCT
-        dominant = dominant_own_function if kind == "native" else dominant_function
-        function, share_pct = dominant(shares[rare], _LEAST_SHARE_PCT)
-        if function and not _is_event_loop(function):
-            return kind, function, share_pct, beside.get(function, 0.0)
-        unnamed = 100 * unnamed_share(zip(mine["stack"], mine["sample_count"], strict=True))
-        return (_UNNAMED if unnamed >= _LEAST_SHARE_PCT else kind), "", unnamed, 0.0
-    return "", "", 0.0, 0.0
 
 
 def _beside(signs: Signs) -> str:
     if signs.view.is_attached:
         return "; how many messages it served meanwhile is not seen from outside"
     return " while neither accepts nor messages explain it"
-
-
-_LOOP_WORDS = ("epoll", "poll (", "select", "do_syscall_64", "entry_SYSCALL", "Worker.run", "run (")
-
-
-def _is_event_loop(function: str) -> bool:
-    """The loop itself or its way into the kernel: in every stack of a worker, so no cause."""
-    return function.endswith("_[k]") or any(function.startswith(w) for w in _LOOP_WORDS)
 
 
 def _finding(
@@ -135,7 +94,7 @@ def _finding(
         where = f"in {function}"
         evidence.append(Evidence("function_samples", share_pct, table, since_s, of=function))
         evidence.append(Evidence("siblings_function_samples", sibling, table, of=function))
-    elif kind == _UNNAMED:
+    elif kind == UNNAMED:
         confidence = "low"
         evidence.append(Evidence("unnamed_samples", share_pct, "cpu_stacks", since_s))
     elif kind:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, Subject, times
+from analysis.findings import mapping_limit
 from analysis.memory_signs import ENOMEM, rise, until_stop
 from analysis.oom_victims import (
     Group,
@@ -101,6 +102,7 @@ def _refused(signs: Signs) -> tuple[pd.DataFrame, list[Group | None]]:
     rows = signs.errors
     rows = rows[~(rows["first_s"] >= signs.view.stop_s) & rows["role"].ne("")]
     none_left = (rows["errno"] == ENOMEM) & rows["syscall"].isin(_NETWORK)
+    none_left &= ~rows["pid"].isin(mapping_limit.limited_pids(signs))
     files = until_stop(signs.view, "sockstat")
     files = files[files["file_max_count"] > 0]
     has_room = len(files) > 0 and bool(

@@ -2,8 +2,10 @@
 
 Proof: exit status or signal from wait4 before the run began to stop, and the connections that it
 held or that clients lost within a second. A worker of a server in service that held none, and ended
-by a request to end or nobody saw how, was replaced and did not crash.
-Told apart from ``server-resets-when-full``: there the process lives.
+by a request to end or nobody saw how, was replaced and did not crash. One that ended with status 0
+crashed only for its clients: nobody took its place.
+Told apart from ``server-resets-when-full``: there the process lives. From ``worker-replaced``:
+there it ended in good order and has a successor.
 """
 
 from __future__ import annotations
@@ -13,59 +15,62 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from analysis.evidence import Evidence, Finding, Fix, capitalised, connections_text, side_of_role
+from analysis.process_ends import ASKED_TO_END, ProcessEnd
 from analysis.run_view import RunView, run_directory
 from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
 
 _AT_ONCE_S = 1.0
-_ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def find(signs: Signs) -> list[Finding]:
     """One finding for each process that died, the first first."""
     view = signs.view
     processes = view.frames["processes"]
+    ends = {end.pid: end for end in signs.process_ends}
     dead = processes[
-        (processes["exited_ns"] > 0)
-        & (
-            (processes["exit_status"] > 0)
-            | (processes["exit_signal"] > 0)
-            # of a server that was there before: how it ended is not always to be seen
-            | ((processes["exit_status"] < 0) & view.is_attached)
-        )
-        & processes["role"].isin([*SERVER_ROLES, "client"])
+        (processes["exited_ns"] > 0) & processes["role"].isin([*SERVER_ROLES, "client"])
     ]
     rows = dead.sort_values("exited_ns", kind="stable").to_dict("records")
-    found = [_finding(signs, row) for row in rows if not _was_replaced(signs, row)]
+    found = [
+        _finding(signs, row, ends.get(int(str(row["pid"]))))
+        for row in rows
+        if _died(signs, row, ends.get(int(str(row["pid"]))))
+    ]
     return [finding for finding in found if finding.first_s < view.stop_s]
 
 
-def _was_replaced(signs: Signs, row: Mapping[Hashable, Any]) -> bool:
-    """A reload of a server in service: the old worker served its last connection and ended."""
-    if not signs.view.is_attached or int(str(row["exit_status"])) > 0:
-        return False
-    number = int(str(row["exit_signal"]))
-    return (not number or number in _ASKED_TO_END) and not _held_count(signs, int(str(row["pid"])))
+def _died(signs: Signs, row: Mapping[Hashable, Any], end: ProcessEnd | None) -> bool:
+    """It did not end in good order, or in good order and nobody took over what it held."""
+    status, number = int(str(row["exit_status"])), int(str(row["exit_signal"]))
+    if end is not None and end.is_orderly:
+        if end.successor_pid:
+            return False  # a reload: worker-replaced, where it cost connections
+        if status == 0:
+            # what its clients lost is only known where they are ours
+            is_ours = not signs.view.is_attached
+            return is_ours and signs.view.is_foreign and end.lost_count > 0
+    if signs.view.is_attached and end is not None and not end.held_count:
+        # It served its last connection and ended. How, is not always to be seen.
+        return status > 0 or (number > 0 and number not in ASKED_TO_END)
+    # of a server that was there before how it ended is not always to be seen
+    return status > 0 or number > 0 or (status < 0 and signs.view.is_attached)
 
 
-def _held_count(signs: Signs, pid: int) -> int:
-    live = signs.view.frames["live_samples"]
-    mine = live[live["pid"] == pid]
-    # the counters outlive their writer: a later sample still shows what it held when it died
-    return int(mine["open_count"].iloc[-1]) if len(mine) else 0
-
-
-def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
+def _finding(signs: Signs, row: Mapping[Hashable, Any], end: ProcessEnd | None) -> Finding:
     view = signs.view
     pid = int(str(row["pid"]))
     subject = view.subject(pid)
     died_s = view.seconds(int(str(row["exited_ns"])))
     status, number = int(str(row["exit_status"])), int(str(row["exit_signal"]))
-    held = _held_count(signs, pid)
+    held = end.held_count if end is not None else _client_held_count(view, pid)
     connections = view.connections
     near = connections["closed_s"].between(died_s - 0.3, died_s + _AT_ONCE_S)
     lost = int((near & connections["is_lost"]).sum())
     failed = int((near & connections["is_failed"]).sum())
+    # the kernel closes what a process held before its parent is told that it ended
+    lost_s = connections["closed_s"][near & connections["is_lost"]]
+    begun_s = min(died_s, float(lost_s.min())) if len(lost_s) else died_s
     if number:
         how = f"signal {_signal_name(number)}"
     else:
@@ -103,12 +108,19 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any]) -> Finding:
                 f"shows why it ended; {connections_text(held or lost)} more when it does not",
             ),
         ),
-        at_connections=view.open_count_at(died_s - 0.01),
+        at_connections=view.open_count_at(begun_s - 0.001),
         confidence="medium" if status < 0 and not number else "high",
         sentence=f"{capitalised(name)} ended with {how} and took "
         f"{connections_text(held or lost)} with it",
         explained_count=lost + failed,
     )
+
+
+def _client_held_count(view: RunView, pid: int) -> int:
+    live = view.frames["live_samples"]
+    mine = live[live["pid"] == pid]
+    # the counters outlive their writer: a later sample still shows what it held when it died
+    return int(mine["open_count"].iloc[-1]) if len(mine) else 0
 
 
 def log_command(view: RunView, role: str, pid: int) -> str:

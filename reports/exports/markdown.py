@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from analysis.causes import CAUSES, GOOD_CAUSES
-from analysis.evidence import Finding
+from analysis.evidence import Finding, times
 from analysis.ladder import Rung
 from analysis.summary import Summary
 from reports import formatting
@@ -141,6 +141,10 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
         ]
         yield from (f"  {line}" for line in table(["Measured", "Value", "When", "Table"], rows))
         yield ""
+        for quote in finding.quotes:
+            where = f"{quote.source}, {formatting.moment(quote.at_s)}, {times(quote.count)}"
+            yield f"  > {escaped(quote.line)} ({escaped(where)})"
+            yield ""
     if len(findings) > MAX_FINDINGS:
         yield f"{len(findings) - MAX_FINDINGS} more findings are in the report."
 

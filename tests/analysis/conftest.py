@@ -296,8 +296,8 @@ def small_run(tmp_path: Path) -> RunFrames:
             row |= {n: run.ns(0.1) for n in ("first_ns", "last_ns") if n in row}
             if "pid" in row:
                 row["pid"] = 800
-            # a run whose processes were killed is not healthy
-            row |= {n: 0 for n in row if "oom" in n}
+            # a run whose processes were killed, or stopped by a quota, is not healthy
+            row |= {n: 0 for n in row if "oom" in n or "throttled" in n}
             if table == "oom_kills":
                 row["pid"] = 0
             run.add(table, **row)

@@ -26,6 +26,7 @@ from tests.analysis import (
     test_findings_attached,
     test_findings_clients,
     test_findings_foreign,
+    test_findings_limits,
     test_findings_queues,
     test_findings_workers,
 )
@@ -106,6 +107,7 @@ def killed_for_memory(watched: Any) -> None:
 
 own, attached, clients = test_findings, test_findings_attached, test_findings_clients
 queues, workers, foreign = test_findings_queues, test_findings_workers, test_findings_foreign
+limits = test_findings_limits
 
 SCENARIOS = (
     Scenario("no-limit-met", "net_counters",
@@ -126,6 +128,21 @@ SCENARIOS = (
              foreign.test_accepted_and_never_answered, foreign.foreign),
     Scenario("full-worker-on-shared-listener", "live_samples",
              workers.test_the_spread_is_the_root_where_the_limits_had_been_enough),
+    Scenario("cpu-quota", "cgroup_cpu",
+             limits.test_a_quota_that_stops_the_server_is_named_with_its_group_and_a_whole_core,
+             limits.foreign),
+    Scenario("task-limit", "limit_readings",
+             limits.test_the_task_limit_of_a_group_is_named_by_its_own_count_of_refusals,
+             limits.foreign),
+    Scenario("mapping-limit", "limit_readings",
+             limits.test_mappings_that_are_used_up_are_no_want_of_memory, limits.foreign),
+    Scenario("runtime-heap-limit", "server_words",
+             limits.test_a_full_heap_is_the_cause_and_the_crash_follows, limits.foreign),
+    Scenario("worker-replaced", "live_samples",
+             limits.test_a_worker_that_is_replaced_takes_each_connection_along_once,
+             limits.foreign, (0, 0)),
+    Scenario("handshake-cost", "process_samples",
+             limits.test_a_hash_in_each_handshake_is_named_from_the_first_second, limits.foreign),
     Scenario("hot-worker-code", "python_stacks", own.test_one_worker_in_its_own_code),
     Scenario("hot-worker-code", "process_samples", own.test_one_worker_in_its_own_code),
     Scenario("hot-acceptor", "process_samples", workers.test_an_acceptor_that_everybody_waits_for,

@@ -1,0 +1,270 @@
+"""Limits of process, user, group and runtime, met by small servers of others: run and attach."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.control_groups import control_group
+from tests.privileged.test_attach import World, sample_until
+
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
+
+FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
+SERVER = [sys.executable, str(FOREIGN / "limited_server.py")]
+DEADLINE_S = 90
+PATIENCE = ("--connect-timeout", "1", "--hold", "0.5")
+
+
+@pytest.fixture
+def profile_run(machine: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """``profile_run(command, argument...)``: the verdict of a run against a server."""
+
+    def run(command: str, *arguments: str, shares: bool = True) -> dict[str, Any]:
+        words = [
+            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
+            *("--server-cmd", command, "--output", str(tmp_path / "runs"), *arguments),
+        ]
+        done = machine.record(words, tmp_path / "runs", timeout_s=DEADLINE_S, shares=shares)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.stdout, done.stderr
+        verdict: dict[str, Any] = json.loads(done.stdout)
+        return verdict
+
+    return run
+
+
+@pytest.fixture
+def world(tmp_path: Path, deadline: Callable[..., Any]) -> Iterator[World]:
+    made = World(tmp_path, deadline)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def server(kind: str, number: int = 0) -> str:
+    return shlex.join([*SERVER, "{port}", kind, str(number)])
+
+
+def joined(procs: Path, command: str) -> str:
+    """The command in a control group."""
+    return f"sh -c {shlex.quote(f'echo 0 > {procs}/cgroup.procs; exec {command}')}"
+
+
+def finding_of(verdict: dict[str, Any], cause: str) -> dict[str, Any]:
+    found = [f for f in verdict["findings"] if f["cause"] == cause]
+    assert found, f"{cause} is not among {[f['cause'] for f in verdict['findings']]}"
+    first: dict[str, Any] = found[0]
+    return first
+
+
+def values_of(finding: dict[str, Any]) -> dict[str, float]:
+    return {e["id"]: e["value"] for e in finding["evidence"]}
+
+
+def named(verdict: dict[str, Any], cause: str) -> dict[str, Any]:
+    """The finding, which must be the one that stopped the run, in a process of the server."""
+    assert verdict["verdict"]["cause"] == cause, verdict["verdict"]
+    finding = finding_of(verdict, cause)
+    assert (finding["severity"], finding["side"]) == ("binding", "server")
+    assert finding["subject"]["pid"] > 0
+    return finding
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+def test_a_task_limit_of_its_group_is_named_with_the_group(profile_run):
+    with control_group("pids", {"pids.max": "40"}) as group:
+        verdict = profile_run(joined(group, server("threads")), "--connections", "120", *PATIENCE)
+        finding = named(verdict, "task-limit")
+        values = values_of(finding)
+        assert values["limit_size"] == 40
+        assert values["limit_used"] == 40
+        assert values["eagain_calls"] >= 1
+        assert finding["at_connections"] == pytest.approx(39, abs=3)
+        command = finding["fix"][0]["command"]
+        assert command.endswith(f"> {group}/pids.max")
+        assert int(command.split()[1]) >= 120
+        assert any("can't start new thread" in quote["line"] for quote in finding["quotes"])
+
+
+def test_mappings_that_are_used_up_are_named_and_no_memory(profile_run):
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    each = most // 100
+    verdict = profile_run(server("mappings", each), "--connections", "160", *PATIENCE)
+    finding = named(verdict, "mapping-limit")
+    values = values_of(finding)
+    assert values["limit_size"] == most
+    assert most - 1 <= values["limit_used"] <= most + 1
+    assert finding["at_connections"] == pytest.approx(99, abs=4)
+    command = finding["fix"][0]["command"]
+    assert command.startswith("sysctl -w vm.max_map_count=")
+    assert int(command.rpartition("=")[2]) > 1.6 * most
+    assert "memory-exhausted" not in [f["cause"] for f in verdict["findings"]]
+
+
+def test_an_address_space_that_is_used_up_is_named_with_its_limit(profile_run):
+    limited = f"sh -c {shlex.quote('ulimit -v 400000; exec ' + server('mappings', 40_000))}"
+    # 4 kB each: ten connections have more than the address space that is left
+    verdict = profile_run(limited, "--connections", "20", *PATIENCE)
+    finding = finding_of(verdict, "mapping-limit")
+    assert values_of(finding)["limit_size_bytes"] == 400_000 << 10
+    assert finding["fix"][0]["command"].startswith("ulimit -v unlimited")
+
+
+def test_a_quota_of_a_group_above_is_named_with_that_group(profile_run):
+    with (
+        control_group("cpu", {"cpu.max": "5000 100000"}) as above,
+        control_group("cpu", {}, above) as group,
+    ):
+        verdict = profile_run(
+            joined(group, server("hash", 20_000)), "--connections", "150", *PATIENCE
+        )
+        finding = named(verdict, "cpu-quota")
+        values = values_of(finding)
+        assert values["cpu_quota"] == pytest.approx(5)
+        assert values["throttled_share"] > 50
+        assert above.name in finding["fix"][0]["command"]
+        assert group.name not in finding["fix"][0]["command"]
+
+
+def test_a_hash_in_each_handshake_is_named_also_by_a_short_run(profile_run):
+    verdict = profile_run(
+        server("hash", 150_000),
+        *("--connections", "200", "--connect-timeout", "2", "--hold", "0.2"),
+        shares=False,
+    )
+    finding = named(verdict, "handshake-cost")
+    values = values_of(finding)
+    assert finding["first_s"] < 1.6
+    assert values["handshake_cpu"] > 10_000
+    assert values["handshake_cpu"] * values["handshake_rate"] > 0.6e6
+    assert "hot-worker-code" not in [f["cause"] for f in verdict["findings"]]
+    assert "thread pool" in finding["fix"][0]["command"]
+    assert finding["fix"][1]["command"].startswith("profile-run --ramp ")
+
+
+def test_a_blocking_call_in_each_handshake_is_named_with_its_function(profile_run):
+    verdict = profile_run(
+        server("asks", 150), "--connections", "100", "--connect-timeout", "3", "--hold", "0.2"
+    )
+    finding = named(verdict, "worker-blocked")
+    seen = {(e["id"], e["of"]) for e in finding["evidence"]}
+    assert ("blocked_syscall_samples", "recvfrom") in seen
+    assert "check_token" in finding["fix"][0]["command"]
+    # 150 ms each: many short turns are no long one
+    assert values_of(finding)["longest_blocked_turn"] < 1_000
+
+
+def test_a_worker_that_is_replaced_takes_its_connections_along_once(profile_run):
+    verdict = profile_run(
+        server("replaces", 60), "--connections", "60", "--connect-timeout", "3", "--hold", "4"
+    )
+    finding = named(verdict, "worker-replaced")
+    values = values_of(finding)
+    assert values["exit_status"] == 0
+    assert values["lost_with_it"] == 60
+    assert values["process_connections"] == 60
+    assert values["successor_age"] == pytest.approx(0.6, abs=0.4)
+    assert finding["at_connections"] == 60
+    assert "worker-crash" not in [f["cause"] for f in verdict["findings"]]
+
+
+@pytest.mark.node
+def test_a_full_heap_of_v8_is_the_cause_and_the_crash_follows(profile_run):
+    node = shutil.which("node")
+    command = f"{node} --max-old-space-size=32 {FOREIGN / 'full_heap.cjs'} {{port}} 200000"
+    verdict = profile_run(command, "--connections", "600", "--ramp", "200", *PATIENCE)
+    finding = named(verdict, "runtime-heap-limit")
+    values = values_of(finding)
+    assert values["limit_size_bytes"] == 32 << 20
+    assert values["exit_signal"] == signal.SIGABRT
+    assert 20 < finding["at_connections"] < 600
+    assert any("heap" in quote["line"] for quote in finding["quotes"])
+    assert finding_of(verdict, "worker-crash")["follows_from"] == "runtime-heap-limit"
+    command = finding["fix"][0]["command"]
+    assert command.startswith("profile-run --server-cmd ")
+    assert "{port}" in command
+    assert int(command.partition("size=")[2].split()[0]) > 60
+
+
+# -- attach ------------------------------------------------------------------------------------
+
+
+def test_attach_names_the_task_limit_of_a_server_in_service(world, machine):
+    with machine.shared(), control_group("pids", {"pids.max": "40"}) as group:
+        watched = world.serve(*SERVER, str(world.port), "threads")
+        (group / "cgroup.procs").write_text(str(watched.pid))
+        clients = world.clients()
+        assert clients.open(20) == (20, 0)
+        attach = world.attach("--pid", str(watched.pid))
+        attach.watches()
+        clients.open(60)
+        sample_until(world, attach, "samples of the refusal", periods=2)
+        attach.end()
+        finding = attach.finding("task-limit")
+        assert attach.cause == "task-limit"
+        assert finding["subject"]["pid"] == watched.pid
+        assert str(group) in finding["fix"][0]["command"]
+        watched.kill()
+        watched.wait()
+
+
+def test_attach_names_used_up_mappings(world, machine):
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    with machine.shared():
+        watched = world.serve(*SERVER, str(world.port), "mappings", str(most // 50))
+        clients = world.clients()
+        assert clients.open(20) == (20, 0)
+        attach = world.attach("--pid", str(watched.pid))
+        attach.watches()
+        clients.open(60)
+        sample_until(world, attach, "samples of the refusal", periods=2)
+        attach.end()
+    assert attach.cause == "mapping-limit"
+    assert attach.finding("mapping-limit")["subject"]["pid"] == watched.pid
+
+
+def test_attach_names_a_quota_that_stops_the_server(world, machine):
+    with machine.shared(), control_group("cpu", {"cpu.max": "5000 100000"}) as group:
+        watched = world.serve(*SERVER, str(world.port), "hash", "400000")
+        (group / "cgroup.procs").write_text(str(watched.pid))
+        clients = world.clients()
+        attach = world.attach("--pid", str(watched.pid), "--duration", "6")
+        attach.watches()
+        clients.ask(100)
+        attach.ended()
+        finding = attach.finding("cpu-quota")
+        assert attach.cause == "cpu-quota"
+        assert str(group) in finding["fix"][0]["command"]
+        watched.kill()
+        watched.wait()
+
+
+def test_attach_names_a_worker_that_is_replaced(world, machine):
+    with machine.shared():
+        watched = world.serve(*SERVER, str(world.port), "replaces", "60")
+        clients = world.clients()
+        assert clients.open(30) == (30, 0)
+        attach = world.attach("--pid", str(watched.pid))
+        attach.watches()
+        clients.open(30)
+        ended = attach.run / "raw" / "live_samples"
+        assert ended.exists()
+        sample_until(world, attach, "samples of the end", periods=16)
+        attach.end()
+    finding = attach.finding("worker-replaced")
+    assert attach.cause == "worker-replaced"
+    assert values_of(finding)["process_connections"] == 60
+    assert os.getpid() != finding["subject"]["pid"] != watched.pid
