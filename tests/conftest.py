@@ -23,6 +23,7 @@ import pytest
 from hypothesis import settings
 
 from probes.rundir import MANIFEST
+from tests.orphans import Orphans
 
 # A busy machine is no defect of the code under test.
 settings.register_profile("connscope", deadline=None)
@@ -257,6 +258,12 @@ def once(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
         return json.loads(kept.read_text())
 
     return made
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The process that runs the session looks after what the others leave behind."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Orphans())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
