@@ -11,8 +11,10 @@ ARGS ?=
 RESULTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests mostly wait, for processes and timeouts; tests/conftest.py says where and in which order.
-SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Runs that are judged by what others do to them take turns on the cores, and mostly wait. All other
+# tests take what these leave: they run beside them, at a lower priority. tests/conftest.py has the
+# order.
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 IN_TURN := alone or shared or in_turn
 junit = $(if $(RESULTS),--junitxml='$(RESULTS)/$(1).xml')
 # Where a container sets it, each of hundreds of processes would compile the tree anew.
@@ -41,16 +43,21 @@ lint: install-dev ## ruff, mypy --strict, import-linter
 format: install-dev ## let ruff format the tree
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-# Both parts run, also when a test of the first failed (1); Ctrl-C (2) ends them.
 test: install-dev ## lint and every test; make test ARGS='tests/analysis -x' for some
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/pytest -m 'not ($(IN_TURN))' $(SIDE_BY_SIDE) $(call junit,ordinary) || code=$$?; \
-	test $${code:-0} -le 1 || exit $$code; \
-	$(BIN)/pytest -m '$(IN_TURN)' $(SIDE_BY_SIDE) $(call junit,in-turn) && exit $${code:-0}
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going tests-in-turn tests-beside
 else
 	@$(BIN)/pytest $(ARGS) $(call junit,some)
 endif
+
+.PHONY: tests-in-turn tests-beside lint-beside
+tests-in-turn:
+	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses 4 $(SIDE_BY_SIDE) $(call junit,in-turn)
+
+tests-beside:
+	@log=$$(mktemp); trap 'cat $$log; rm -f $$log' EXIT; \
+	nice -n 10 $(BIN)/pytest -m 'not ($(IN_TURN))' --numprocesses 2 $(SIDE_BY_SIDE) $(call junit,beside) >$$log 2>&1
 
 test-beside-neighbours: install-dev ## make test in fresh clones, quiet and beside noisy neighbours; ARGS='--repeats 1'
 	@$(BIN)/python -m bench.beside_neighbours $(ARGS)

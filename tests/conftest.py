@@ -6,12 +6,12 @@ import fcntl
 import gc
 import io
 import json
+import math
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import (
     ExitStack,
-    contextmanager,
     nullcontext,
     redirect_stderr,
     redirect_stdout,
@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from probes.rundir import MANIFEST
+from tests.machine import CALM_CORES, Machine
 from tests.orphans import Orphans
 
 # A busy machine is no defect of the code under test.
@@ -61,7 +61,6 @@ LONG = (
 )
 """Files of 20 s and more: one that began last would keep the others waiting."""
 
-POLL_S = 0.02
 IN_TURN_TIMEOUT_S = 400
 
 
@@ -98,129 +97,6 @@ def call() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
 
     return called
-
-
-class Machine:
-    """Whose turn it is on the cores, among the test processes of ``make test``.
-
-    Somebody has the machine alone, or several that mostly wait share it. Who comes first gets it
-    first. A run of profile-run that must not share has the machine until it is recorded: its
-    analysis and its page need no quiet, and go on beside the start of the next.
-
-    Args:
-        folder: For the locks (flock(2)), the same for all processes of the session; None when there
-            is only this one.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Nothing else runs meanwhile."""
-        with self._turn(fcntl.LOCK_EX), self._lock("analysis", fcntl.LOCK_EX):
-            yield
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Others that share may run meanwhile, and nobody who wants to be alone."""
-        with self._turn(fcntl.LOCK_SH):
-            yield
-
-    def record(
-        self,
-        command: Sequence[str],
-        output: Path,
-        *,
-        timeout_s: float,
-        shares: bool = False,
-        **options: Any,
-    ) -> subprocess.CompletedProcess[str]:
-        """A run that has the machine alone, or shares it, until it is recorded.
-
-        Args:
-            command: With ``--output``.
-            output: That folder.
-            timeout_s: For all of it.
-            shares: Others that share may run meanwhile.
-            options: Of Popen.
-        """
-        with self.until_recorded(shares=shares) as release:
-            before = _latest(output)
-            end_s = time.monotonic() + timeout_s
-            child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-            )
-            try:
-                self.wait_for_recording(child, output, before=before, end_s=end_s)
-                release()
-                stdout, stderr = child.communicate(timeout=max(1.0, end_s - time.monotonic()))
-            except BaseException:
-                child.kill()
-                child.communicate()
-                raise
-        return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
-
-    @contextmanager
-    def until_recorded(self, *, shares: bool = False) -> Iterator[Callable[[], None]]:
-        """The machine until the function that it gives is called: then the run is recorded.
-
-        Its analysis may go on beside the start of the next run, but not beside ``alone``.
-
-        Args:
-            shares: Others that share may run meanwhile.
-        """
-        with ExitStack() as analysis, ExitStack() as turn:
-            turn.enter_context(self._turn(fcntl.LOCK_SH if shares else fcntl.LOCK_EX))
-            analysis.enter_context(self._lock("analysis", fcntl.LOCK_SH))
-            yield turn.close
-
-    @staticmethod
-    def wait_for_recording(
-        child: subprocess.Popen[str], output: Path, *, before: Path | None = None, end_s: float
-    ) -> None:
-        """Waits until a run is recorded, its process ends, or it is too late.
-
-        Args:
-            child: Makes the run.
-            output: The folder of its runs.
-            before: The newest run there until now.
-            end_s: When it is too late, of time.monotonic().
-        """
-        while child.poll() is None and time.monotonic() < end_s:
-            run = _latest(output)
-            if run not in (None, before) and _is_recorded(run):
-                return
-            time.sleep(POLL_S)
-
-    @contextmanager
-    def _turn(self, how: int) -> Iterator[None]:
-        with ExitStack() as stack:
-            with self._lock("queue", fcntl.LOCK_EX):  # who waits for a turn lets nobody pass
-                stack.enter_context(self._lock("turn", how))
-            yield
-
-    @contextmanager
-    def _lock(self, name: str, how: int) -> Iterator[None]:
-        if self._folder is None:
-            yield
-            return
-        with (self._folder / f"{name}.lock").open("w") as stream:
-            fcntl.flock(stream, how)
-            yield
-
-
-def _latest(output: Path) -> Path | None:
-    path = output / "latest"
-    return path.resolve() if path.is_symlink() else None
-
-
-def _is_recorded(run: Path | None) -> bool:
-    try:
-        text = (run / MANIFEST).read_text() if run else ""
-    except FileNotFoundError:
-        return False
-    return '"status": "running"' not in text
 
 
 def _common_folder(config: pytest.Config) -> Path | None:
@@ -267,21 +143,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares the machine comes first, then what has it alone; in each what takes long.
+    """What takes the fewest cores comes first; among its like what takes long.
 
-    Each change from the one to the other waits until nobody has a turn.
+    Each change to more of them waits until so many are free.
     """
     long = {TESTS / name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: (_is_alone(item), long.get(item.path, len(long))))
+    items.sort(key=lambda item: (_cores(item), long.get(item.path, len(long))))
     for item in items:
         if item.get_closest_marker("in_turn"):
             item.add_marker(pytest.mark.timeout(IN_TURN_TIMEOUT_S))
 
 
-def _is_alone(item: pytest.Item) -> bool:
+def _cores(item: pytest.Item) -> float:
+    """How many a test waits for: infinite for all."""
+    if item.get_closest_marker("alone"):
+        return math.inf
     in_turn = item.get_closest_marker("in_turn")
-    shares = in_turn.kwargs.get("shares", False) if in_turn else True
-    return item.get_closest_marker("alone") is not None or not shares
+    if in_turn:
+        return float(in_turn.kwargs.get("cores", 0.0)) or math.inf
+    return CALM_CORES
 
 
 def pytest_collection_finish() -> None:

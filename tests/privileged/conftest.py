@@ -35,8 +35,7 @@ def provoke(machine: Any, row: scenario.Row, folder: Path) -> dict[str, Any]:
         *(() if row.id in WITH_PAGE else ("--no-report",)),
         *(*row.arguments(), "--json", "--output", str(folder), "--name", row.id),
     ]
-    shares = bool(row.extra.get("calm"))
-    done = machine.record(command, folder, timeout_s=DEADLINE_S, shares=shares)
+    done = machine.record(command, folder, timeout_s=DEADLINE_S, cores=row.extra.get("cores", 0))
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stdout, done.stderr
     return {"returncode": done.returncode, "stdout": done.stdout, "folder": str(folder)}

@@ -43,19 +43,19 @@ BESIDE = {"host-cpu": IDLE}
 ROWS = {
     row.id: row for row in (*scenario.load("every-cause").rows, BUSY) if row.extra.get("attached")
 }
-CALM = [
-    row.id for row in ROWS.values() if row.extra.get("calm") or row.extra["attached"].get("calm")
-]
+CORES = {
+    row.id: row.extra["attached"].get("cores", row.extra.get("cores", 0)) for row in ROWS.values()
+}
+"""How many a row and its watch take, 0 for all."""
 
 
 def watch(machine: Any, path: Path, row: scenario.Row) -> dict[str, Any]:
     """Has profile-attach watch the server of a row: its verdict, exit code, and the pid to name.
 
-    A row that is calm shares the machine. ``beside`` is the same of the row that is played beside
-    it.
+    ``beside`` is the same of the row that is played beside it.
     """
     assert os.geteuid() == 0, "these tests need root: sudo make test"
-    with machine.until_recorded(shares=row.id in CALM) as release, ExitStack() as stack:
+    with machine.until_recorded(cores=CORES[row.id]) as release, ExitStack() as stack:
         played = []
         for each in (row, *([BESIDE[row.id]] if row.id in BESIDE else [])):
             folder = path if each is row else path / "beside"
@@ -99,7 +99,7 @@ class Watched:
         wanted = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in row.extra["attached"].items()
-            if key not in ("calm", "hold", "probes", "slot")
+            if key not in ("cores", "hold", "probes", "slot")
         }
         self.expect = scenario.Expectation(**wanted)
 
@@ -121,14 +121,14 @@ def watched(once: Callable[..., Any], machine: Any) -> Callable[[str], Watched]:
 
 @pytest.mark.parametrize(
     "row_id",
-    [pytest.param(row_id, marks=pytest.mark.in_turn(shares=row_id in CALM)) for row_id in ROWS],
+    [pytest.param(row_id, marks=pytest.mark.in_turn(cores=CORES[row_id])) for row_id in ROWS],
 )
 def test_the_cause_is_named_from_outside_with_its_process_and_a_fix_for_its_owner(
     watched, beside_others, row_id
 ):
     seen = watched(row_id)
     findings = seen.verdict["findings"]
-    expect = beside_others(seen.expect, findings) if row_id in CALM else seen.expect
+    expect = beside_others(seen.expect, findings) if CORES[row_id] else seen.expect
     everything = json.dumps({"verdict": seen.verdict["verdict"], "findings": findings}, indent=1)
     assert expect.complaints(seen.verdict) == [], everything
     is_good = seen.verdict["verdict"]["cause"] == "no-limit-met"

@@ -15,7 +15,7 @@ from harness import scenario
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 ROWS = [
-    pytest.param(row.id, marks=pytest.mark.in_turn(shares=bool(row.extra.get("calm"))))
+    pytest.param(row.id, marks=pytest.mark.in_turn(cores=row.extra.get("cores", 0)))
     for row in scenario.load("every-cause").rows
 ]
 
@@ -24,7 +24,7 @@ ROWS = [
 def test_the_cause_is_named_and_no_other(provoked, beside_others, row_id):
     run = provoked(row_id)
     expect = run.row.expect
-    if run.row.extra.get("calm"):
+    if run.row.extra.get("cores"):
         expect = beside_others(expect, run.findings)
     assert expect.complaints(run.verdict) == [], json.dumps(
         {"verdict": run.verdict["verdict"], "findings": run.findings}, indent=1

@@ -27,6 +27,7 @@ CLASSES = Path(__file__).parents[2] / ".venv-peers" / "java"
 PYTHON_WITH_FRAMES = CLASSES.parent / "python3.15" / "usr" / "bin" / "python3.15"
 DEADLINE_S = 90
 LIMIT = 300
+HALF_A_CORE, ONE_CORE = 0.5, 1.0
 LOSES_ITS_RESERVE = ("--connections", "1500", "--clients", "6")
 """Six clients: each gives up after a hundred resets, and each reset is a chance to lose it."""
 
@@ -35,10 +36,10 @@ LOSES_ITS_RESERVE = ("--connections", "1500", "--clients", "6")
 def profile_run(machine: Any, tmp_path: Path) -> Callable[..., tuple[dict[str, Any], str]]:
     """The verdict of a run against a server, and its page.
 
-    A server that takes a part of a core by itself may share the machine with others.
+    Others may run meanwhile where it says how many ``cores`` it takes.
     """
 
-    def run(command: str, *arguments: str, shares: bool = False) -> tuple[dict[str, Any], str]:
+    def run(command: str, *arguments: str, cores: float = 0) -> tuple[dict[str, Any], str]:
         words = [
             *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
             *("--server-cmd", command, "--output", str(tmp_path), *arguments),
@@ -47,7 +48,7 @@ def profile_run(machine: Any, tmp_path: Path) -> Callable[..., tuple[dict[str, A
             words,
             tmp_path,
             timeout_s=DEADLINE_S,
-            shares=shares,
+            cores=cores,
             cwd=tmp_path,  # node leaves an isolate-…-v8.log there
             env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
         )
@@ -153,13 +154,13 @@ def quota() -> Iterator[str]:
         folder.rmdir()
 
 
-@pytest.mark.in_turn(shares=True)
+@pytest.mark.in_turn(cores=HALF_A_CORE)
 def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(profile_run, quota):
     program = f"{shlex.quote(sys.executable)} {FOREIGN / 'asyncio_retry.py'} {{port}} 4096"
     verdict, page = profile_run(
         at_limit(program, quota),
         *("--connections", "450", "--connect-timeout", "2", "--hold", "1"),
-        shares=True,
+        cores=HALF_A_CORE,
     )
     spin = finding_of(verdict, "accept-spin")
     assert cpu_pct_of(spin) < 65
@@ -174,7 +175,7 @@ def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(profile_run
 
 
 @pytest.mark.node
-@pytest.mark.in_turn(shares=True)
+@pytest.mark.in_turn(cores=HALF_A_CORE)
 def test_node_without_its_reserve_descriptor_is_explained_with_half_of_a_core(
     profile_run, has_symbols, quota
 ):
@@ -182,7 +183,7 @@ def test_node_without_its_reserve_descriptor_is_explained_with_half_of_a_core(
         at_limit(f"node {FOREIGN / 'lost_reserve.cjs'} {{port}}", quota),
         *LOSES_ITS_RESERVE,
         *("--ramp", "400", "--connect-timeout", "2", "--hold", "1"),
-        shares=True,
+        cores=HALF_A_CORE,
     )
     assert cpu_pct_of(finding_of(verdict, "accept-spin")) < 65
     assert "spins in accept4" in verdict["verdict"]["sentence"]
@@ -190,11 +191,13 @@ def test_node_without_its_reserve_descriptor_is_explained_with_half_of_a_core(
         assert "called by uv__server_io" in verdict["verdict"]["sentence"]
 
 
+@pytest.mark.in_turn(cores=ONE_CORE)
 @pytest.mark.node
 def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(profile_run):
     verdict, page = profile_run(
         f"node --perf-basic-prof {FOREIGN / 'hot_code.cjs'} {{port}}",
         *("--connections", "60", "--hold", "3"),
+        cores=ONE_CORE,
     )
     pid = finding_of(verdict, "hot-worker-code")["subject"]["pid"]
     Path(f"/tmp/perf-{pid}.map").unlink()
@@ -264,12 +267,14 @@ def test_java_without_a_map_is_told_the_commands(profile_run):
     assert "Compiler.perfmap" in page
 
 
+@pytest.mark.in_turn(cores=ONE_CORE)
 def test_python_with_its_trampoline_has_python_c_and_kernel_in_one_stack(profile_run, tmp_path):
     if not PYTHON_WITH_FRAMES.is_file():
         pytest.skip("no Python 3.15 of Debian: make install-peers")
     verdict, page = profile_run(
         f"{PYTHON_WITH_FRAMES} -X perf {FOREIGN / 'plain_server.py'} {{port}}",
         *("--connections", "20", "--path", "/hot", "--hold", "3"),
+        cores=ONE_CORE,
     )
     hot = finding_of(verdict, "hot-worker-code")
     assert hot["subject"]["command"] == "python3.15 plain_server.py"

@@ -246,7 +246,7 @@ def seen(machine, once, page):
 
 
 # They run while others share the machine; what is seen of all of them takes it alone.
-@pytest.mark.in_turn(shares=True)
+@pytest.mark.in_turn(cores=0.5)
 @pytest.mark.parametrize("kind", list(MAKERS))
 def test_a_page_of_any_run_can_be_sent_by_mail(page, kind):
     assert 10_000 < page(kind).stat().st_size < MAX_BYTES

@@ -16,7 +16,7 @@ import pytest
 
 from bench.peers import catalogue
 
-pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.in_turn(shares=True)]
+pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.in_turn(cores=0.5)]
 
 DEADLINE_S = 60
 NOFILE = 300
@@ -93,7 +93,7 @@ class Run:
 
 
 def record(machine: Any, path: Path, command: str, *arguments: str) -> dict[str, Any]:
-    """One run; what it says of CPU time needs the machine alone."""
+    """One run; what is judged by the stacks of a server that spins has a core for it."""
     words = [
         *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
         *("--server-cmd", command, "--hold", "0.2", "--output", str(path), *arguments),
@@ -102,7 +102,7 @@ def record(machine: Any, path: Path, command: str, *arguments: str) -> dict[str,
         words,
         path,
         timeout_s=DEADLINE_S,
-        shares=STACKS not in arguments,
+        cores=1.0 if STACKS in arguments else 0.5,
         env=catalogue.environment(),
     )
     assert "Traceback" not in done.stderr, done.stderr
@@ -153,7 +153,7 @@ def full(once: Callable[..., Any], machine: Any) -> Callable[[str], Run]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.in_turn(shares=not expected.function))
+        pytest.param(name, marks=pytest.mark.in_turn(cores=1.0 if expected.function else 0.5))
         for name, expected in EXPECTED.items()
     ],
 )
@@ -187,7 +187,7 @@ def test_the_limit_and_what_follows_from_it_are_named(full, name):
         assert run.finding(expected.consequence)["follows_from"] == "fd-limit-process"
 
 
-@pytest.mark.in_turn
+@pytest.mark.in_turn(cores=1.0)
 @pytest.mark.parametrize("name", [name for name, each in EXPECTED.items() if each.function])
 def test_a_worker_that_spins_is_explained_down_to_the_function(full, name):
     run, expected = full(name), EXPECTED[name]
