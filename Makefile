@@ -44,20 +44,25 @@ format: install-dev ## let ruff format the tree
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 test: install-dev ## lint and every test; make test ARGS='tests/analysis -x' for some
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 ifeq ($(strip $(ARGS)),)
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going tests-in-turn tests-beside
+	@$(MAKE) --no-print-directory --jobs 3 --keep-going tests-in-turn tests-beside lint-beside
 else
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 	@$(BIN)/pytest $(ARGS) $(call junit,some)
 endif
 
 .PHONY: tests-in-turn tests-beside lint-beside
-tests-in-turn:
+tests-in-turn: install-peers
 	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses 4 $(SIDE_BY_SIDE) $(call junit,in-turn)
 
-tests-beside:
-	@log=$$(mktemp); trap 'cat $$log; rm -f $$log' EXIT; \
-	nice -n 10 $(BIN)/pytest -m 'not ($(IN_TURN))' --numprocesses 2 $(SIDE_BY_SIDE) $(call junit,beside) >$$log 2>&1
+# What runs beside says all at its end.
+beside = @log=$$(mktemp); trap 'cat $$log; rm -f $$log' EXIT; nice -n 10 $(1) >$$log 2>&1
+
+tests-beside: install-dev
+	$(call beside,$(BIN)/pytest -m 'not ($(IN_TURN))' --numprocesses 2 $(SIDE_BY_SIDE) $(call junit,beside))
+
+lint-beside: install-dev
+	$(call beside,$(MAKE) --no-print-directory lint)
 
 test-beside-neighbours: install-dev ## make test in fresh clones, quiet and beside noisy neighbours; ARGS='--repeats 1'
 	@$(BIN)/python -m bench.beside_neighbours $(ARGS)

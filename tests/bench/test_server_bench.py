@@ -76,6 +76,7 @@ def test_pieces_add_up_in_one_file(tmp_path):
 
 
 @pytest.mark.privileged
+@pytest.mark.shared
 def test_a_real_run_has_its_figures(monkeypatch):
     monkeypatch.setattr(server_run, "_HOLD_S", 1.5)
     peer = BY_NAME["socketify"]
