@@ -99,7 +99,7 @@ class Acceptor:
         kept: list[int] = []
         for position, fd in enumerate(self._waiting):
             if self._own_code_ns:
-                slow_handoff_code(time.monotonic_ns() + self._own_code_ns)
+                slow_handoff_code(self._own_code_ns)
             if not self._send(fd):
                 kept = self._waiting[position:]
                 break
@@ -134,7 +134,11 @@ class Acceptor:
         return False
 
 
-def slow_handoff_code(until_ns: int) -> None:
-    """What ``--inject slow-handoff:0`` does for each connection: choosing a worker by hand, say."""
-    while time.monotonic_ns() < until_ns:
+def slow_handoff_code(cpu_ns: int) -> None:
+    """What ``--inject slow-handoff:0`` does for each connection: choosing a worker by hand, say.
+
+    It is code that needs so much CPU time, however many others want the core meanwhile.
+    """
+    until_ns = time.thread_time_ns() + cpu_ns
+    while time.thread_time_ns() < until_ns:
         pass

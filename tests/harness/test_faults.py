@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from harness import client_faults, faults, run_options, worker_faults
+from harness.acceptor import slow_handoff_code
 from harness.burners import Burners
 from harness.fleet_config import GroupShare
 from probes.errors import UsageError
@@ -80,3 +82,9 @@ def test_a_foreign_source_keeps_ports_and_counts():
         GroupShare("198.18.0.3", 9001, 23),
         GroupShare("198.18.1.9", 9002, 7),
     ]
+
+
+def test_code_for_a_connection_needs_its_cpu_time_however_many_want_the_core():
+    before_ns = time.thread_time_ns()
+    slow_handoff_code(3_000_000)
+    assert time.thread_time_ns() - before_ns >= 3_000_000
