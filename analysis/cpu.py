@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from analysis.evidence import side_of_role
@@ -10,6 +11,26 @@ from analysis.run_view import Phase, RunView
 
 _KINDS = ("user", "system", "softirq", "irq", "idle", "steal")
 _WAIT = "run_queue_wait_ns_total"
+
+FULL_CORE_PCT = 80.0
+_NEVER_RESTED_PCT = 90.0
+_LEAST_HAD_PCT = 50.0
+
+
+def wants_full_core(cpu_pct: npt.ArrayLike, wait_pct: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Whether a process wanted all of a core, whoever else did.
+
+    It had one most of the time; or it had half of one and never rested: it ran, or was ready to. A
+    process that needs less sleeps in between, however often it has to wait for its turn.
+
+    Args:
+        cpu_pct: How much of a core it had.
+        wait_pct: How much of the time it was ready to run and had none; NaN when not known.
+    """
+    had = np.asarray(cpu_pct, dtype=np.float64)
+    ready = had + np.nan_to_num(np.asarray(wait_pct, dtype=np.float64))
+    wants: npt.NDArray[np.bool_] = had >= FULL_CORE_PCT
+    return wants | ((had >= _LEAST_HAD_PCT) & (ready >= _NEVER_RESTED_PCT))
 
 
 def rates(frame: pd.DataFrame, key: str, totals: list[str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.cpu import df_flame
+from analysis.cpu import df_flame, wants_full_core
 from analysis.evidence import Finding
 from analysis.run_view import RunView
 from analysis.runtime_frames import MAP_SUFFIX, is_own_code
@@ -77,9 +77,10 @@ def find_hot_worker(view: RunView, worker_cpu: pd.DataFrame) -> dict[str, Any] |
     """The server-side process that was at a full core for at least 1 s while it was not the norm.
 
     During the ramp of a host whose cores are all busy, every worker takes what it gets: there a
-    worker counts as hot only with 80 % of a core and twice the median of its siblings. In the
-    hold phase 80 % of a core is enough. Where no stretch is such a one, a lone worker at a full
-    core in the ramp is hot as well: it does what it is there for, and is as fast as it can be.
+    worker counts as hot only when it wants a core (``wants_full_core``) and has twice the median
+    of its siblings. In the hold phase the first is enough. Where no stretch is such a one, a lone
+    worker that wants a core in the ramp is hot as well: it does what it is there for, and is as
+    fast as it can be.
 
     Returns:
         pid, role, worker, since_s, until_s, cpu_pct, user_pct, system_pct, others_cpu_pct,
@@ -105,7 +106,8 @@ def _longest_hot(view: RunView, servers: pd.DataFrame, *, in_ramp: bool) -> dict
         in_hold = (at_s > view.hold.start_s + 0.6) & (at_s <= view.stop_s + 0.1)
         unlike = (cpu >= 2 * beside) & (len(others) > 0)
         in_hold |= in_ramp & (at_s > view.ramp.start_s)
-        hot = (cpu >= 80) & (at_s <= view.stop_s + 0.1) & (in_hold | unlike)
+        wants = wants_full_core(cpu, rows["wait_pct"].to_numpy())
+        hot = wants & (at_s <= view.stop_s + 0.1) & (in_hold | unlike)
         for start, stop in runs_of(hot):
             since_s = float(at_s[start - 1]) if start else float(at_s[start]) - 0.5
             length_s = float(at_s[stop - 1]) - since_s

@@ -29,13 +29,13 @@ from analysis.accept_caller import (
     busiest_function,
 )
 from analysis.accept_outcomes import is_closing_at_once
+from analysis.cpu import wants_full_core
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role, unit_limit_command
 from analysis.hot_worker import runs_of
 from analysis.signs import EMFILE, Signs
 
 _SPIN_PER_S = 10_000
 _SPIN_WITH_SHARE_PER_S = 2_000
-_SPIN_AT_FULL_CORE_PCT = 80.0
 _SPIN_AND_LOG_PER_S = 5_000
 """Per second of its own CPU time, of a runtime that also logs each failure."""
 _ACCEPTS_LEAST_PCT = 10.0
@@ -117,7 +117,7 @@ def _burns_cpu(
     per_cpu_s = rate / max(0.2, cpu_pct / 100)
     if per_cpu_s >= _SPIN_PER_S:
         return True
-    is_full = cpu_pct >= _SPIN_AT_FULL_CORE_PCT
+    is_full = bool(wants_full_core(cpu_pct, signs.wait_pct_of(pid, *span_s)))
     is_often = per_cpu_s >= _SPIN_AND_LOG_PER_S
     if is_full and is_often:
         return True

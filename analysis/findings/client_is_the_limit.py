@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.cpu import wants_full_core
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import port_search_cost
 from analysis.run_view import RunView
@@ -31,7 +32,6 @@ _LEAST_LATE_S = 1.0
 _LATE_RATIO = 2.0
 """Clients of a healthy run on crowded cores finish within 1.5 times of each other."""
 _BUSY_LOOP_PCT = 80.0
-_FULL_CORE_PCT = 80.0
 _BLOCKED_CPU_PCT = 50.0
 _IDLE_SERVER_PCT = 50.0
 _FULL_HOST_PCT = 90.0
@@ -147,10 +147,11 @@ def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding 
         return None
     if float(servers.max()) > _IDLE_SERVER_PCT:
         return None
-    is_hot = cpu_pct >= _FULL_CORE_PCT  # never blocked as well: that is half a core at most
+    wait_pct = signs.wait_pct_of(client.pid, from_s, until_s)
+    is_hot = bool(wants_full_core(cpu_pct, wait_pct))
     host_pct = signs.host_busy_pct(from_s, until_s)
     has_core = host_pct is None or host_pct < _FULL_HOST_PCT
-    is_blocked = cpu_pct <= _BLOCKED_CPU_PCT and has_core
+    is_blocked = cpu_pct + wait_pct <= _BLOCKED_CPU_PCT and has_core
     # On a full host it gets what is left. That it is this client and not the host is said by its
     # siblings, which were done, and by workers that want next to nothing of the same cores.
     is_starved = not has_core and not is_hot and cpu_pct >= _LEAST_CROWDED_PCT

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analysis.cpu import wants_full_core
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import accept_queue_overflow, accept_spin
 from analysis.hot_worker import runs_of
 from analysis.signs import Signs
 
-_FULL_PCT = 80.0
 """As for a hot worker (``analysis.hot_worker``): what shares a core never has all of it, and its
 workers' idleness tells whether that is a wall."""
 _LEAST_S = 0.9  # two samples of half a second, which come a little early or late
@@ -82,7 +82,7 @@ def _hot_one(signs: Signs, pid: int) -> _Hot | None:
     mine = cpu[(cpu["pid"] == pid) & (cpu["at_s"] <= view.stop_s + 0.1)]
     at_s = mine["at_s"].to_numpy()
     best: tuple[float, float] | None = None
-    for start, stop in runs_of(mine["cpu_pct"].to_numpy() >= _FULL_PCT):
+    for start, stop in runs_of(wants_full_core(mine["cpu_pct"], mine["wait_pct"])):
         since_s = float(at_s[start - 1]) if start else float(at_s[start]) - 0.5
         until_s = float(at_s[stop - 1])
         length_s = until_s - since_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.cpu import cpu_between, df_worker_cpu
+from analysis.cpu import cpu_between, df_worker_cpu, wants_full_core
 from analysis.run_view import Phase, RunView
 
 S = 10**9
@@ -64,3 +64,19 @@ def test_one_that_neither_ran_nor_slept_waited_all_along(build, before, after, w
 def test_a_long_wait_that_is_counted_at_its_end_is_no_more_than_the_interval(build):
     view = sampled(build, *[("running", 0, 0, 0)] * 3, ("running", 10, 2_900, 0))
     assert waits(view) == [100, 100, 100]
+
+
+@pytest.mark.parametrize(
+    ("cpu_pct", "wait_pct", "wants"),
+    [
+        (81, 0, True),
+        (81, np.nan, True),
+        (66, 33, True),
+        (66, np.nan, False),
+        (66, 10, False),
+        (40, 60, False),
+    ],
+)
+def test_who_never_rests_wants_all_of_a_core(cpu_pct, wait_pct, wants):
+    """One that gets less than half of it is starved, whatever it would do with more."""
+    assert bool(wants_full_core(cpu_pct, wait_pct)) is wants

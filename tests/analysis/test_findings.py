@@ -419,6 +419,20 @@ def test_one_worker_in_its_own_code(build):
     assert set(flame[flame["is_hot"]]["pid"]) == {801}
 
 
+@pytest.mark.parametrize(("cpu_pct", "wait_pct", "is_named"), [(66, 33, True), (66, 10, False)])
+def test_a_neighbour_that_takes_a_third_of_its_core_hides_no_hot_worker(
+    build, cpu_pct, wait_pct, is_named
+):
+    """It never rests; one that works two thirds of the time does."""
+    healthy(build)
+    build.cpu(801, cpu_pct, from_s=0.0, until_s=7.0, user_share=1.0, wait_pct=wait_pct)
+    build.cpu(800, 1, from_s=0.0, until_s=7.0, wait_pct=0)
+    stacks(build, 801, OWN)
+    stacks(build, 800, LOOP)
+    named = "hot-worker-code" in [cause for cause, _ in causes(summarise(build.frames()))]
+    assert named is is_named
+
+
 def test_without_stacks_it_is_still_seen_while_holding_but_less_sure(build):
     healthy(build)
     build.cpu(801, 98, from_s=0.0, until_s=7.0)

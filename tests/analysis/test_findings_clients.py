@@ -336,7 +336,16 @@ def test_timeouts_of_a_full_server_are_not_the_hosts(build):
 
 
 def slow_client(
-    build, *, cpu_pct=99, server_pct=5, busy=1.0, made=500, until_s=4.0, errno=0, host_pct=55
+    build,
+    *,
+    cpu_pct=99,
+    wait_pct=None,
+    server_pct=5,
+    busy=1.0,
+    made=500,
+    until_s=4.0,
+    errno=0,
+    host_pct=55,
 ):
     """Client 0 makes its 500 in 0.2 s; client 1 makes ``made`` of its own until ``until_s``."""
     fleet(build, target=1000, clients=2, ramp_s=4.0)
@@ -351,7 +360,7 @@ def slow_client(
     for worker in (800, 801):
         build.cpu(worker, server_pct, from_s=0.0, until_s=6.0)
     build.cpu(900, 2, from_s=0.0, until_s=6.0)
-    build.cpu(901, cpu_pct, from_s=0.0, until_s=6.0)
+    build.cpu(901, cpu_pct, from_s=0.0, until_s=6.0, wait_pct=wait_pct)
     build.host_cpu(host_pct, from_s=0.0, until_s=6.0)
     for quarter in range(25):
         at_s = quarter / 4
@@ -386,6 +395,12 @@ def test_a_hot_client_on_a_full_host_gets_what_is_left(build):
     assert "50 % of a core" in finding.sentence
 
 
+def test_a_hot_client_beside_a_neighbour_is_hot_though_a_core_is_free(build):
+    finding = by_cause(slow_client(build, cpu_pct=66, wait_pct=33), "client-is-the-limit")
+    assert finding.confidence == "high"
+    assert "66 % of a core" in finding.sentence
+
+
 def test_a_blocked_client_stops_the_run(build):
     summary = slow_client(build, cpu_pct=1, made=64, until_s=0.1)
     assert (summary.verdict.cause, summary.verdict.side) == ("client-is-the-limit", "client")
@@ -405,6 +420,7 @@ def test_a_blocked_client_stops_the_run(build):
             id="a full host: the workers get as little as it does",
         ),
         pytest.param({"until_s": 0.3}, id="hardly later than its sibling"),
+        pytest.param({"cpu_pct": 10, "wait_pct": 60}, id="it waits for a core: not blocked"),
     ],
 )
 def test_a_late_client_is_not_always_the_limit(build, other):
