@@ -56,7 +56,7 @@ tests-in-turn: install-peers
 	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses 4 $(SIDE_BY_SIDE) $(call junit,in-turn)
 
 # What runs beside says all at its end.
-beside = @log=$$(mktemp); trap 'cat $$log; rm -f $$log' EXIT; nice -n 10 $(1) >$$log 2>&1
+beside = @log=$$(mktemp); trap 'cat $$log; rm -f $$log' EXIT; nice -n 5 $(1) >$$log 2>&1
 
 tests-beside: install-dev
 	$(call beside,$(BIN)/pytest -m 'not ($(IN_TURN))' --numprocesses 2 $(SIDE_BY_SIDE) $(call junit,beside))

@@ -259,12 +259,12 @@ class Signs:
         mine = rows["cpu_pct"][(rows["pid"] == pid) & inside]
         return float(mine.mean()) if len(mine) else None
 
-    def wait_pct_of(self, pid: int, since_s: float, until_s: float) -> float:
-        """How much of that span it was ready to run and had no core; 0 when not known."""
+    def wait_pct_of(self, pid: int, since_s: float, until_s: float) -> float | None:
+        """How much of that span it was ready to run and had no core; None when not known."""
         rows = self.worker_cpu
         inside = (rows["at_s"] > since_s) & (rows["at_s"] <= until_s + 0.5)
         mine = rows["wait_pct"][(rows["pid"] == pid) & inside]
-        return float(mine.mean()) if mine.notna().any() else 0.0
+        return float(mine.mean()) if mine.notna().any() else None
 
     def host_busy_pct(self, since_s: float, until_s: float) -> float | None:
         """Mean of all cores over the intervals that end in a span."""

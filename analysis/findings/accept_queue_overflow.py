@@ -139,7 +139,7 @@ def _why_slow(
     if cpu_pct is not None:
         evidence.append(Evidence("process_cpu", cpu_pct, "process_samples"))
         text += (" and" if text else " It") + f" used {cpu_pct:.0f} % of a core"
-        if cpu_pct + signs.wait_pct_of(subject.pid, first_s, last_s) < _IDLE_PCT:
+        if cpu_pct + (signs.wait_pct_of(subject.pid, first_s, last_s) or 0.0) < _IDLE_PCT:
             text += ": it had time and did not come to accept"
     return (f"{text}." if text else ""), rate_per_s
 

@@ -117,7 +117,7 @@ def _burns_cpu(
     per_cpu_s = rate / max(0.2, cpu_pct / 100)
     if per_cpu_s >= _SPIN_PER_S:
         return True
-    is_full = bool(wants_full_core(cpu_pct, signs.wait_pct_of(pid, *span_s)))
+    is_full = bool(wants_full_core(cpu_pct, signs.wait_pct_of(pid, *span_s) or 0.0))
     is_often = per_cpu_s >= _SPIN_AND_LOG_PER_S
     if is_full and is_often:
         return True

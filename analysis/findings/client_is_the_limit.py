@@ -34,7 +34,7 @@ _LATE_RATIO = 2.0
 _BUSY_LOOP_PCT = 80.0
 _BLOCKED_CPU_PCT = 50.0
 _IDLE_SERVER_PCT = 50.0
-_FULL_HOST_PCT = 90.0
+_FULL_HOST_PCT, _WAITS_PCT = 90.0, 20.0
 _WANTS_NOTHING_PCT = 10.0
 _LEAST_CROWDED_PCT = 20.0
 
@@ -148,10 +148,13 @@ def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding 
     if float(servers.max()) > _IDLE_SERVER_PCT:
         return None
     wait_pct = signs.wait_pct_of(client.pid, from_s, until_s)
-    is_hot = bool(wants_full_core(cpu_pct, wait_pct))
+    is_hot = bool(wants_full_core(cpu_pct, wait_pct or 0.0))
     host_pct = signs.host_busy_pct(from_s, until_s)
-    has_core = host_pct is None or host_pct < _FULL_HOST_PCT
-    is_blocked = cpu_pct + wait_pct <= _BLOCKED_CPU_PCT and has_core
+    if wait_pct is not None:  # whoever fills the host: it hardly waited
+        has_core = wait_pct < _WAITS_PCT
+    else:
+        has_core = host_pct is None or host_pct < _FULL_HOST_PCT
+    is_blocked = cpu_pct <= _BLOCKED_CPU_PCT and has_core
     # On a full host it gets what is left. That it is this client and not the host is said by its
     # siblings, which were done, and by workers that want next to nothing of the same cores.
     is_starved = not has_core and not is_hot and cpu_pct >= _LEAST_CROWDED_PCT

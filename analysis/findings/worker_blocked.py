@@ -188,7 +188,9 @@ def _inferred(signs: Signs, pid: int) -> _Block | None:
     if until_s - since_s < _LEAST_S or cpu.empty or float(asleep.mean()) < 0.5:
         return None
     cpu_pct = float(cpu["cpu_pct"].mean())
-    if cpu_pct + signs.wait_pct_of(pid, since_s, until_s) >= 50:  # ready to run is not blocked
+    if (
+        cpu_pct + (signs.wait_pct_of(pid, since_s, until_s) or 0.0) >= 50
+    ):  # ready to run is not blocked
         return None
     longest_ms = float(mine["loop_lag_ns"].max()) / 1e6
     channel, _ = _most(cpu["wait_channel"][asleep])

@@ -410,6 +410,12 @@ def test_a_blocked_client_stops_the_run(build):
     assert "client 1" in summary.verdict.sentence.lower()
 
 
+def test_a_client_that_hardly_waits_is_blocked_whoever_fills_the_host(build):
+    summary = slow_client(build, cpu_pct=1, wait_pct=1, made=64, until_s=0.1, host_pct=99)
+    assert summary.verdict.cause == "client-is-the-limit"
+    assert "blocked off the CPU" in summary.verdict.sentence
+
+
 @pytest.mark.parametrize(
     "other",
     [
