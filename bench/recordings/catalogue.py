@@ -162,7 +162,7 @@ def _watched(folder: str, row: Row) -> Recording:
     wanted: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in row.extra["attached"].items()
-        if key not in ("calm", "hold", "probes", "slot")
+        if key not in ("cores", "hold", "probes", "slot")
     }
     recording = f"{folder}/{row.id}"
     words = smaller.arguments()

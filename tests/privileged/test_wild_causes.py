@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.privileged, pytest.mark.in_turn(shares=True)]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn(cores=0.5)]
 
 SERVER = Path(__file__).parents[1] / "harness" / "foreign" / "limit_server.py"
 WANTED, LET_IN = 120, 40
@@ -48,7 +48,7 @@ def ran(once: Callable[..., Any], machine: Any) -> Callable[..., Run]:
                 *("--no-report", "--output", str(folder), "--connections", str(WANTED)),
                 *("--connect-timeout", "1.5", "--hold", "0.5", "--server-cmd", command, *more),
             ]
-            done = machine.record(words, folder, timeout_s=90, shares=True)
+            done = machine.record(words, folder, timeout_s=90, cores=0.5)
             assert "Traceback" not in done.stderr, done.stderr
             return {"stdout": done.stdout, "code": done.returncode}
 
