@@ -145,7 +145,9 @@ _QUEUES: dict[str, EvidenceKind] = {
     "conntrack_max": EvidenceKind("count", "size of the table (nf_conntrack_max)"),
     "conntrack_drops": EvidenceKind("count", "packets dropped for want of an entry"),
     "conntrack_early_drops": EvidenceKind("count", "flows evicted to make room"),
-    "netfilter_drops": EvidenceKind("count", "packets that netfilter dropped (NETFILTER_DROP)"),
+    "netfilter_drops": EvidenceKind(
+        "count", "segments of the server that netfilter dropped (NETFILTER_DROP)"
+    ),
 }
 
 _CONNECTIONS: dict[str, EvidenceKind] = {

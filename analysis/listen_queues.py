@@ -2,11 +2,14 @@
 
 The three causes that drop a connection before anybody can accept it (accept queue, queue of
 half-open connections, connection tracking) share what is computed here.
+
+The counters are of the network namespace. Where that is not the run's alone, other servers count
+there too: then a drop is the run's where a listener of its own dropped something.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -67,6 +70,29 @@ def moved(signs: Signs, name: str) -> Moved:
     return Moved(name, change, float(times[0]), float(times[-1]))
 
 
+def moved_by_own(signs: Signs, name: str, queues: pd.DataFrame) -> Moved:
+    """The same, without what listeners of others dropped.
+
+    Args:
+        signs: From the run.
+        name: The counter.
+        queues: From ``own_queues``.
+    """
+    whole = moved(signs, name)
+    if signs.view.has_own_namespace or not _are_listeners_known(signs):
+        return whole
+    return replace(whole, change_count=min(whole.change_count, int(queues["dropped_count"].sum())))
+
+
+def is_told_by_clients_alone(signs: Signs) -> bool:
+    """Nobody saw the listeners of a namespace of many: only own clients that waited tell."""
+    return not signs.view.has_own_namespace and not _are_listeners_known(signs)
+
+
+def _are_listeners_known(signs: Signs) -> bool:
+    return len(signs.view.frames["listeners"]) > 0
+
+
 @dataclass(frozen=True, slots=True)
 class Stalls:
     """Attempts that waited for an answer as only a dropped packet makes them wait.
@@ -94,6 +120,8 @@ class Stalls:
         Args:
             dropped: What the kernel dropped: each drop delays a client, seen or not.
         """
+        if not dropped.change_count:
+            return False
         if self.is_unseen:
             return dropped.change_count >= LEAST_LATE_COUNT
         least = max(LEAST_LATE_COUNT, LEAST_LATE_SHARE * self.attempt_count)
@@ -175,6 +203,8 @@ def df_queues(signs: Signs) -> pd.DataFrame:
         rows = rows[rows["at_s"] <= view.stop_s]
     rows = rows[rows["socket_inode"] > 0]
     owners = view.frames["listener_owners"]
+    # a listener of a run of ours begins with it; another one has a past
+    has_past = view.is_foreign and not view.server_command
     found = []
     for inode, mine in rows.groupby("socket_inode", sort=True):
         longest = mine.sort_values("accept_queue_count", kind="stable").iloc[-1]
@@ -186,9 +216,8 @@ def df_queues(signs: Signs) -> pd.DataFrame:
                 "backlog_count": int(longest["backlog_count"]),
                 "accept_queue_count": int(longest["accept_queue_count"]),
                 "syn_queue_count": int(mine["syn_queue_count"].max()),
-                # a listener of a run of ours begins with it; another one has a past
                 "dropped_count": int(mine["dropped_total"].max())
-                - (int(mine["dropped_total"].min()) if view.is_attached else 0),
+                - (int(mine["dropped_total"].min()) if has_past else 0),
                 "at_s": float(longest["at_s"]),
                 "pids": tuple(int(pid) for pid in pids),
             }
@@ -198,6 +227,30 @@ def df_queues(signs: Signs) -> pd.DataFrame:
     frame = pd.DataFrame(found, columns=columns)
     order = ["dropped_count", "accept_queue_count", "syn_queue_count"]
     return frame.sort_values(order, ascending=False, kind="stable", ignore_index=True)
+
+
+def own_queues(signs: Signs) -> pd.DataFrame:
+    """Rows of ``df_queues`` of the run's server: of all listeners where no others can be."""
+    queues = df_queues(signs)
+    if signs.view.has_own_namespace:
+        return queues
+    known = set(signs.view.who["pid"])
+    is_own = [not pids or not known.isdisjoint(pids) for pids in queues["pids"]]
+    return queues[np.array(is_own, dtype=bool) & queues["local_port"].isin(signs.view.server_ports)]
+
+
+_FULL_QUEUE_SHARE = 0.75
+
+
+def fuller_queue(queues: pd.DataFrame) -> str:
+    """``accept``, ``half-open`` or, where no snapshot saw either nearly full, ''.
+
+    A full accept queue keeps handshakes from ending and fills the other one: it goes first.
+    """
+    least = _FULL_QUEUE_SHARE * queues["backlog_count"]
+    if (queues["accept_queue_count"] >= least).any():
+        return "accept"
+    return "half-open" if (queues["syn_queue_count"] >= least).any() else ""
 
 
 def who_dropped(signs: Signs, queues: pd.DataFrame) -> Subject:

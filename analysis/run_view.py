@@ -317,6 +317,11 @@ class RunView:
         return bool((self.manifest.get("server") or {}).get("attached"))
 
     @property
+    def has_own_namespace(self) -> bool:
+        """The network namespace is the run's: counters of it are of nobody else."""
+        return not self.is_attached and self.host.get("network_namespace") in (None, "own")
+
+    @property
     def counting_period_s(self) -> float:
         """The longest interval that a row of failing calls stands for.
 

@@ -99,7 +99,9 @@ TCP_COUNTS = np.dtype(
 )
 RESET_KEY = np.dtype([("received", "u1"), ("side", "u1"), ("state", "u1"), ("reason", "u1")])
 RESET_COUNT = np.dtype([("count", "<u8"), ("first_ns", "<u8")])
-DROP_KEY = np.dtype([("location", "<u8"), ("reason", "<u4"), ("namespace_known", "<u4")])
+DROP_KEY = np.dtype(
+    [("location", "<u8"), ("reason", "<u4"), ("namespace_known", "<u2"), ("of_server", "<u2")]
+)
 
 SNAPSHOT_SUMS = np.dtype([("by", STATE_SUMS, (SIDES_COUNT, STATES_COUNT)), ("visited", "<u8")])
 BREATH_SOCKETS = 50_000
@@ -262,6 +264,7 @@ def tcp_events(btf: Btf) -> BpfSource:
             "net_device": {"net": ["nd_net.net"]},
             "sk_buff": {
                 "head": ["head"],
+                "network_header": ["network_header"],
                 "transport_header": ["transport_header"],
                 "dev": ["dev"],
                 "sk": ["sk"],

@@ -87,7 +87,7 @@ class TcpEventsProbe(BpfProbe):
         self._kernel = kernel_symbols()
         self._before: npt.NDArray[Any] = np.zeros(1, dtype=bpf_sources.TCP_COUNTS)
         self._resets: dict[tuple[int, ...], int] = {}
-        self._drops: dict[tuple[int, int, int], int] = {}
+        self._drops: dict[tuple[int, int, int, int], int] = {}
         self._drop_reasons: dict[int, str] = {}
         self._reset_reasons: dict[int, str] = {}
         self._drops_have_reasons = False
@@ -182,9 +182,9 @@ class TcpEventsProbe(BpfProbe):
                 continue
             self._drops[key] = count
             self._recorded_count += news
-            location, number, namespace_known = key
+            location, number, namespace_known, of_server = key
             known = self._drops_have_reasons
             reason = drop_reason(self._drop_reasons, number) if known else ""
             # the location is a return address: see KernelSymbols.stack
             place = self._kernel.name(location - 1)
-            self.writers[3].append(at_ns, reason, place, news, namespace_known)
+            self.writers[3].append(at_ns, reason, place, news, namespace_known, of_server)

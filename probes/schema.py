@@ -381,7 +381,7 @@ _ALL: tuple[Table, ...] = (
     Table(
         "skb_drops",
         "probes.bpf_tcp",
-        "(reason, place, namespace_known) in one interval",
+        "(reason, place, namespace_known, of_server) in one interval",
         "few per s",
         "raw_tracepoint kfree_skb (skb_drop_reason of this kernel)",
         (
@@ -395,6 +395,7 @@ _ALL: tuple[Table, ...] = (
                 "1 of the run's network namespace; 0 of any: the packet had neither socket nor "
                 "device (before Linux 6.11)",
             ),
+            _later("of_server", "", "1 a TCP segment to or from a port of the server, 0 any other"),
         ),
     ),
     Table(

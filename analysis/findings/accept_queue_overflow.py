@@ -7,7 +7,9 @@ what was dropped make them; and the listener whose queue and drops say that it w
 that delayed nobody by a second is no harm and no finding.
 Told apart from ``syn-backlog-overflow``: there TCPReqQFullDrop moves and the accept queue is empty.
 From ``conntrack-full``: there no counter of the listener moves. A worker at its descriptor limit
-leaves its queue to overflow too; then the limit is named and this is not.
+leaves its queue to overflow too; then the limit is named and this is not. In a network namespace
+that others use as well the counter is also theirs: there a listener of the run must have dropped
+as many.
 What made the acceptor slow (``worker-blocked``, ``hot-worker-code``, ...) is a finding of its own
 where it is seen, and this one follows from it.
 """
@@ -21,9 +23,11 @@ from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.listen_queues import (
     Moved,
     Stalls,
-    df_queues,
     full_pids,
-    moved,
+    fuller_queue,
+    is_told_by_clients_alone,
+    moved_by_own,
+    own_queues,
     stall_sentence,
     stalls,
     who_dropped,
@@ -39,20 +43,20 @@ _IDLE_PCT = 50.0
 
 def find(signs: Signs) -> list[Finding]:
     """One finding, about the listener that dropped most."""
-    overflows = moved(signs, "TcpExtListenOverflows")
-    half_open = moved(signs, "TcpExtTCPReqQFullDrop")
-    if not overflows.change_count or half_open.change_count > _OTHER_QUEUE * overflows.change_count:
+    queues = own_queues(signs)
+    if not signs.view.has_own_namespace:
+        queues = queues[queues["dropped_count"] > 0]
+    overflows = moved_by_own(signs, "TcpExtListenOverflows", queues)
+    half_open = moved_by_own(signs, "TcpExtTCPReqQFullDrop", queues)
+    if half_open.change_count > _OTHER_QUEUE * overflows.change_count:
         return []
+    if not signs.view.has_own_namespace and fuller_queue(queues) == "half-open":
+        return []  # the overflows are of another server
     stalled = stalls(signs)
     if not stalled.is_harm(overflows):
         return []
-    queues = df_queues(signs)
-    if signs.view.is_attached:
-        # The counter is of all listeners of the namespace, those of other servers among them.
-        own = queues["local_port"].isin(signs.view.server_ports)
-        queues = queues[own & (queues["dropped_count"] > 0)]
-        if queues.empty and len(signs.view.frames["listeners"]):
-            return []
+    if stalled.is_unseen and is_told_by_clients_alone(signs):
+        return []
     full = full_pids(signs)
     if full:
         # what is not known to belong to another worker overflowed because of the limit
@@ -89,6 +93,9 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
     last_s = max(overflows.last_s, first_s)
     why, rate_per_s = _why_slow(signs, subject, first_s, last_s, evidence)
     confidence, missing = signs.trust("net_counters", "listeners")
+    if is_told_by_clients_alone(signs):
+        confidence = "low"
+        missing += ("whose queue overflowed: other servers of the namespace count there too",)
     name = str(subject)
     its = f"of {name}" + (f" (backlog {backlog:,})" if backlog else "")
     return Finding(

@@ -5,16 +5,21 @@ be made (``drop`` of /proc/net/stat/nf_conntrack; net/netfilter/nf_conntrack_cor
 nf_conntrack_in), and attempts whose SYN was not answered for a second or more, or ever. The errno
 says nothing: at most ETIMEDOUT.
 Told apart from ``accept-queue-overflow`` and ``syn-backlog-overflow``: here the SYN never arrives,
-so no counter of the listener moves; the table's own does.
+so no counter of the listener moves; the table's own does. Of a server that is only watched nobody
+knows who waited: there segments of the server itself must be among what netfilter dropped, since
+others of its network namespace fill the table and are refused by it, too.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.failures import drops_of_run
 from analysis.listen_queues import Moved, Stalls, moved, stall_sentence, stalls
+from analysis.run_view import RunView
 from analysis.signs import Signs
 
 _FULL_SHARE = 0.95
@@ -31,8 +36,13 @@ def find(signs: Signs) -> list[Finding]:
     full = table[table["conntrack_count"] >= _FULL_SHARE * table["conntrack_max_count"]]
     dropped = moved(signs, "ConntrackDrop")
     stalled = stalls(signs, connect_only=True)
-    if full.empty or not dropped.change_count or not stalled.is_harm(dropped):
+    if full.empty or not stalled.is_harm(dropped):
         return []
+    if stalled.is_unseen:  # whose packets they were is not seen in a client's wait
+        refused_count = _refused_to_server(view)
+        if not refused_count:
+            return []
+        dropped = replace(dropped, change_count=min(dropped.change_count, refused_count))
     top = full.sort_values("conntrack_count", kind="stable").iloc[-1]
     return [
         _finding(
@@ -42,6 +52,17 @@ def find(signs: Signs) -> list[Finding]:
             (int(top["conntrack_count"]), int(top["conntrack_max_count"]), float(top["at_s"])),
         )
     ]
+
+
+def _refused_to_server(view: RunView) -> int:
+    """Segments to the server, or from it, that netfilter dropped.
+
+    The table and what it drops are of everybody in the namespace; these are the server's own.
+    """
+    drops = drops_of_run(view)
+    # before Linux 5.17 a drop has no reason, and only one function to be dropped in
+    by_filter = (drops["reason"] == "NETFILTER_DROP") | (drops["location"] == "nf_hook_slow")
+    return int(drops["event_count"][by_filter & (drops["of_server"] != 0)].sum())
 
 
 def _finding(
@@ -71,8 +92,7 @@ def _finding(
     if len(syns):
         resent_count = int(syns["event_count"].sum())
         evidence.append(Evidence("syns_resent", resent_count, "tcp_retransmits"))
-    drops = drops_of_run(view)
-    by_filter = int(drops["event_count"][drops["reason"] == "NETFILTER_DROP"].sum())
+    by_filter = _refused_to_server(view)
     if by_filter:
         evidence.append(Evidence("netfilter_drops", by_filter, "skb_drops"))
     confidence, missing = signs.trust("sockstat", "net_counters")

@@ -8,7 +8,7 @@ the ladder. Every other finding that stands for itself goes before it (analysis/
 from __future__ import annotations
 
 from analysis.evidence import Evidence, Finding, Subject
-from analysis.listen_queues import moved
+from analysis.listen_queues import moved_by_own, own_queues
 from analysis.signs import EMFILE, ENFILE, Signs
 from probes.schema import SERVER_ROLES
 
@@ -21,7 +21,7 @@ def find(signs: Signs) -> list[Finding]:
     watched_s = view.hold.duration_s
     processes = len(view.who[view.who["role"].isin(SERVER_ROLES)])
     refused = signs.errors[signs.errors["errno"].isin([EMFILE, ENFILE])]
-    dropped = moved(signs, "TcpExtListenOverflows").change_count
+    dropped = moved_by_own(signs, "TcpExtListenOverflows", own_queues(signs)).change_count
     confidence, missing = signs.trust(
         "failing_syscalls", "net_counters", "process_samples", is_by_absence=True
     )

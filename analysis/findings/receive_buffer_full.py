@@ -4,7 +4,8 @@ Proof: windows that closed and stayed so for a while (TCPToZeroWindowAdv less
 TCPFromZeroWindowAdv), and the fullest socket's sk_rmem_alloc against sk_rcvbuf.
 Told apart from ``tcp-memory-pressure``: there TCP as a whole is at its limit, segments are dropped
 (TCPRcvQDrop) while the sockets' own buffers have room. A window that closes and soon opens again
-is flow control at work, not this.
+is flow control at work, not this. In a network namespace that others use the windows may be theirs:
+there a socket of the run must stay full meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _LASTING_S = 1.0
 _FULL_SHARE = 0.75
 """Of sk_rcvbuf: a window closes when less than a segment fits, below that it is only slow."""
 
+_MOST_SNAPSHOTS = 0.5
+
 
 def find(signs: Signs) -> list[Finding]:
     """One finding about the side whose sockets are fullest."""
@@ -34,12 +37,18 @@ def find(signs: Signs) -> list[Finding]:
     if span is None:
         return []
     first_s, last_s, count = span
-    fullest = _fullest(until_stop(view, "socket_memory"), first_s)
+    sockets = until_stop(view, "socket_memory")
+    fullest = _fullest(sockets, first_s)
     if fullest is None:
         return []
     side, at_s, used, limit = fullest
     if side == "client" and view.is_attached:
         return []  # its clients are not watched; some may happen to be on this host
+    if not view.has_own_namespace:
+        mine = sockets[(sockets["side"] == side) & sockets["at_s"].between(first_s, last_s)]
+        if not _stays_full(mine, limit):
+            return []
+        count = min(count, int(mine["socket_count"].max()))
     subject = Subject("server" if side == "server" else "client")
     if side == "server" and (pid := unread_worker(view, first_s)):
         subject = view.subject(pid)
@@ -83,6 +92,13 @@ def find(signs: Signs) -> list[Finding]:
             explained_count=lost,
         )
     ]
+
+
+def _stays_full(sockets: pd.DataFrame, limit: int) -> bool:
+    """The fullest socket is full in most snapshots: of one that is read it is a moment."""
+    rows = sockets[(sockets["state"] == "ESTABLISHED") & (sockets["socket_count"] > 0)]
+    full = rows["rmem_alloc_max_bytes"] >= _FULL_SHARE * limit
+    return bool(len(rows)) and bool(full.mean() >= _MOST_SNAPSHOTS)
 
 
 def _longest(windows: pd.DataFrame, stop_s: float) -> tuple[float, float, int] | None:

@@ -7,7 +7,8 @@ other counter explains at a listener that was seen that full (tcp_conn_request).
 SYN was not answered for a second or more, or ever.
 Told apart from ``accept-queue-overflow``: there ListenOverflows moves; a full accept queue keeps
 handshakes from ending, so both counters may move, and then that queue is the cause. From
-``conntrack-full``: there no counter of the listener moves.
+``conntrack-full``: there no counter of the listener moves. In a network namespace that others use
+as well the counters are also theirs: there a listener of the run must have dropped as many.
 With syncookies (TCPReqQFullDoCookies) nothing is dropped and nothing is found.
 """
 
@@ -21,8 +22,10 @@ from analysis.evidence import Evidence, Finding, Fix
 from analysis.listen_queues import (
     Moved,
     Stalls,
-    df_queues,
-    moved,
+    fuller_queue,
+    is_told_by_clients_alone,
+    moved_by_own,
+    own_queues,
     stall_sentence,
     stalls,
     who_dropped,
@@ -41,23 +44,27 @@ _LEAST_SYN_BACKLOG = 128
 
 def find(signs: Signs) -> list[Finding]:
     """One finding, about the listener that dropped most."""
-    overflows = moved(signs, "TcpExtListenOverflows")
-    queues = df_queues(signs)
-    if signs.view.is_attached:
-        queues = queues[queues["local_port"].isin(signs.view.server_ports)]
+    queues = own_queues(signs)
+    if not signs.view.has_own_namespace:
+        queues = queues[queues["dropped_count"] > 0]
+    overflows = moved_by_own(signs, "TcpExtListenOverflows", queues)
     dropped, room = _dropped(signs, overflows, queues)
+    if not signs.view.has_own_namespace and fuller_queue(queues) == "half-open":
+        overflows = replace(overflows, change_count=0)  # they are of another server
     if dropped.change_count <= _OTHER_QUEUE * overflows.change_count:
         return []
     stalled = stalls(signs, connect_only=True)
+    if stalled.is_unseen and is_told_by_clients_alone(signs):
+        return []
     return [_finding(signs, dropped, room, stalled, queues)] if stalled.is_harm(dropped) else []
 
 
 def _dropped(signs: Signs, overflows: Moved, queues: pd.DataFrame) -> tuple[Moved, int]:
     """SYNs dropped for a full queue of half-open connections, and its length (0: not known)."""
-    counted = moved(signs, "TcpExtTCPReqQFullDrop")
+    counted = moved_by_own(signs, "TcpExtTCPReqQFullDrop", queues)
     if counted.change_count:
         return counted, int(queues["backlog_count"].max()) if len(queues) else 0
-    drops = moved(signs, "TcpExtListenDrops")
+    drops = moved_by_own(signs, "TcpExtListenDrops", queues)
     others = drops.change_count - overflows.change_count
     asked = dict(signs.view.settings.get("sysctls") or {}).get("net.ipv4.tcp_max_syn_backlog", "")
     room = int(asked) if str(asked).isdigit() else 0
@@ -97,6 +104,9 @@ def _finding(
         resent_count = int(syns["event_count"].sum())
         evidence.append(Evidence("syns_resent", resent_count, "tcp_retransmits"))
     confidence, missing = signs.trust("net_counters", "listeners")
+    if is_told_by_clients_alone(signs):
+        confidence = "low"
+        missing += ("whose queue was full: other servers of the namespace count there too",)
     name = str(subject)
     full = f" ({half_open:,} of {room:,})" if room and half_open else ""
     wanted = 1 << max(room + dropped.change_count - 1, 1).bit_length()

@@ -2,6 +2,9 @@
 
 Proof: sock_exceed_buf_limit events (net/core/sock.c, __sk_mem_raise_allocated), packets that were
 dropped for PROTO_MEM, TCPRcvQDrop and TCPMemoryPressures, with TCP's memory against its limit.
+Memory of TCP is the host's, and in a network namespace that others use the counters are also
+theirs: what is refused must be sockets of the run, by their ports, or clients of the run that gave
+up.
 Told apart from ``receive-buffer-full``: there one socket is over its own rcvbuf, its window closes
 and nothing is dropped; here sockets with room in their own buffers drop what arrives, and the send
 buffers of the others shrink.
@@ -35,8 +38,11 @@ def find(signs: Signs) -> list[Finding]:
     view = signs.view
     events = until_stop(view, "socket_pressure")
     events = events[events["kind"].isin(_OVER_LIMIT) & (events["event_count"] > 0)]
+    events = events[events["side"] != "other"]
     moved = {name: rise(counter(view, name), "value_total") for name in _COUNTERS}
     pressures = moved["TcpExtTCPMemoryPressures"][0] + moved["TcpExtTCPAbortOnMemory"][0]
+    if not view.has_own_namespace and not lost_to_full_buffers(view):
+        pressures = 0  # of whoever has sockets in it
     if events.empty and not pressures:
         return []
     usage = _usage(signs)
@@ -99,20 +105,20 @@ def find(signs: Signs) -> list[Finding]:
 
 
 def _usage(signs: Signs) -> list[Evidence]:
-    """Memory of TCP and its limit where it was met: of the cgroup, else of the host."""
-    group = until_stop(signs.view, "cgroup_memory")
-    limited = group[group["tcp_max_bytes"] > 0]
-    if len(limited):
-        name, used, most = "cgroup_memory", limited["tcp_used_bytes"], limited["tcp_max_bytes"]
-        if found := _met(name, limited["at_s"], used, most):
+    """Memory of TCP and its limit where it was met: of a cgroup of the run, else of the host."""
+    groups = [part for _, part in until_stop(signs.view, "cgroup_memory").groupby("cgroup_id")]
+    for group in groups:
+        limited = group[group["tcp_max_bytes"] > 0]
+        used, most = limited["tcp_used_bytes"], limited["tcp_max_bytes"]
+        if found := _met("cgroup_memory", limited["at_s"], used, most):
             return found
-    whole = group[group["max_bytes"] > 0]
-    if len(whole) and rise(whole, "limit_hits_total")[0] and whole["tcp_used_bytes"].max() > 0:
-        # version 2: buffers count as memory of the group
-        at = whole["tcp_used_bytes"].to_numpy().argmax()
-        row = whole.iloc[int(at)]
-        pair = (float(row["tcp_used_bytes"]), float(row["max_bytes"]))
-        return _pair("cgroup_memory", float(row["at_s"]), *pair)
+    for group in groups:
+        whole = group[group["max_bytes"] > 0]
+        if len(whole) and rise(whole, "limit_hits_total")[0] and whole["tcp_used_bytes"].max() > 0:
+            # version 2: buffers count as memory of the group
+            row = whole.iloc[int(whole["tcp_used_bytes"].to_numpy().argmax())]
+            pair = (float(row["tcp_used_bytes"]), float(row["max_bytes"]))
+            return _pair("cgroup_memory", float(row["at_s"]), *pair)
     stat = until_stop(signs.view, "sockstat")
     stat = stat[stat["tcp_mem_pressure_pages"] > 0]
     page_bytes = int(signs.view.host.get("page_size_bytes") or 4096)

@@ -27,7 +27,8 @@ BPF_TABLE("percpu_hash", struct reset_key, struct reset_count, reset_counts, 102
 struct drop_key {
   u64 location;
   u32 reason;
-  u32 namespace_known;  // 0: neither socket nor device says whose packet it was
+  u16 namespace_known;  // 0: neither socket nor device says whose packet it was
+  u16 of_server;        // to or from a port of the server
 };
 BPF_TABLE("percpu_hash", struct drop_key, u64, drop_counts, 2048);
 
@@ -179,6 +180,23 @@ int tcp_reset_sent(unsigned long long *ctx) {
   return 0;
 }
 
+// Whether a packet is a TCP segment to or from a port of the server, by its headers as far as they
+// were found (ip_rcv sets the transport header before netfilter looks).
+static __always_inline int is_of_server(struct run_config *run, struct sk_buff *skb) {
+  void *head = 0;
+  u16 network = 0, transport = 0, ports[2] = {};
+  u8 version = 0, protocol = 0;
+  bpf_probe_read_kernel(&head, sizeof(head), &skb->head);
+  bpf_probe_read_kernel(&network, sizeof(network), &skb->network_header);
+  bpf_probe_read_kernel(&transport, sizeof(transport), &skb->transport_header);
+  if (!head || transport == 0xffff || transport <= network) return 0;
+  bpf_probe_read_kernel(&version, sizeof(version), head + network);
+  bpf_probe_read_kernel(&protocol, sizeof(protocol), head + network + (version >> 4 == 6 ? 6 : 9));
+  if (protocol != 6) return 0;  // IPPROTO_TCP
+  if (bpf_probe_read_kernel(ports, sizeof(ports), head + transport)) return 0;
+  return side_of_ports(run, from_be16(ports[0]), from_be16(ports[1])) != SIDE_OTHER;
+}
+
 // kfree_skb (skb, location[, reason[, rx_sk]])
 int skb_dropped(unsigned long long *ctx) {
   struct drop_key key = {.location = ctx[1]};
@@ -206,6 +224,7 @@ int skb_dropped(unsigned long long *ctx) {
   // apart, since it may be anybody's
   if (net && !is_runs_net(run, net)) return 0;
   key.namespace_known = net != 0;
+  key.of_server = is_of_server(run, skb);
   u64 *count = drop_counts.lookup(&key);
   if (count) {
     *count += 1;

@@ -217,8 +217,12 @@ def test_a_full_connection_tracking_table(watched):
     counter(watched, "ConntrackDrop", 7, 77)
     for half in range(12):
         watched.add("sockstat", at_s=half / 2, conntrack_count=1_000, conntrack_max_count=1_000)
+    drops = {"reason": "NETFILTER_DROP", "namespace_known": 1}
+    watched.add("skb_drops", at_s=3.0, event_count=23, of_server=1, **drops)
+    watched.add("skb_drops", at_s=3.0, event_count=1009, of_server=0, **drops)
     summary = summarise(watched.frames())
     assert (summary.verdict.cause, summary.verdict.side) == ("conntrack-full", "host")
+    assert named(summary, "conntrack-full").explained_count == 23
 
 
 def test_enobufs_of_a_server(watched):

@@ -223,14 +223,15 @@ def test_a_full_receive_buffer_is_counted_exactly(recorded):
     assert total(rows, "event_count", kind="rcvqueue_full") == recorded["drops"]
     assert all(0 < row["first_ns"] <= row["at_ns"] for row in rows)
     drops = recorded["tables"]["skb_drops"]
-    named = {"reason": "SOCKET_RCVBUFF", "namespace_known": 1}
+    named = {"reason": "SOCKET_RCVBUFF", "namespace_known": 1, "of_server": 0}
     assert total(drops, "event_count", **named) == recorded["drops"]
 
 
 @pytest.mark.privileged
 def test_a_drop_names_reason_and_function(recorded):
     drops = recorded["tables"]["skb_drops"]
-    assert total(drops, "event_count", reason="NO_SOCKET", location="tcp_v4_rcv") == 1
+    named = {"reason": "NO_SOCKET", "location": "tcp_v4_rcv", "of_server": 1}
+    assert total(drops, "event_count", **named) == 1
 
 
 @pytest.mark.privileged
