@@ -15,8 +15,9 @@ import pandas as pd
 
 from analysis.memory_signs import SIGKILL, until_stop
 from analysis.run_view import RunView
+from probes.schema import SERVER_ROLES
 
-_FLEET = ("server", "acceptor", "client")
+_FLEET = (*SERVER_ROLES, "client")
 _OLDER_GROUP = -1
 """``cgroup_id`` of recordings that have one group alone: the tightest of the servers."""
 
@@ -80,11 +81,7 @@ class Victims:
 
 def victims(view: RunView) -> Victims:
     """Everybody of the run, or in a group of it, that was killed for memory before the stop."""
-    health = view.frames["probe_health"]
-    mine = health[health["probe"] == "oom_kills"]
     rows = view.frames["oom_kills"]
-    if not (mine["state"] == "ran").any() or mine["lost_count"].sum():
-        return _inferred(view)
     rows = rows.assign(at_s=view.seconds_of(rows["at_ns"]))
     rows = rows[(rows["pid"] > 0) & (rows["at_s"] < view.stop_s)]
     known = set(view.who["pid"][view.who["role"].isin(_FLEET)])
@@ -92,11 +89,18 @@ def victims(view: RunView) -> Victims:
     for pid, at_s, cgroup_id in zip(rows["pid"], rows["at_s"], rows["cgroup_id"], strict=True):
         group = found.own if pid in known else found.beside
         group.append(Victim(int(pid), float(at_s), int(cgroup_id)))
-    return found
+    health = view.frames["probe_health"]
+    mine = health[health["probe"] == "oom_kills"]
+    if (mine["state"] == "ran").any() and not mine["lost_count"].sum():
+        return found
+    counted, table = _counted(view, without=found.pids)
+    if not counted:
+        return found
+    return Victims([*found.own, *counted], found.beside, table, is_exact=False)
 
 
-def _inferred(view: RunView) -> Victims:
-    """Processes that ended by SIGKILL while their own group counted a kill.
+def _counted(view: RunView, without: set[int]) -> tuple[list[Victim], str]:
+    """Processes that ended by SIGKILL while their own group counted a kill, and the table.
 
     Where the groups count nothing the host's count is asked, which others move as well: it counts
     only while the host was out of memory.
@@ -106,6 +110,7 @@ def _inferred(view: RunView) -> Victims:
     unseen = (processes["exit_status"] < 0) & (processes["exit_signal"] == 0) & view.is_attached
     dead = processes["role"].isin(_FLEET) & (processes["exited_ns"] > 0) & (died_s < view.stop_s)
     dead &= (processes["exit_signal"] == SIGKILL) | unseen
+    dead &= ~processes["pid"].isin(without)
     own, table = [], "cgroup_memory"
     for pid, at_s in zip(processes["pid"][dead], died_s[dead], strict=True):
         groups = groups_above(view, int(pid))
@@ -117,7 +122,7 @@ def _inferred(view: RunView) -> Victims:
             table = "host_memory" if count > 0 else table
         if count > 0:
             own.append(Victim(int(pid), float(at_s), groups[0] if groups else -1))
-    return Victims(own, [], table, is_exact=False)
+    return own, table
 
 
 def _kills_counted(view: RunView, cgroup_id: int, span_s: tuple[float, float]) -> int:
