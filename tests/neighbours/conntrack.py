@@ -1,4 +1,7 @@
-"""A container whose connection tracking table is full: the packets of new flows are dropped."""
+"""A container whose connection tracking table is full: the packets of new flows are dropped.
+
+In a network namespace of its own, or with ``--here`` in that of its parent.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from tests.neighbours.program import Life, parser
 
 
 def main() -> int:
-    options = parser(__doc__).parse_args()
+    wanted = parser(__doc__)
+    wanted.add_argument("--here", action="store_true", help="in the parent's network namespace")
+    options = wanted.parse_args()
     life = Life(options.seconds)
     with life.lived():
-        namespace_fd = netns.create({})
-        netns.enter(namespace_fd)
-        os.close(namespace_fd)
+        if not options.here:
+            namespace_fd = netns.create({})
+            netns.enter(namespace_fd)
+            os.close(namespace_fd)
         conntrack_fill.fill(free_count=0)
         for _ in life.beats(0.02):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

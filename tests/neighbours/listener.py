@@ -11,10 +11,9 @@ import os
 import socket
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from harness import netns
-from tests.neighbours.program import Life, parser
+from tests.neighbours.program import Life, counted, parser
 
 _COUNTERS = {"accept": "ListenOverflows", "half-open": "TCPReqQFullDrop"}
 _BACKLOG = 4
@@ -38,7 +37,7 @@ def main() -> int:
 
 
 def _overflow(life: Life, options: argparse.Namespace) -> None:
-    before = _counted(_COUNTERS[options.queue])
+    before = counted("TcpExt", _COUNTERS[options.queue])
     is_ready = False
     rounds: list[list[socket.socket]] = []
     with socket.socket() as listener:
@@ -54,7 +53,7 @@ def _overflow(life: Life, options: argparse.Namespace) -> None:
                 if len(rounds) > _ROUNDS_KEPT:
                     for client in rounds.pop(0):
                         client.close()
-                life.count = _counted(_COUNTERS[options.queue]) - before
+                life.count = counted("TcpExt", _COUNTERS[options.queue]) - before
                 if life.count and not is_ready:
                     is_ready = True
                     life.ready()
@@ -69,12 +68,6 @@ def _begun(address: tuple[str, int]) -> socket.socket:
     with suppress(BlockingIOError):
         client.connect(address)
     return client
-
-
-def _counted(name: str) -> int:
-    lines = [line.split() for line in Path("/proc/net/netstat").read_text().splitlines()]
-    names, values = lines[0], lines[1]
-    return int(values[names.index(name)])
 
 
 if __name__ == "__main__":

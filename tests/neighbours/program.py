@@ -101,6 +101,13 @@ class Life:
             time.sleep(max(0.0, min(period_s, self._end_s - time.monotonic())))
 
 
+def counted(group: str, name: str, file: str = "netstat") -> int:
+    """A counter of this process's network namespace (/proc/net/netstat or snmp)."""
+    lines = [line.split() for line in Path("/proc/self/net", file).read_text().splitlines()]
+    names, values = (line for line in lines if line[0] == f"{group}:")
+    return int(values[names.index(name)])
+
+
 @dataclass
 class Neighbour:
     """One that runs; ``count`` is known when it has ended."""

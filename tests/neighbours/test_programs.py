@@ -18,6 +18,10 @@ PROGRAMS = [
     ("disk",),
     ("listener",),
     ("listener", "--queue", "half-open"),
+    ("files",),
+    ("tcp_memory",),
+    ("tcp_memory", "--limit", "2000000"),
+    ("drops",),
 ]
 
 
@@ -31,6 +35,6 @@ def test_a_neighbour_has_its_effect_and_takes_back_what_it_made(words):
     with beside(*words) as neighbour:
         assert Path(f"/proc/{neighbour.pid}").exists()
         made = [folder for folder in groups() if folder.name == f"neighbour-{neighbour.pid}"]
-        assert len(made) == (words[0] == "oom")
+        assert len(made) == (words[0] == "oom" or "--limit" in words)
     assert neighbour.count > 0
     assert not [folder for folder in made if folder.exists()]
