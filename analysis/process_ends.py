@@ -17,6 +17,9 @@ _LONGEST_DRAIN_S = 120.0
 """How long before its end the old one may have stopped to accept: what was lost until then."""
 _APART_S = 1.0
 """One that started with the others is no successor."""
+_SEEN_LATE_S = 5.0
+"""On a crowded host who follows the processes may be told so late that one ended."""
+_NEARLY_ALL_SHARE = 0.9
 _AT_ONCE_S = 1.0
 _BEFORE_S = 0.3
 
@@ -80,7 +83,7 @@ def process_ends(view: RunView) -> list[ProcessEnd]:
         status, number = int(row["exit_status"]), int(row["exit_signal"])
         begun_s = ended_s - _BEFORE_S
         if successor_pid:
-            begun_s = min(begun_s, successor_s)
+            begun_s = min(begun_s, _last_full_s(view, pid, ended_s)) - _SEEN_LATE_S
         found.append(
             _end(view, pid, ended_s, (status, number), (successor_pid, successor_s), begun_s)
         )
@@ -115,6 +118,16 @@ def _end(
     )
 
 
+def _last_full_s(view: RunView, pid: int, ended_s: float) -> float:
+    """When a process was last seen with nearly the most connections that it ever had."""
+    live = view.frames["live_samples"]
+    mine = live[live["pid"] == pid]
+    at_s = view.seconds_of(mine["at_ns"])
+    counts = mine["open_count"].to_numpy()
+    full = (counts >= _NEARLY_ALL_SHARE * counts.max(initial=1)) & (at_s <= ended_s)
+    return float(at_s[full][-1]) if full.any() else ended_s
+
+
 def held_before(view: RunView, pid: int, begun_s: float, ended_s: float) -> int:
     """Most connections that a process had in a span; a proxy's two descriptors for one are one."""
     live = view.frames["live_samples"]
@@ -131,5 +144,5 @@ def held_before(view: RunView, pid: int, begun_s: float, ended_s: float) -> int:
 
 
 def _program(view: RunView, pid: int) -> str:
-    """Its name without what a process title may add later."""
-    return view.subject(pid).command.split(" is shutting down")[0]
+    """Its name; of a process title what stands before the colon, because the rest changes."""
+    return view.subject(pid).command.partition(":")[0]
