@@ -14,6 +14,9 @@ ID = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 _PLACE = "{of}"
 
+BESIDE_THE_RUN = "processes beside the run"
+"""Qualifier of ``host_share``: who is neither of the run nor of its watching."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvidenceKind:

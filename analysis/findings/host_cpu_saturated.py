@@ -21,6 +21,7 @@ import numpy as np
 
 from analysis.cpu import cpu_between, df_host_pressure
 from analysis.evidence import Evidence, Finding, Fix, Subject
+from analysis.evidence_kinds import BESIDE_THE_RUN
 from analysis.findings import (
     accept_spin,
     cpu_quota,
@@ -42,7 +43,7 @@ _OTHERS_SHARE = 0.25
 _WANTED_SHARE = 0.1
 """Where nobody knows who waits: a server that takes less of the cores may be one that is idle."""
 
-_WATCHING, _BESIDE = "connscope's own watching", "processes beside the run"
+_WATCHING, _BESIDE = "connscope's own watching", BESIDE_THE_RUN
 """What shares of the cores are called where no role says it."""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.keepalive import PingWork, fleet_cpu_pct, ping_work
+from analysis.run_view import RunView
 from analysis.signs import MOST_MESSAGE_CPU_US, Signs
 from analysis.watched_keepalive import WatchedKeepalives, watched_keepalives
 
@@ -46,8 +47,9 @@ def _fullness(signs: Signs, work: list[PingWork]) -> list[Evidence]:
     duty = float((mine >= _FULL_PCT).mean()) if len(mine) else 0.0
     if duty >= _LEAST_DUTY:
         found.append(Evidence("core_full_time", 100 * duty, "process_samples"))
-    due_per_s = sum(w.due_per_s for w in work)
-    if work[0].is_long_enough and sum(w.pings_per_s for w in work) < _BEHIND * due_per_s:
+    due_per_s, sent_per_s = sum(w.due_per_s for w in work), sum(w.pings_per_s for w in work)
+    is_behind = work[0].is_long_enough and sent_per_s < _BEHIND * due_per_s
+    if is_behind and _would_fill(view, work, due_per_s / max(sent_per_s, 1.0)):
         found.append(Evidence("due_rate", due_per_s, "live_samples", of="pings"))
     host = signs.host_cpu
     busy = host[(host["core"] == -1) & host["at_s"].between(from_s, until_s)]["busy_pct"]
@@ -56,6 +58,15 @@ def _fullness(signs: Signs, work: list[PingWork]) -> list[Evidence]:
     if host_duty >= _LEAST_DUTY and fleet_cpu_pct(view) >= wanted_pct * host_duty:
         found.append(Evidence("host_full_time", 100 * host_duty, "host_cpu"))
     return found
+
+
+def _would_fill(view: RunView, work: list[PingWork], behind: float) -> bool:
+    """Pings at the rate that is due take a core, or most of the host.
+
+    Where others have the cores, a few pings fall behind as well, and are not what fills them.
+    """
+    fleet_pct = fleet_cpu_pct(view) * behind
+    return work[0].wanted_cpu_pct >= _FULL_PCT or fleet_pct >= 100 * view.core_count * _FLEET_SHARE
 
 
 def ceiling_connections(signs: Signs, work: list[PingWork]) -> float:

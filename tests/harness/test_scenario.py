@@ -82,6 +82,18 @@ def test_a_healthy_run_may_name_nothing():
     assert expect.complaints(said) == ["worker-blocked is named without reason"]
 
 
+@pytest.mark.parametrize(("of", "pct", "is_reason"), [
+    ("processes beside the run", 60.0, True),
+    ("processes beside the run", 10.0, False),
+    ("servers", 60.0, False),
+])  # fmt: skip
+def test_a_host_that_others_fill_is_no_wrong_name(of, pct, is_reason):
+    crowded = {**finding("host-cpu-saturated", "warning"), "side": "host"}
+    crowded["evidence"] = [{"id": "host_share", "of": of, "value": pct}]
+    said = scenario.Expectation(cause="reached").complaints(verdict("reached", crowded))
+    assert said == ([] if is_reason else ["host-cpu-saturated is named without reason"])
+
+
 @pytest.mark.parametrize(
     ("document", "words"),
     [
