@@ -90,7 +90,9 @@ def test_a_healthy_run_may_name_nothing():
 def test_a_host_that_others_fill_is_no_wrong_name(of, pct, is_reason):
     crowded = {**finding("host-cpu-saturated", "warning"), "side": "host"}
     crowded["evidence"] = [{"id": "host_share", "of": of, "value": pct}]
-    said = scenario.Expectation(cause="reached").complaints(verdict("reached", crowded))
+    said = scenario.Expectation(cause="reached").complaints(
+        verdict("reached", finding("reached"), crowded)
+    )
     assert said == ([] if is_reason else ["host-cpu-saturated is named without reason"])
 
 
