@@ -17,7 +17,7 @@ from harness.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLER = Path(__file__).with_name("smaller.py")
-DEADLINE_S = 150
+DEADLINE_S = 300
 
 NOT_RUN = (
     (r"make ", "its targets are looked up in the Makefile; what they run is what all tests run"),

@@ -61,14 +61,14 @@ LONG = (
 )
 """Files of 20 s and more: one that began last would keep the others waiting."""
 
-IN_TURN_TIMEOUT_S = 400
+IN_TURN_TIMEOUT_S = 600
 
 
 @pytest.fixture
 def deadline() -> Callable[..., Any]:
     """``deadline("what it waits for", condition)`` returns the condition's first true value."""
 
-    def wait(what: str, condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
+    def wait(what: str, condition: Callable[[], Any], *, seconds: float = 60.0) -> Any:
         end_s = time.monotonic() + seconds
         while not (value := condition()):
             assert time.monotonic() < end_s, f"waited {seconds:.0f} s for: {what}"

@@ -22,7 +22,7 @@ from harness.commands import COMMANDS
 
 pytestmark = [
     pytest.mark.privileged,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
 ]
 
 NAMES = [str(page.relative_to(ROOT)) for page in pages()]

@@ -17,7 +17,7 @@ from harness.fleet_config import FleetConfig, GroupShare
 from probes import live as live_memory
 from probes.live import Counter, Live, Phase
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def wait_until(what: str, condition: Callable[[], Any]) -> None:

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 def told(code: str) -> str:

@@ -336,7 +336,7 @@ def test_without_root_it_watches_what_it_may_and_says_what_is_missing(start, por
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         **as_nobody,
     )
     assert done.returncode == 0, done.stderr

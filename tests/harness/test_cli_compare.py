@@ -16,7 +16,7 @@ from harness import cli_compare
 from probes import schema
 from probes.rundir import MANIFEST, RunDir, create_run_dir
 
-DEADLINE_S = 60
+DEADLINE_S = 150
 CONNECTIONS = 300
 
 

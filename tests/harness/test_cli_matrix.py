@@ -16,7 +16,7 @@ import pytest
 from harness import cli_matrix, matrix_store
 
 COMMAND = [sys.executable, "-P", "-m", "harness.cli_matrix"]
-DEADLINE_S = 90
+DEADLINE_S = 150
 QUICK = ["--connections", "300", "--hold", "0.2", "--probes", "none", "--workers", "2"]
 
 

@@ -16,7 +16,7 @@ import pytest
 from harness import cli_run
 
 COMMAND = [sys.executable, "-P", "-m", "harness.cli_run"]
-DEADLINE_S = 60
+DEADLINE_S = 150
 
 
 def profile_run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:

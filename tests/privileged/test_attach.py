@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.privileged, pytest.mark.shared]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 COMMAND = [sys.executable, "-P", "-m", "harness.cli_attach"]
-DEADLINE_S = 60
+DEADLINE_S = 150
 
 
 class World:
@@ -152,7 +152,7 @@ class Attach:
     def watches(self) -> None:
         """Waits until probes run and the watch has begun."""
         self._world.deadline(
-            f"the watch begins: {self.said}", lambda: "| watch " in self.said, seconds=40
+            f"the watch begins: {self.said}", lambda: "| watch " in self.said, seconds=90
         )
 
     def end(self, number: int = signal.SIGINT) -> int:
@@ -502,6 +502,6 @@ def programs_of(pids: list[int]) -> set[int]:
 
 def all_programs() -> set[int]:
     done = subprocess.run(
-        ["bpftool", "-j", "prog", "show"], capture_output=True, text=True, timeout=20
+        ["bpftool", "-j", "prog", "show"], capture_output=True, text=True, timeout=60
     )
     return {int(each["id"]) for each in json.loads(done.stdout)}

@@ -23,7 +23,7 @@ from probes.rundir import create_run_dir
 TESTS = Path(__file__).parents[1]
 CHECK = TESTS / "reports/check_page.cjs"
 CLUSTER = TESTS / "harness/foreign/cluster.cjs"
-DEADLINE_S = 60
+DEADLINE_S = 150
 S = 1_000_000_000
 MAX_BYTES = 5_000_000
 SECTIONS = ["verdict", "ladder", "story", "hot", "memory", "ports", "errors", "kernel", "method"]
@@ -236,7 +236,7 @@ def seen(machine, once, page):
                 ["node", str(CHECK), "", *pages.values()],
                 capture_output=True,
                 text=True,
-                timeout=150,
+                timeout=300,
             )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

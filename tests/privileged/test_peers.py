@@ -18,7 +18,7 @@ from bench.peers import catalogue
 
 pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.in_turn(cores=0.5)]
 
-DEADLINE_S = 60
+DEADLINE_S = 150
 NOFILE = 300
 PORTS = "nginx without ports"
 COMMANDS = {

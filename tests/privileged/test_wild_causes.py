@@ -48,7 +48,7 @@ def ran(once: Callable[..., Any], machine: Any) -> Callable[..., Run]:
                 *("--no-report", "--output", str(folder), "--connections", str(WANTED)),
                 *("--connect-timeout", "1.5", "--hold", "0.5", "--server-cmd", command, *more),
             ]
-            done = machine.record(words, folder, timeout_s=90, cores=0.5)
+            done = machine.record(words, folder, timeout_s=150, cores=0.5)
             assert "Traceback" not in done.stderr, done.stderr
             return {"stdout": done.stdout, "code": done.returncode}
 
@@ -120,7 +120,7 @@ import pathlib, signal, subprocess, sys, tempfile, time, socket
 port = int(sys.argv[1])
 folder = tempfile.mkdtemp()
 behind = subprocess.Popen(["{python}", "-P", "{server}", "{kind}", "{count}", str(port + 1)])
-end_s = time.monotonic() + 10
+end_s = time.monotonic() + 60
 while time.monotonic() < end_s:
     try:
         socket.create_connection(("127.0.0.1", port + 1)).close()

@@ -61,7 +61,7 @@ def test_however_fast_clients_come_a_reserve_descriptor_is_no_spin(machine, tmp_
         *("--output", str(tmp_path), "--connections", "40000", "--hold", "0.2"),
         *("--workers", "2", "--nofile", "400", "--at-fd-limit", "reset"),
     ]
-    done = machine.record(words, tmp_path, timeout_s=90)
+    done = machine.record(words, tmp_path, timeout_s=150)
     assert done.returncode == 3, done.stderr
     findings = {f["cause"]: f for f in json.loads(done.stdout)["findings"]}
     resets = findings["server-resets-when-full"]["evidence"]

@@ -22,7 +22,7 @@ from probes.probe import Target
 
 pytestmark = pytest.mark.alone
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def rows(run, probe: BlockedSamplesProbe) -> list[dict]:

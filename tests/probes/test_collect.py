@@ -137,7 +137,7 @@ class Process:
     def stop(self) -> int:
         assert self.child.stdin is not None
         self.child.stdin.close()
-        return self.child.wait(timeout=20)
+        return self.child.wait(timeout=60)
 
     def close(self) -> None:
         self.child.kill()
@@ -237,7 +237,7 @@ def test_the_word_stop_ends_it_too(run, fleet, start):
     process.answer()
     process.child.stdin.write(b"stop\n")
     process.child.stdin.flush()
-    assert process.child.wait(timeout=20) == 0
+    assert process.child.wait(timeout=60) == 0
 
 
 def test_it_waits_for_the_fleet_and_can_be_stopped_meanwhile(run, new_live, start, deadline):
@@ -369,7 +369,7 @@ time.sleep(60)
 def test_bad_arguments_are_one_line_and_the_fix(run, new_live, start):
     _, fd = new_live(1)
     process = start(fd, "nonsense")
-    assert process.child.wait(timeout=20) == 2
+    assert process.child.wait(timeout=60) == 2
     error, fix = process.log.splitlines()
     assert "nonsense" in error
     assert "live_samples" in fix

@@ -50,7 +50,7 @@ def told(*before: str, code: str = CHECK, words: tuple[str, ...] = ()) -> tuple[
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=90,
     )
     message, fix = done.stdout.split("\n")[:2]
     return message, fix

@@ -315,7 +315,7 @@ def samples_already(window: pyspy_process.Window) -> bool:
 
 def keep_sampling(probe: PythonStacksProbe, seconds: float) -> None:
     """Lets every py-spy watch for so long, as the loop of the probe process would."""
-    begin_by_s = time.monotonic() + 20
+    begin_by_s = time.monotonic() + 60
     while not all(samples_already(each) for each in probe._windows if not each.asked):
         assert time.monotonic() < begin_by_s, "no py-spy began to sample"
         time.sleep(0.01)

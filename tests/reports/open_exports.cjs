@@ -84,9 +84,9 @@ async function speedscope(browser, { root, profiles }, screenshots) {
     const url = `${base}/${encodeURIComponent(path.basename(file))}`;
     const { page, errors } = await openPage(browser, base);
     await page.goto(`${base}/#profileURL=${encodeURIComponent(url)}`);
-    await page.waitForFunction(() => document.body.innerText.includes("Sandwich"), null, { timeout: 30000 });
+    await page.waitForFunction(() => document.body.innerText.includes("Sandwich"), null, { timeout: 60000 });
     await page.keyboard.press("3"); // the view Sandwich is a table, the others are drawn
-    await page.waitForFunction(() => document.querySelectorAll("tr").length > 1, null, { timeout: 30000 });
+    await page.waitForFunction(() => document.querySelectorAll("tr").length > 1, null, { timeout: 60000 });
     seen[name] = { errors, title: await page.title(), text: await page.evaluate(() => document.body.innerText) };
     if (screenshots) { await page.screenshot({ path: path.join(screenshots, `speedscope-${name}.png`) }); }
     await page.close();

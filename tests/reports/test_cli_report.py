@@ -232,7 +232,7 @@ def test_a_full_disk_is_two_lines_and_loses_nothing(run, tmp_path):
         f"ls -A {disk}/run; exit $code"
     )
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 5, done.stderr
     lines = done.stderr.splitlines()

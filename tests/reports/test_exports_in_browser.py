@@ -93,7 +93,7 @@ def seen(summaries, tmp_path_factory):
         ["node", str(HERE / "open_exports.cjs"), str(folder / "plan.json")],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

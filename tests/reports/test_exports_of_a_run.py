@@ -35,7 +35,7 @@ COMMANDS = [
 (RUN_COMMAND,) = (line for line in COMMANDS if line.startswith("profile-run "))
 REPORT_COMMANDS = [line for line in COMMANDS if line != RUN_COMMAND]
 CONNECTIONS = 300
-DEADLINE_S = 60
+DEADLINE_S = 150
 
 
 class Recorded:

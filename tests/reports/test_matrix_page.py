@@ -152,7 +152,7 @@ def seen(tmp_path_factory):
         path.write_text(kinds[kind], encoding="utf-8")
     done = subprocess.run(
         ["node", str(HERE / "check_page.cjs"), *map(str, paths.values())],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)

@@ -54,7 +54,7 @@ def seen(make_summary, tmp_path_factory):
         ["node", str(HERE / "check_page.cjs"), *map(str, paths.values())],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -162,7 +162,7 @@ def _in_terminal(environ):
             break
         written += part
     os.close(leader)
-    stdout, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=90)
     assert process.returncode == 0, written.decode()
     assert stdout == b"", "progress goes to stderr only"
     return written.decode()
@@ -204,7 +204,7 @@ def tmux(tmp_path):
     def run(*words):
         done = subprocess.run(
             ["tmux", "-S", str(tmp_path / "socket"), "-f", "/dev/null", *words],
-            capture_output=True, text=True, timeout=30,
+            capture_output=True, text=True, timeout=90,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
