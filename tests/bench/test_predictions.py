@@ -28,6 +28,8 @@ SPREAD = "SO_REUSEPORT"
 )
 def test_a_run_below_the_wall_says_where_it_is(machine, tmp_path, row_id):
     row = predictions.scenario().row(row_id)
+    # others may take the cores, of the suite or not: what is counted stays what it is
+    row = replace(row, expect=replace(row.expect, may=(*row.expect.may, "host-cpu-saturated")))
     tmp_path.chmod(0o755)
     if SPREAD in row_id:
         outcome = predictions.predict_and_meet(
@@ -36,9 +38,8 @@ def test_a_run_below_the_wall_says_where_it_is(machine, tmp_path, row_id):
             lambda command, path: machine.record(command, path, timeout_s=predictions.DEADLINE_S),
         )
     else:
-        beside_others = replace(row.expect, may=(*row.expect.may, "host-cpu-saturated"))
         with machine.shared():
-            outcome = predictions.predict_and_meet(replace(row, expect=beside_others), tmp_path)
+            outcome = predictions.predict_and_meet(row, tmp_path)
     assert outcome.below_connections < 0.6 * outcome.met_connections
     assert outcome.holds, outcome
 

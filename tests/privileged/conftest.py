@@ -16,6 +16,7 @@ from harness import scenario
 
 DEADLINE_S = 240
 CROWDED = "host-cpu-saturated"
+MANY_OTHERS_PCT = 25
 GOOD = ("reached", "no-limit-met")
 WITH_PAGE = {
     *("healthy", "fd-limit-server", "ephemeral-ports", "accept-spin", "hot-worker-code"),
@@ -71,15 +72,28 @@ class Provoked:
         return [e["value"] for e in evidence if unit in ("", e["unit"])]
 
 
+def others_pct(findings: list[dict[str, Any]]) -> float:
+    """How much of all cores processes beside the run took, where it is named; 0 elsewhere."""
+    return sum(
+        evidence["value"]
+        for finding in findings
+        if finding["cause"] == CROWDED
+        for evidence in finding["evidence"]
+        if (evidence["id"], evidence["of"]) == ("host_share", "processes beside the run")
+    )
+
+
 @pytest.fixture(scope="session")
 def beside_others() -> Callable[..., scenario.Expectation]:
-    """What to expect of a run that shared the machine with others.
+    """What to expect of a run that shared the machine with others, of the suite or not.
 
-    Together they may take all cores; where that did harm it is named as well, and may come first.
+    Together they may take all cores; where a quarter of them went to others, and that did harm, it
+    is named as well, and may come first.
     """
 
     def expect(wanted: scenario.Expectation, findings: list[dict[str, Any]]) -> Any:
-        if not any(f["cause"] == CROWDED for f in findings):
+        is_wanted = CROWDED in (wanted.cause, wanted.named)
+        if is_wanted or others_pct(findings) < MANY_OTHERS_PCT:
             return wanted
         named = wanted.named or wanted.cause
         if named in GOOD:

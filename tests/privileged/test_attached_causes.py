@@ -128,7 +128,7 @@ def test_the_cause_is_named_from_outside_with_its_process_and_a_fix_for_its_owne
 ):
     seen = watched(row_id)
     findings = seen.verdict["findings"]
-    expect = beside_others(seen.expect, findings) if CORES[row_id] else seen.expect
+    expect = beside_others(seen.expect, findings)
     everything = json.dumps({"verdict": seen.verdict["verdict"], "findings": findings}, indent=1)
     assert expect.complaints(seen.verdict) == [], everything
     is_good = seen.verdict["verdict"]["cause"] == "no-limit-met"

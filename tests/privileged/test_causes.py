@@ -23,9 +23,7 @@ ROWS = [
 @pytest.mark.parametrize("row_id", ROWS)
 def test_the_cause_is_named_and_no_other(provoked, beside_others, row_id):
     run = provoked(row_id)
-    expect = run.row.expect
-    if run.row.extra.get("cores"):
-        expect = beside_others(expect, run.findings)
+    expect = beside_others(run.row.expect, run.findings)
     assert expect.complaints(run.verdict) == [], json.dumps(
         {"verdict": run.verdict["verdict"], "findings": run.findings}, indent=1
     )
@@ -45,7 +43,6 @@ def test_every_probe_of_the_default_set_ran(provoked, row_id):
 
 def test_a_healthy_run_holds_all_and_sees_the_next_wall(provoked):
     run = provoked("healthy")
-    assert [f["cause"] for f in run.findings] == ["reached"]
     assert run.verdict["run"]["held_connections"] == 5000
     assert run.verdict["ladder"][0]["predicted_connections"] > 5000
 
