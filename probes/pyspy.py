@@ -19,7 +19,8 @@ Misses:
     A stack is billed with the CPU time of its process in that second, shared by the time it was
     the last one seen: in a nearly idle process at 5 Hz that is coarse. Of several interpreters in
     one process only the one created last, of a free-threaded build nothing (``note`` says so).
-    Without stopping the target a stack can be torn: py-spy notices most (``lost_count``).
+    Without stopping the target a stack can be torn: py-spy notices most (``lost_count``). One that
+    has not written 4 s after the end, or 1.2 s after Ctrl-C, is killed and its window lost.
 Checked against:
     Processes that spin in known functions, one after the other (tests/probes/test_pyspy.py).
 """
