@@ -111,10 +111,20 @@ def _tcp_limits(view: View, peak: pd.Series[float]) -> tuple[float, float]:
     return max(0.0, pressure), max(0.0, limit)
 
 
-def _gauge_marks(pressure: float, limit: float) -> list[tuple[float, str]]:
-    marks = [(1.0, f"hard limit {formatting.size(limit * formatting.PAGE_BYTES)}")]
+def _page_bytes(view: View) -> int:
+    """Of the host of the run: 4 KiB of most, 64 KiB of some with ARM."""
+    host = view.summary.manifest.get("host") or {}
+    return int(host.get("page_size_bytes") or 4096)
+
+
+def _pages(pages: float, page_bytes: int) -> str:
+    return f"{formatting.quantity(pages, 'pages')} ({formatting.size(pages * page_bytes)})"
+
+
+def _gauge_marks(pressure: float, limit: float, page_bytes: int) -> list[tuple[float, str]]:
+    marks = [(1.0, f"hard limit {formatting.size(limit * page_bytes)}")]
     if 0 < pressure < limit:
-        text = f"pressure from {formatting.size(pressure * formatting.PAGE_BYTES)}"
+        text = f"pressure from {formatting.size(pressure * page_bytes)}"
         marks.insert(0, (pressure / limit, text))
     return marks
 
@@ -128,28 +138,29 @@ def _tcp_mem_part(view: View) -> Part:
         return part
     peak = frame.iloc[int(frame["tcp_mem_pages"].to_numpy().argmax())]
     used, (pressure, limit) = float(peak["tcp_mem_pages"]), _tcp_limits(view, peak)
+    page_bytes = _page_bytes(view)
     part.lead = (
         f"At its peak, {formatting.moment(float(peak['at_s']))} after the ramp began, TCP held "
-        f"{formatting.quantity(used, 'pages')} of buffers on the whole host"
+        f"{_pages(used, page_bytes)} of buffers on the whole host"
     )
     if limit > 0:
         part.lead += (
             f": {formatting.percent(used / limit * 100)} of its hard limit of "
-            f"{formatting.quantity(limit, 'pages')}."
+            f"{_pages(limit, page_bytes)}."
         )
         part.gauges.append(
             Gauge(
                 "TCP buffers at their peak, of the whole host",
                 share=min(1.0, used / limit),
-                value=formatting.size(used * formatting.PAGE_BYTES),
-                marks=_gauge_marks(pressure, limit),
+                value=formatting.size(used * page_bytes),
+                marks=_gauge_marks(pressure, limit, page_bytes),
             )
         )
     else:
         part.lead += "; its limit could not be read."
     if limit > 0 and used < CHART_FROM_SHARE * limit:
         return part  # a flat line far below its limit: the gauge has said it
-    series = {"TCP buffers": (frame["at_s"], frame["tcp_mem_pages"] * formatting.PAGE_BYTES)}
+    series = {"TCP buffers": (frame["at_s"], frame["tcp_mem_pages"] * page_bytes)}
     part.charts.append(
         view.chart(
             "tcp-mem-chart",
@@ -163,7 +174,7 @@ def _tcp_mem_part(view: View) -> Part:
                 window_s=s.failure_window_s,
                 end_s=view.end_s,
                 width_pt=width_pt,
-                limit=("tcp_mem maximum", limit * formatting.PAGE_BYTES) if limit > 0 else None,
+                limit=("tcp_mem maximum", limit * page_bytes) if limit > 0 else None,
             ),
         )
     )

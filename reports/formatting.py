@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
-PAGE_BYTES = 4096
 
 NOT_MEASURED = "not measured"
 
@@ -95,7 +94,7 @@ def quantity(value: float | None, unit: str) -> str:
     if unit in ("pct", "%"):
         return percent(value)
     if unit == "pages":
-        return f"{count(value)} pages ({size(value * PAGE_BYTES)})"
+        return f"{count(value)} pages"
     number = count(value) if abs(value) >= 1000 else significant(value)
     if unit in ("count", ""):
         return number

@@ -93,7 +93,13 @@ def find(signs: Signs) -> list[Finding]:
                 "had room: what arrives is dropped and sent again, and send buffers shrink, so "
                 f"senders wait or give up{gave_up(view)}. Somebody does not read what is sent."
             ),
-            fix=_fixes(whose, int(most), int(used), is_foreign=view.is_foreign),
+            fix=_fixes(
+                whose,
+                int(most),
+                int(used),
+                is_foreign=view.is_foreign,
+                page_bytes=_page_bytes(signs),
+            ),
             at_connections=view.open_count_at(first_s),
             confidence=confidence,
             missing=missing,
@@ -121,9 +127,13 @@ def _usage(signs: Signs) -> list[Evidence]:
             return _pair("cgroup_memory", float(row["at_s"]), *pair)
     stat = until_stop(signs.view, "sockstat")
     stat = stat[stat["tcp_mem_pressure_pages"] > 0]
-    page_bytes = int(signs.view.host.get("page_size_bytes") or 4096)
+    page_bytes = _page_bytes(signs)
     used, most = stat["tcp_mem_pages"] * page_bytes, stat["tcp_mem_pressure_pages"] * page_bytes
     return _met("sockstat", stat["at_s"], used, most)
+
+
+def _page_bytes(signs: Signs) -> int:
+    return int(signs.view.host.get("page_size_bytes") or 4096)
 
 
 def _met(
@@ -144,7 +154,9 @@ def _pair(table: str, at_s: float, used: float, most: float) -> list[Evidence]:
     ]
 
 
-def _fixes(whose: str, most_bytes: int, used_bytes: int, *, is_foreign: bool) -> tuple[Fix, ...]:
+def _fixes(
+    whose: str, most_bytes: int, used_bytes: int, *, is_foreign: bool, page_bytes: int
+) -> tuple[Fix, ...]:
     wanted = 4 * max(most_bytes, used_bytes)
     read = Fix(
         "ss -tmn state established | sort -k1 -n | tail",
@@ -158,6 +170,6 @@ def _fixes(whose: str, most_bytes: int, used_bytes: int, *, is_foreign: bool) ->
     elif whose == "the cgroup":
         command = "profile-run --tcp-memory-max " + str(wanted)
     else:
-        pages = wanted // 4096
+        pages = wanted // page_bytes
         command = f'sysctl -w net.ipv4.tcp_mem="{pages // 2} {pages} {2 * pages}"'
     return (read, Fix(command, f"room for {wanted:,} bytes of buffers instead of {most_bytes:,}"))

@@ -254,8 +254,10 @@ def test_memory_that_ran_out(watched, kills_total):
     assert summary.run["held_connections"] == 100
 
 
-def test_tcp_that_is_out_of_memory(watched):
+@pytest.mark.parametrize("page_bytes", [4_096, 65_536])
+def test_tcp_that_is_out_of_memory(watched, page_bytes):
     idle(watched)
+    watched.manifest["host"]["page_size_bytes"] = page_bytes
     watched.add("socket_pressure", at_s=3.0, kind="exceed_buf_limit_rx", side="server",
                 event_count=50, allocated_max_pages=1_000, first_s=2.0)  # fmt: skip
     for half in range(12):
@@ -263,7 +265,11 @@ def test_tcp_that_is_out_of_memory(watched):
                     tcp_mem_max_pages=1_500)  # fmt: skip
     summary = summarise(watched.frames())
     assert (summary.verdict.cause, summary.verdict.side) == ("tcp-memory-pressure", "host")
-    assert "did)" not in named(summary, "tcp-memory-pressure").explanation
+    finding = named(summary, "tcp-memory-pressure")
+    assert "did)" not in finding.explanation
+    assert finding.value_of("tcp_memory_limit") == 1_000 * page_bytes
+    commands = [fix.command for fix in finding.fix]
+    assert 'sysctl -w net.ipv4.tcp_mem="2000 4000 8000"' in commands
 
 
 @pytest.mark.parametrize(("side", "cause"), [("server", "receive-buffer-full"), ("client", "")])

@@ -113,7 +113,7 @@ def test_labels_are_moved_apart_and_stay_inside(positions):
         (formatting.moment(-0.001), "0.00 s"),
         (formatting.count(120_000), "120,000"),
         (formatting.count(float("nan")), "not measured"),
-        (formatting.quantity(282, "pages"), "282 pages (1.1 MiB)"),
+        (formatting.quantity(282, "pages"), "282 pages"),
         (formatting.quantity(0.143533, "count"), "0.144"),
         (formatting.quantity(5714.29, "count"), "5,714"),
         (formatting.quantity(96_696.4, "count_per_s"), "96,696 count per s"),

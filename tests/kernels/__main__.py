@@ -1,0 +1,69 @@
+"""``python -m tests.kernels``: boots kernels, says what works there and writes the table.
+
+Ends with 1 when something is not as it should be, with 4 when a kernel could not be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.kernels import guest
+from tests.kernels.catalogue import KERNELS, Kernel
+from tests.kernels.checks import CHECKS
+from tests.kernels.fetch import CannotFetchError
+from tests.kernels.page import Tried, page, parse
+
+JOB = Path(__file__).with_name("checks.py")
+TIMEOUT_S = 1_500
+
+
+def attempt(
+    kernel: Kernel, names: list[str], *, timeout_s: float = TIMEOUT_S, echo: bool = False
+) -> Tried:
+    """Boots one kernel and does the checks in it.
+
+    Raises:
+        CannotFetchError: There is no such kernel here.
+    """
+    try:
+        output = guest.run(kernel, JOB, names, timeout_s=timeout_s, echo=echo)
+    except guest.GuestFailedError as error:
+        tried = parse(kernel, str(error))
+        tried.failure = "it did not come to its end"
+        print(error, file=sys.stderr)
+        return tried
+    return parse(kernel, output)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    keys = [kernel.key for kernel in KERNELS]
+    parser = argparse.ArgumentParser(prog="python -m tests.kernels", description=__doc__)
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"of {', '.join(keys)}")
+    parser.add_argument("--checks", default=",".join(CHECKS), help="names, joined by commas")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    arguments = parser.parse_args(argv)
+    names = arguments.checks.split(",")
+    if unknown := [key for key in arguments.kernels if key not in keys]:
+        parser.error(f"no such kernel: {', '.join(unknown)}")
+    tries = []
+    for kernel in KERNELS:
+        if not arguments.kernels or kernel.key in arguments.kernels:
+            print(f"== Linux {kernel.key}", flush=True)
+            try:
+                tries.append(attempt(kernel, names, echo=True))
+            except CannotFetchError as error:
+                print(f"cannot boot Linux {kernel.key}: {error}", file=sys.stderr)
+                return 4
+    if arguments.markdown is not None:
+        arguments.markdown.write_text(page(tries))
+    found = [problem for tried in tries for problem in tried.problems()]
+    for problem in found:
+        print(f"not as it should be: {problem}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Stock kernels of distributions that connscope is tried on: which, and of which packages.
+
+Every kernel comes from Debian's mirrors, as its users get it. Versions that Debian does not ship
+(5.15 and 6.8 of Ubuntu) are between two that it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel.
+
+    Attributes:
+        key: Its version, what commands and the table call it.
+        runs_in: Where people have it.
+        suite: Suite of Debian that ships it.
+        packages: Patterns of package names; of each the newest version is taken.
+        on_demand: Not in ``make test``.
+    """
+
+    key: str
+    runs_in: str
+    suite: str
+    packages: tuple[str, ...]
+    on_demand: bool = True
+
+    @property
+    def archive(self) -> str:
+        """Folder of the mirror that has the suite."""
+        return "debian-security" if self.suite.endswith("-security") else "debian"
+
+
+KERNELS = (
+    Kernel(
+        "5.10",
+        "Debian 11",
+        "bullseye-security",
+        (r"^linux-image-5\.10\.0-[0-9]+-cloud-amd64$",),
+        on_demand=False,
+    ),
+    Kernel(
+        "6.1",
+        "Debian 12, Amazon Linux 2023",
+        "bookworm-security",
+        (r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$",),
+    ),
+    Kernel(
+        "6.12",
+        "Debian 13",
+        "trixie-security",
+        (r"^linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64$",),
+    ),
+    Kernel(
+        "7.3",
+        "Debian 13 with backports",
+        "trixie-backports",
+        (
+            r"^linux-binary-7\.3\.[0-9]+\+deb13-cloud-amd64$",
+            r"^linux-modules-7\.3\.[0-9]+\+deb13-cloud-amd64$",
+        ),
+        on_demand=False,
+    ),
+)
