@@ -20,7 +20,7 @@ junit = $(if $(RESULTS),--junitxml='$(RESULTS)/$(1).xml')
 # Where a container sets it, each of hundreds of processes would compile the tree anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev install-peers run test test-beside-neighbours bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
+.PHONY: help install install-dev install-peers run test test-beside-neighbours test-kernels bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -66,6 +66,9 @@ lint-beside: install-dev
 
 test-beside-neighbours: install-dev ## make test in fresh clones, quiet and beside noisy neighbours; ARGS='--repeats 1'
 	@$(BIN)/python -m bench.beside_neighbours $(ARGS)
+
+test-kernels: install-dev ## boot stock kernels in QEMU: docs/kernels.md; ARGS='6.1 --checks run,attach' for some
+	@$(BIN)/python -m tests.kernels $(if $(strip $(ARGS)),$(ARGS),--markdown docs/kernels.md)
 
 bench: install-dev ## the figures of docs/benchmarks.md, measured here
 	@$(BIN)/python -m bench $(ARGS)

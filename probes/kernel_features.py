@@ -19,6 +19,7 @@ LEAST_KERNEL = "5.10"
 
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
 PERF_PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
+PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 _HAS: dict[str, str] = {  # what MissingTypeError names: what has it
     "struct bpf_iter__tcp": "Linux 5.9",
@@ -44,8 +45,17 @@ def is_locked_down() -> bool:
 
 def perf_paranoid() -> int:
     """``kernel.perf_event_paranoid``, -1 where it cannot be read."""
+    return _number(PERF_PARANOID)
+
+
+def ptrace_scope() -> int:
+    """``kernel.yama.ptrace_scope``, -1 on a kernel without Yama."""
+    return _number(PTRACE_SCOPE)
+
+
+def _number(path: Path) -> int:
     try:
-        return int(PERF_PARANOID.read_text(encoding="ascii"))
+        return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return -1
 

@@ -40,6 +40,7 @@ from probes.clock import NS_PER_S, now_ns
 from probes.errors import ProbeUnavailableError
 from probes.governor import QUIET_STRETCH
 from probes.hot_worker import parse_cpu_ns
+from probes.kernel_features import ptrace_scope
 from probes.own_cost import END_NICE, WATCH_NICE, stand_back
 from probes.probe import ProcessRef, Target
 from probes.pyspy_process import Window, end_words, find_py_spy, launcher
@@ -154,7 +155,7 @@ class PythonStacksProbe:
                 f"{self._py_spy} does not run: {error}", fix="make clean install"
             ) from error
         if done.returncode != 0:
-            message, fix = explain_failure(done.stderr, end_words(done.returncode))
+            message, fix = explain_failure(done.stderr, end_words(done.returncode), ptrace_scope())
             raise ProbeUnavailableError(message, fix=fix)
 
     def start(self, target: Target) -> None:
@@ -365,7 +366,8 @@ class PythonStacksProbe:
             self.lost_count += due_count
             reason = f"py-spy {window.how_it_ended()}"
             if not window.given_up_ns:  # else it sampled on: nothing that it said is a reason
-                reason = explain_failure(messages, window.how_it_ended())[0]
+                how = window.how_it_ended()
+                reason = explain_failure(messages, how, ptrace_scope())[0]
             said = messages.strip() or "no output"
             sys.stderr.write(f"py-spy on {window.pid}: {reason}; it said: {said}\n")
             self._add_note(f"pid {window.pid}: {reason}")

@@ -190,16 +190,27 @@ def parse_outcome(stderr: str) -> Outcome:
     return Outcome(int(wrote["samples"]), int(wrote["errors"]), behind_count, failure)
 
 
-def explain_failure(stderr: str, end: str) -> tuple[str, str]:
+def explain_failure(stderr: str, end: str, ptrace_scope: int = -1) -> tuple[str, str]:
     """What went wrong and what would help, for people.
 
     Args:
         stderr: py-spy's messages. Its banner and its progress are no reason.
         end: How it ended (``pyspy_process``), which is the reason where it gave none.
+        ptrace_scope: ``kernel.yama.ptrace_scope``, -1 where the kernel has none.
     """
     failure = parse_outcome(stderr).failure
     lowered = stderr.lower()
     if "permission denied" in lowered or "operation not permitted" in lowered:
+        if ptrace_scope == 3:
+            return (
+                "no process may read another (kernel.yama.ptrace_scope is 3)",
+                "boot with kernel.yama.ptrace_scope=2 or less: 3 stays until then",
+            )
+        if ptrace_scope > 0:
+            return (
+                f"py-spy may not read other processes (kernel.yama.ptrace_scope is {ptrace_scope})",
+                "run as root, with CAP_SYS_PTRACE (docker: --cap-add SYS_PTRACE)",
+            )
         return (
             "py-spy may not read other processes (ptrace is denied)",
             "run as root, or give the container CAP_SYS_PTRACE (docker: --cap-add SYS_PTRACE)",

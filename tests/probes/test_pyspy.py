@@ -206,6 +206,17 @@ def test_failures_are_explained(stderr: str, reason: str, fix: str):
     assert fix in help_text
 
 
+@pytest.mark.parametrize(
+    ("scope", "reason", "fix"),
+    [(-1, "denied", "CAP_SYS_PTRACE"), (0, "denied", "root"), (1, "is 1", "root"),
+     (2, "is 2", "CAP_SYS_PTRACE"), (3, "is 3", "boot")],
+)  # fmt: skip
+def test_a_denied_ptrace_names_yamas_sysctl(scope: int, reason: str, fix: str):
+    message, help_text = explain_failure(DENIED, "ended with status 1", scope)
+    assert reason in message
+    assert fix in help_text
+
+
 def test_no_py_spy_makes_the_probe_unavailable(monkeypatch):
     monkeypatch.setattr(pyspy, "find_py_spy", lambda: None)
     with pytest.raises(ProbeUnavailableError, match="not installed") as refusal:
