@@ -294,10 +294,15 @@ def tcp_events(btf: Btf) -> BpfSource:
     )
 
 
-def tcp_snapshot(btf: Btf) -> BpfSource:
+def tcp_snapshot_by_helper(btf: Btf) -> BpfSource:
+    """The same for a kernel that refuses its loads through typed pointers."""
+    return tcp_snapshot(btf, by_helper=True)
+
+
+def tcp_snapshot(btf: Btf, *, by_helper: bool = False) -> BpfSource:
     """The iterator over all TCP sockets."""
     common_fields: dict[str, list[str]] = dict(_SOCK_COMMON)
-    constants = {"BREATH_SOCKETS": BREATH_SOCKETS}
+    constants = {"BREATH_SOCKETS": BREATH_SOCKETS, "READ_BY_HELPER": int(by_helper)}
     if btf.has_field("sock_common", "skc_v6_rcv_saddr"):
         common_fields["skc_v6_rcv_saddr"] = ["skc_v6_rcv_saddr.in6_u.u6_addr32"]
         constants["HAVE_IPV6"] = 1

@@ -9,7 +9,8 @@ Measures
 Hook
     ``iter/tcp`` (net/ipv4/tcp_ipv4.c, bpf_iter_tcp; Linux 5.9), run by read(2) when a snapshot is
     due, in the network namespace of this process; probes/bpf/tcp_snapshot.c adds up in the kernel.
-    Without root, BTF, bcc or that iterator sock_diag(7) lists the same sockets
+    A kernel that refuses its loads gets the same program with a helper call for each field (half as
+    much again). Without root, BTF, bcc or that iterator sock_diag(7) lists the same sockets
     (``probes/sock_diag.py``), and the row in ``probe_health`` says so and why. Owners come
     from /proc/PID/fd of each server, once, before it has many connections.
 Cost
@@ -31,7 +32,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from probes import bpf_sources
+from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
@@ -89,7 +90,7 @@ class TcpSnapshotProbe(BpfProbe):
         super().__init__()
         self.snapshot_cost_ns = 0
         self._reader: TcpIterator | SockDiag | None = None
-        self._instead = ""
+        self._refused = self._instead = ""
         self._taken_ns = 0
         self._phase = -1
         self._target: Target | None = None
@@ -100,8 +101,10 @@ class TcpSnapshotProbe(BpfProbe):
 
     @property
     def note(self) -> str:
-        """Who looked at the sockets and why, when it was not the iterator."""
-        return f"the sockets were listed by sock_diag: {self._instead}" if self._instead else ""
+        """How the sockets were looked at and why, when it was not as usual."""
+        if self._instead:
+            return f"the sockets were listed by sock_diag: {self._instead}"
+        return f"the sockets were read by helper: {self._refused}" if self._refused else ""
 
     def check(self) -> None:
         """The iterator or sock_diag is there.
@@ -124,22 +127,32 @@ class TcpSnapshotProbe(BpfProbe):
             self._instead = error.message
 
     def start(self, target: Target) -> None:
-        """Takes the iterator, or else sock_diag.
+        """Takes the iterator, or the one that no kernel refuses, or else sock_diag.
 
         Raises:
-            ProbeUnavailableError: Neither is there.
+            ProbeUnavailableError: None of them is there.
         """
         self._target = target
         self._unlooked = list(target.processes.values())
-        if not self._instead:
+        for begin in (super().start, self._start_by_helper) if not self._instead else ():
             try:
-                super().start(target)
+                begin(target)
                 return
             except ProbeUnavailableError as error:
-                self._instead = error.message
+                self._refused = self._refused or error.message
                 self._give_back()
+        self._instead = self._instead or self._refused
         self._reader = SockDiag(target.server_ports)
-        if not self.writers:
+        self._open_writers(target)
+
+    def _start_by_helper(self, target: Target) -> None:
+        self._object = loaded = bpf_shared.load([bpf_sources.tcp_snapshot_by_helper])
+        bpf_shared.aim(loaded, target, ())
+        self._attach(loaded, target)
+        self._open_writers(target)
+
+    def _open_writers(self, target: Target) -> None:
+        if not self.writers:  # by the start that failed
             self.writers = [target.run.writer(table, self.name) for table in self.tables]
 
     def _attach(self, loaded: BpfObject, target: Target) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 
 from probes import bpf_kernel, bpf_probe, bpf_shared, bpf_sources, sock_diag, tcp_snapshot
+from probes.bpf_program import BpfObject
 from probes.bpf_tcp import TcpEventsProbe, drop_reason, short_names
 from probes.clock import now_ns
 from probes.errors import ProbeUnavailableError
@@ -46,7 +47,7 @@ def connect_without_waiting(port):
     return sock
 
 
-@pytest.fixture(scope="module", params=["iterator", "sock_diag"])
+@pytest.fixture(scope="module", params=["iterator", "helper", "sock_diag"])
 def recorded(request, tmp_path_factory):
     host_fd = os.open("/proc/self/ns/net", os.O_RDONLY)
     enter_namespace()
@@ -57,6 +58,9 @@ def recorded(request, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bpf_probe, "check_bpf", refuse_bpf)
             snapshot.check()
+    patch = pytest.MonkeyPatch()
+    if request.param == "helper":
+        patch.setattr(BpfObject, "attach_iterator", refuse_once(BpfObject.attach_iterator))
     try:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         open_halfway(sockets)  # before the events are watched
@@ -69,6 +73,7 @@ def recorded(request, tmp_path_factory):
         facts = provoke(snapshot, sockets, host_fd)
         facts["notes"] = target.notes
     finally:
+        patch.undo()
         for probe in (snapshot, events):
             probe.stop(now_ns())
             for writer in probe.writers:
@@ -85,6 +90,18 @@ def recorded(request, tmp_path_factory):
     facts["source"] = request.param
     facts["seen"] = (events.seen_count, snapshot.seen_count)
     return facts
+
+
+def refuse_once(real):
+    refused = []
+
+    def attach(self, name):
+        if not refused:
+            refused.append(name)
+            raise ProbeUnavailableError("the kernel refused the program", fix="a newer kernel")
+        return real(self, name)
+
+    return attach
 
 
 def refuse_bpf():
@@ -176,6 +193,7 @@ def total(rows, value, **where):
 def test_the_health_row_says_who_listed_the_sockets(recorded):
     expected = {
         "iterator": "",
+        "helper": "the sockets were read by helper: the kernel refused the program",
         "sock_diag": "the sockets were listed by sock_diag: eBPF needs root",
     }
     assert recorded["note"] == expected[recorded["source"]]
