@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -60,7 +61,7 @@ def _record(argv: Sequence[str]) -> int:
     failed = 0
     wanted = [each for each in chosen if options.again or not each.file(archive.SUFFIX).exists()]
     if options.step != "pack":
-        failed += _play_all(wanted, time.monotonic() + options.most_s)
+        failed += _play_all(wanted, time.monotonic() + options.most_s, options.side_by_side)
     if options.step != "play":
         failed += sum(not _try(_pack, each) for each in wanted if _run_of(each) is not None)
     left = sum(not each.file(archive.SUFFIX).exists() for each in chosen)
@@ -79,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--update", action="store_true",
         help="record nothing; write what the verdicts of the recordings mean now")  # fmt: skip
     add("--step", choices=("all", "play", "pack"), default="all", help="default: all")
+    add("--side-by-side", type=int, default=3, metavar="N",
+        help="so many of those that mostly wait at a time, default 3")  # fmt: skip
     add("--most-s", type=float, default=86_400.0, metavar="S", help="play no more after S seconds")
     add("--list", action="store_true", help="print what there is and stop")
     return parser
@@ -94,15 +97,23 @@ def _chosen(recordings: Sequence[Recording], only: str | None) -> list[Recording
     return [r for r in recordings if any(fnmatch(r.id, pattern) for pattern in patterns)]
 
 
-def _play_all(wanted: Sequence[Recording], end_s: float) -> int:
-    """Plays what is not played yet, until it is too late; how many failed."""
+def _play_all(wanted: Sequence[Recording], end_s: float, side_by_side: int) -> int:
+    """Plays what is not played yet, until it is too late; how many failed.
+
+    Those that mostly wait come first, some side by side; each of the others is alone.
+    """
     if os.geteuid() != 0:
         raise HostError("eBPF and network namespaces need root", fix="sudo make recordings")
-    failed = 0
-    for recording in wanted:
-        if _run_of(recording) is None and time.monotonic() < end_s:
-            failed += not _try(_play, recording)
-    return failed
+
+    def play_one(recording: Recording) -> bool:
+        if _run_of(recording) is not None or time.monotonic() > end_s:
+            return True
+        return _try(_play, recording)
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        done = [*pool.map(play_one, (each for each in wanted if each.is_calm))]
+    done += [play_one(each) for each in wanted if not each.is_calm]
+    return done.count(False)
 
 
 def _try(step: Callable[[Recording], str], recording: Recording) -> bool:

@@ -46,6 +46,9 @@ ATTACHED = ("accept-spin", "accept-queue", "conntrack", "full-worker-shared", "m
             "keepalive-storm")  # fmt: skip
 """Rows of every-cause that are watched from outside as well."""
 
+LOG_CALM = ("r01", "r02", "r03", "r04", "r05", "r07", "r09", "r11", "r15")
+"""Rows of the log that mostly wait: counts alone decide what their verdict is."""
+
 LABELS: Mapping[str, Mapping[str, Any]] = {
     # It dies because it is full, by its own doing.
     "every-cause/worker-crash-at-limit": {"root": "fd-limit-process"},
@@ -101,6 +104,11 @@ class Recording:
         """Where it is kept: its archive, its label, or what is expected of it."""
         return FOLDER / f"{self.id}{suffix}"
 
+    @property
+    def is_calm(self) -> bool:
+        """It mostly waits, so that others of its kind may run beside it."""
+        return bool(self.row.extra.get("calm")) and not self.is_watched
+
 
 def all_recordings() -> list[Recording]:
     """Every run that is recorded, in the order to show."""
@@ -122,7 +130,14 @@ def _of_row(folder: str, row: Row, group: str) -> Recording:
 
 def _of_log() -> list[Recording]:
     file = scenario.load("the-2016-log")
-    rows = [replace(row, options={**row.options, **SMALLER.get(row.id, {})}) for row in file.rows]
+    rows = [
+        replace(
+            row,
+            options={**row.options, **SMALLER.get(row.id, {})},
+            extra={**row.extra, "calm": row.id.startswith(LOG_CALM)},
+        )
+        for row in file.rows
+    ]
     scaled = rows_of_file(
         replace(file, rows=tuple(rows)),
         Scale(float(file.extra["scale"]["log"]), LOG_DESCRIPTORS),
