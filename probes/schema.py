@@ -605,7 +605,7 @@ _ALL: tuple[Table, ...] = (
             _at(),
             _n("pid", "", "a process in it, the first that was seen"),
             _t("cgroup", "its folder"),
-            _n("version", "", "of its files: 1 or 2"),
+            _later("version", "", "of its files: 1 or 2"),
             _n("quota_ns", "ns", "CPU time that it may use in a period"),
             _n("period_ns", "ns", "length of a period"),
             _n("periods_total", "count", "periods in which it wanted to run"),
