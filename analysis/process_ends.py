@@ -134,9 +134,14 @@ def held_before(view: RunView, pid: int, begun_s: float, ended_s: float) -> int:
     mine = live[live["pid"] == pid]
     at_s = view.seconds_of(mine["at_ns"])
     # The counters outlive their writer: a later sample still shows what it had when it died. The
-    # span begins with the last sample before it.
+    # span begins with the last sample before it, and ends with the first one after it, however
+    # late a crowded host lets that one be taken.
     first = max(0, int(np.searchsorted(at_s, begun_s)) - 1)
-    inside = mine["open_count"].iloc[first:][at_s[first:] <= ended_s + _AT_ONCE_S]
+    last = max(
+        int(np.searchsorted(at_s, ended_s + _AT_ONCE_S, side="right")),
+        int(np.searchsorted(at_s, ended_s)) + 1,
+    )
+    inside = mine["open_count"].iloc[first:last]
     if inside.empty:
         return 0
     each = view.descriptors_per_connection(view.subject(pid).role)

@@ -452,6 +452,23 @@ def test_a_killed_worker_is_binding_by_itself(build):
     assert summary.findings[0].value_of("process_connections") == 400
 
 
+def test_what_a_dead_worker_held_is_told_by_the_next_sample_however_late_it_comes(build):
+    """On a crowded host two samples may be seconds apart; the counters outlive the worker."""
+    build.stages(1.0, 5.0)
+    build.manifest["target_connections"] = TARGET
+    build.process("server", 0, nofile_soft_count=20_000)
+    build.process("server", 1, nofile_soft_count=20_000, exited_s=0.35, exit_signal=9)
+    build.process("client", 0, nofile_soft_count=20_000)
+    build.connect(600)
+    build.connect(400, until_s=0.3, stage="closed", closed_s=0.34, errno=104, close_kind="rst")
+    for at_s, open_count in ((0.01, 8), (3.5, 400), (5.2, 400)):
+        build.add("live_samples", at_s=at_s, pid=801, role="server", worker=1, slot=1,
+                  open_count=open_count)  # fmt: skip
+    summary = summarise(build.frames())
+    assert causes(summary) == [("worker-crash", "binding")]
+    assert summary.findings[0].value_of("process_connections") == 400
+
+
 # -- the description of the hot worker -----------------------------------------------------------
 
 
