@@ -89,7 +89,7 @@ def df_worker_cpu(view: RunView) -> pd.DataFrame:
 
 def df_host_cpu(view: RunView) -> pd.DataFrame:
     """Share of each core's time by kind; core -1 is the mean over all."""
-    samples = view.frames["host_cpu"]
+    samples = view.host_cpu
     totals = [f"{kind}_ns_total" for kind in _KINDS]
     rate = rates(samples, "core", totals)
     whole = rate[totals].sum(axis=1).replace(0, np.nan)

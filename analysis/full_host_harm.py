@@ -175,7 +175,7 @@ def host_busy_between(view: RunView, since_s: Floats, until_s: Floats) -> tuple[
         Per cent, NaN where nobody knows; and how much of each span lies between the first sample
         and the last, in s.
     """
-    raw = view.frames["host_cpu"]
+    raw = view.host_cpu
     raw = raw[(raw["core"] == -1) == bool((raw["core"] == -1).any())]
     totals = raw.drop(columns="core").groupby("at_ns").sum()
     if len(totals) < 2:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from analysis.cpu import cpu_between
 from analysis.evidence import side_of_role
+from analysis.host_facts import quota_cores
 from analysis.keepalive import PingWork, fleet_cpu_pct, ping_work
 from analysis.run_view import RunView
 from analysis.rung import Rung, blind
@@ -32,7 +33,7 @@ def worker_cpu_rung(view: RunView) -> Rung:
 def host_cpu_rung(view: RunView) -> Rung:
     """Servers and clients together in the hold phase, against what others leave of the cores."""
     source = "process_samples of the fleet and /proc/stat in the hold phase"
-    raw = view.frames["host_cpu"]
+    raw = view.host_cpu
     kinds = ["user", "system", "softirq", "irq"]
     whole = raw[raw["core"] >= 0] if (raw["core"] >= 0).any() else raw
     moments = whole.groupby("at_ns")[[f"{k}_ns_total" for k in [*kinds, "idle", "steal"]]].sum()
@@ -46,6 +47,9 @@ def host_cpu_rung(view: RunView) -> Rung:
     busy = float(grown[[f"{k}_ns_total" for k in kinds]].sum())
     busy_pct = cores_pct * busy / max(1.0, float(grown.sum()))
     room_pct = max(fleet_pct, cores_pct - max(0.0, busy_pct - fleet_pct))
+    quota = None if view.is_attached else quota_cores(view.host)
+    if quota is not None:  # of the group that the run is in: others of the host do not use it
+        room_pct = min(room_pct, 100.0 * quota)
     work = ping_work(view)
     behind = max((w.wanted_cpu_pct / max(w.cpu_pct, 0.1) for w in work), default=1.0)
     worst = work[0] if work else None

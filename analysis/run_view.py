@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.evidence import Side, Subject, side_of_role
+from analysis.host_facts import allowed_cpus, of_allowed_cpus
 from analysis.run_frames import RunFrames
 
 Floats = npt.NDArray[np.float64]
@@ -441,10 +442,16 @@ class RunView:
         rows = health[health["probe"].str.startswith(probe)]
         return int(rows["lost_count"].sum())
 
+    @cached_property
+    def host_cpu(self) -> pd.DataFrame:
+        """Rows of ``host_cpu`` of the cores that the run may use, -1 for those together."""
+        return of_allowed_cpus(self.frames["host_cpu"], allowed_cpus(self.host))
+
     @property
     def core_count(self) -> int:
-        """Cores of the run's host, at least 1."""
-        return max(1, int(self.host.get("cpu_count") or 1))
+        """Cores of the host that the run may use, at least 1; a quota does not make them fewer."""
+        allowed = allowed_cpus(self.host)
+        return max(1, len(allowed) or int(self.host.get("cpu_count") or 1))
 
     def sysctl(self, name: str) -> str:
         """A sysctl of the run's host as recorded, '' when it was not."""

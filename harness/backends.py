@@ -8,12 +8,15 @@ that a process of the server is connected to, by TCP or by a Unix socket.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness import netns
-from probes import socket_dump, socket_owners
-from probes.socket_dump import InetSocket, UnixSocket
+from probes import connection_dump, socket_dump, socket_owners
+from probes.connection_dump import Ends
+from probes.socket_dump import LISTEN, UnixSocket
+from probes.socket_owners import Listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,9 @@ def by_connections(fronts: Iterable[int], known: Iterable[int]) -> list[Backend]
     if not inodes:
         return []
     try:
-        tcp, unix = _sockets_of(next(iter(inodes.values())))
+        wanted = _listeners_behind(next(iter(inodes.values())), inodes)
     except OSError:
         return []
-    wanted = listeners_behind(inodes, tcp, unix)
     if not wanted:
         return []
     skipped = {*known, *inodes.values(), os.getpid()}
@@ -94,58 +96,86 @@ def by_connections(fronts: Iterable[int], known: Iterable[int]) -> list[Backend]
     return found
 
 
-def _sockets_of(pid: int) -> tuple[list[InetSocket], list[UnixSocket]]:
-    """TCP and Unix sockets of a process's network namespace.
-
-    Raises:
-        OSError: It is gone, may not be entered, or the kernel does not say.
-    """
-    namespace_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with netns.inside(namespace_fd):
-            tcp = socket_dump.tcp_sockets(with_info=False)
-            try:
-                return tcp, socket_dump.unix_sockets()
-            except OSError:
-                return tcp, []  # CONFIG_UNIX_DIAG is a module of its own
-    finally:
-        os.close(namespace_fd)
-
-
-def listeners_behind(
-    inodes: dict[int, int], tcp: Iterable[InetSocket], unix: Iterable[UnixSocket]
-) -> dict[int, tuple[int, str, int]]:
+def _listeners_behind(pid: int, inodes: dict[int, int]) -> dict[int, tuple[int, str, int]]:
     """The listeners that some sockets are connected to.
 
     Args:
+        pid: A process of their network namespace.
         inodes: Pid by inode of the connected side's sockets.
-        tcp: All TCP sockets of the namespace.
-        unix: All Unix sockets of it.
 
     Returns:
         By inode of the listener: a pid that is connected to it, where it listens, and how many
         connections it has that were accepted.
+
+    Raises:
+        OSError: It is gone, may not be entered, or the kernel does not list its sockets by netlink.
     """
-    listening = {each.local_port: each for each in tcp if each.state == socket_dump.LISTEN}
-    accepted: dict[int, int] = {}
-    for each in tcp:
-        if each.state == socket_dump.ESTABLISHED and each.inode and each.local_port in listening:
-            accepted[each.local_port] = accepted.get(each.local_port, 0) + 1
+    ends = connection_dump.ends_of(pid, inodes)
+    found = tcp_behind(inodes, socket_owners.listeners(pid), ends)
+    ports = {port for _, _, port in found.values()}
+    counts = connection_dump.accepted_counts(pid, ports) if ports else {}
+    behind = {
+        inode: (front_pid, f"{address}:{port}", counts[port])
+        for inode, (front_pid, address, port) in found.items()
+    }
+    return behind | unix_behind(inodes, _unix_sockets_of(pid))
+
+
+def tcp_behind(
+    inodes: Mapping[int, int], listeners: Iterable[Listener], ends: Mapping[int, Ends]
+) -> dict[int, tuple[int, str, int]]:
+    """Listeners of the same host that TCP connections lead to.
+
+    Args:
+        inodes: Pid by inode of the connected side's sockets.
+        listeners: All listeners of the namespace.
+        ends: Of those sockets that are established, by inode.
+
+    Returns:
+        By inode of the listener: a pid that is connected to it, and the address and port.
+    """
+    listening = {each.port: each for each in listeners}
+    own = {each.inode for each in listening.values() if each.inode in inodes}
     found: dict[int, tuple[int, str, int]] = {}
-    own_listeners = {each.inode for each in listening.values() if each.inode in inodes}
-    for each in tcp:
-        pid = inodes.get(each.inode, 0)
-        behind = listening.get(each.remote_port)
-        is_outward = each.state == socket_dump.ESTABLISHED and each.local_port not in listening
-        if pid and is_outward and behind is not None and behind.inode not in own_listeners:
-            place = f"{each.remote_address}:{each.remote_port}"
-            found[behind.inode] = pid, place, accepted.get(each.remote_port, 0)
-    paths = {each.path: each for each in unix if each.state == socket_dump.LISTEN and each.path}
-    names = {each.inode: each.path for each in unix}
-    for peer in unix:
+    for inode, end in ends.items():
+        behind = listening.get(end.remote_port)
+        is_outward = end.local_port not in listening
+        if is_outward and behind is not None and behind.inode not in own:
+            found[behind.inode] = inodes[inode], end.remote_address, end.remote_port
+    return found
+
+
+def unix_behind(
+    inodes: Mapping[int, int], sockets: Sequence[UnixSocket]
+) -> dict[int, tuple[int, str, int]]:
+    """The same of Unix sockets, with the number of connections of each listener.
+
+    Args:
+        inodes: Pid by inode of the connected side's sockets.
+        sockets: All of the namespace.
+    """
+    found: dict[int, tuple[int, str, int]] = {}
+    paths = {each.path: each for each in sockets if each.state == LISTEN and each.path}
+    names = {each.inode: each.path for each in sockets}
+    accepted = Counter(each.path for each in sockets)
+    for peer in sockets:
         pid = inodes.get(peer.inode, 0)
         server = paths.get(names.get(peer.peer_inode, ""))
         if pid and server is not None and server.inode not in inodes:
-            count = sum(1 for each in unix if each.path == server.path) - 1
-            found[server.inode] = pid, server.path, max(0, count)
+            found[server.inode] = pid, server.path, max(0, accepted[server.path] - 1)
     return found
+
+
+def _unix_sockets_of(pid: int) -> list[UnixSocket]:
+    """Unix sockets of a process's network namespace; none where the kernel does not say."""
+    try:
+        namespace_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        with netns.inside(namespace_fd):
+            return socket_dump.unix_sockets()
+    except OSError:  # CONFIG_UNIX_DIAG is a module of its own
+        return []
+    finally:
+        os.close(namespace_fd)

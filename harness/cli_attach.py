@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from harness.attach_watch import Watch
 from harness.command_end import end
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
-from harness.host import Host, read_host
+from harness.host import Host, format_cpus, read_host
 from harness.recorder import RunResult
 from harness.recording_room import Room, room_at
 from harness.supervisor import Interrupt
@@ -198,6 +199,16 @@ def _read_host(target: AttachTarget) -> Host:
         os.close(namespace_fd)
 
 
+def _cpus_of(target: AttachTarget) -> str:
+    """The cores that the server may use, which need not be those of this shell."""
+    found: set[int] = set()
+    for root in target.roots:
+        for pid in process_tree.tree_of(root):
+            with contextlib.suppress(OSError):  # it is gone
+                found |= os.sched_getaffinity(pid)
+    return format_cpus(found)
+
+
 def _record(
     options: argparse.Namespace,
     argv: Sequence[str],
@@ -215,7 +226,7 @@ def _record(
             "target_connections": 0,
             "settings": _settings(options, probes),
             "plan": {},
-            "host": _read_host(target).to_dict("host"),
+            "host": _read_host(target).to_dict("host") | {"cpus_allowed": _cpus_of(target)},
             "server": target.to_dict(),
             "probes_asked": probes,
         },

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import resource
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,6 +58,7 @@ class Host:
 
     Attributes:
         cpu_count: Cores this process may use: its affinity, cut by the group's CPU quota.
+        allowed_cpus: Their numbers by affinity alone (sched_getaffinity(2), which a cpuset cuts).
         effective_capabilities: Bit set CapEff of this process.
         nofile_soft_count: RLIMIT_NOFILE now; any process may raise it to the hard one.
         nofile_hard_count: Hard RLIMIT_NOFILE.
@@ -76,6 +78,7 @@ class Host:
     python: str
     cpu_model: str
     cpu_count: int
+    allowed_cpus: tuple[int, ...] = ()
     is_root: bool
     effective_capabilities: int
     has_btf: bool
@@ -158,6 +161,7 @@ class Host:
             "python": self.python,
             "cpu_model": self.cpu_model,
             "cpu_count": self.cpu_count,
+            "cpus_allowed": format_cpus(self.allowed_cpus),
             "is_root": self.is_root,
             "effective_capabilities": f"{self.effective_capabilities:016x}",
             "may_raise_nofile": self.may_raise_nofile,
@@ -220,6 +224,7 @@ def read_host(root: Path = Path("/")) -> Host:
         python=platform.python_version(),
         cpu_model=_cpu_model(root / "proc/cpuinfo"),
         cpu_count=_usable_cores(cgroup),
+        allowed_cpus=tuple(sorted(os.sched_getaffinity(0))),
         is_root=os.geteuid() == 0,
         effective_capabilities=int(status.get("CapEff", "0") or "0", 16),
         has_btf=(root / "sys/kernel/btf/vmlinux").exists(),
@@ -258,6 +263,17 @@ def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:
 def format_ranges(ranges: tuple[tuple[int, int], ...]) -> str:
     """The inverse of ``parse_ranges``."""
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def format_cpus(cpus: Iterable[int]) -> str:
+    """Numbers of cores as the kernel lists them: ``0-3,8``."""
+    ranges: list[tuple[int, int]] = []
+    for cpu in sorted(cpus):
+        if ranges and ranges[-1][1] == cpu - 1:
+            ranges[-1] = ranges[-1][0], cpu
+        else:
+            ranges.append((cpu, cpu))
+    return format_ranges(tuple(ranges))
 
 
 def _text(path: Path) -> str:

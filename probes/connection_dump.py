@@ -18,10 +18,14 @@ Checked against:
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+import struct
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from probes import inet_diag, socket_owners
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+"""The beginning of an IPv4 address as an IPv6 one (RFC 4291, 2.5.5.2)."""
 
 
 @dataclass(slots=True)
@@ -107,3 +111,69 @@ def _by_proc(pid: int | str, look: Look, found: Connections) -> None:
     """The same from ``/proc/net/tcp``: five times as long, but everybody may read it."""
     for local_ports, inodes in socket_owners.connections_of_proc(pid):
         found.add(list(map(socket.htons, local_ports)), inodes, look)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Both ends of an established connection.
+
+    Attributes:
+        local_port: Its own port.
+        remote_address: Its peer's address as text; an IPv4 one of a dual socket as IPv4.
+        remote_port: Its peer's port.
+    """
+
+    local_port: int
+    remote_address: str
+    remote_port: int
+
+
+def ends_of(namespace_pid: int | str, inodes: Collection[int]) -> dict[int, Ends]:
+    """Both ends of those of some sockets that are established connections, by inode.
+
+    Raises:
+        OSError: The namespace may not be entered, or this kernel has no sock_diag for TCP.
+    """
+    wanted, found = frozenset(inodes), dict[int, Ends]()
+    with inet_diag.socket_in(namespace_pid) as channel:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for halves, step in inet_diag.dump(channel, family, inet_diag.ESTABLISHED_STATES):
+                raw = halves.cast("B")
+                several = raw.cast("I")[inet_diag.INODE_WORD :: step].tolist()
+                if wanted.isdisjoint(several):
+                    continue
+                for index, inode in enumerate(several):
+                    if inode in wanted:
+                        at = 4 * step * index
+                        found[inode] = _ends(bytes(raw[at : at + 4 * step]), family)
+    return found
+
+
+def _ends(message: bytes, family: int) -> Ends:
+    ports = struct.unpack_from("!HH", message, 2 * inet_diag.LOCAL_PORT_HALF)
+    address = message[inet_diag.REMOTE_ADDRESS_AT :][: 4 if family == socket.AF_INET else 16]
+    if address.startswith(_MAPPED):
+        family, address = socket.AF_INET, address[len(_MAPPED) :]
+    return Ends(ports[0], socket.inet_ntop(family, address), ports[1])
+
+
+def accepted_counts(namespace_pid: int | str, ports: Collection[int]) -> dict[int, int]:
+    """Established connections on some local ports that some process has, by port.
+
+    Raises:
+        OSError: As ``ends_of``.
+    """
+    counts = dict.fromkeys(ports, 0)
+    with inet_diag.socket_in(namespace_pid) as channel:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for halves, step in inet_diag.dump(channel, family, inet_diag.ESTABLISHED_STATES):
+                local = halves[inet_diag.LOCAL_PORT_HALF :: 2 * step].tolist()
+                inodes = halves.cast("B").cast("I")[inet_diag.INODE_WORD :: step].tolist()
+                for port in ports:
+                    raw_port = socket.htons(port)
+                    if raw_port in local:
+                        counts[port] += sum(
+                            found == raw_port and inode > 0
+                            for found, inode in zip(local, inodes, strict=True)
+                        )
+    return counts

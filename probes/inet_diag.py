@@ -18,12 +18,13 @@ from collections.abc import Iterator
 
 LISTEN, TIME_WAIT = 10, 6
 LISTENER_STATES = 1 << LISTEN
+ESTABLISHED_STATES = 1 << 1
 CONNECTION_STATES = ((1 << 13) - 2) & ~(1 << LISTEN | 1 << TIME_WAIT)
 """Every state but those that are no end of a connection (include/net/tcp_states.h)."""
 
 LOCAL_PORT_HALF, INODE_WORD = 10, 21
 """Words of 16 and of 32 bits of a message, in nlmsghdr and inet_diag_msg together."""
-LOCAL_ADDRESS_AT = 24
+LOCAL_ADDRESS_AT, REMOTE_ADDRESS_AT = 24, 40
 """Bytes."""
 
 _SOCK_DIAG_BY_FAMILY = 20

@@ -414,3 +414,8 @@ def test_a_kernel_that_lists_no_sockets_says_what_would_help(monkeypatch):
     with pytest.raises(ProbeUnavailableError, match="sock_diag") as caught:
         sock_diag.SockDiag(())
     assert "tcp_diag" in caught.value.fix
+
+
+def test_snapshots_of_a_million_sockets_of_a_server_in_service_are_minutes_apart():
+    assert next_pause_ns(3 * 10**9, is_sparing=True) == 600 * 10**9
+    assert next_pause_ns(10**8, is_sparing=True) == 100 * 10**9
