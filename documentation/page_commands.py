@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +46,11 @@ class Block:
     line: int
     commands: list[str]
     shown: str = ""
+
+    @property
+    def shows_verdict(self) -> bool:
+        """What it shows is a verdict, which the same command must give again."""
+        return self.shown.startswith("verdict")
 
 
 @dataclass
@@ -87,10 +94,15 @@ class Runner:
 
     Args:
         folder: For everything.
+        turn: Gives the cores to the commands of a block that shows a verdict, as it does to a run
+            that is judged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, turn: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
         self._folder = folder
+        self._turn = turn
         self._bin = folder / "bin"
         self._bin.mkdir()
         (folder / "kept").mkdir()
@@ -136,7 +148,8 @@ class Runner:
         for block in blocks:
             commands = [c for c in block.commands if c.strip() and not reason_not_to_run(c)]
             if commands:
-                result.blocks.append((block, *self._run_block(block, commands, folder)))
+                with self._turn() if block.shows_verdict else nullcontext():
+                    result.blocks.append((block, *self._run_block(block, commands, folder)))
         result.took_s = time.monotonic() - started_s
         return result
 

@@ -12,37 +12,57 @@ import pytest
 
 from documentation.page_commands import ROOT, Block, Result, Runner, blocks_of, pages
 from harness.commands import COMMANDS, Command
+from tests.machine import Machine
 
 PAGES_AT_ONCE = 3
+CORES_OF_A_VERDICT = 1.5
+"""What the busiest command whose verdict is shown takes: a worker that pings, and its clients."""
 FIRST = ("exports.md", "ci.md", "matrix.md")
 
 
 @pytest.fixture(scope="session")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+def runner(tmp_path_factory: pytest.TempPathFactory, machine: Machine) -> Iterator[Runner]:
     """One for all pages, which share what was recorded."""
     assert os.geteuid() == 0, "walls are met in a network namespace: sudo make test"
     folder = tmp_path_factory.mktemp("documentation")
-    runner = Runner(folder)
+    runner = Runner(folder, lambda: machine.until_recorded(cores=CORES_OF_A_VERDICT))
     yield runner
     runner.close()
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class Results(dict[str, "Future[Result]"]):
+    """Every page's result and that of every help, some at a time, since they mostly wait."""
+
+    def __init__(self, runner: Runner, pool: ThreadPoolExecutor) -> None:
+        self._runner, self._pool = runner, pool
+
+    def __missing__(self, name: str) -> Future[Result]:
+        command = {command.name: command for command in COMMANDS}.get(name)
+        if command is not None:
+            self[name] = self._pool.submit(_run_help, self._runner, command, self)
+        else:
+            self[name] = self._pool.submit(self._runner.run, name, blocks_of(ROOT / name))
+        return self[name]
+
+
 @pytest.fixture(scope="session")
-def results(runner: Runner) -> Iterator[dict[str, Future[Result]]]:
-    """Every page's result and that of every help; some at a time, since they mostly wait."""
-    found: dict[str, Future[Result]] = {}
+def results(runner: Runner, request: pytest.FixtureRequest) -> Iterator[Results]:
+    """Those that have a test in this session are begun at once."""
+    callspecs = [getattr(item, "callspec", None) for item in request.session.items]
+    tests = {callspec.params.get("name") for callspec in callspecs if callspec}
+    helps = [command.name for command in COMMANDS if command.name in tests]
+    names = [str(page.relative_to(ROOT)) for page in pages()]
+    # What others wait for comes first.
+    first = [name for name in names if Path(name).name in FIRST and (helps or name in tests)]
     with ThreadPoolExecutor(PAGES_AT_ONCE) as pool:
-        # What others wait for comes first.
-        for page in sorted(pages(), key=lambda page: page.name not in FIRST):
-            name = str(page.relative_to(ROOT))
-            found[name] = pool.submit(runner.run, name, blocks_of(page))
-        for command in COMMANDS:
-            found[command.name] = pool.submit(_run_help, runner, command, found)
+        found = Results(runner, pool)
+        for name in [*first, *(name for name in names if name in tests), *helps]:
+            assert found[name]
         yield found
 
 
-def _run_help(runner: Runner, command: Command, found: dict[str, Future[Result]]) -> Result:
+def _run_help(runner: Runner, command: Command, found: Results) -> Result:
     """The examples of a help, where the runs that they name are there."""
     name = f"help of {command.name}"
     runs = runner.folder_of(name) / "runs"
@@ -61,6 +81,6 @@ def _run_help(runner: Runner, command: Command, found: dict[str, Future[Result]]
 
 
 @pytest.fixture(scope="session")
-def recorded(results: dict[str, Future[Result]]) -> Path:
+def recorded(results: Results) -> Path:
     """``runs/`` of the page about exports: its latest run has stacks of two workers."""
     return results["docs/how-to/exports.md"].result().folder / "runs"

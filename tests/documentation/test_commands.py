@@ -25,7 +25,13 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-NAMES = [str(page.relative_to(ROOT)) for page in pages()]
+NAMES = [
+    pytest.param(
+        str(page.relative_to(ROOT)),
+        marks=[pytest.mark.in_turn] if any(b.shows_verdict for b in blocks_of(page)) else [],
+    )
+    for page in pages()
+]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *(command.name for command in COMMANDS)])
@@ -34,7 +40,7 @@ def test_every_command_of_a_page_and_of_a_help_works(name, results):
         where = f"{name}:{block.line}: {block.commands}"
         assert code == 0, f"{where}\n{stdout[-2000:]}\n{stderr[-2000:]}"
         assert "Traceback" not in stderr, where
-        if block.shown.startswith("verdict"):
+        if block.shows_verdict:
             assert _alike(stdout) == _alike(block.shown), f"{where}\n{stdout}"
 
 
