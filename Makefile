@@ -11,9 +11,8 @@ ARGS ?=
 RESULTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# Runs that are judged by what others do to them take turns on the cores, and mostly wait. All other
-# tests take what these leave: they run beside them, at a lower priority. tests/conftest.py has the
-# order.
+# Three parts, one after the other: what mostly waits or only calculates, what takes turns on the
+# cores, and kernels that boot, which take all cores. tests/conftest.py has the order in each.
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 IN_TURN := alone or shared or in_turn
 junit = $(if $(RESULTS),--junitxml='$(RESULTS)/$(1).xml')
@@ -45,24 +44,14 @@ format: install-dev ## let ruff format the tree
 
 test: install-dev ## lint and every test; make test ARGS='tests/analysis -x' for some
 ifeq ($(strip $(ARGS)),)
-	@$(MAKE) --no-print-directory --jobs 3 --keep-going tests-in-turn tests-beside lint-beside
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
+	@$(BIN)/pytest -m 'not ($(IN_TURN) or boots)' --numprocesses 3 $(SIDE_BY_SIDE) $(call junit,ordinary)
+	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses 4 $(SIDE_BY_SIDE) $(call junit,in-turn)
+	@$(BIN)/pytest -m boots --numprocesses 2 $(call junit,boots)
 else
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 	@$(BIN)/pytest $(ARGS) $(call junit,some)
 endif
-
-.PHONY: tests-in-turn tests-beside lint-beside
-tests-in-turn: install-peers
-	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses 4 $(SIDE_BY_SIDE) $(call junit,in-turn)
-
-# What runs beside says all at its end.
-beside = @log=$$(mktemp); trap 'cat $$log; rm -f $$log' EXIT; nice -n 5 $(1) >$$log 2>&1
-
-tests-beside: install-dev
-	$(call beside,$(BIN)/pytest -m 'not ($(IN_TURN))' --numprocesses 2 $(SIDE_BY_SIDE) $(call junit,beside))
-
-lint-beside: install-dev
-	$(call beside,$(MAKE) --no-print-directory lint)
 
 test-beside-neighbours: install-dev ## make test in fresh clones, quiet and beside noisy neighbours; ARGS='--repeats 1'
 	@$(BIN)/python -m bench.beside_neighbours $(ARGS)

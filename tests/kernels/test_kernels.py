@@ -23,6 +23,7 @@ BY_KEY = {kernel.key: kernel for kernel in KERNELS}
 
 
 @pytest.mark.privileged
+@pytest.mark.boots
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("key", [kernel.key for kernel in KERNELS if not kernel.on_demand])
 def test_kernel(key):
