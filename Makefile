@@ -11,8 +11,8 @@ ARGS ?=
 RESULTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# Three parts, one after the other: what mostly waits or only calculates, what takes turns on the
-# cores, and kernels that boot, which take all cores. tests/conftest.py has the order in each.
+# Two parts, one after the other: what mostly waits or only calculates, and what takes turns on the
+# cores. tests/conftest.py has the order in each. Kernels boot on demand (test-kernels).
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 IN_TURN := alone or shared or in_turn
 junit = $(if $(RESULTS),--junitxml='$(RESULTS)/$(1).xml')
@@ -47,7 +47,6 @@ ifeq ($(strip $(ARGS)),)
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 	@$(BIN)/pytest -m 'not ($(IN_TURN) or boots)' --numprocesses 3 $(SIDE_BY_SIDE) $(call junit,ordinary)
 	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses 4 $(SIDE_BY_SIDE) $(call junit,in-turn)
-	@$(BIN)/pytest -m boots --numprocesses 2 $(call junit,boots)
 else
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 	@$(BIN)/pytest $(ARGS) $(call junit,some)
