@@ -252,7 +252,7 @@ def plan_request(options: argparse.Namespace, *, own_namespace: bool) -> PlanReq
     """
     return PlanRequest(
         connections=options.connections,
-        workers=options.workers or len(options.accept_weights) or None,
+        workers=len(options.accept_weights) or None if options.workers is None else options.workers,
         clients=options.clients,
         nofile=options.nofile,
         accept=options.accept,

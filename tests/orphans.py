@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from probes import process_tree
 
 ENDING_S = 3.0
+_REAP_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36
 _MOST_CHARACTERS = 160
 
@@ -45,6 +47,17 @@ class Orphans:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._own = self._children()
         self.left: list[str] = []
+        self._reaper: threading.Thread | None = None
+
+    def _reap(self) -> None:
+        """Who waits for a process to be gone waits for ever for one that nobody reaps."""
+        while True:
+            for pid in self._children() - self._own:
+                stat = process_tree.read_stat(pid)
+                if stat is not None and not stat.is_alive:
+                    with suppress(ChildProcessError):
+                        os.waitpid(pid, os.WNOHANG)
+            time.sleep(_REAP_S)
 
     @staticmethod
     def _children() -> set[int]:
@@ -55,6 +68,9 @@ class Orphans:
         """A test process is there, and no test of it has begun."""
         del node
         self._own |= self._children()
+        if self._reaper is None:  # the tests' own children are children of other processes
+            self._reaper = threading.Thread(target=self._reap, daemon=True)
+            self._reaper.start()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: Any) -> None:

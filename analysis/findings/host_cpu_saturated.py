@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.cpu import cpu_between, df_host_pressure
+from analysis.cpu import FULL_CORE_PCT, cpu_between, df_host_pressure
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.evidence_kinds import BESIDE_THE_RUN
 from analysis.findings import (
@@ -151,10 +151,16 @@ def _shares(signs: Signs, harm: Harm) -> _Shares:
 
 def _is_named_otherwise(signs: Signs) -> bool:
     """A cause that says more than "full" explains who takes the CPU."""
-    named = keepalive_storm.find(signs) or hot_worker_code.find(signs)
-    named = named or handshake_cost.find(signs)
+    # One that wanted a core and had less of it says nothing about who has the others.
+    hot = [f for f in hot_worker_code.find(signs) if _had_a_core(signs, f)]
+    named = keepalive_storm.find(signs) or hot or handshake_cost.find(signs)
     collecting = garbage_collection.collecting_pids(signs)
     return bool(named or collecting or accept_spin.spinning_pids(signs))
+
+
+def _had_a_core(signs: Signs, hot: Finding) -> bool:
+    cpu_pct = signs.cpu_pct_of(hot.subject.pid, hot.first_s, hot.last_s)
+    return cpu_pct is None or cpu_pct >= FULL_CORE_PCT
 
 
 # -- what is said -----------------------------------------------------------------------------

@@ -479,8 +479,8 @@ def full_host(build, *, wait_pct=None, cpu_pct=5.0, pressure_pct=99, busy_pct=99
             {"wait_pct": 31, "cpu_pct": 30}, "host-cpu-saturated", id="got less than half"
         ),
         pytest.param({"wait_pct": 29, "cpu_pct": 30}, "no-limit-met", id="got more than half"),
-        pytest.param({"wait_pct": 41, "cpu_pct": 59}, "host-cpu-saturated", id="waited two fifths"),
-        pytest.param({"wait_pct": 39, "cpu_pct": 61}, "no-limit-met", id="less than two fifths"),
+        pytest.param({"wait_pct": 41, "cpu_pct": 48}, "host-cpu-saturated", id="waited two fifths"),
+        pytest.param({"wait_pct": 39, "cpu_pct": 49}, "no-limit-met", id="less than two fifths"),
         pytest.param({"wait_pct": 1, "cpu_pct": 1}, "no-limit-met", id="idle on a full host"),
         pytest.param({"wait_pct": 1, "cpu_pct": 40}, "no-limit-met", id="busy, and gets its core"),
         pytest.param({"wait_pct": 60, "busy_pct": 94}, "no-limit-met", id="a core is free"),

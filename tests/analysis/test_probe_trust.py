@@ -25,6 +25,7 @@ from tests.analysis import (
     test_findings,
     test_findings_attached,
     test_findings_clients,
+    test_findings_fates,
     test_findings_foreign,
     test_findings_limits,
     test_findings_queues,
@@ -106,6 +107,7 @@ def killed_for_memory(watched: Any) -> None:
 
 
 own, attached, clients = test_findings, test_findings_attached, test_findings_clients
+fates = test_findings_fates
 queues, workers, foreign = test_findings_queues, test_findings_workers, test_findings_foreign
 limits = test_findings_limits
 
@@ -178,7 +180,16 @@ SCENARIOS = (
     Scenario("memory-exhausted", "host_memory", killed_for_memory, attached.watched),
     Scenario("memory-exhausted", "oom_kills", killed_for_memory, attached.watched),
     Scenario("tcp-memory-pressure", "socket_pressure",
-             attached.test_tcp_that_is_out_of_memory, attached.watched),
+             attached.test_tcp_that_is_out_of_memory, attached.watched, (4_096,)),
+    Scenario("own-limit", "connection_fates",
+             fates.test_who_closes_the_others_at_once_has_a_limit_of_its_own, fates.foreign),
+    Scenario("waits-for-slot", "open_fates",
+             fates.test_threads_that_are_all_taken_are_a_slot_that_is_waited_for, fates.foreign),
+    Scenario("unix-queue-full", "unix_listeners",
+             fates.test_a_unix_queue_at_its_backlog_is_full, fates.foreign),
+    Scenario("backend-unavailable", "failing_syscalls",
+             fates.test_a_proxy_whose_connects_fail_reaches_nobody, fates.foreign,
+             (111, "ECONNREFUSED")),
     Scenario("receive-buffer-full", "socket_memory",
              attached.test_receive_buffers_that_nobody_reads_are_those_of_the_server,
              attached.watched, ("server", "receive-buffer-full")),

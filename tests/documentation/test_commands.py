@@ -112,7 +112,7 @@ def test_the_page_about_verdict_json_has_every_key_of_a_real_one(recorded):
 
     page = (ROOT / "docs/reference/verdict.md").read_text()
     for path in OBJECTS:
-        if path == "verdict.alternatives[]" or path.endswith("fix[]"):
+        if path == "verdict.alternatives[]" or path.endswith(("fix[]", "quotes[]")):
             continue  # this run has none
         text = page.partition(f"## {path}\n")[2].partition("\n## ")[0]
         written = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))

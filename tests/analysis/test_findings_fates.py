@@ -1,0 +1,85 @@
+"""Limits of a server's own, waits, and what works behind it, on built tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis.summary import summarise
+from tests.analysis.test_findings_foreign import accepted, foreign
+
+__all__ = ["foreign"]  # a fixture
+
+
+def named(build, cause):
+    (finding,) = [f for f in summarise(build.frames()).findings if f.cause == cause]
+    return finding
+
+
+def served(build, count=60):
+    accepted(build, count)
+    build.connect(count)
+
+
+def kept_out(build, kind, **values):
+    build.connect(40, from_s=1.2, until_s=1.6, stage="handshake", close_kind=kind, **values)
+
+
+def test_who_closes_the_others_at_once_has_a_limit_of_its_own(foreign):
+    served(foreign)
+    kept_out(foreign, "rst", errno=104)
+    total = {"pid": 800, "at_s": 2.0, "last_s": 1.6}
+    foreign.add("connection_fates", **total, fate="accepted", connection_total=100, first_s=0.0)
+    foreign.add("connection_fates", **total, fate="closed_unread", connection_total=40,
+                at_once_total=40, first_s=1.2)  # fmt: skip
+    finding = named(foreign, "own-limit")
+    assert finding.subject.pid == 800
+    assert (finding.value_of("let_in"), finding.value_of("closed_at_once")) == (60, 40)
+    assert finding.value_of("attempts_after_let_in") == 0
+
+
+def test_who_lets_others_in_after_it_closed_some_has_none(foreign):
+    served(foreign)
+    kept_out(foreign, "rst", errno=104)
+    foreign.connect(40, from_s=1.6, until_s=2.0)
+    foreign.add("connection_fates", at_s=2.5, pid=800, fate="closed_unread", connection_total=40,
+                at_once_total=40, first_s=1.2, last_s=1.6)  # fmt: skip
+    foreign.add("connection_fates", at_s=2.5, pid=800, fate="accepted", connection_total=140,
+                first_s=0.0, last_s=2.0)  # fmt: skip
+    assert "own-limit" not in [f.cause for f in summarise(foreign.frames()).findings]
+
+
+def test_threads_that_are_all_taken_are_a_slot_that_is_waited_for(foreign):
+    served(foreign)
+    kept_out(foreign, "timeout")
+    for at_s in (1.5, 2.0, 2.5):
+        row = {"at_s": at_s, "pid": 800}
+        foreign.add("open_fates", **row, local_port=9000, fate="unread", socket_count=40)
+        foreign.add("open_fates", **row, local_port=9000, fate="answered", socket_count=60)
+        foreign.add("thread_waits", **row, thread_name="pool", syscall="recvfrom",
+                    waits_for="own_connection", thread_count=60)  # fmt: skip
+        foreign.add("thread_waits", **row, thread_name="main", is_main=True, syscall="epoll_wait",
+                    waits_for="event_loop", thread_count=1)  # fmt: skip
+    finding = named(foreign, "waits-for-slot")
+    assert finding.value_of("unread_connections") == 40
+    assert finding.value_of("waiting_threads", "recvfrom for a connection of their own") == 60
+
+
+def test_a_unix_queue_at_its_backlog_is_full(foreign):
+    served(foreign)
+    kept_out(foreign, "protocol")
+    for at_s in (1.5, 2.0, 2.5):
+        foreign.add("unix_listeners", at_s=at_s, pid=800, path="/run/app", accept_queue_count=33,
+                    backlog_count=32, socket_inode=7)  # fmt: skip
+    finding = named(foreign, "unix-queue-full")
+    assert finding.value_of("standing_queue", "/run/app") == 33
+
+
+@pytest.mark.parametrize(("code", "label"), [(111, "ECONNREFUSED"), (11, "EAGAIN")])
+def test_a_proxy_whose_connects_fail_reaches_nobody(foreign, code, label):
+    accepted(foreign, 0)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.2, event="upgrade_refused", detail="HTTP 502: Bad Gateway")
+    foreign.add("failing_syscalls", at_s=2.0, pid=800, syscall="connect", errno=code,
+                errno_name=label, event_count=40, first_s=1.2, last_s=1.6)  # fmt: skip
+    finding = named(foreign, "backend-unavailable")
+    assert finding.value_of("refused_connects", label) == 40
