@@ -269,7 +269,9 @@ def _events(
 def drops_of_run(view: RunView) -> pd.DataFrame:
     """Rows of ``skb_drops`` that a finding may use: before the stop, and not of any namespace."""
     raw = view.frames["skb_drops"]
-    return raw[(raw["namespace_known"] != 0) & (view.seconds_of(raw["at_ns"]) <= view.stop_s + 0.3)]
+    return raw[
+        (raw["namespace_known"] != 0) & (view.seconds_of(raw["at_ns"]) <= view.last_sample_s)
+    ]
 
 
 def df_drops(view: RunView) -> pd.DataFrame:

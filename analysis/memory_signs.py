@@ -14,7 +14,7 @@ def until_stop(view: RunView, table: str) -> pd.DataFrame:
     """A sampled table with ``at_s``, without what came after the run began to stop."""
     frame = view.frames[table]
     at_s = view.seconds_of(frame["at_ns"])
-    return frame.assign(at_s=at_s)[at_s <= view.stop_s + 0.3]
+    return frame.assign(at_s=at_s)[at_s <= view.last_sample_s]
 
 
 def rise(frame: pd.DataFrame, column: str) -> tuple[int, float, float]:

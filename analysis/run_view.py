@@ -183,6 +183,15 @@ class RunView:
             return min(ends)
         return max(self.hold.end_s, self.last_s) + 1e-6
 
+    @property
+    def last_sample_s(self) -> float:
+        """When the last samples of the run were taken: a moment after it began to stop.
+
+        Of a server in service they are seconds apart, and the last may be the only one that tells.
+        Its clients go on, so that nothing in it is of the stop itself.
+        """
+        return self.stop_s + (1.5 if self.is_attached else 0.3)
+
     # -- connections --------------------------------------------------------------------------
 
     @cached_property

@@ -54,6 +54,7 @@ CALL_KINDS: dict[str, int] = {
 """Number in enum call_kind of the C file."""
 
 _NEVER = np.iinfo(np.uint64).max
+_OUTSIDE_PERIOD_S = 1.0
 _LOOK_NS, _REST_NS = 2 * NS_PER_S, 18 * NS_PER_S
 
 
@@ -90,6 +91,7 @@ class ConnectionFatesProbe(BpfProbe):
             self._add(loaded, ref)
         if target.attached:
             self._trouble = OutsideTrouble(target.server_ports)
+            self.period_s = _OUTSIDE_PERIOD_S
         else:
             self._begin(loaded)
 

@@ -8,8 +8,8 @@ Measures:
     (``thread_waits``).
 Hook:
     ``probes/socket_dump.py``; the owner of a socket by /proc/PID/fd; ``probes/thread_waits.py``. A
-    look is taken at a sign of trouble (``probes/trouble.py``) and once at the end; of a server in
-    service also every ``_SERVICE_PERIOD_NS``.
+    look is taken at a sign of trouble (``probes/trouble.py``); under clients of ours also at the
+    end.
 Cost:
     About 2 us a socket and look and 1 us a descriptor of the servers; a look waits ``_REST_FACTOR``
     times as long as the last one took, 1,000 times beside a server in service. Nothing without
@@ -18,7 +18,7 @@ Misses:
     With TLS, a connection counts as answered after the server's hello. A process with more than
     ``_WALK_MOST_COUNT`` descriptors is not walked: where several such serve, its sockets have pid
     0. Sockets of other network namespaces. All, where the namespace has more than 300,000 sockets,
-    beside a server in service 50,000.
+    beside a server in service 10,000.
 Checked against:
     A server with 5 connections in its queue, 7 unread, 11 unanswered and 13 answered; one whose
     clients do not read (tests/probes/test_open_fates.py).
@@ -46,11 +46,13 @@ from probes.trouble import ClientTrouble, OutsideTrouble
 FATES = ("unaccepted", "unread", "unanswered", "answered")
 
 _PERIOD_NS = NS_PER_S // 2
-_SERVICE_PERIOD_NS = 5 * NS_PER_S
+_LAST_LOOK_MOST_NS = NS_PER_S // 2
+_OUTSIDE_PERIOD_S = 1.0
+"""Between two looks for trouble beside a server in service, whose budget all probes share."""
 _REST_FACTOR, _SPARING_REST_FACTOR = 20, 1_000
 _WALK_MOST_COUNT, _SPARING_WALK_MOST_COUNT = 32_768, 4_096
 _PROCESSES_MOST = 64
-_SOCKETS_MOST, _SPARING_SOCKETS_MOST = 300_000, 50_000
+_SOCKETS_MOST, _SPARING_SOCKETS_MOST = 300_000, 10_000
 """A look takes 10 us of Python for each, while no other probe of this process is sampled."""
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 _OPEN = (1 << socket_dump.ESTABLISHED) | (1 << socket_dump.CLOSE_WAIT)
@@ -95,7 +97,7 @@ class OpenFatesProbe:
         self._outside: OutsideTrouble | None = None
         self._is_sparing = False
         self._due_ns = 0
-        self._looked_ns = 0
+        self._cost_ns = 0
         self._is_active = False
         self.note = ""
 
@@ -129,6 +131,7 @@ class OpenFatesProbe:
             return
         if target.attached or target.live is None:
             self._outside = OutsideTrouble(target.server_ports)
+            self.period_s = _OUTSIDE_PERIOD_S
         else:
             self._client = ClientTrouble(target.live)
 
@@ -151,24 +154,25 @@ class OpenFatesProbe:
         else:
             assert self._outside is not None
             is_wanted = self._outside.is_seen(at_ns)
-            is_wanted |= at_ns - self._looked_ns >= _SERVICE_PERIOD_NS
         if is_wanted and at_ns >= self._due_ns:
             self._look(at_ns)
 
     def stop(self, at_ns: int) -> None:
-        """The last look, while the connections still stand."""
-        if self._is_active and self.writers and self._pids:
+        """The last look, while the connections still stand; it must not delay the end.
+
+        Beside a server in service there is none: that may have no core to spare for it.
+        """
+        is_cheap = self._cost_ns < _LAST_LOOK_MOST_NS
+        if self._is_active and self._client is not None and is_cheap and self._pids:
             self._look(at_ns)
         self._is_active = False
 
     def _look(self, at_ns: int) -> None:
         began_ns = time.thread_time_ns()
-        self._looked_ns = at_ns
         self.seen_count += 1
         most = _SPARING_SOCKETS_MOST if self._is_sparing else _SOCKETS_MOST
         if (count := tcp_sockets_in_use()) > most:
             self.note = f"{count:,} sockets: of more than {most:,} none is looked at one by one"
-            self.lost_count += 1
             return
         try:
             tcp = socket_dump.tcp_sockets()
@@ -208,7 +212,7 @@ class OpenFatesProbe:
                     wait.address,
                     count,
                 )
-        cost_ns = time.thread_time_ns() - began_ns
+        cost_ns = self._cost_ns = time.thread_time_ns() - began_ns
         factor = _SPARING_REST_FACTOR if self._is_sparing else _REST_FACTOR
         self._due_ns = at_ns + max(_PERIOD_NS, factor * cost_ns)
 

@@ -40,6 +40,8 @@ LINE_CHARACTERS = 300
 MOST_KINDS_COUNT = 200
 MOST_FILES_COUNT = 32
 LOOK_BYTES = 64 << 10
+_OUTSIDE_PERIOD_S = 1.0
+"""Beside a server in service, whose budget all probes share."""
 _DESCRIPTORS_COUNT = 24
 """A server opens its logs before it serves."""
 _JOURNAL = Path("/run/systemd/journal")
@@ -132,7 +134,9 @@ class ServerWordsProbe:
     def start(self, target: Target) -> None:
         """Opens the logs that are there."""
         self.writers = [target.run.writer("server_words", self.name)]
-        if not target.attached:
+        if target.attached:
+            self.period_s = _OUTSIDE_PERIOD_S
+        else:
             self._open(target.run.path / "logs" / "server.log", "server.log", 0, from_end=False)
         for ref in target.processes.values():
             self.add_process(ref)

@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.control_group import cpu_quota_command, owner_of
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
+from analysis.findings import accept_spin
 from analysis.hot_worker import runs_of
 from analysis.memory_signs import until_stop
 from analysis.signs import Signs
@@ -58,7 +59,12 @@ class Throttling:
 
 
 def find(signs: Signs) -> list[Finding]:
-    """One finding about the group that was stopped most, or none."""
+    """One finding about the group that was stopped most, or none.
+
+    A worker that spins takes whatever it is given: then the quota is no reason.
+    """
+    if accept_spin.spinning_pids(signs):
+        return []
     found = throttlings(signs)
     least_s = _WATCHED_LEAST_S if signs.view.is_attached else _LEAST_S
     found = [each for each in found if each.until_s - each.since_s >= least_s]

@@ -45,7 +45,9 @@ def find(signs: Signs) -> list[Finding]:
     if side == "client" and view.is_attached:
         return []  # its clients are not watched; some may happen to be on this host
     if not view.has_own_namespace:
-        mine = sockets[(sockets["side"] == side) & sockets["at_s"].between(first_s, last_s)]
+        mine = sockets[
+            (sockets["side"] == side) & sockets["at_s"].between(first_s, view.last_sample_s)
+        ]
         if not _stays_full(mine, limit):
             return []
         count = min(count, int(mine["socket_count"].max()))

@@ -35,7 +35,9 @@ def test_connections_are_counted_by_where_they_stand(run):
         probe = OpenFatesProbe()
         probe.check()
         probe.start(target)
-        probe.stop(1)
+        probe.sample(1)
+        probe.sample(2)  # five stand in its queue, and did a moment ago
+        probe.stop(10_000_000_001)
         for writer in probe.writers:
             writer.close()
         rows = run.read_table("open_fates").table.to_pylist()
