@@ -147,11 +147,10 @@ def closed_at_once(view: RunView) -> list[ClosedAtOnce]:
     return sorted(found, key=lambda each: -each.count)
 
 
-def accepted_count(view: RunView, pid: int, *, until_s: float = float("inf")) -> int:
+def accepted_count(view: RunView, pid: int) -> int:
     """Connections that a process was seen to accept, -1 when it was not watched."""
     rows = view.frames["connection_fates"]
     rows = rows[(rows["pid"] == pid) & (rows["fate"] == "accepted")]
-    rows = rows[view.seconds_of(rows["at_ns"]) <= until_s]
     return int(rows["connection_total"].max()) if len(rows) else -1
 
 

@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _record(argv: Sequence[str]) -> int:
-    options = _parser().parse_args(argv)
+    try:
+        options = _parser().parse_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error), fix="--help") from error
     end_on_sigterm()
     chosen = _chosen(all_recordings(), options.only)
     if options.list:
@@ -72,7 +75,9 @@ def _record(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.record", description="Records what tests/recordings holds."
+        prog="python -m bench.record",
+        description="Records what tests/recordings holds.",
+        exit_on_error=False,
     )
     add = parser.add_argument
     add("--only", metavar="ID,ID", help="these; * and ? match")

@@ -173,6 +173,7 @@ class OpenFatesProbe:
         most = _SPARING_SOCKETS_MOST if self._is_sparing else _SOCKETS_MOST
         if (count := tcp_sockets_in_use()) > most:
             self.note = f"{count:,} sockets: of more than {most:,} none is looked at one by one"
+            self.lost_count += 1
             return
         try:
             tcp = socket_dump.tcp_sockets()

@@ -54,7 +54,7 @@ def test_a_recording_is_made_once_and_scored(folder, monkeypatch, call):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--only", "no/such"), "there is no such recording")],
+    [(("--only", "no/such"), "there is no such recording"), (("--step", "sing"), "sing")],
 )
 def test_a_mistake_is_told(call, arguments, said):
     done = call(record.main, *arguments)
