@@ -23,9 +23,20 @@ _LATE_S = 1.0
 
 def find(signs: Signs) -> list[Finding]:
     """One finding for each process of the deepest tier whose connections wait."""
+    found = _waiting(signs)
+    return [_finding(signs, *found[pid]) for pid in fates.deepest(signs.view, found)]
+
+
+def pids_of_one_client(signs: Signs) -> set[int]:
+    """Processes whose only thread waits for one client of them: no loop of events stands still."""
+    return {pid for pid, (_, wait) in _waiting(signs).items() if wait is not None and wait.is_main}
+
+
+def _waiting(signs: Signs) -> dict[int, tuple[Stuck, ThreadWait | None]]:
+    """By pid: whose connections wait, and what its threads wait for."""
     view = signs.view
     if not view.is_foreign or not is_harmed_by_waiting(signs, _late_count(signs)):
-        return []
+        return {}
     found: dict[int, tuple[Stuck, ThreadWait | None]] = {}
     for each in fates.stuck(view):
         cpu_pct = signs.cpu_pct_of(each.pid, each.first_s, each.last_s)
@@ -37,7 +48,7 @@ def find(signs: Signs) -> list[Finding]:
         if wait is None and not _waits_inside(signs, each):
             continue
         found[each.pid] = each, wait
-    return [_finding(signs, *found[pid]) for pid in fates.deepest(view, found)]
+    return found
 
 
 def _late_count(signs: Signs) -> int:

@@ -5,7 +5,8 @@ and the Python stack that they were called from. Without those samples, turns of
 while the process was seen asleep outside of its poll: the finding then has medium confidence.
 Told apart from ``hot-worker-code``, ``garbage-collection`` and ``accept-spin``: there the turns are
 on a CPU. A worker that waits for a core, as in the ramp of a full host, is runnable and no sample
-of it counts; one that waits for events is in no turn.
+of it counts; one that waits for events is in no turn. From ``waits-for-slot``: a server without an
+event loop, whose only thread serves one client after the other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
-from analysis.findings import fd_limit_process
+from analysis.findings import fd_limit_process, waits_for_slot
 from analysis.hot_worker import function_name
 from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
@@ -90,7 +91,8 @@ class _Block(NamedTuple):
 
 def find(signs: Signs) -> list[Finding]:
     """One finding for each blocked server process, the longest first."""
-    return [_finding(signs, block) for block in _blocks(signs)]
+    held = waits_for_slot.pids_of_one_client(signs)
+    return [_finding(signs, block) for block in _blocks(signs) if block.pid not in held]
 
 
 def blocked_pids(signs: Signs) -> set[int]:

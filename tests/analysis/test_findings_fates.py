@@ -6,6 +6,7 @@ import pytest
 
 from analysis.summary import summarise
 from tests.analysis.test_findings_foreign import accepted, foreign
+from tests.analysis.test_findings_workers import block
 
 __all__ = ["foreign"]  # a fixture
 
@@ -62,6 +63,22 @@ def test_threads_that_are_all_taken_are_a_slot_that_is_waited_for(foreign):
     finding = named(foreign, "waits-for-slot")
     assert finding.value_of("unread_connections") == 40
     assert finding.value_of("waiting_threads", "recvfrom for a connection of their own") == 60
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_who_serves_one_client_after_the_other_has_no_loop_that_stands_still(foreign, is_main):
+    served(foreign, 1)
+    kept_out(foreign, "timeout")
+    for at_s in (1.5, 2.0, 2.5):
+        row = {"at_s": at_s, "pid": 800}
+        foreign.add("open_fates", **row, local_port=9000, fate="unaccepted", socket_count=40)
+        foreign.add("open_fates", **row, local_port=9000, fate="answered", socket_count=1)
+        foreign.add("thread_waits", **row, thread_name="main", is_main=is_main, thread_count=1,
+                    syscall="recvfrom", waits_for="own_connection")  # fmt: skip
+    block(foreign, 800, from_s=1.0, until_s=2.5, syscall="recvfrom", wait_channel="wait_woken")
+    named = {f.cause for f in summarise(foreign.frames()).findings}
+    assert ("waits-for-slot" in named) is is_main
+    assert ("worker-blocked" in named) is not is_main
 
 
 def test_a_unix_queue_at_its_backlog_is_full(foreign):
