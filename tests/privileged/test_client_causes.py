@@ -75,8 +75,9 @@ def test_a_slow_client_is_told_apart_from_its_sibling(provoked, row_id, unmet):
     assert own < theirs / 2
     assert values["servers_idle"] > 50
     assert values["loop_busy"] >= 80
-    full = values["process_cpu"] >= 80
-    assert full is (row_id == "client-hot")
+    # beside others it gets less than a core; the one that sleeps takes next to nothing
+    calculates = values["process_cpu"] >= 40
+    assert calculates is (row_id == "client-hot")
 
 
 def test_a_limit_of_a_client_keeps_its_name(provoked):
