@@ -122,7 +122,8 @@ class Served:
         table = Path(f"/proc/{self.server.pid}/net/tcp")
         listens = f":{PORT:04X} 00000000:0000 0A"
         deadline("the server listens", lambda: listens in table.read_text())
-        clients = [sys.executable, str(FOREIGN / "plain_clients.py"), str(PORT)]
+        # all are answered, however long others keep the cores
+        clients = [sys.executable, str(FOREIGN / "plain_clients.py"), str(PORT), "30"]
         self._clients = start(stack, clients, namespace_fd, stdin=subprocess.PIPE)
         self.open(CONNECTIONS)
 

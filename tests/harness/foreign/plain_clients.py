@@ -1,7 +1,7 @@
-"""plain_clients.py PORT: clients that do as they are told, a line of standard input at a time.
+"""plain_clients.py PORT [QUIET_S]: clients that do as they are told, a line of standard input at a time.
 
 ``COUNT [PATH]`` opens so many connections at once, each with an upgrade, and answers ``OPEN
-FAILED`` when each is answered or ended, or nothing has come for a second. All stay open until
+FAILED`` when each is answered or ended, or nothing has come for QUIET_S (1 s). All stay open until
 standard input ends, also those that got no answer, unless the server ended them.
 """
 
@@ -9,7 +9,7 @@ import select
 import socket
 import sys
 
-QUIET_S = 1.0
+QUIET_S = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
 UPGRADE = (
     "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
