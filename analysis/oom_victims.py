@@ -28,6 +28,7 @@ is left; samples are half a second apart, in which a fleet takes a gigabyte at m
 _BEFORE_END_S, _AFTER_END_S = 1.0, 0.3
 """A process is reaped up to so long after it was killed: its memory is given back first."""
 _HARM_S = 2.0
+_LEAST_LEFT_SHARE, _LEAST_LEFT_COUNT = 0.1, 20
 
 
 @dataclass(frozen=True)
@@ -225,4 +226,22 @@ def harmed(view: RunView, at_s: float) -> bool:
     processes = view.frames["processes"]
     died_s = view.seconds_of(processes["exited_ns"][processes["exited_ns"] > 0])
     inside = ended.between(at_s - _AFTER_END_S, at_s + _HARM_S).any()
-    return bool(inside or (abs(died_s - at_s) <= _BEFORE_END_S).any())
+    inside |= (abs(died_s - at_s) <= _BEFORE_END_S).any()
+    return bool(inside or (view.is_attached and _left_around(view, at_s) >= _LEAST_LEFT_SHARE))
+
+
+def _left_around(view: RunView, at_s: float) -> float:
+    """Of the connections of a watched server the share that ended around a moment.
+
+    Its clients are not seen, so nobody says which of them were lost: one that was killed takes all
+    that it had along at once.
+    """
+    live = view.frames["live_samples"]
+    live = live[live["role"] == "server"]
+    live = live.assign(
+        at_s=view.seconds_of(live["at_ns"]), left=live["established_total"] - live["open_count"]
+    )
+    span = (at_s - _AFTER_END_S, at_s + _AFTER_END_S)
+    left = sum(max(0, grown_around(mine, "left", span)) for _, mine in live.groupby("pid"))
+    most = int(live.groupby("pid")["open_count"].max().sum()) if len(live) else 0
+    return left / most if most >= _LEAST_LEFT_COUNT else 0.0

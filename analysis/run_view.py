@@ -25,6 +25,7 @@ PHASES = ("setup", "ramp", "hold", "watch", "stop", "collect")
 
 _PROXY_LEAST_COUNT = 20
 """Below it, files that a server opened meanwhile are a visible part of its descriptors."""
+_OWN_END_S, _WATCHED_END_S = 0.3, 1.5
 FAILURE_LEAD_S = 0.5
 """How long before the first failure its window begins."""
 _FAILED_STAGES = ("socket", "bind", "connect", "handshake")
@@ -188,9 +189,13 @@ class RunView:
         """When the last samples of the run were taken: a moment after it began to stop.
 
         Of a server in service they are seconds apart, and the last may be the only one that tells.
-        Its clients go on, so that nothing in it is of the stop itself.
+        Its clients go on, so that nothing in it is of the stop itself, however long the probes
+        took to end on a busy host.
         """
-        return self.stop_s + (1.5 if self.is_attached else 0.3)
+        if not self.is_attached:
+            return self.stop_s + _OWN_END_S
+        collect = self.phases.get("collect")
+        return max(self.stop_s + _WATCHED_END_S, collect.end_s if collect is not None else 0.0)
 
     # -- connections --------------------------------------------------------------------------
 

@@ -211,6 +211,33 @@ def test_somebody_else_in_the_group_of_the_run_counts_where_the_run_lost_somethi
     assert ("memory-exhausted" in causes(summarise(run.frames()))) == is_harmed
 
 
+@pytest.mark.parametrize("left_count", [0, 60])
+def test_somebody_in_the_group_of_a_watched_server_counts_where_connections_ended(
+    watched, left_count
+):
+    groups(watched, 800, 801)
+    memory(watched, own={"max_bytes": GB, "limit_hits_total": 90, "own_ooms_total": 1})
+    for row in watched.rows["live_samples"]:
+        if row["at_ns"] >= watched.ns(2.25):
+            row["open_count"] -= left_count
+    watched.add("oom_kills", at_s=2.19, pid=4711, cgroup_id=OWN, killed_count=1)
+    assert ("memory-exhausted" in causes(summarise(watched.frames()))) == (left_count > 0)
+
+
+def test_what_is_sampled_late_of_a_watched_server_counts(watched):
+    groups(watched, 800, 801)
+    grown = {"max_bytes": GB, "limit_hits_total": 90, "own_ooms_total": 1}
+    memory(watched, own=grown, from_s=6.0)
+    samples = [row for row in watched.rows["cgroup_memory"] if row["limit_hits_total"]]
+    assert samples
+    watched.manifest["stages"][-1]["end_ns"] = watched.ns(9.0)
+    for row in samples:  # the probes of a busy host took their last look seconds after the stop
+        row["at_ns"] = watched.ns(8.9)
+    watched.add("oom_kills", at_s=5.5, pid=801, cgroup_id=OWN, killed_count=1)
+    finding = named(summarise(watched.frames()), "memory-exhausted")
+    assert finding.value_of("cgroup_limit_hits") == 90
+
+
 def without_probe(build):
     rows = build.rows["probe_health"]
     build.rows["probe_health"] = [row for row in rows if row["probe"] != "oom_kills"]

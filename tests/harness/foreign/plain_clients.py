@@ -1,4 +1,4 @@
-"""plain_clients.py PORT [QUIET_S]: clients that do as they are told, a line of standard input at a time.
+"""plain_clients.py PORT [QUIET_S]: clients that do as standard input tells them, line by line.
 
 ``COUNT [PATH]`` opens so many connections at once, each with an upgrade, and answers ``OPEN
 FAILED`` when each is answered or ended, or nothing has come for QUIET_S (1 s). All stay open until
