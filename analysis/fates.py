@@ -17,6 +17,9 @@ from probes.schema import SERVER_ROLES
 LEAST_COUNT = 5
 """Connections with one fate that are no accident."""
 
+_PASSING_SHARE = 0.05
+"""Who accepts for others has so many of their connections open at most: those on their way."""
+
 _STANDING_LOOKS = 2
 """Looks in a row (half a second apart) in which a queue must stand."""
 
@@ -130,7 +133,7 @@ def closed_at_once(view: RunView) -> list[ClosedAtOnce]:
         by_fate = mine.set_index("fate")
         early = by_fate[by_fate.index.isin(["closed_unread", "closed_unanswered"])]
         count = int(early["at_once_total"].sum())
-        if count < LEAST_COUNT:
+        if count < LEAST_COUNT or _passes_on(view, int(str(pid))):
             continue
         unread = by_fate.index == "closed_unread"
         accepted = by_fate.index == "accepted"
@@ -145,6 +148,17 @@ def closed_at_once(view: RunView) -> list[ClosedAtOnce]:
             )
         )
     return sorted(found, key=lambda each: -each.count)
+
+
+def _passes_on(view: RunView, pid: int) -> bool:
+    """It closes its own descriptor of what other processes of the server go on to serve.
+
+    They got it by SCM_RIGHTS or by fork: it holds next to none of the connections, they do.
+    """
+    live = view.frames["live_samples"]
+    peaks = live[live["role"].isin(["server", "acceptor"])].groupby("pid")["open_count"].max()
+    others = int(peaks.drop(pid, errors="ignore").sum())
+    return others >= LEAST_COUNT and int(peaks.get(pid, 0)) <= _PASSING_SHARE * others
 
 
 def accepted_count(view: RunView, pid: int) -> int:

@@ -38,6 +38,24 @@ def test_who_closes_the_others_at_once_has_a_limit_of_its_own(foreign):
     assert finding.value_of("attempts_after_let_in") == 0
 
 
+@pytest.mark.parametrize(("held_by_itself", "is_limit"), [(1, False), (30, True)])
+def test_who_passes_connections_on_closes_them_for_itself_alone(foreign, held_by_itself, is_limit):
+    served(foreign)
+    kept_out(foreign, "rst", errno=104)
+    worker = foreign.process("server", 1)
+    for row in foreign.rows["live_samples"]:
+        if row["pid"] == 800:
+            row["open_count"] = held_by_itself
+    for quarter in range(4, 12):
+        foreign.live(worker, quarter / 4, open_count=30)
+    total = {"pid": 800, "at_s": 2.0, "last_s": 1.6}
+    foreign.add("connection_fates", **total, fate="accepted", connection_total=100, first_s=0.0)
+    foreign.add("connection_fates", **total, fate="closed_unread", connection_total=40,
+                at_once_total=40, first_s=1.2)  # fmt: skip
+    causes = [f.cause for f in summarise(foreign.frames()).findings]
+    assert ("own-limit" in causes) is is_limit
+
+
 def test_who_lets_others_in_after_it_closed_some_has_none(foreign):
     served(foreign)
     kept_out(foreign, "rst", errno=104)
