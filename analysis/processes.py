@@ -61,7 +61,30 @@ def df_probe_health(view: RunView) -> pd.DataFrame:
         is_loss_material=[each.is_loss_material() for each in records],
         failed_s=view.seconds_of(health["failed_ns"].clip(lower=0)),
     )
-    return frame[_HEALTH_COLUMNS]
+    frame = frame[_HEALTH_COLUMNS]
+    silent = sorted(_silent_probes(view))
+    if not silent:
+        return frame
+    unseen = pd.DataFrame({"probe": silent}).reindex(columns=_HEALTH_COLUMNS)
+    unseen = unseen.assign(
+        asked_for=True,
+        state="failed",
+        reason="it left no health row: the probe process was late or ended early",
+        fix="cat logs/probes.log in the run directory",
+        row_count=0,
+        lost_count=0,
+        seen_count=-1,
+        is_loss_material=False,
+        late_count=0,
+        cpu_s=0.0,
+    ).astype(frame.dtypes.to_dict())
+    return pd.concat([frame, unseen], ignore_index=True) if len(frame) else unseen
+
+
+def _silent_probes(view: RunView) -> set[str]:
+    """Probes that were asked for and left no health row."""
+    asked = {str(probe) for probe in view.manifest.get("probes_asked") or []}
+    return asked - {each.probe for each in ProbeTrust(view).records}
 
 
 _HEALTH_COLUMNS = [
@@ -119,8 +142,7 @@ def what_is_missing(view: RunView) -> list[str]:
         for each in trust.records
         if not each.is_broken and each.is_loss_material()
     ]
-    asked = {str(probe) for probe in view.manifest.get("probes_asked") or []}
-    silent = asked - {each.probe for each in trust.records}
+    silent = _silent_probes(view)
     if silent:
         lines.append(f"probes without a health row (they ended early): {_listed(silent)}")
     if view.manifest.get("status") == "interrupted":

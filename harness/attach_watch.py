@@ -17,7 +17,7 @@ from harness.attach_status import AttachStatus
 from harness.attach_target import AttachTarget
 from harness.foreign_processes import ForeignProcesses
 from harness.probe_process import ProbeProcess
-from harness.recorder import PROBE_STOP_DEADLINE_S, Recorder, RunResult
+from harness.recorder import PROBES_START_DEADLINE_S, Recorder, RunResult
 from harness.supervisor import Interrupt
 from probes import live as live_memory
 from probes import process_tree
@@ -33,7 +33,6 @@ _SETUP_TICK_S = 0.1
 _TICK_S, _CALM_TICK_S = 0.2, 0.5
 """How often it looks at the processes: close while connections come or go, or processes."""
 
-_PROBES_DEADLINE_S = 30.0
 _LOOK_AGAIN_PERIOD_S = 1.0
 _REPLACEMENT_WAIT_S = 3.0
 """A service manager that starts a dead server again does so within this."""
@@ -141,7 +140,7 @@ class Watch(Recorder):
         result: RunResult,
     ) -> None:
         status = AttachStatus(live, self._target.pid)
-        deadline_s = time.monotonic() + _PROBES_DEADLINE_S
+        deadline_s = time.monotonic() + PROBES_START_DEADLINE_S
         while not probes.is_ready and not self._is_over(processes):
             self._follow(processes)
             if self._view.is_due("setup"):
@@ -226,7 +225,7 @@ class Watch(Recorder):
             result.notes.append("the server ended while it was watched; what was seen is kept")
         self._manifest.begin_stage("collect")
         self._view.update(status.read("collect"))
-        self._stop_probes(probes, PROBE_STOP_DEADLINE_S, result)
+        self._stop_probes(probes, probes.stop_deadline_s, result)
         self._follow(processes)
         self._stop_ns = time.monotonic_ns()
         live.header[Header.PHASE_STOP_NS] = self._stop_ns

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from probes.driven import LONGEST_STOP_S, USUAL_STOP_S
+
 
 class ProbeProcess:
     """The collector as a child process.
@@ -37,6 +39,8 @@ class ProbeProcess:
         allow_pauses: bool = False,
     ) -> None:
         self.answer: dict[str, Any] = {}
+        self._begun_s = time.monotonic()
+        self._start_s = 0.0
         self._child: subprocess.Popen[bytes] | None = None
         self._ready_fd = -1
         self._unread = b""
@@ -86,9 +90,19 @@ class ProbeProcess:
         self._unread += data
         if self._unread.endswith(b"\n"):
             self.answer = json.loads(self._unread)
+            self._start_s = time.monotonic() - self._begun_s
         elif not data:
             self.answer = {"ready": [], "unavailable": [], "error": "the probe process ended"}
         return bool(self.answer)
+
+    @property
+    def stop_deadline_s(self) -> float:
+        """How long its stop may take: longer on a host where its start took long, too.
+
+        An emulated or crowded host needs twenty times as long for the same work, and a probe
+        process that is killed in it leaves no health rows.
+        """
+        return min(LONGEST_STOP_S, max(USUAL_STOP_S, self._start_s))
 
     def _request_stop(self, deadline_s: float) -> None:
         """Asks it to take the last samples, and says how long it may take; once is enough."""

@@ -21,7 +21,7 @@ from harness.foreign_notes import foreign_notes
 from harness.foreign_server import ForeignRequest, ForeignServer
 from harness.plan import Plan
 from harness.probe_process import ProbeProcess
-from harness.recorder import PROBE_STOP_DEADLINE_S, Recorder, RunResult
+from harness.recorder import PROBES_START_DEADLINE_S, Recorder, RunResult
 from harness.run_cgroups import RunCgroups
 from probes import live as live_memory
 from probes.errors import HostError, ToolkitError
@@ -30,7 +30,7 @@ from probes.rundir import LIVE, RunDir
 from reports.terminal import LiveView
 
 _TICK_S = 0.05
-_START_DEADLINE_S = 30.0
+_FLEET_START_DEADLINE_S = 120.0
 _FLEET_STOP_DEADLINE_S = 10.0
 _INTERRUPTED_PROBE_STOP_S = 1.5
 _INTERRUPTED_FLEET_STOP_S = 1.5
@@ -220,19 +220,20 @@ class Supervisor(Recorder):
         self._stop(fleet, probes, status, result)
 
     def _wait_until_ready(self, fleet: Fleet, probes: ProbeProcess, result: RunResult) -> bool:
-        deadline_s = time.monotonic() + _START_DEADLINE_S
+        begun_s = time.monotonic()
         while not self._interrupt.signal_name:
             self._follow_foreign()
             fleet_ready = fleet.is_ready
             if fleet_ready and probes.is_ready:
                 self._note_probes(probes, result)
                 return True
-            if time.monotonic() > deadline_s:
-                if not fleet_ready:
-                    raise HostError(
-                        f"the fleet was not ready within {_START_DEADLINE_S:.0f} s",
-                        fix=f"cat {self._run.path / 'logs'}/*.log",
-                    )
+            waited_s = time.monotonic() - begun_s
+            if not fleet_ready and waited_s > _FLEET_START_DEADLINE_S:
+                raise HostError(
+                    f"the fleet was not ready within {_FLEET_START_DEADLINE_S:.0f} s",
+                    fix=f"cat {self._run.path / 'logs'}/*.log",
+                )
+            if waited_s > PROBES_START_DEADLINE_S:
                 self._note_late_probes(result)
                 return True
             time.sleep(0.005)
@@ -289,7 +290,7 @@ class Supervisor(Recorder):
         self._manifest.begin_stage("collect")
         self._view.update(status.read("collect"))
         hurried = bool(self._interrupt.signal_name)
-        deadline_s = _INTERRUPTED_PROBE_STOP_S if hurried else PROBE_STOP_DEADLINE_S
+        deadline_s = _INTERRUPTED_PROBE_STOP_S if hurried else probes.stop_deadline_s
         self._stop_probes(probes, deadline_s, result)
         self._burners.stop()
         self._note_ends(fleet)

@@ -23,7 +23,14 @@ from typing import Any
 from probes import attached_pace, registry, row_budget
 from probes.attached_pace import AttachedPace
 from probes.clock import NS_PER_MS, NS_PER_S, now_ns
-from probes.driven import Driven, ProbeHangs, next_due_ns, time_limit
+from probes.driven import (
+    STOP_LIMIT_S,
+    Driven,
+    ProbeHangs,
+    next_due_ns,
+    stop_limit_s,
+    time_limit,
+)
 from probes.errors import ProbeUnavailableError
 from probes.fleet_slots import FollowedSlots, fleet_is_ready, has_free_slots, processes_of
 from probes.governor import aligned_ns
@@ -35,8 +42,7 @@ from probes.rundir import RunDir, TableWriter
 from probes.schema import SERVER_ROLES
 from probes.symbols import user_symbols
 
-READY_LIMIT_S = 30.0
-STOP_LIMIT_S = 6.5
+READY_LIMIT_S = 120.0
 PROBE_STOP_LIMIT_S = 1.8
 """Of one probe, unless it says itself that it may take longer (``stop_limit_s``)."""
 _HEALTH_S = 0.15
@@ -259,7 +265,7 @@ class Collector:
             return False
         word = os.read(self.stdin_fd, 64)
         if told := _STOP.match(word):
-            self._stop_limit_s = min(self._stop_limit_s, max(0.3, float(told[1]) - _HEALTH_S))
+            self._stop_limit_s = stop_limit_s(float(told[1]))
         return word == b"" or b"stop" in word
 
     def stop(self) -> None:
@@ -296,10 +302,9 @@ class Collector:
             self._report(entry)
             self._health.flush()  # who waits for this process may kill it
 
-    @staticmethod
-    def _stop_limit_s_of(entry: Driven) -> float:
+    def _stop_limit_s_of(self, entry: Driven) -> float:
         limit_s: float = getattr(entry.probe, "stop_limit_s", PROBE_STOP_LIMIT_S)
-        return limit_s
+        return limit_s * max(1.0, self._stop_limit_s / STOP_LIMIT_S)
 
     def _give_up(self) -> None:
         """Runs in the timer's thread: a probe hangs in code that no signal reaches."""

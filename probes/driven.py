@@ -10,6 +10,14 @@ from types import FrameType
 
 from probes.probe import Probe
 
+STOP_LIMIT_S = 6.5
+"""The last samples of all probes may take so long."""
+USUAL_STOP_S = 8.0
+"""So long a probe process gets for its end: what is left it needs to write what it has."""
+LONGEST_STOP_S = 60.0
+"""Likewise on a host where everything takes long."""
+_HEALTH_S = 0.15
+
 
 @dataclass(slots=True)
 class Driven:
@@ -62,6 +70,13 @@ def next_due_ns(due_ns: int, at_ns: int, period_ns: int) -> tuple[int, bool]:
     if at_ns - due_ns > period_ns:
         return at_ns + period_ns, True
     return due_ns + period_ns, False
+
+
+def stop_limit_s(told_s: float) -> float:
+    """How long the last samples may take when the process has ``told_s`` for its whole end."""
+    if told_s <= USUAL_STOP_S:
+        return min(STOP_LIMIT_S, max(0.3, told_s - _HEALTH_S))
+    return STOP_LIMIT_S * min(told_s, LONGEST_STOP_S) / USUAL_STOP_S
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from analysis import processes
 from analysis.evidence import Finding
 from analysis.findings import FINDERS
 from analysis.probe_trust import MATERIAL_LOSS_SHARE, PROBE_OF_TABLE, ProbeTrust
@@ -280,6 +281,23 @@ def test_a_probe_process_that_was_gone_long_before_the_end_is_said(tmp_path):
     whole = scenario.frames(tmp_path / "whole")
     whole.put("probe_health", whole["probe_health"].iloc[:0])
     assert ProbeTrust(RunView(whole)).doubts(["host_cpu"]) == ()
+
+
+def test_a_probe_that_was_asked_for_and_left_no_row_has_failed(tmp_path):
+    frames = SCENARIOS[0].frames(tmp_path / "some")
+    health = frames["probe_health"]
+    asked = set(health["probe"])
+    frames.manifest["probes_asked"] = sorted(asked)
+    frames.put("probe_health", health[health["probe"] != "cpu_stacks"])
+    some = processes.df_probe_health(RunView(frames)).set_index("probe")
+    assert set(some.index) == asked
+    assert set(some.index[some["state"] == "failed"]) == {"cpu_stacks"}
+    assert "left no health row" in some.loc["cpu_stacks", "reason"]
+    frames.put("probe_health", health.iloc[:0])
+    none = processes.df_probe_health(RunView(frames))
+    assert set(none["probe"]) == asked
+    assert set(none["state"]) == {"failed"}
+    assert none["lost_count"].dtype == health["lost_count"].dtype
 
 
 def test_every_table_of_a_probe_is_known_by_it():

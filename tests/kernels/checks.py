@@ -26,14 +26,15 @@ RUNS = Path("/tmp/runs")
 EVERY_PROBE = "full"
 
 # Emulation makes all of it twenty times slower: what is waited for must be further away.
-PATIENCE = ("--connect-timeout", "30", "--ramp", "300")
+PATIENCE = ("--connect-timeout", "60", "--ramp", "200")
+WAIT_S = 300
 
 RUN = ("--connections", "1000", "--hold", "3", "--probes", EVERY_PROBE, *PATIENCE)
 PROVOKED: dict[str, tuple[str, ...]] = {
     "fd-limit-process": ("--connections", "300", "--workers", "1", "--nofile", "150"),
     "ephemeral-ports-exhausted": (
         *("--connections", "400", "--source-addresses", "1"),
-        *("--port-range", "40000-40199", "--connect-timeout", "30"),
+        *("--port-range", "40000-40199", *PATIENCE),
     ),
     "accept-spin": (
         *("--connections", "300", "--workers", "1", "--nofile", "150", "--at-fd-limit", "spin"),
@@ -41,7 +42,7 @@ PROVOKED: dict[str, tuple[str, ...]] = {
     ),
     "worker-crash": (
         *("--connections", "300", "--workers", "2", "--inject", "crash:1:80"),
-        *("--connect-timeout", "30", "--ramp", "300"),
+        *PATIENCE,
     ),
     "worker-blocked": (
         *("--connections", "300", "--workers", "2", "--inject", "sleep:1:4000"),
@@ -74,7 +75,17 @@ def provoke(cause: str) -> dict[str, Any]:
 def server_cmd() -> dict[str, Any]:
     """A server that is not ours, started by the run: asyncio."""
     command = f"{sys.executable} {FOREIGN / 'plain_server.py'} {{port}} 2"
-    return profile_run("--connections", "100", "--hold", "2", "--server-cmd", command, *PATIENCE)
+    return profile_run(
+        "--connections",
+        "100",
+        "--hold",
+        "2",
+        "--server-cmd",
+        command,
+        *PATIENCE,
+        "--server-timeout",
+        str(WAIT_S),
+    )
 
 
 def attach() -> dict[str, Any]:
@@ -124,8 +135,20 @@ def verdict_of(main: Callable[[Sequence[str]], int], *words: str) -> dict[str, A
         "confidence": verdict["confidence"],
         "sentence": verdict["sentence"],
         "findings": [finding["cause"] for finding in found["findings"]],
+        **told_by_manifest(RUNS / found["run"]["id"]),
         "probes": [probe for probe in probes if probe["state"] != "not_asked"],
     }
+
+
+def told_by_manifest(run: Path) -> dict[str, Any]:
+    """What did not go as usual, and how long each stage took."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    stages = {
+        stage["stage"]: round((stage["end_ns"] - stage["start_ns"]) / 1e9, 1)
+        for stage in manifest["stages"]
+        if stage["end_ns"]
+    }
+    return {"notes": manifest["notes"], "stages_s": stages}
 
 
 def called(main: Callable[[Sequence[str]], int], *words: str) -> tuple[int, str, str]:
@@ -144,7 +167,7 @@ def node_server(port: int) -> Iterator[int]:
     environment = {**os.environ, "NODE_PATH": str(PROJECT / "tests" / "node_modules")}
     command = ["node", FOREIGN / "cluster.cjs", str(port), "0", "rr"]
     with child(command, env=environment) as server:
-        end_s = time.monotonic() + 120
+        end_s = time.monotonic() + WAIT_S
         while not listens(port):
             assert server.poll() is None, "the server ended"
             assert time.monotonic() < end_s, "the server does not listen"

@@ -136,9 +136,9 @@ def _sharing(socket_path: Path) -> Iterator[None]:
 
 @contextmanager
 def _process(command: Sequence[str], log: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A child that is gone with the block, with all that it started."""
+    """A child that is gone with the block, with all that it started, or with this process."""
     child = subprocess.Popen(
-        command,
+        ["setpriv", "--pdeathsig", "KILL", *command],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

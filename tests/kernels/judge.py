@@ -62,6 +62,9 @@ def _of_verdict(kernel: Kernel, facts: Facts) -> list[str]:
         for probe in facts["probes"]
         if probe["state"] != "ran" and can_run(kernel, probe["name"])
     ]
+    silent = {name for name in PROBES if can_run(kernel, name)} if check == "run" else set()
+    silent -= {probe["name"] for probe in facts["probes"]}
+    found += [f"{name}: it is not told what it did" for name in sorted(silent)]
     wanted = EXPECTED_CAUSE.get(check)
     if wanted is not None and facts["cause"] != wanted:
         found.append(f"the verdict is {facts['cause']}: {facts['sentence']}")

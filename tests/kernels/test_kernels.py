@@ -68,15 +68,19 @@ def test_what_a_kernel_cannot_carry_must_be_told():
 
 def test_a_cause_must_be_named_and_every_probe_must_run():
     new = BY_KEY["7.3"]
-    facts = {**REACHED, "check": "run", "probes": ran("tcp_events")}
+    facts = {**REACHED, "check": "run", "probes": ran(*judge.PROBES)}
     assert judge.problems(new, facts) == []
+    problems = judge.problems(new, {**facts, "probes": ran(*set(judge.PROBES) - {"oom_kills"})})
+    assert problems == ["oom_kills: it is not told what it did"]
     (problem,) = judge.problems(new, {**facts, "check": "worker-crash"})
     assert "not named" in problem
     assert (
         judge.problems(new, {**facts, "check": "worker-crash", "findings": ["worker-crash"]}) == []
     )
     broken = [{"name": "cpu_stacks", "state": "failed", "reason": "boom"}]
-    assert judge.problems(new, {**facts, "probes": broken}) == ["cpu_stacks: failed: boom"]
+    assert judge.problems(new, {**facts, "check": "server-cmd", "probes": broken}) == [
+        "cpu_stacks: failed: boom"
+    ]
     assert judge.problems(new, {"check": "run", "exit": 5, "stderr": "no\n"}) == ["exit 5: no"]
     assert judge.problems(new, {"check": "run", "error": "x\nOSError: y\n"}) == ["OSError: y"]
 

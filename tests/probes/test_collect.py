@@ -669,7 +669,9 @@ def test_a_probe_that_hangs_in_stop_is_left_behind(run, drive, monkeypatch):
     [
         (b"stop 1.50\n", True, 1.35),
         (b"stop 0.20\n", True, 0.3),
-        (b"stop 99.00\n", True, collector_module.STOP_LIMIT_S),
+        (b"stop 8.00\n", True, collector_module.STOP_LIMIT_S),
+        (b"stop 40.00\n", True, 5 * collector_module.STOP_LIMIT_S),
+        (b"stop 99.00\n", True, 7.5 * collector_module.STOP_LIMIT_S),
         (b"stop\n", True, collector_module.STOP_LIMIT_S),
         (b"", True, collector_module.STOP_LIMIT_S),
         (b"?", False, collector_module.STOP_LIMIT_S),
