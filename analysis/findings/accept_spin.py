@@ -3,10 +3,10 @@
 Proof: accept4 returns EMFILE at 10^4 to 10^6 a second, sustained, while that worker completes no
 handshake, and its CPU goes there. With a part of a core (others want it too, a quota, rests between
 its tries) the rate is judged per second of its own CPU time. A runtime that also logs each failure
-fails less often: then 5,000 a second at a full core are the sign; with a part of a core, or below
-5,000 a second of its CPU time, a tenth of its stacks in the function that accepts as well; with
-both most of them. The function comes from the stacks of that span:
-the one that accepts, or the one that most samples are in.
+fails less often: then 5,000 a second at a full core are the sign; with a part of a core, or 2,000 a
+second at a full one, a tenth of its stacks in the function that accepts as well; else, as on a
+slow processor, most of them. The function comes from the stacks of that span: the one that accepts,
+or the one that most samples are in.
 Told apart from ``server-resets-when-full`` by what the next calls return: there a connection is
 accepted and closed for each failure, whatever the rate. From ``hot-worker-code`` and
 ``keepalive-storm`` by that rate: theirs is zero. From the limit itself by what it costs: a worker
@@ -36,11 +36,14 @@ from analysis.signs import EMFILE, Signs
 
 _SPIN_PER_S = 10_000
 _SPIN_WITH_SHARE_PER_S = 2_000
+"""Per second of its own CPU time, where its stacks say that it accepts."""
+_SPIN_LEAST_PER_S = 200
+"""Who only meets its limit fails a few times a second, and rests in between."""
 _SPIN_AND_LOG_PER_S = 5_000
 """Per second of its own CPU time, of a runtime that also logs each failure."""
 _ACCEPTS_LEAST_PCT = 10.0
 """Samples in the function that accepts, of a worker at a full core or that fails so often."""
-_SPIN_AT_A_PART_PCT, _ACCEPTS_MOSTLY_PCT = 20.0, 50.0
+_SPIN_AT_A_PART_PCT, _ACCEPTS_MOSTLY_PCT = 15.0, 50.0
 """With a part of a core (others want it, a quota, rests between its tries) most of them."""
 _LEAST_S = 0.8
 
@@ -86,7 +89,7 @@ def _judge(signs: Signs, pid: int, rows: pd.DataFrame) -> Finding | None:
             a,
             b,
         )
-        for a, b in runs_of(per_s >= _SPIN_WITH_SHARE_PER_S)
+        for a, b in runs_of(per_s >= _SPIN_LEAST_PER_S)
     ]
     spans = [span for span in spans if span[1] - span[0] >= _LEAST_S]
     if not spans:
@@ -124,7 +127,8 @@ def _burns_cpu(
     if cpu_pct < _SPIN_AT_A_PART_PCT:
         return False
     accepts_pct = accept_share_pct(signs.view, pid, (span_s[0], span_s[1] + 0.5))
-    return accepts_pct >= (_ACCEPTS_LEAST_PCT if is_full or is_often else _ACCEPTS_MOSTLY_PCT)
+    is_clear = is_often or (is_full and per_cpu_s >= _SPIN_WITH_SHARE_PER_S)
+    return accepts_pct >= (_ACCEPTS_LEAST_PCT if is_clear else _ACCEPTS_MOSTLY_PCT)
 
 
 def _first_emfile_s(signs: Signs, pid: int) -> float:
