@@ -17,7 +17,7 @@ from harness.attach_status import AttachStatus
 from harness.attach_target import AttachTarget
 from harness.foreign_processes import ForeignProcesses
 from harness.probe_process import ProbeProcess
-from harness.recorder import PROBES_START_DEADLINE_S, Recorder, RunResult
+from harness.recorder import Recorder, RunResult
 from harness.supervisor import Interrupt
 from probes import live as live_memory
 from probes import process_tree
@@ -140,12 +140,11 @@ class Watch(Recorder):
         result: RunResult,
     ) -> None:
         status = AttachStatus(live, self._target.pid)
-        deadline_s = time.monotonic() + PROBES_START_DEADLINE_S
         while not probes.is_ready and not self._is_over(processes):
             self._follow(processes)
             if self._view.is_due("setup"):
                 self._view.update(status.read("setup", note="starting probes"))
-            if time.monotonic() > deadline_s:
+            if probes.is_late:
                 self._note_late_probes(result)
                 break
             time.sleep(_SETUP_TICK_S)

@@ -11,7 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness.start_patience import StartPatience
+from probes import process_tree
 from probes.driven import LONGEST_STOP_S, USUAL_STOP_S
+from probes.own_cost import process_cpu_ns
+
+_LOOK_PERIOD_S = 1.0
 
 
 class ProbeProcess:
@@ -41,6 +46,9 @@ class ProbeProcess:
         self.answer: dict[str, Any] = {}
         self._begun_s = time.monotonic()
         self._start_s = 0.0
+        self._patience = StartPatience(self._begun_s)
+        self._looked_s = self._begun_s
+        self._is_late = False
         self._child: subprocess.Popen[bytes] | None = None
         self._ready_fd = -1
         self._unread = b""
@@ -94,6 +102,16 @@ class ProbeProcess:
         elif not data:
             self.answer = {"ready": [], "unavailable": [], "error": "the probe process ended"}
         return bool(self.answer)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it is not ready and does not work towards it any more (looks once a second)."""
+        now_s = time.monotonic()
+        if not self.is_ready and not self._is_late and now_s - self._looked_s >= _LOOK_PERIOD_S:
+            self._looked_s = now_s
+            cpu_ns = {pid: process_cpu_ns(pid) for pid in process_tree.tree_of(self.pid)}
+            self._is_late = self._patience.is_exhausted(now_s, cpu_ns)
+        return self._is_late
 
     @property
     def stop_deadline_s(self) -> float:

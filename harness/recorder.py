@@ -16,9 +16,6 @@ from harness.foreign_processes import ForeignProcesses
 from harness.probe_process import ProbeProcess
 from probes.rundir import RunDir
 
-PROBES_START_DEADLINE_S = 240.0
-"""A compiler that hangs is given up before (``probes/bpf_program.py``)."""
-
 _MANIFEST_PERIOD_S = 5.0
 """Of a server that replaces its workers all the time, the manifest is written so often at most."""
 

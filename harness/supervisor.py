@@ -21,7 +21,7 @@ from harness.foreign_notes import foreign_notes
 from harness.foreign_server import ForeignRequest, ForeignServer
 from harness.plan import Plan
 from harness.probe_process import ProbeProcess
-from harness.recorder import PROBES_START_DEADLINE_S, Recorder, RunResult
+from harness.recorder import Recorder, RunResult
 from harness.run_cgroups import RunCgroups
 from probes import live as live_memory
 from probes.errors import HostError, ToolkitError
@@ -220,20 +220,19 @@ class Supervisor(Recorder):
         self._stop(fleet, probes, status, result)
 
     def _wait_until_ready(self, fleet: Fleet, probes: ProbeProcess, result: RunResult) -> bool:
-        begun_s = time.monotonic()
+        deadline_s = time.monotonic() + _FLEET_START_DEADLINE_S
         while not self._interrupt.signal_name:
             self._follow_foreign()
             fleet_ready = fleet.is_ready
             if fleet_ready and probes.is_ready:
                 self._note_probes(probes, result)
                 return True
-            waited_s = time.monotonic() - begun_s
-            if not fleet_ready and waited_s > _FLEET_START_DEADLINE_S:
+            if not fleet_ready and time.monotonic() > deadline_s:
                 raise HostError(
                     f"the fleet was not ready within {_FLEET_START_DEADLINE_S:.0f} s",
                     fix=f"cat {self._run.path / 'logs'}/*.log",
                 )
-            if waited_s > PROBES_START_DEADLINE_S:
+            if fleet_ready and probes.is_late:
                 self._note_late_probes(result)
                 return True
             time.sleep(0.005)
