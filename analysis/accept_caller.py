@@ -141,20 +141,39 @@ def _in_python(stacks: pd.DataFrame) -> AcceptCaller | None:
 
 
 def _in_native(stacks: pd.DataFrame, failed: list[str]) -> AcceptCaller | None:
-    """The last named frame before the system call, in stacks of failed calls, else of samples."""
+    """The last named frame before the system call, in stacks of failed calls, else of samples.
+
+    Where compiled code without a name lies between (a JIT's), a function that has accept in its
+    name says more than what called that code.
+    """
     sampled = [str(stack) for stack in stacks["stack"] if _SYSCALL_FRAME.search(str(stack))]
+    farther: tuple[str, ...] = ()
     for stack in (*failed, *sampled):
         names = _names(stack)
-        while names and (
-            _SYSCALL.fullmatch(names[-1])
-            or not is_named(names[-1])
-            or names[-1].endswith(KERNEL_SUFFIX)
-        ):
+        while names and (_SYSCALL.fullmatch(names[-1]) or names[-1].endswith(KERNEL_SUFFIX)):
             names.pop()
         path = tuple(name for name in names if is_named(name))
-        if path:
+        if path and is_named(names[-1]):
             return _caller(path, stacks, "cpu_stacks")
-    return None
+        farther = farther or path
+    path = _named_after_accept(stacks) or farther
+    return _caller(path, stacks, "cpu_stacks") if path else None
+
+
+def _named_after_accept(stacks: pd.DataFrame) -> tuple[str, ...]:
+    """The most frequent path to a function of user space with accept in its name, () for none."""
+    counts: dict[tuple[str, ...], int] = {}
+    for stack, count in zip(stacks["stack"], stacks["sample_count"], strict=True):
+        names = [
+            name
+            for name in _names(str(stack))
+            if is_named(name) and not _SYSCALL.fullmatch(name) and not name.endswith(KERNEL_SUFFIX)
+        ]
+        depth = _accept_depth(names)
+        if depth >= 0:
+            path = tuple(names[: depth + 1])
+            counts[path] = counts.get(path, 0) + int(count)
+    return max(counts, key=lambda path: counts[path]) if counts else ()
 
 
 def _failed_stacks(view: RunView, pid: int) -> list[str]:

@@ -285,6 +285,19 @@ def test_the_caller_of_accept_is_named_from_native_stacks(foreign):
     assert "main > uv_run > uv__io_poll > uv__server_io, 40 % of its samples" in spin.explanation
 
 
+def test_compiled_code_without_a_name_gives_way_to_a_function_that_is_called_after_accept(foreign):
+    full(foreign, rate=150_000)
+    foreign.cpu(800, 99, from_s=0.5, until_s=5.0)
+    stacks(
+        foreign, "cpu_stacks",
+        ("main;JavaCalls::call_helper;[anon]+0xcc8;accept", 10),
+        ("[anon]+0x3e54b;[anon]+0x178;Java_sun_nio_ch_Net_accept;jni_Throw", 30),
+        ("[unknown];fill_in_stack_trace", 60),
+    )  # fmt: skip
+    spin = by_cause(foreign)["accept-spin"]
+    assert spin.value_of("function_samples", "Java_sun_nio_ch_Net_accept") == 30
+
+
 @pytest.mark.parametrize("accepts", [True, False])
 def test_a_loop_that_logs_each_failure_spins_where_its_stacks_say_so(foreign, accepts):
     """At a full core it fails less often, as a worker does that is busy with something else."""
