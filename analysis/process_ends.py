@@ -16,7 +16,7 @@ _LATE_SUCCESSOR_S = 5.0
 _LONGEST_DRAIN_S = 120.0
 """How long before its end the old one may have stopped to accept: what was lost until then."""
 _APART_S = 1.0
-"""One that started with the others is no successor."""
+"""One that started with the others is no successor, nor is one that was there before the load."""
 _SEEN_LATE_S = 5.0
 """On a crowded host who follows the processes may be told so late that one ended."""
 _NEARLY_ALL_SHARE = 0.9
@@ -75,7 +75,7 @@ def process_ends(view: RunView) -> list[ProcessEnd]:
             for other in rows.to_dict("records")
             if int(other["pid"]) not in taken | {pid}
             and _program(view, int(other["pid"])) == program
-            and float(other["start_s"]) > float(row["start_s"]) + _APART_S
+            and float(other["start_s"]) > max(0.0, float(row["start_s"]) + _APART_S)
             and -_LONGEST_DRAIN_S <= float(other["start_s"]) - ended_s <= _LATE_SUCCESSOR_S
         ]
         successor_s, successor_pid = max(heirs, default=(0.0, 0))

@@ -90,6 +90,7 @@ class Held:
     behind: Backend | None = None
     program: str = ""
     settings: list[Setting] = field(default_factory=list)
+    started_ns: int = 0  # of the process itself, 0 when not known
 
 
 class ForeignProcesses:
@@ -502,6 +503,7 @@ class ForeignProcesses:
         each = Held(pid, index, slot, name, 0, now_s, parent_pid, worker)
         each.owns_listener = pid in self._listening
         each.program, each.settings = program_of(pid), settings_of(pid, parent_pid)
+        each.started_ns = process_tree.start_moment_ns(stat.start_ticks) if stat else 0
         # Until the next look at the connections all that it has open counts as its own.
         self._set_limits(each, max(0, descriptor_count(pid)))
         self.held.append(each)
@@ -511,7 +513,9 @@ class ForeignProcesses:
     def _publish(self, each: Held) -> tuple[str, int, str]:
         slot, at_ns = each.slot, self._clock_ns()
         slot[Counter.WORKER] = each.worker
-        slot[Counter.STARTED_NS] = slot[Counter.READY_NS] = at_ns
+        slot[Counter.READY_NS] = at_ns
+        # It is found later than it began: one of a reload when the old one has ended.
+        slot[Counter.STARTED_NS] = min(each.started_ns, at_ns) if each.started_ns > 0 else at_ns
         slot[Counter.PID] = each.pid
         slot[Counter.STOPPED_NS] = 0
         slot[Counter.ROLE] = Role.SERVER if each.behind is None else Role.BACKEND

@@ -104,7 +104,11 @@ _ALL: tuple[Table, ...] = (
         "wait4(2), live",
         (
             _PID,
-            _n("start_ns", "ns", "when it reported for work"),
+            _n(
+                "start_ns",
+                "ns",
+                "when it reported for work; of a server that is not ours, when the process began",
+            ),
             _t("role", "server, acceptor, client, supervisor, probe"),
             _n("slot", "", "its slot in live.bin, -1 for none"),
             _n("worker", "", "number within its role, from 0"),

@@ -42,9 +42,7 @@ def _finding(signs: Signs, end: ProcessEnd) -> Finding:
     how = signal.Signals(end.signal).name if end.signal else f"exit status {end.status}"
     age_s = end.ended_s - end.successor_s
     took = (
-        f"had been there since {age_s:.1f} s"
-        if age_s > 0
-        else f"took its place {-age_s:.1f} s later"
+        f"had been there for {age_s:.1f} s" if age_s > 0 else f"took its place {-age_s:.1f} s later"
     )
     name, lost = capitalised(str(subject)), connections_text(end.lost_count)
     confidence, missing = signs.trust("live_samples")
@@ -81,7 +79,7 @@ def _fixes(view: RunView, end: ProcessEnd, command: str) -> tuple[Fix, ...]:
         found.append(
             Fix(
                 "worker_shutdown_timeout 4h;  # in nginx.conf, main context",
-                f"the old worker keeps its {lost} so long; it kept them {drained_s:.0f} s",
+                f"the old worker keeps its {lost} so long; it kept them {drained_s:.1f} s",
             )
         )
     elif program == "haproxy":

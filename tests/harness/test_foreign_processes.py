@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -42,9 +43,11 @@ def live(tmp_path):
 
 @pytest.fixture
 def server():
+    before_ns = time.monotonic_ns()
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
+        process.begun_between_ns = before_ns, time.monotonic_ns()
         yield process
         process.kill()
 
@@ -74,6 +77,10 @@ def test_a_listener_in_the_place_of_a_closed_file_is_seen(
     deadline("the listener is seen", is_followed)
     slot = live.slot(0)
     assert (slot[Counter.ROLE], slot[Counter.PID]) == (Role.SERVER, server.pid)
+    # it began before anybody looked; a clock tick has 10 ms
+    earliest_ns, latest_ns = server.begun_between_ns
+    assert earliest_ns - 20_000_000 <= slot[Counter.STARTED_NS] <= latest_ns
+    assert slot[Counter.READY_NS] > latest_ns
     before.begin_load()
 
     ours = [socket.create_connection(("127.0.0.1", port)) for _ in range(23)]
