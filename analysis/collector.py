@@ -31,6 +31,7 @@ COLLECTOR_THREAD = re.compile(r"GC Thread|G1 (?:Conc|Main|Refine)|ZWorker|Shenan
 
 _WINDOW_S = 1.0
 _LEAST_SAMPLES = 20
+_MOST_WINDOWS = 3
 
 
 class CollectorTime(NamedTuple):
@@ -103,7 +104,11 @@ def _by_clock(view: RunView, pid: int, least_share: float) -> CollectorTime | No
 
 
 def _by_frames(view: RunView, pid: int, least_share: float) -> CollectorTime | None:
-    """For runtimes that keep no clock for us: seconds with many of their collector's frames."""
+    """For runtimes that keep no clock for us: seconds with many of their collector's frames.
+
+    Where others keep the host busy a process has few samples a second: it takes more seconds then
+    until they say something.
+    """
     stacks = view.frames["cpu_stacks"]
     mine = stacks[stacks["pid"] == pid]
     at_s = view.seconds_of(mine["at_ns"])
@@ -116,8 +121,9 @@ def _by_frames(view: RunView, pid: int, least_share: float) -> CollectorTime | N
     sums = seconds.groupby("second")[["sample_count", "collector_count"]].sum()
     every = np.arange(sums.index.min(), sums.index.max() + 1)
     sums = sums.reindex(every, fill_value=0)
-    share = sums["collector_count"] / sums["sample_count"].clip(lower=1)
-    spans = runs_of((share >= least_share) & (sums["sample_count"] >= _LEAST_SAMPLES))
+    told = _telling(sums)
+    share = told["collector_count"] / told["sample_count"].clip(lower=1)
+    spans = runs_of((share >= least_share) & (told["sample_count"] >= _LEAST_SAMPLES))
     if not spans:
         return None
     start, stop = max(spans, key=lambda span: span[1] - span[0])
@@ -131,6 +137,22 @@ def _by_frames(view: RunView, pid: int, least_share: float) -> CollectorTime | N
         longest_before_ms=float("nan"),
         table="cpu_stacks",
     )
+
+
+def _telling(sums: pd.DataFrame) -> pd.DataFrame:
+    """Each second with the sums of the few seconds around it that have samples enough together.
+
+    Args:
+        sums: sample_count, collector_count of each second.
+    """
+    groups: list[int] = []
+    number = held = length = 0
+    for count in sums["sample_count"]:
+        groups.append(number)
+        held, length = held + int(count), length + 1
+        if held >= _LEAST_SAMPLES or length >= _MOST_WINDOWS:
+            number, held, length = number + 1, 0, 0
+    return sums.groupby(np.asarray(groups, dtype=np.int64)).transform("sum")
 
 
 def is_collector_sample(stacks: pd.DataFrame) -> pd.Series[bool]:

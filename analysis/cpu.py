@@ -33,6 +33,23 @@ def wants_full_core(cpu_pct: npt.ArrayLike, wait_pct: npt.ArrayLike) -> npt.NDAr
     return wants | ((had >= _LEAST_HAD_PCT) & (ready >= _NEVER_RESTED_PCT))
 
 
+def never_rested(cpu_pct: npt.ArrayLike, wait_pct: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Whether a process had a core most of the time, or was ready for one nearly all of it.
+
+    How little it had does not matter: on a crowded host that says what its neighbours left. So a
+    process that passes is not idle, and one that needs little may pass where each of its turns has
+    to wait; what it did with the time tells them apart.
+
+    Args:
+        cpu_pct: How much of a core it had.
+        wait_pct: How much of the time it was ready to run and had none; NaN when not known.
+    """
+    had = np.asarray(cpu_pct, dtype=np.float64)
+    ready = had + np.nan_to_num(np.asarray(wait_pct, dtype=np.float64))
+    busy: npt.NDArray[np.bool_] = (had >= FULL_CORE_PCT) | (ready >= _NEVER_RESTED_PCT)
+    return busy
+
+
 def rates(frame: pd.DataFrame, key: str, totals: list[str]) -> pd.DataFrame:
     """The frame without the first row of each key, its totals turned into increase per second.
 

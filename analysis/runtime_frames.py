@@ -25,6 +25,9 @@ _ENTRY = re.compile(
     r"|worker::Worker::.*)"
     # V8: how it calls JavaScript, and its interpreter
     r"|v8::Function::Call|v8::internal::(?:Execution::\w+|\(anonymous namespace\)::Invoke)"
+    # V8: how JavaScript calls C++ (src/builtins/builtins-api.cc, src/api/api-arguments-inl.h)
+    r"|v8::internal::(?:Builtin_\w+|FunctionCallbackArguments::\w+)"
+    r"|v8::internal::\(anonymous namespace\)::HandleApiCallHelper(?:<\w+>)?"
     r"|Builtins_(?:JSEntry|Call|Construct|Interpreter|CEntry|JSConstruct|JSBuiltins|Async|Run)\w*"
     r"|Builtin:\w+|BytecodeHandler:\w+"
     r"|(?:listOnTimeout|process\w+|emit|onStreamRead|callbackTrampoline|\w*[hH]andler) \(node:.*"
@@ -104,19 +107,21 @@ class NamingAdvice(NamedTuple):
 _LEAST_UNNAMED = 0.05
 _MOSTLY = 0.5
 _NEARLY_ALL = 0.9
-_NODE = NamingAdvice(
-    ("node --perf-basic-prof server.js",),
-    "JavaScript functions have no names: start the server with --perf-basic-prof and run again",
+_NODE_UNNAMED = (
+    "JavaScript functions have no names: start the server with --perf-basic-prof and run again"
 )
 _JAVA_STACKS = "export JAVA_TOOL_OPTIONS=-XX:+PreserveFramePointer  # and start the server again"
 
 
-def naming_advice(stacks: Iterable[tuple[str, int]], jvm: str = "PID") -> NamingAdvice | None:
+def naming_advice(
+    stacks: Iterable[tuple[str, int]], jvm: str = "PID", command: str = ""
+) -> NamingAdvice | None:
     """What would name the frames of code that a runtime made.
 
     Args:
         stacks: Native stacks of one process and their samples.
         jvm: How jcmd can find it, where it is a JVM (``jvm_name``).
+        command: What people call the process, as ``node server.cjs``.
 
     Returns:
         None where its frames have names, or nothing is known to help.
@@ -128,8 +133,14 @@ def naming_advice(stacks: Iterable[tuple[str, int]], jvm: str = "PID") -> Naming
     if runtime == "java":
         return _java_advice(rows, share, has_map=has_map, jvm=jvm)
     if runtime == "node" and not has_map and share >= _LEAST_UNNAMED:
-        return _NODE
+        return NamingAdvice((f"node --perf-basic-prof {node_script(command)}",), _NODE_UNNAMED)
     return None
+
+
+def node_script(command: str) -> str:
+    """What a node runs, of what people call it; ``server.js`` where that does not say it."""
+    name, _, script = command.partition(" ")
+    return script if name == "node" and script[:1] not in ("", "-") else "server.js"
 
 
 def _java_advice(

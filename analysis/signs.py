@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.cpu import FULL_CORE_PCT
 from analysis.evidence import Confidence
 from analysis.failures import intervals_s
 from analysis.hot_worker import find_hot_worker
@@ -265,6 +266,15 @@ class Signs:
         inside = (rows["at_s"] > since_s) & (rows["at_s"] <= until_s + 0.5)
         mine = rows["wait_pct"][(rows["pid"] == pid) & inside]
         return float(mine.mean()) if mine.notna().any() else None
+
+    def is_busy(self, pid: int, since_s: float, until_s: float) -> bool:
+        """A process had most of a core, or was ready for one: it is not idle.
+
+        On a crowded host one that computes all the time has what its neighbours leave it.
+        """
+        cpu_pct = self.cpu_pct_of(pid, since_s, until_s)
+        wait_pct = self.wait_pct_of(pid, since_s, until_s)
+        return cpu_pct is not None and cpu_pct + (wait_pct or 0.0) >= FULL_CORE_PCT
 
     def host_busy_pct(self, since_s: float, until_s: float) -> float | None:
         """Mean of all cores over the intervals that end in a span."""

@@ -16,7 +16,7 @@ from analysis.collector_frames import Collecting, describe_collecting
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import fd_limit_process
-from analysis.runtime_frames import naming_advice
+from analysis.runtime_frames import naming_advice, node_script
 from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
 
@@ -87,7 +87,8 @@ def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
         seen = describe_collecting(view, pid, (since_s, until_s))
         evidence += _evidence_of(seen, since_s)
         native = df_flame(view, pid=pid, kind="native", window_s=(since_s, until_s))
-        advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True))
+        sampled = zip(native["stack"], native["sample_count"], strict=True)
+        advice = naming_advice(sampled, command=subject.command)
         if advice is not None and seen.runtime == "node":  # a JVM collects on other threads
             commands = advice.commands
             missing += (f"which function allocates: {advice.sentence}",)
@@ -152,12 +153,10 @@ _LESS_GARBAGE = {
 def _heap_command(seen: Collecting, command: str, rss_mib: int) -> str:
     """What makes collections rarer in that runtime, with a heap twice as large as its memory."""
     if seen.runtime == "node":
-        name, _, script = command.partition(" ")
-        script = script if name == "node" and script[:1] not in ("", "-") else "server.js"
         option = (
             "--max-semi-space-size=64" if seen.is_young else f"--max-old-space-size={2 * rss_mib}"
         )
-        return f"node {option} {script}"
+        return f"node {option} {node_script(command)}"
     if seen.runtime == "java":
         return f"export JAVA_TOOL_OPTIONS=-Xmx{2 * rss_mib}m  # and start the server again"
     if seen.runtime == "go":

@@ -2,12 +2,13 @@
 
 Proof: a server process is at a full core from the first attempts on, handshakes come out of it all
 that time, and each costs so much CPU that their rate times this is the core; attempts wait for it.
-Stacks name the function: a password hash, TLS, the check of a token. Of a server that is only
-watched, most of the samples must be in such a function.
+Where others keep the host busy the process never rests, and a whole core would not have made the
+handshakes that were begun either. Stacks name the function: a password hash, TLS, the check of a
+token. Of a server that is only watched, most of the samples must be in such a function.
 Told apart from ``hot-worker-code``: there the core is taken by something else than handshakes,
 which come out seldom or not at all, or it began when connections were held. From
 ``worker-blocked``: that thread waits, off the CPU. From ``cpu-quota`` and ``host-cpu-saturated``:
-there the process has less than a core.
+there it is enough that the process gets a whole core.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.cpu import df_flame
+from analysis.cpu import df_flame, never_rested
 from analysis.evidence import Evidence, Finding, Fix, capitalised, connections_text, side_of_role
 from analysis.findings import accept_spin, fd_limit_process, garbage_collection, keepalive_storm
 from analysis.hot_function import own_function
@@ -37,10 +38,20 @@ _STARTS_WITHIN_S = 1.6
 """CPU is sampled twice a second; the first attempts may wait for the first handshake."""
 _LONG_WAIT_S = 1.0
 _LEAST_WORK_PCT = 50.0
+_MORE_THAN_A_CORE = 1.25
+"""What a crowded host adds to the CPU of a handshake, cold caches, is less than this."""
 _IDLE_BEFORE_PCT = 50.0
 
 _WORK: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("password hash", re.compile(r"pbkdf2|bcrypt|scrypt|argon2|PKCS5_", re.IGNORECASE)),
+    (
+        "password hash",
+        re.compile(
+            r"pbkdf2|bcrypt|scrypt|argon2|PKCS5_|blowfish|rfc2898|crypt_r\b"
+            # what programs call it, as hash_password, checkPassword, CompareHashAndPassword
+            r"|passw(?:or)?d|passphrase|(?:hash|check|verify)_?pw",
+            re.IGNORECASE,
+        ),
+    ),
     (
         "TLS handshake",
         re.compile(
@@ -57,7 +68,7 @@ _WORK: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
 )
-"""What a handshake may cost CPU for, by names of functions."""
+"""What a handshake may cost CPU for, by names of functions: the libraries' and the program's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +131,11 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
     before = cpu["cpu_pct"][at_s <= view.ramp.start_s]
     if len(before) and float(before.iloc[-1]) >= _IDLE_BEFORE_PCT and not view.is_attached:
         return None
+    had_pct, waited_pct = cpu["cpu_pct"].to_numpy(), cpu["wait_pct"].to_numpy()
+    wants = had_pct >= _FULL_PCT if view.is_attached else never_rested(had_pct, waited_pct)
     hot = [
         (float(at_s[start - 1]) if start else float(at_s[start]) - 0.5, float(at_s[stop - 1]))
-        for start, stop in runs_of((cpu["cpu_pct"] >= _FULL_PCT) & (at_s > view.ramp.start_s))
+        for start, stop in runs_of(wants & (at_s > view.ramp.start_s))
     ]
     if view.is_attached:
         return _watched(signs, pid, hot)
@@ -152,7 +165,20 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
     is_long = span.until_s - span.since_s >= min(_LEAST_S, hot_until_s - since_s)
     is_dear = span.cost_us >= _LEAST_COST_US
     waits = signs.stalled_count > 0 or span.wait_ms >= 1e3 * _LONG_WAIT_S
-    return span if is_steady and is_long and is_dear and waits else None
+    if not (is_steady and is_long and is_dear and waits):
+        return None
+    return span if span.cpu_pct >= _FULL_PCT or _exceeds_a_core(signs, span) else None
+
+
+def _exceeds_a_core(signs: Signs, span: _Span) -> bool:
+    """A whole core would not have made the handshakes that were begun, whoever had the others."""
+    connections = signs.view.connections
+    begun = connections[connections["start_s"] <= span.hot_until_s]
+    # it may go on for clients that have left: what they wanted, they wanted until then
+    left_s = begun["established_s"].fillna(begun["closed_s"]).fillna(span.hot_until_s)
+    until_s = min(span.hot_until_s, max(span.until_s, float(left_s.max())))
+    of_a_core = 1e6 * (until_s - span.since_s) / span.cost_us
+    return len(begun) >= _MORE_THAN_A_CORE * of_a_core
 
 
 def _served_by(signs: Signs, pid: int, count: int) -> int:
@@ -186,16 +212,16 @@ def _is_named_otherwise(signs: Signs, span: _Span) -> bool:
 
 def _work(signs: Signs, span: _Span) -> tuple[str, float]:
     """What most of its samples are in, of the kinds that are known, and their share in per cent."""
-    stacks = df_flame(signs.view, pid=span.pid, window_s=(span.since_s, span.hot_until_s + 0.5))
-    total = int(stacks["sample_count"].sum())
-    best, share = "", 0.0
-    for name, pattern in _WORK:
-        inside = stacks["stack"].str.contains(pattern)
-        part = 100 * int(stacks["sample_count"][inside].sum()) / total if total else 0.0
-        if part > max(share, _LEAST_WORK_PCT):
-            best, share = name, part
-            break  # in the order of how much each name says
-    return best, share
+    flame = df_flame(signs.view, pid=span.pid, window_s=(span.since_s, span.hot_until_s + 0.5))
+    # py-spy and perf sample the same time: one may name what the other has no names for
+    sampled = [stacks for _, stacks in flame.groupby("source", sort=True)]
+    for name, pattern in _WORK:  # in the order of how much each name says
+        for stacks in sampled:
+            counts, inside = stacks["sample_count"], stacks["stack"].str.contains(pattern)
+            share = 100 * float(counts[inside].sum()) / float(counts.sum())
+            if share > _LEAST_WORK_PCT:
+                return name, share
+    return "", 0.0
 
 
 def _finding(signs: Signs, span: _Span) -> Finding:
@@ -230,6 +256,19 @@ def _finding(signs: Signs, span: _Span) -> Finding:
         confidence = "medium"
         missing += ("the function that it goes to: no stacks name one",)
     name = capitalised(str(subject))
+    rate = f"{per_s:,.0f} a second were all that a core makes"
+    starved = ""
+    if span.cpu_pct < _FULL_PCT:  # others had the rest of the core
+        rate = f"a whole core makes {1e6 / span.cost_us:,.0f} a second"
+        starved = (
+            f" Others on this host left it {span.cpu_pct:.0f} % of a core; a whole one would make "
+            f"{1e6 / span.cost_us:,.0f} a second, too few as well."
+        )
+        wait_pct = signs.wait_pct_of(span.pid, span.since_s, span.hot_until_s)
+        if wait_pct is not None:
+            evidence.append(
+                Evidence("core_wait", wait_pct, "process_samples", span.since_s, of=str(subject))
+            )
     place = f" in {where.function}" if where.function else ""
     kind = f" ({work})" if work else ""
     gone = span.hot_until_s - span.until_s
@@ -249,20 +288,19 @@ def _finding(signs: Signs, span: _Span) -> Finding:
         explanation=(
             f"{name} spent {cost_ms:,.1f} ms of CPU on each handshake{place}{kind} and made "
             f"{per_s:,.0f} a second: {span.cpu_pct:.0f} % of a core. One thread makes one after "
-            f"the other, and all others wait meanwhile, open connections too.{after}"
+            f"the other, and all others wait meanwhile, open connections too.{starved}{after}"
         ),
         fix=_fixes(signs, span, work, where.function, subject.command),
         at_connections=view.open_count_at(span.since_s),
         confidence=confidence,
         missing=missing,
-        sentence=f"{name} spent {cost_ms:,.1f} ms of CPU on each handshake{place}{kind}: "
-        f"{per_s:,.0f} a second were all that a core makes",
+        sentence=f"{name} spent {cost_ms:,.1f} ms of CPU on each handshake{place}{kind}: {rate}",
         explained_count=stalled,
     )
 
 
 def _fixes(signs: Signs, span: _Span, work: str, function: str, command: str) -> tuple[Fix, ...]:
-    per_s = span.count / (span.until_s - span.since_s)
+    per_s = 1e6 / span.cost_us  # of a whole core
     what = function or work or "the work of the handshake"
     found = []
     if work == "password hash":

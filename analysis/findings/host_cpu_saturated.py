@@ -10,7 +10,8 @@ Told apart from ``hot-worker-code``, ``garbage-collection``, ``accept-spin`` and
 ``keepalive-storm``: those name one process or one kind of work that fills the cores, and are named
 instead while the fleet itself takes the CPU. From ``cpu-quota``: there it is the server's own group
 that has no more, and its processes wait also on an idle host. Where processes beside the fleet take
-it, they are the cause whatever the fleet does.
+it, they are the cause whatever the fleet does, but for what stops the server on an idle host too: a
+full heap of its runtime, or handshakes that need more than a core.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from analysis.findings import (
     handshake_cost,
     hot_worker_code,
     keepalive_storm,
+    runtime_heap_limit,
 )
 from analysis.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_busy_between
 from analysis.run_view import Phase
@@ -87,8 +89,16 @@ def find(signs: Signs) -> list[Finding]:
             continue
         foreign = shares.others >= _OTHERS_SHARE * shares.capacity
         if foreign or not _is_named_otherwise(signs):
-            return [_finding(signs, harm, shares, foreign=foreign)]
+            is_limited = _stops_on_an_idle_host(signs)
+            return [_finding(signs, harm, shares, foreign=foreign, is_limited=is_limited)]
     return []
+
+
+def _stops_on_an_idle_host(signs: Signs) -> bool:
+    """The server has a limit that a whole core of its own would not move."""
+    if signs.view.is_attached:
+        return False
+    return bool(handshake_cost.find(signs) or runtime_heap_limit.find(signs))
 
 
 def _is_full(signs: Signs, harm: Harm) -> bool:
@@ -184,7 +194,9 @@ def _waits_ms(signs: Signs, harm: Harm) -> tuple[float, float] | None:
     return median / 1e6, high / 1e6
 
 
-def _finding(signs: Signs, harm: Harm, shares: _Shares, *, foreign: bool) -> Finding:
+def _finding(
+    signs: Signs, harm: Harm, shares: _Shares, *, foreign: bool, is_limited: bool
+) -> Finding:
     view = signs.view
     busy_pct = _busy_pct(signs, harm) or 0.0
     evidence = [
@@ -233,7 +245,7 @@ def _finding(signs: Signs, harm: Harm, shares: _Shares, *, foreign: bool) -> Fin
             f"All {view.core_count} cores were busy to {busy_pct:.0f} % for "
             f"{harm.until_s - harm.from_s:.1f} s while {harm.words}. Who took them: "
             f"{shares.words()}. The {'server' if view.is_attached else 'run'} had less than it "
-            "wanted; nothing in it is at a limit of its own."
+            f"wanted; {_BESIDE_A_LIMIT if is_limited else _WITHOUT_A_LIMIT}."
         ),
         fix=_fixes(harm, shares, foreign=foreign, attached=view.is_attached),
         at_connections=view.open_count_at(harm.from_s),
@@ -241,8 +253,13 @@ def _finding(signs: Signs, harm: Harm, shares: _Shares, *, foreign: bool) -> Fin
         missing=missing,
         sentence=f"The host had no core free: {most} took {most_pct:.0f} % of "
         f"{view.core_count} cores, and {harm.words}",
-        explained_count=harm.explained_count,
+        # what an idle host would not have let in either, a full one did not keep out
+        explained_count=0 if is_limited else harm.explained_count,
     )
+
+
+_WITHOUT_A_LIMIT = "nothing in it is at a limit of its own"
+_BESIDE_A_LIMIT = "what stopped it would have done so on an idle host too, later"
 
 
 def _fixes(harm: Harm, shares: _Shares, *, foreign: bool, attached: bool) -> tuple[Fix, ...]:

@@ -123,7 +123,8 @@ def _finding(
         )
     native = df_flame(view, pid=subject.pid, kind="native", window_s=window)
     jvm = jvm_name(subject.command, subject.pid, is_alive=view.is_attached)
-    advice = naming_advice(zip(native["stack"], native["sample_count"], strict=True), jvm)
+    sampled = zip(native["stack"], native["sample_count"], strict=True)
+    advice = naming_advice(sampled, jvm, subject.command)
     if advice is not None:
         missing += (advice.sentence,)
     name = str(subject)

@@ -19,7 +19,6 @@ from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.own_limits import FD_SETSIZE, NamedLimit, name_limit
 from analysis.signs import EMFILE, ENFILE, Signs
 
-_BUSY_PCT = 80.0
 _FULL_USE = 0.98
 _LET_IN_SHARE = 0.1
 """Of the attempts begun after the limit was met, so many may still get in: some were on their way,
@@ -196,9 +195,8 @@ def is_harmed_by_waiting(signs: Signs, late_count: int = 0) -> bool:
 
 
 def _is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
-    """The process could serve: it is on no full core, and its first thread waits for events."""
-    cpu_pct = signs.cpu_pct_of(pid, first_s, last_s)
-    if cpu_pct is not None and cpu_pct >= _BUSY_PCT:
+    """The process could serve: it needs no full core, and its first thread waits for events."""
+    if signs.is_busy(pid, first_s, last_s):
         return False
     view = signs.view
     waits = [wait for wait in fates.thread_waits(view, pid) if wait.share > 0.5]

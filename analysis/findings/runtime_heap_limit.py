@@ -16,7 +16,7 @@ import shlex
 import signal
 from typing import NamedTuple
 
-from analysis.collector import collector_time
+from analysis.collector import CollectorTime, collector_time
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
 from analysis.memory_signs import until_stop
 from analysis.process_ends import ProcessEnd
@@ -31,6 +31,9 @@ _ABORT_STATUSES = (134, 133, 132, 3)
 _NEAR_ABORT = 0.7
 _NEAR_COLLECTING = 0.85
 _COLLECTOR_SHARE = 0.3
+_FILLED_SHARE = 0.95
+_BUSY_PCT = 40.0
+_NEVER_RESTED_PCT = 80.0
 _FREE_SHARE = 0.05
 _MARGIN = 1.5
 _LINES_BEFORE_END_S = 2.0
@@ -81,7 +84,7 @@ def _signs(signs: Signs) -> list[_Sign]:
     found = []
     for pid in servers:
         words = [each for each in said if each.pid == pid or (not each.pid and pid == speaker)]
-        sign = _sign(view, pid, ends.get(pid), words)
+        sign = _sign(signs, pid, ends.get(pid), words)
         if sign is not None:
             found.append(sign)
     return found
@@ -106,11 +109,21 @@ def _is_abort(end: ProcessEnd) -> bool:
     return end.signal in _ABORTS or end.status in (*_ABORT_STATUSES, 1, 255)
 
 
-def _sign(view: RunView, pid: int, end: ProcessEnd | None, said: list[Spoken]) -> _Sign | None:
+def _is_busy(signs: Signs, pid: int, spent: CollectorTime) -> bool:
+    """The process had much of a core while it collected, or never rested; or nobody knows."""
+    cpu_pct = signs.cpu_pct_of(pid, spent.since_s, spent.until_s)
+    wait_pct = signs.wait_pct_of(pid, spent.since_s, spent.until_s) or 0.0
+    return cpu_pct is None or cpu_pct >= _BUSY_PCT or cpu_pct + wait_pct >= _NEVER_RESTED_PCT
+
+
+def _sign(signs: Signs, pid: int, end: ProcessEnd | None, said: list[Spoken]) -> _Sign | None:
+    view = signs.view
     heap, peak = _heap(view, pid), _peak_bytes(view, pid)
-    spent = collector_time(view, pid, _COLLECTOR_SHARE)
     if not said and heap is None:
         return None
+    spent = collector_time(view, pid, _COLLECTOR_SHARE)
+    if spent is not None and not _is_busy(signs, pid, spent):
+        spent = None
     aborted = end is not None and (end.signal in _ABORTS or end.status in _ABORT_STATUSES)
     moments: list[float] = [each.first_s for each in said]
     if heap is not None and not said:
@@ -124,8 +137,10 @@ def _sign(view: RunView, pid: int, end: ProcessEnd | None, said: list[Spoken]) -
         moments.append(end.first_lost_s)
     collector_pct = 0.0
     if spent is not None and (not moments or spent.until_s >= min(moments) - _LINES_BEFORE_END_S):
-        moments.append(spent.since_s)
+        moments.append(max(spent.since_s, _filled_s(view, pid)) if not moments else spent.since_s)
         collector_pct = spent.share_pct
+        if not said and end is None:  # it lives on, and gets no further
+            moments.append(max(moments[-1], spent.until_s))
     last_s = max([*moments, *(each.last_s for each in said)])
     return _Sign(pid, heap, min(moments), last_s, said, end if aborted or said else None,
                  collector_pct)  # fmt: skip
@@ -144,6 +159,14 @@ def _peak_bytes(view: RunView, pid: int) -> int:
     sampled = view.frames["process_samples"]
     rss_bytes = sampled["rss_bytes"][sampled["pid"] == pid]
     return int(rss_bytes.max()) if len(rss_bytes) else 0
+
+
+def _filled_s(view: RunView, pid: int) -> float:
+    """When a process first had nearly the most memory that it ever had."""
+    sampled = view.frames["process_samples"]
+    mine = sampled[sampled["pid"] == pid]
+    full = mine["at_ns"][mine["rss_bytes"] >= _FILLED_SHARE * mine["rss_bytes"].max()]
+    return view.seconds(int(full.min())) if len(full) else 0.0
 
 
 def _memory_is_free(view: RunView) -> bool:

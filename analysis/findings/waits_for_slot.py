@@ -17,7 +17,6 @@ from analysis.fates import Stuck, ThreadWait
 from analysis.findings.own_limit import is_harmed_by_waiting, unserved_count
 from analysis.signs import Signs
 
-_BUSY_PCT = 80.0
 _LATE_S = 1.0
 
 
@@ -39,8 +38,7 @@ def _waiting(signs: Signs) -> dict[int, tuple[Stuck, ThreadWait | None]]:
         return {}
     found: dict[int, tuple[Stuck, ThreadWait | None]] = {}
     for each in fates.stuck(view):
-        cpu_pct = signs.cpu_pct_of(each.pid, each.first_s, each.last_s)
-        if each.count < fates.LEAST_COUNT or (cpu_pct is not None and cpu_pct >= _BUSY_PCT):
+        if each.count < fates.LEAST_COUNT or signs.is_busy(each.pid, each.first_s, each.last_s):
             continue
         wait = fates.blocking_wait(view, each)
         if wait is not None and wait.is_main and wait.kind != "own_connection":

@@ -281,6 +281,40 @@ def test_an_abort_with_a_full_heap_needs_no_words(foreign):
     assert by_cause(foreign)[0]["runtime-heap-limit"].confidence == "medium"
 
 
+def test_a_heap_that_is_full_and_does_not_end_is_named_on_a_crowded_host(foreign):
+    """Neighbours leave it 16 samples a second, and its first attempt fails before it is full."""
+    getting_in(foreign)
+    told(foreign, 64 << 20)
+    foreign.cpu(800, 25, until_s=6.0, wait_pct=72)
+    for row in foreign.rows["process_samples"]:
+        full = row["at_ns"] >= foreign.ns(1.0)
+        row["rss_bytes"] = (118 if full else 70) << 20
+    foreign.host_cpu(99, from_s=0.0, until_s=6.0)
+    for second in range(6):
+        for name, count in (("v8::internal::MarkCompactCollector::MarkLiveObjects", 9), ("on", 4)):
+            foreign.add("cpu_stacks", at_s=second + 0.5, pid=800, tid=800, thread="node",
+                        user_stack=f"start;uv_run;{name}", sample_count=count)  # fmt: skip
+    found, verdict = by_cause(foreign)
+    assert verdict.cause == "runtime-heap-limit"
+    finding = found["runtime-heap-limit"]
+    assert (finding.first_s, finding.at_connections) == (pytest.approx(1.0), 40)
+    assert finding.value_of("collector_time") == pytest.approx(100 * 9 / 13)
+    assert found["host-cpu-saturated"].severity == "warning"
+    assert "waits-for-slot" not in found
+
+
+def test_a_process_that_rests_has_room_in_its_heap(foreign):
+    getting_in(foreign)
+    told(foreign, 64 << 20)
+    foreign.cpu(800, 15, until_s=6.0, wait_pct=2)
+    for row in foreign.rows["process_samples"]:
+        row["rss_bytes"] = 118 << 20
+    for second in range(6):
+        foreign.add("cpu_stacks", at_s=second + 0.5, pid=800, tid=800, thread="node",
+                    user_stack="start;uv_run;v8::internal::Scavenger", sample_count=8)  # fmt: skip
+    assert "runtime-heap-limit" not in by_cause(foreign)[0]
+
+
 def test_an_abort_with_a_heap_that_has_room_is_a_crash(foreign):
     foreign.connect(40, stage="closed", close_kind="rst", errno=104, closed_s=2.0)
     foreign.live(800, 1.9, open_count=40)
@@ -341,12 +375,12 @@ def test_one_that_failed_is_a_crash_although_it_has_a_successor(foreign):
 HASH = "start;uv_run;PBKDF2Sync;PKCS5_PBKDF2_HMAC"
 
 
-def hashing(build, *, count=40, pct=99, stack=HASH, from_s=0.0):
+def hashing(build, *, count=40, pct=99, stack=HASH, from_s=0.0, wait_pct=None):
     build.connect(count, from_s=from_s, until_s=4.0)
     build.connect(100 - count, from_s=0.0, until_s=0.5, stage="handshake", close_kind="timeout",
                   closed_s=4.0)  # fmt: skip
     build.cpu(800, 1, from_s=-0.5, until_s=from_s)
-    build.cpu(800, pct, from_s=from_s, until_s=6.0)
+    build.cpu(800, pct, from_s=from_s, until_s=6.0, wait_pct=wait_pct)
     for half in range(round(from_s * 2), 12):
         build.add("cpu_stacks", at_s=half / 2 + 0.1, pid=800, tid=800, thread="node",
                   user_stack=stack, sample_count=24, period_ns=20_000_000)  # fmt: skip
@@ -366,6 +400,42 @@ def test_a_hash_in_each_handshake_is_named_from_the_first_second(foreign):
     assert finding.value_of("work_samples", "password hash") == 100
     assert "pbkdf2Sync" in finding.fix[0].command
     assert finding.fix[1].command == "profile-run --ramp 9"
+
+
+@pytest.mark.parametrize(
+    ("count", "cause", "severity"),
+    [
+        (10, "handshake-cost", "warning"),  # 120 ms each: a whole core makes 33 of 100
+        (40, "host-cpu-saturated", "binding"),  # 30 ms: it makes all
+    ],
+)
+def test_on_a_crowded_host_it_matters_what_a_whole_core_would_make(foreign, count, cause, severity):
+    hashing(foreign, count=count, pct=30, wait_pct=68)
+    foreign.host_cpu(99, from_s=0.0, until_s=6.0)
+    found, verdict = by_cause(foreign)
+    assert verdict.cause == cause
+    assert found["host-cpu-saturated"].severity == severity
+    assert not {"own-limit", "waits-for-slot"} & set(found)
+    if cause == "handshake-cost":
+        finding = found[cause]
+        assert finding.value_of("handshake_cpu") == pytest.approx(120_000, rel=0.1)
+        assert "a whole core makes 9 a second" in finding.sentence
+        assert finding.fix[1].command == "profile-run --ramp 7"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hash_password (app.py:9)", "checkPassword (auth.py:3)", "hashpw (bcrypt/__init__.py:84)"],
+)
+def test_a_password_hash_is_known_by_what_the_program_calls_it(foreign, name):
+    """The native frames of the same time have no name that says so."""
+    hashing(foreign, stack="_start;main;[unknown];libcrypto.so.3+0x1e0000")
+    for half in range(12):
+        foreign.add("python_stacks", at_s=half / 2 + 0.1, pid=800, thread="MainThread",
+                    stack=f"serve (app.py:40);{name}", sample_count=5)  # fmt: skip
+    finding = by_cause(foreign)[0]["handshake-cost"]
+    assert finding.value_of("work_samples", "password hash") == 100
+    assert "thread pool" in finding.fix[0].command
 
 
 def test_a_core_that_makes_no_handshakes_is_not_taken_by_them(foreign):

@@ -95,6 +95,8 @@ def test_node_without_a_map_is_advised_to_write_one():
     assert "JavaScript" in advice.sentence
     assert unnamed_share([(WITHOUT_MAP, 90), (NODE, 10)]) == 0.9
     assert naming_advice([(WITHOUT_MAP, 90), (WITH_MAP, 10)]) is None
+    advice = naming_advice([(WITHOUT_MAP, 90)], command="node server.cjs")
+    assert advice.commands == ("node --perf-basic-prof server.cjs",)
     assert naming_advice([("main;work;[anon]+0x5", 10)]) is None  # nothing is known to help
 
 
