@@ -124,6 +124,18 @@ _MEMORY: dict[str, EvidenceKind] = {
     "proto_mem_drops": EvidenceKind("count", "packets dropped for PROTO_MEM"),
     "closed_windows": EvidenceKind("count", "sockets whose window is closed"),
     "receive_queue_memory": EvidenceKind("bytes", "memory of the fullest receive queue"),
+    "standing_connections": EvidenceKind(
+        "count", "connections whose peer takes nothing although more waits"
+    ),
+    "closed_window_peers": EvidenceKind("count", "of them with a closed window"),
+    "standing_data": EvidenceKind("bytes", "data for them in the kernel"),
+    "standing_time": EvidenceKind("s", "time that they were seen to stand"),
+    "queues_not_looked_at": EvidenceKind("count", "more that may stand and were not looked at"),
+    "peer_data": _with("bytes", "data in the kernel for {of}"),
+    "memory_growth": EvidenceKind("bytes_per_s", "growth of its resident memory"),
+    "memory_grown": EvidenceKind("bytes", "what it grew by"),
+    "memory_left": _with("bytes", "left of {of}"),
+    "time_to_wall": EvidenceKind("s", "time until that is used up, at this rate"),
     "receive_queue_limit": EvidenceKind("bytes", "limit of a receive queue that is not read"),
 }
 

@@ -183,6 +183,7 @@ _TABLES_OF_PROBE: dict[str, tuple[str, ...]] = {
     ),
     "oom_kills": ("oom_kills",),
     "open_fates": ("open_fates", "unix_listeners", "thread_waits"),
+    "send_queues": ("send_queues", "standing_sockets"),
     "connection_fates": ("connection_fates",),
     "runtime_limits": ("runtime_limits",),
     "server_words": ("server_words",),

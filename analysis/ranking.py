@@ -27,6 +27,7 @@ _SLOWS_ACCEPT = (
 _STOPS_SERVING = ("own-limit", "waits-for-slot")
 _WORK_BEHIND = (*_STOPS_SERVING, "unix-queue-full", *_SLOWS_ACCEPT)
 _BEHIND = (*_WORK_BEHIND, "backend-unavailable", "worker-crash")
+_SLOW = "slow-consumers"
 _SHARED = "full-worker-on-shared-listener"
 
 FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
@@ -36,14 +37,18 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     "fd-limit-process": (_SHARED,),
     "worker-crash": (
         *_AT_LIMIT,
+        "slow-consumers",
         "memory-exhausted",
         "runtime-heap-limit",
         "task-limit",
         "mapping-limit",
     ),
-    "garbage-collection": ("runtime-heap-limit",),
+    "garbage-collection": ("runtime-heap-limit", "slow-consumers"),
     # the BEAM and .NET say the same of memory that the system refuses
-    "runtime-heap-limit": ("mapping-limit", "memory-exhausted"),
+    "runtime-heap-limit": ("slow-consumers", "mapping-limit", "memory-exhausted"),
+    "memory-exhausted": ("slow-consumers",),
+    "tcp-memory-pressure": ("slow-consumers",),
+    "slow-consumers": ("client-is-the-limit",),
     "hot-worker-code": ("cpu-quota",),
     "handshake-cost": ("cpu-quota",),
     "upgrade-refused": (*_BEHIND, *_AT_LIMIT, "ephemeral-ports-exhausted"),
@@ -57,6 +62,7 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
         "worker-crash",
         "worker-replaced",
         "runtime-heap-limit",
+        "slow-consumers",
         "memory-exhausted",
         "tcp-memory-pressure",
         "keepalive-storm",
@@ -64,7 +70,7 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     ),
     "accept-queue-overflow": (*_STOPS_SERVING, *_SLOWS_ACCEPT),
     "enobufs": ("memory-exhausted",),
-    "receive-buffer-full": ("tcp-memory-pressure", *_SLOWS_ACCEPT),
+    "receive-buffer-full": ("slow-consumers", "tcp-memory-pressure", *_SLOWS_ACCEPT),
 }
 """What can bring a cause about, by the mechanism; only where this run also shows it."""
 
@@ -109,7 +115,7 @@ def find_binding(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
     explaining = [f for f in own if f.explained_count > 0]
     if not explaining and signs.unmet_count > 0:
         # e.g. a worker that spins while nothing recorded why it is full
-        explaining = [f for f in own if f.first_s < signs.view.stop_s]
+        explaining = [f for f in own if f.first_s < signs.view.stop_s and f.severity != "info"]
     return min(explaining, key=lambda f: (f.first_s, -f.explained_count), default=None)
 
 
@@ -123,7 +129,7 @@ def _first_met(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
     There is no target to miss and no client's record. docs/design/0007-watching.md has the reasons.
     """
     own = [f for f in findings if origin_of(signs, f, findings) is None]
-    harming = [f for f in own if f.cause not in _HARMLESS]
+    harming = [f for f in own if f.cause not in _HARMLESS and f.severity != "info"]
     hitting = [f for f in harming if f.explained_count > 0]
     nothing = [f for f in findings if f.cause == _NO_LIMIT]
     candidates = hitting or harming or nothing
@@ -136,7 +142,10 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
         for other in findings:
             is_earlier = other.first_s <= finding.first_s + _TOLERANCE_S
             is_near = other.side in (finding.side, "host")  # what the host lacks, both sides lack
+            is_near = is_near or _SLOW in (cause, finding.cause)  # between the two sides
             if other.cause == cause and is_near and is_earlier:
+                if cause == _SLOW and (other.severity == "info" or not _is_same(finding, other)):
+                    continue
                 if finding.cause == "worker-crash" and not _died_of(signs, finding, other):
                     continue
                 if cause == "runtime-heap-limit" and not _is_same(finding, other):

@@ -22,17 +22,23 @@ ESTABLISHED_STATES = 1 << 1
 CONNECTION_STATES = ((1 << 13) - 2) & ~(1 << LISTEN | 1 << TIME_WAIT)
 """Every state but those that are no end of a connection (include/net/tcp_states.h)."""
 
-LOCAL_PORT_HALF, INODE_WORD = 10, 21
+LOCAL_PORT_HALF, SEND_QUEUE_WORD, INODE_WORD = 10, 19, 21
 """Words of 16 and of 32 bits of a message, in nlmsghdr and inet_diag_msg together."""
-LOCAL_ADDRESS_AT, REMOTE_ADDRESS_AT = 24, 40
+STATE_AT, TIMER_AT, LOCAL_ADDRESS_AT, REMOTE_ADDRESS_AT = 17, 18, 24, 40
 """Bytes."""
+WINDOW_PROBE_TIMER = 4
+"""The timer of a socket that probes a closed window (net/ipv4/inet_diag.c, ICSK_TIME_PROBE0)."""
+MESSAGE_BYTES = 88
+"""Of nlmsghdr and inet_diag_msg; attributes follow."""
 
 _SOCK_DIAG_BY_FAMILY = 20
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
+_REQUEST, _REQUEST_DUMP = 0x1, 0x301  # NLM_F_REQUEST, and with NLM_F_DUMP
+_INFO = 2  # INET_DIAG_INFO
+_ID_AT, _ID_BYTES = 20, 48  # struct inet_diag_sockid in a message
+_ATTRIBUTE = struct.Struct("=HH")
 _HEADER = struct.Struct("=IHHII")
-_MESSAGE_BYTES = 88
-_BUFFER_BYTES = 1 << 17
+_BUFFER_BYTES, _ANSWER_BYTES = 1 << 17, 1 << 12
 _CLONE_NEWNET = 0x40000000
 
 
@@ -78,19 +84,23 @@ def _new_socket() -> socket.socket:
     )
 
 
-def _request(family: int, states: int) -> bytes:
-    wanted = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, states)
+def _request(family: int, states: int, local_port: int) -> bytes:
+    port = struct.pack("!H", local_port)
+    wanted = struct.pack("=BBBxI2s46x", family, socket.IPPROTO_TCP, 0, states, port)
     size_bytes = _HEADER.size + len(wanted)
     return _HEADER.pack(size_bytes, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + wanted
 
 
-def dump(channel: socket.socket, family: int, states: int) -> Iterator[tuple[memoryview[int], int]]:
+def dump(
+    channel: socket.socket, family: int, states: int, local_port: int = 0
+) -> Iterator[tuple[memoryview[int], int]]:
     """The sockets of one family, some hundred at a time.
 
     Args:
         channel: From ``socket_in``.
         family: AF_INET or AF_INET6.
         states: Bit set of the states asked for.
+        local_port: Only those of this port, which the kernel passes over cheaply; 0 for all.
 
     Yields:
         Their messages as 16-bit words, and how many words of 32 bits each message has.
@@ -98,7 +108,7 @@ def dump(channel: socket.socket, family: int, states: int) -> Iterator[tuple[mem
     Raises:
         OSError: This kernel has no sock_diag for TCP.
     """
-    channel.send(_request(family, states))
+    channel.send(_request(family, states, local_port))
     buffer = bytearray(_BUFFER_BYTES)
     while True:
         size = channel.recv_into(buffer)
@@ -109,8 +119,42 @@ def dump(channel: socket.socket, family: int, states: int) -> Iterator[tuple[mem
             if kind == _NLMSG_ERROR:
                 code = -struct.unpack_from("=i", buffer, start + _HEADER.size)[0]
                 raise OSError(code, os.strerror(code))
-            if length >= _MESSAGE_BYTES:
+            if length >= MESSAGE_BYTES:
                 yield memoryview(buffer)[start:end].cast("H"), length // 4
+
+
+def tcp_info(channel: socket.socket, message: bytes) -> bytes:
+    """``struct tcp_info`` of one socket (include/uapi/linux/tcp.h), as long as this kernel has it.
+
+    The kernel looks the socket up by its addresses and its cookie, and locks it for a moment.
+
+    Args:
+        channel: From ``socket_in``, with no dump under way.
+        message: What a dump said of it, ``MESSAGE_BYTES`` long.
+
+    Returns:
+        Empty when the socket is gone.
+
+    Raises:
+        OSError: The kernel did not answer.
+    """
+    family = message[_HEADER.size]
+    wanted = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 1 << (_INFO - 1), 0xFFFFFFFF)
+    wanted += message[_ID_AT : _ID_AT + _ID_BYTES]
+    size_bytes = _HEADER.size + len(wanted)
+    channel.send(_HEADER.pack(size_bytes, _SOCK_DIAG_BY_FAMILY, _REQUEST, 2, 0) + wanted)
+    answer = channel.recv(_ANSWER_BYTES)
+    if len(answer) < MESSAGE_BYTES or struct.unpack_from("=H", answer, 4)[0] == _NLMSG_ERROR:
+        return b""
+    at, end = MESSAGE_BYTES, min(len(answer), struct.unpack_from("=I", answer)[0])
+    while at + _ATTRIBUTE.size <= end:
+        length, kind = _ATTRIBUTE.unpack_from(answer, at)
+        if length < _ATTRIBUTE.size:
+            break
+        if kind == _INFO:
+            return answer[at + _ATTRIBUTE.size : min(at + length, end)]
+        at += (length + 3) & ~3
+    return b""
 
 
 def equal_messages(buffer: bytearray, size: int) -> Iterator[tuple[int, int, int]]:

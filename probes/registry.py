@@ -72,6 +72,7 @@ _ENTRIES: tuple[ProbeEntry, ...] = (
     ),
     ProbeEntry("oom_kills", "probes.bpf_oom:OomKillsProbe", ("light", "auto", "full")),
     ProbeEntry("open_fates", "probes.open_fates:OpenFatesProbe", ("light", "auto", "full")),
+    ProbeEntry("send_queues", "probes.send_queues:SendQueuesProbe", ("light", "auto", "full")),
     ProbeEntry(
         "connection_fates",
         "probes.connection_fates:ConnectionFatesProbe",

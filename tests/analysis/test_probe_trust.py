@@ -30,6 +30,7 @@ from tests.analysis import (
     test_findings_foreign,
     test_findings_limits,
     test_findings_queues,
+    test_findings_traffic,
     test_findings_workers,
 )
 from tests.analysis.conftest import RunBuilder
@@ -110,7 +111,7 @@ def killed_for_memory(watched: Any) -> None:
 own, attached, clients = test_findings, test_findings_attached, test_findings_clients
 fates = test_findings_fates
 queues, workers, foreign = test_findings_queues, test_findings_workers, test_findings_foreign
-limits = test_findings_limits
+limits, traffic = test_findings_limits, test_findings_traffic
 
 SCENARIOS = (
     Scenario("no-limit-met", "net_counters",
@@ -188,6 +189,8 @@ SCENARIOS = (
              fates.test_threads_that_are_all_taken_are_a_slot_that_is_waited_for, fates.foreign),
     Scenario("unix-queue-full", "unix_listeners",
              fates.test_a_unix_queue_at_its_backlog_is_full, fates.foreign),
+    Scenario("slow-consumers", "send_queues", traffic.test_data_that_piles_up_is_named,
+             traffic.watched),
     Scenario("backend-unavailable", "failing_syscalls",
              fates.test_a_proxy_whose_connects_fail_reaches_nobody, fates.foreign,
              (111, "ECONNREFUSED")),

@@ -18,6 +18,7 @@ LIGHT = {
     "failing_syscalls",
     "oom_kills",
     "open_fates",
+    "send_queues",
     "connection_fates",
     "runtime_limits",
     "server_words",
