@@ -1,4 +1,4 @@
-"""``python -m tests.kernels``: boots kernels, says what works there and writes the table.
+"""``python -m tests.kernels``: boots kernels, keeps what works there and writes the table.
 
 Ends with 1 when something is not as it should be, with 4 when a kernel could not be had.
 """
@@ -9,11 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.recording import tool_commit
 from tests.kernels import guest
 from tests.kernels.catalogue import KERNELS, Kernel
 from tests.kernels.checks import CHECKS
 from tests.kernels.fetch import CannotFetchError
-from tests.kernels.page import Tried, page, parse
+from tests.kernels.page import Tried, keep, kept, page, parse
 
 JOB = Path(__file__).with_name("checks.py")
 TIMEOUT_S = 1_500
@@ -30,7 +31,7 @@ def attempt(
     try:
         output = guest.run(kernel, JOB, names, timeout_s=timeout_s, echo=echo)
     except guest.GuestFailedError as error:
-        tried = parse(kernel, str(error))
+        tried = parse(kernel, error.output)
         tried.failure = "it did not come to its end"
         print(error, file=sys.stderr)
         return tried
@@ -44,21 +45,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"of {', '.join(keys)}")
     parser.add_argument("--checks", default=",".join(CHECKS), help="names, joined by commas")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    parser.add_argument("--only-page", action="store_true", help="of what is kept; boots nothing")
     arguments = parser.parse_args(argv)
     names = arguments.checks.split(",")
     if unknown := [key for key in arguments.kernels if key not in keys]:
         parser.error(f"no such kernel: {', '.join(unknown)}")
     tries = []
     for kernel in KERNELS:
-        if not arguments.kernels or kernel.key in arguments.kernels:
+        is_wanted = not arguments.kernels or kernel.key in arguments.kernels
+        if is_wanted and not arguments.only_page:
             print(f"== Linux {kernel.key}", flush=True)
             try:
                 tries.append(attempt(kernel, names, echo=True))
             except CannotFetchError as error:
                 print(f"cannot boot Linux {kernel.key}: {error}", file=sys.stderr)
                 return 4
+            keep(tries, tool_commit())
     if arguments.markdown is not None:
-        arguments.markdown.write_text(page(tries))
+        arguments.markdown.write_text(page(kept()))
     found = [problem for tried in tries for problem in tried.problems()]
     for problem in found:
         print(f"not as it should be: {problem}", file=sys.stderr)

@@ -29,7 +29,10 @@ EVERY_PROBE = "full"
 PATIENCE = ("--connect-timeout", "60", "--ramp", "200")
 WAIT_S = 300
 
-RUN = ("--connections", "1000", "--hold", "3", "--probes", EVERY_PROBE, *PATIENCE)
+RUN = (
+    *("--connections", "1000", "--workers", "1", "--clients", "1", "--hold", "3"),
+    *("--probes", EVERY_PROBE, *PATIENCE),
+)
 PROVOKED: dict[str, tuple[str, ...]] = {
     "fd-limit-process": ("--connections", "300", "--workers", "1", "--nofile", "150"),
     "ephemeral-ports-exhausted": (

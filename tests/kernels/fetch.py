@@ -21,7 +21,8 @@ FOLDER = Path(os.environ.get("CONNSCOPE_KERNELS", "/var/cache/connscope-kernels"
 """Where kernels are kept; not below a folder that the guest covers (guest.COVERED)."""
 
 _TIMEOUT_S = 240
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_UBUNTU_KEYRING = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")  # of ubuntu-keyring
 _VERSION = re.compile(r"[0-9]+|[^0-9]+")
 
 
@@ -86,8 +87,10 @@ def _module_base(root: Path) -> str:
 
 
 def _apt_options(kernel: Kernel, work: Path) -> list[str]:
-    trust = f"signed-by={_KEYRING}" if _KEYRING.exists() else "trusted=yes"
-    line = f"deb [{trust}] {_mirror()}/{kernel.archive} {kernel.suite} main\n"
+    keyring = _UBUNTU_KEYRING if kernel.is_ubuntu else _DEBIAN_KEYRING
+    trust = f"signed-by={keyring}" if keyring.exists() else "trusted=yes"
+    mirror = "http://archive.ubuntu.com" if kernel.is_ubuntu else _mirror()
+    line = f"deb [{trust}] {mirror}/{kernel.archive} {kernel.suite} main\n"
     (work / "sources.list").write_text(line)
     values = {
         "APT::Sandbox::User": "root",

@@ -36,7 +36,15 @@ _WORDS = "console=ttyS0 quiet panic=-1 loglevel=3 mitigations=off nokaslr"
 
 
 class GuestFailedError(Exception):
-    """The guest did not come up or did not end; with the end of its console."""
+    """The guest did not come up or did not end; with the end of its console.
+
+    Attributes:
+        output: What the job printed until then.
+    """
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
 
 
 def missing_programs() -> list[str]:
@@ -94,7 +102,7 @@ def run(
             tails = [
                 path.read_text(errors="replace")[-1500:] for path in (folder / "qemu", console)
             ]
-            raise GuestFailedError("\n".join([text[-3000:], *tails]))
+            raise GuestFailedError("\n".join([text[-3000:], *tails]), text)
         return text
 
 

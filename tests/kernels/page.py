@@ -1,28 +1,39 @@
-"""docs/kernels.md: what works on which kernel, made of the facts that the guests printed."""
+"""docs/kernels.md: what works on which kernel, made of the facts that the guests printed.
+
+A boot takes minutes, so facts are kept (``FACTS``): a kernel and a check that were not tried again
+keep what came of them last, and the page says which commit that was.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from probes.registry import PROBES
 from tests.kernels import judge
-from tests.kernels.catalogue import Kernel
+from tests.kernels.catalogue import KERNELS, Kernel
 from tests.kernels.checks import PROVOKED
+
+FACTS = Path(__file__).with_name("facts.jsonl")
+"""A line for each kernel and check: what came of it last."""
 
 _HEAD = """\
 # Kernels
 
-connscope is tried on stock kernels of Debian, booted under emulation over this project's own
-checkout: `make test-kernels`. This page is what that command wrote; `make test` boots the oldest
-and the newest each time.
+connscope is tried on the stock kernels of distributions, booted under emulation (QEMU without KVM)
+over this project's own checkout. `make test-kernels` boots them, keeps what came of it in
+`tests/kernels/facts.jsonl` and writes this page.
 
-A probe is marked *yes* when `profile-doctor` called it available and it ran in a run of 1,000
-connections; a cause when the run or watch that provokes it named it.
+A probe is marked *ran* when it saw a run or a watch to its end, *starts* when `profile-doctor`
+loaded, attached and read it once and nothing more was tried; a cause is marked *named* when the run
+that provokes it named it. *Not tried* is just that. No cell says how fast anything is: under
+emulation everything takes twenty times as long.
 
 """
 _LISTED = "by sock_diag"
+_BY_HELPER = "by helper"
 
 
 @dataclass(slots=True)
@@ -43,7 +54,7 @@ class Tried:
 
     def problems(self) -> list[str]:
         """Everything that is not as it should be, a line each."""
-        if self.failure:
+        if self.failure and not self.facts:
             return [f"{self.kernel.key}: {self.failure}"]
         return [
             f"{self.kernel.key}: {check}: {problem}"
@@ -64,40 +75,93 @@ def parse(kernel: Kernel, output: str) -> Tried:
     return tried
 
 
+def keep(tries: Iterable[Tried], commit: str, path: Path = FACTS) -> None:
+    """Replaces what is kept of the checks that were tried.
+
+    Args:
+        tries: What came of them.
+        commit: Of connscope.
+        path: The file.
+    """
+    kept = {(each["kernel"], each["check"]): each for each in _lines(path)}
+    for tried in tries:
+        for check, facts in tried.facts.items():
+            who = {"kernel": tried.kernel.key, "release": tried.release, "commit": commit}
+            kept[tried.kernel.key, check] = {**who, **facts}
+    order = [kernel.key for kernel in KERNELS]
+    rows = sorted(kept.values(), key=lambda row: (order.index(row["kernel"]), row["check"]))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def kept(path: Path = FACTS) -> list[Tried]:
+    """What came of each kernel last, oldest kernel first; those that were never tried as well."""
+    found = {kernel.key: Tried(kernel, failure="it was not tried") for kernel in KERNELS}
+    for row in _lines(path):
+        tried = found[row["kernel"]]
+        tried.release = row["release"]
+        tried.facts[row["check"]] = row
+    return list(found.values())
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def page(tries: Sequence[Tried]) -> str:
     """The page."""
     head = ["", *(f"{each.kernel.key}" for each in tries)]
     rows = [
         ["*where*", *(each.kernel.runs_in for each in tries)],
         ["*release*", *(f"`{each.release}`" if each.release else each.failure for each in tries)],
+        ["`profile-doctor`", *(_doctor_cell(each) for each in tries)],
         *([f"`{name}`", *(_probe_cell(each, name) for each in tries)] for name in PROBES),
         ["1,000 connections", *(_verdict_cell(each, "run") for each in tries)],
         ["`--server-cmd` (asyncio)", *(_verdict_cell(each, "server-cmd") for each in tries)],
         ["`profile-attach` (node)", *(_verdict_cell(each, "attach") for each in tries)],
         *([f"`{cause}`", *(_verdict_cell(each, cause) for each in tries)] for cause in PROVOKED),
+        ["*commits*", *(_commits(each) for each in tries)],
     ]
     lines = [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
-    return _HEAD + "\n".join([*lines, "", *_lacking(tries), *_unexplained(tries)]) + "\n"
+    return _HEAD + "\n".join([*lines, "", *_lacking(tries), *_unexplained(tries)]).rstrip() + "\n"
 
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _probe_cell(tried: Tried, name: str) -> str:
-    told = {probe["name"]: probe for probe in tried.facts.get("doctor", {}).get("probes", ())}
-    ran = {probe["name"]: probe for probe in tried.facts.get("run", {}).get("probes", ())}
-    if name not in told or name not in ran:
+def _commits(tried: Tried) -> str:
+    return ", ".join(sorted({f"`{facts['commit']}`" for facts in tried.facts.values()}))
+
+
+def _doctor_cell(tried: Tried) -> str:
+    facts = tried.facts.get("doctor")
+    if facts is None:
         return "not tried"
-    if told[name]["state"] == "unavailable" and not judge.can_run(tried.kernel, name):
+    return "**wrong**" if judge.problems(tried.kernel, facts) else "true"
+
+
+def _probe_cell(tried: Tried, name: str) -> str:
+    if not judge.can_run(tried.kernel, name):
         return f"needs {'.'.join(map(str, judge.NEEDS[name]))}"
-    if told[name]["state"] != "available" or ran[name]["state"] != "ran":
+    found = {
+        check: probe
+        for check, facts in tried.facts.items()
+        for probe in facts.get("probes", ())
+        if probe["name"] == name
+    }
+    told = found.pop("doctor", None)
+    ran = [probe for probe in found.values() if probe["state"] == "ran"]
+    if ran:
+        return _way(ran[-1])
+    if found or (told is not None and told["state"] != "available"):
         return "**no**"
-    return _LISTED if _is_listed(ran[name]) else "yes"
+    return "starts" if told is not None else "not tried"
 
 
-def _is_listed(probe: Mapping[str, str]) -> bool:
-    return probe["name"] == "tcp_snapshot" and "sock_diag" in probe["reason"]
+def _way(probe: Mapping[str, str]) -> str:
+    if probe["name"] == "tcp_snapshot" and "sock_diag" in probe["reason"]:
+        return _LISTED
+    return _BY_HELPER if "by helper" in probe["reason"] else "ran"
 
 
 def _verdict_cell(tried: Tried, check: str) -> str:
@@ -121,7 +185,7 @@ def _lacking(tries: Sequence[Tried]) -> list[str]:
 
 
 def _unexplained(tries: Sequence[Tried]) -> list[str]:
-    found = [problem for tried in tries for problem in tried.problems()]
+    found = [problem for tried in tries if tried.facts for problem in tried.problems()]
     if not found:
         return []
     return ["## What went wrong", "", *(f"- {' '.join(problem.split())}" for problem in found), ""]

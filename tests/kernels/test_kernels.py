@@ -15,7 +15,7 @@ from tests.kernels.catalogue import KERNELS, Kernel
 from tests.kernels.checks import CHECKS
 from tests.kernels.fetch import CannotFetchError
 from tests.kernels.initrd import make_initrd, needed_modules
-from tests.kernels.page import Tried, page, parse
+from tests.kernels.page import keep, kept, page, parse
 
 EACH_TIME = ["doctor", "run", "fd-limit-process", "server-cmd", "attach"]
 """Checks of ``make test``; ``make test-kernels`` does all."""
@@ -85,18 +85,50 @@ def test_a_cause_must_be_named_and_every_probe_must_run():
     assert judge.problems(new, {"check": "run", "error": "x\nOSError: y\n"}) == ["OSError: y"]
 
 
-def test_the_page_tells_what_went_wrong():
-    output = "guest 7.3.4 is up after 4 s\nnoise\n" + "\n".join(
-        json.dumps(line)
-        for line in (told(), {**REACHED, "check": "run", "probes": ran(*judge.PROBES)})
+def output_of(*lines):
+    return "guest 7.3.4 is up after 4 s\nnoise\n" + "\n".join(map(json.dumps, lines))
+
+
+RAN = {**REACHED, "check": "run", "probes": ran(*judge.PROBES)}
+
+
+def test_the_page_tells_what_went_wrong(tmp_path):
+    newest = parse(BY_KEY["7.3"], output_of(told(), RAN))
+    assert newest.problems() == []
+    oldest = parse(
+        BY_KEY["5.10"],
+        output_of(told(oom_kills="failed"), {"check": "run", "exit": 5, "stderr": "no\n"}),
     )
-    tried = parse(BY_KEY["7.3"], output)
+    path = tmp_path / "facts"
+    keep([newest, oldest], "abc", path)
+    text = page(kept(path))
+    between = " | not tried" * 4
+    assert f"| `tcp_snapshot` | starts{between} | ran |" in text
+    assert f"| `oom_kills` | **no**{between} | ran |" in text
+    assert "| `skb_allocs` | needs 6.1 | needs 6.1 | not tried | not tried |" in text
+    assert f"| 1,000 connections | **no**{between} | yes |" in text
+    assert f"| `profile-doctor` | **wrong**{between} | true |" in text
+    assert "| *commits* | `abc` |  |  |  |  | `abc` |" in text
+    assert "reasons of drops: since Linux 5.17; missing on 5.10, 7.3" in text
+    assert "- 5.10: run: exit 5: no" in text
+    assert "6.1: it was not tried" not in text
+
+
+def test_what_was_tried_again_replaces_what_was_kept(tmp_path):
+    path, new = tmp_path / "facts", BY_KEY["7.3"]
+    keep([parse(new, output_of(told(), {"check": "run", "exit": 5}))], "abc", path)
+    keep([parse(new, output_of(RAN))], "def", path)
+    tried = {each.kernel.key: each for each in kept(path)}["7.3"]
+    assert {check: facts["commit"] for check, facts in tried.facts.items()} == {
+        "doctor": "abc",
+        "run": "def",
+    }
     assert tried.problems() == []
-    text = page([tried, Tried(BY_KEY["5.10"], failure="no network")])
-    assert "| `tcp_snapshot` | yes | not tried |" in text
-    assert "| 1,000 connections | yes | not tried |" in text
-    assert "reasons of drops: since Linux 5.17; missing on 7.3" in text
-    assert "- 5.10: no network" in text
+    assert tried.release == "7.3.4"
+
+
+def test_the_page_in_the_docs_is_made_of_what_is_kept():
+    assert (guest.PROJECT / "docs" / "kernels.md").read_text() == page(kept())
 
 
 def test_a_machine_without_qemu_says_so_in_one_line(monkeypatch):
