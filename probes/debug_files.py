@@ -36,9 +36,9 @@ def find_debug_file(elf: ElfFile, path: str, roots: Sequence[str]) -> ElfFile | 
     """
     build_id = elf.build_id()
     name, checksum = elf.debug_link()
-    for candidate, is_named in _candidates(build_id, name, path, roots):
+    for root, candidate, is_named in _candidates(build_id, name, path, roots):
         try:
-            found = ElfFile(Path(candidate))
+            found = ElfFile(Path(candidate), root)
             if build_id and found.build_id() == build_id:
                 return found
             if is_named and not build_id and _checksum(found) == checksum:
@@ -78,17 +78,17 @@ def embedded_debug_file(elf: ElfFile) -> ElfFile | None:
 
 def _candidates(
     build_id: str, name: str, path: str, roots: Sequence[str]
-) -> Iterator[tuple[str, bool]]:
+) -> Iterator[tuple[str, str, bool]]:
+    """Root, path below it, and whether its name is all that speaks for it."""
     folder = os.path.dirname(path)  # noqa: PTH120  # a path in the file system of another process
     for root in roots:
-        base = root.rstrip("/")
         if len(build_id) > 2:
-            yield f"{base}{DEBUG_FOLDER}/.build-id/{build_id[:2]}/{build_id[2:]}.debug", False
+            yield root, f"{DEBUG_FOLDER}/.build-id/{build_id[:2]}/{build_id[2:]}.debug", False
         if name and name != os.path.basename(path):  # noqa: PTH119
-            yield f"{base}{folder}/{name}", True
+            yield root, f"{folder}/{name}", True
         if name:
-            yield f"{base}{folder}/.debug/{name}", True
-            yield f"{base}{DEBUG_FOLDER}{folder}/{name}", True
+            yield root, f"{folder}/.debug/{name}", True
+            yield root, f"{DEBUG_FOLDER}{folder}/{name}", True
 
 
 def _checksum(elf: ElfFile) -> int:

@@ -9,7 +9,6 @@ Source: elf(5); the GNU notes and .gnu_debuglink: binutils' bfd/opncls.c.
 from __future__ import annotations
 
 import os
-import stat
 import struct
 import weakref
 from collections.abc import Callable
@@ -19,10 +18,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from probes import stranger_file
+
 MAX_TABLE_BYTES = 256 << 20  # a debug build of a browser has 150 MB of symbols
 MAX_NAME_BYTES = 4096
 _MAX_HEADER_COUNT = 4096
 _MAX_NOTE_BYTES = 4096
+_MAX_SECTION_NAME_BYTES = 64
+"""Of a name, which its table may not end: 4,096 sections could each have a copy of all of it."""
 _PT_LOAD, _SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS, _SHT_DYNSYM = 1, 2, 7, 8, 11
 _STT_FUNC, _STT_GNU_IFUNC = 2, 10
 _NT_GNU_BUILD_ID = 3
@@ -89,20 +92,23 @@ class ElfFile:
     """Segments and sections of a little-endian ELF file, of 32 or 64 bits.
 
     Args:
-        path: A regular file; it stays open as long as this object lives.
+        path: A regular file; it stays open as long as this object lives. Without a root a link of
+            the kernel, as ``/proc/PID/exe``, or a path of ours.
+        root: The root of the process that named the path.
 
     Raises:
-        OSError: It cannot be opened or read.
+        OSError: It cannot be opened or read, or is no regular file.
         ValueError, struct.error: It is not such a file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    def __init__(self, path: Path, root: str = "") -> None:
+        self._fd = (
+            stranger_file.open_regular(root, str(path))
+            if root
+            else stranger_file.open_link(str(path))
+        )
         weakref.finalize(self, os.close, self._fd)
-        status = os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is not a regular file")
-        self.size_bytes = status.st_size
+        self.size_bytes = os.fstat(self._fd).st_size
         header = self.read(0, 64)
         if header[:4] != b"\x7fELF" or header[4] not in _LAYOUTS or header[5] != 1:
             raise ValueError(f"{path} is not a little-endian ELF file")
@@ -128,7 +134,9 @@ class ElfFile:
             names = self.read(rows[names_index][4], rows[names_index][5])
         self.sections = [
             Section(
-                names[row[0] : names.find(b"\0", row[0])].decode(errors="replace"),
+                names[row[0] : row[0] + _MAX_SECTION_NAME_BYTES]
+                .partition(b"\0")[0]
+                .decode(errors="replace"),
                 *(row[1], row[3], row[4], row[5], row[6]),
             )
             for row in rows

@@ -27,9 +27,10 @@ from __future__ import annotations
 import bisect
 import os
 import re
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from probes import stranger_file
 
 MAP_SUFFIX = "_[j]"
 MAX_MAP_BYTES = 64 << 20  # of one process; 600,000 functions of Node
@@ -154,6 +155,9 @@ class PerfMap:
         """
         try:
             fd = _open_map(self._pid)
+        except stranger_file.NotRegularError as error:
+            self.refused = str(error.strerror)
+            return False
         except (OSError, ValueError):
             return False  # there is none, or the process is gone: what was read stays
         try:
@@ -194,16 +198,8 @@ def _open_map(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     namespace_pids = re.search(r"^NSpid:\s*(.*)$", status, re.MULTILINE)
     inner_pid = int(namespace_pids[1].split()[-1]) if namespace_pids else pid
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW
-    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        folder = os.open("tmp", os.O_PATH | os.O_DIRECTORY | flags, dir_fd=root)
-    finally:
-        os.close(root)
-    try:
-        return os.open(f"perf-{inner_pid}.map", os.O_RDONLY | os.O_NONBLOCK | flags, dir_fd=folder)
-    finally:
-        os.close(folder)
+    path = f"tmp/perf-{inner_pid}.map"
+    return stranger_file.open_regular(stranger_file.root_of(pid), path, follow=False)
 
 
 def _refusal(fd: int, pid: int) -> str:
@@ -212,8 +208,6 @@ def _refusal(fd: int, pid: int) -> str:
     The owner of ``/proc/PID`` is the process's user, or root for one that may not be dumped.
     """
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        return "it is not a regular file"
     text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     users = re.search(r"^Uid:\s*(.*)$", text, re.MULTILINE)
     if status.st_uid and (users is None or str(status.st_uid) not in users[1].split()):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import os
+import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from probes import stranger_file
 from probes.debug_files import embedded_debug_file, find_debug_file
 from probes.demangle import demangle
 from probes.elf import BAD_FILE, ElfFile, FunctionTable, symbol_table
@@ -37,6 +39,7 @@ KERNEL_SUFFIX = "_[k]"
 UNKNOWN = "[unknown]"  # an address in no executable mapping
 MOST_FILES = 256
 """Programs and libraries whose tables are kept; a server that is deployed anew has others."""
+_EXECUTABLE = re.compile(r"[0-9a-f]+-[0-9a-f]+ ..x")
 _REFRESH_S = 1.0
 _NO_FILES = ("/memfd:", "/dev/zero", "/anon_hugepage", "/SYSV", "/dev/shm/")  # noqa: S108
 
@@ -126,13 +129,16 @@ class ElfSymbols:
         path: Where to read it; a missing or unreadable one has no names.
         mapped_as: Its path in the file system of its process, to find its debug file by.
         roots: Where that file system and ours begin (``probes.debug_files``).
+        root: Where ``path`` begins, when a stranger named it (``probes.elf.ElfFile``).
     """
 
-    def __init__(self, path: Path, mapped_as: str = "", roots: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: Path, mapped_as: str = "", roots: Sequence[str] = (), root: str = ""
+    ) -> None:
         self._elf: ElfFile | None = None
         self._tables: list[FunctionTable] = []
         try:
-            self._elf = ElfFile(path)
+            self._elf = ElfFile(path, root)
         except BAD_FILE:
             return
         separate = partial(_debug_table, mapped_as, roots)
@@ -206,15 +212,19 @@ class _Mappings:
 
 
 def parse_maps(text: str) -> _Mappings:
-    """Executable mappings of ``/proc/PID/maps``."""
+    r"""Executable mappings of ``/proc/PID/maps``.
+
+    The kernel escapes \n alone in a path: whatever else splitlines() splits at is part of a name.
+    """
     mappings = _Mappings()
-    for line in text.splitlines():
-        parts = line.split(maxsplit=5)
+    for line in text.split("\n"):
+        parts = line.split(" ", 5)
         if len(parts) < 5 or "x" not in parts[1]:
             continue
+        parts[5:] = [each.lstrip(" ") for each in parts[5:]]
         low, _, high = parts[0].partition("-")
         start = int(low, 16)
-        path = parts[5].removesuffix(" (deleted)") if len(parts) > 5 else "[anon]"
+        path = (parts[5].removesuffix(" (deleted)") if len(parts) > 5 else "") or "[anon]"
         mappings.starts.append(start)
         mappings.rows.append(
             _Mapping(start, int(high, 16), int(parts[2], 16), path, (parts[3], parts[4]))
@@ -238,10 +248,10 @@ class UserSymbols:
     def add_process(self, pid: int) -> bool:
         """Reads the mappings of a process now; False when it is gone already."""
         try:
-            text = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+            text = Path(f"/proc/{pid}/maps").read_bytes().decode("utf-8", "replace")
         except OSError:
             return False
-        executable = "\n".join(line for line in text.splitlines() if "x" in line[:80].split()[1])
+        executable = "\n".join(filter(_EXECUTABLE.match, text.split("\n")))
         self._read_s[pid] = time.monotonic()
         if not executable:
             return False
@@ -377,21 +387,26 @@ class UserSymbols:
     def _file(self, pid: int, mappings: _Mappings, mapping: _Mapping) -> ElfSymbols:
         known = self._files.get((mapping.path, mapping.file))
         if known is None:
+            root = stranger_file.root_of(pid)
             # The kernel's own link leads to the very file, wherever its path leads by now.
-            path = Path(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
-            if not _can_read(path):
-                path = Path(f"/proc/{pid}/root{mapping.path}")
-            if not _can_read(path) and mappings.is_ours:
-                path = Path(mapping.path)  # of a process that ended meanwhile
-            known = ElfSymbols(path, mapping.path, (f"/proc/{pid}/root", "/"))
+            link = f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+            places = [(link, ""), (mapping.path, root)]
+            if mappings.is_ours:
+                places.append((mapping.path, "/"))  # of a process that ended meanwhile
+            path, place = next((each for each in places if _can_read(*each)), places[-1])
+            known = ElfSymbols(Path(path), mapping.path, (root, "/"), place)
             if len(self._files) >= MOST_FILES:
                 del self._files[next(iter(self._files))]
             self._files[mapping.path, mapping.file] = known
         return known
 
 
-def _can_read(path: Path) -> bool:
-    return os.access(path, os.R_OK)
+def _can_read(path: str, root: str) -> bool:
+    try:
+        os.close(stranger_file.open_regular(root, path) if root else stranger_file.open_link(path))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def frames_of(stack: Any) -> list[int]:
