@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness import foreign_options, recording, run_options
 from harness.command_end import end
@@ -15,6 +16,7 @@ from harness.host import read_host
 from harness.plan import Plan, make_plan
 from harness.plan_text import plan_json, plan_text, rung_text
 from harness.recorder import RunResult
+from harness.server_settings import settings_of_command
 from harness.supervisor import Interrupt, Supervisor
 from probes import registry
 from probes.errors import ExitCode
@@ -24,6 +26,7 @@ from reports.terminal import LiveView
 if TYPE_CHECKING:
     import argparse
 
+    from harness.foreign_server import ForeignRequest
     from harness.host import Host
 
 
@@ -82,7 +85,7 @@ def _record(
             "plan": plan.to_dict(),
             "host": host.to_dict("own" if plan.own_namespace else "host"),
             "server": {"address": plan.server_address, "ports": list(plan.destination_ports)}
-            | (options.foreign.to_dict() if options.foreign else {}),
+            | (_of_stranger(options.foreign) if options.foreign else {}),
             "probes_asked": probes,
         },
     )
@@ -103,6 +106,12 @@ def _record(
             foreign=options.foreign,
             with_page=not options.no_report,
         ).execute()
+
+
+def _of_stranger(request: ForeignRequest) -> dict[str, Any]:
+    """What is known of a server that is not ours before it starts."""
+    folder = os.getcwd()  # noqa: PTH109 - where the command's own words begin at
+    return request.to_dict() | {"settings": settings_of_command(request.command, folder)}
 
 
 @contextmanager

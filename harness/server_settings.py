@@ -7,7 +7,9 @@ here: ``own-limit`` looks for the one whose value is the number of connections t
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
@@ -21,6 +23,7 @@ _LINE_MOST, _TEXT_MOST = 400, 80
 _ENDINGS = frozenset(
     (
         *(".js", ".cjs", ".mjs", ".ts", ".py", ".rb", ".php", ".pl", ".lua", ".exs", ".erl"),
+        *(".sh", ".bash"),
         *(".conf", ".cfg", ".cnf", ".ini", ".yml", ".yaml", ".toml", ".json", ".xml"),
         *(".properties", ".service", ".socket"),
     )
@@ -50,6 +53,23 @@ class Setting(TypedDict):
     text: str  # the line, '' for the command line
 
 
+def settings_of_command(words: Sequence[str], folder: str) -> list[Setting]:
+    """The same of a command that a run starts: what it names, before it becomes another program.
+
+    Args:
+        words: Of the command; one with spaces is taken for a script (``sh -c``).
+        folder: Where it runs.
+    """
+    found = of_words(list(words))
+    for word in words:
+        if " " in word:
+            found += of_text(word[:_COMMAND_BYTES], "")
+    for path in files_named(list(words), folder):
+        text = stranger_file.read_start(os.getpid(), path, _FILE_BYTES).decode("utf-8", "replace")
+        found += of_text(text, path)
+    return found[:_SETTINGS_MOST]
+
+
 def settings_of(pid: int, parent_pid: int = 0) -> list[Setting]:
     """What a process was started with; empty when that may not be read.
 
@@ -57,8 +77,10 @@ def settings_of(pid: int, parent_pid: int = 0) -> list[Setting]:
         pid: The process.
         parent_pid: Its parent, 0 for none: where that runs the same program, it says it for both.
     """
-    found = _settings_of(pid)
-    if parent_pid > 1 and program_of(parent_pid) == program_of(pid) != "":
+    is_child = parent_pid > 1 and program_of(parent_pid) == program_of(pid) != ""
+    # a worker's title names no file: its parent's words do, or that one has the usual file
+    found = _settings_of(pid, with_usual=not is_child)
+    if is_child:
         found += [each for each in _settings_of(parent_pid) if each not in found]
     # Those with a name first: of a long program that is what there is room for.
     return sorted(found, key=lambda each: not each["name"])[:_SETTINGS_MOST]
@@ -72,7 +94,7 @@ def program_of(pid: int) -> str:
         return ""
 
 
-def _settings_of(pid: int) -> list[Setting]:
+def _settings_of(pid: int, *, with_usual: bool = True) -> list[Setting]:
     try:
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()[:_COMMAND_BYTES]
         folder = str(Path(f"/proc/{pid}/cwd").readlink())
@@ -82,7 +104,7 @@ def _settings_of(pid: int) -> list[Setting]:
     if len(words) == 1:  # nginx and others write a title over their words
         words = words[0].split()
     found = of_words(words)
-    for path in files_named(words, folder):
+    for path in files_named(words, folder, with_usual=with_usual):
         text = stranger_file.read_start(pid, path, _FILE_BYTES).decode("utf-8", "replace")
         found += of_text(text, path)
     return found
@@ -119,8 +141,11 @@ def _kept(name: str, value: str, file: str = "", line: int = 0, text: str = "") 
     return [Setting(name=name[:_NAME_MOST], value=number, file=file, line=line, text=text)]
 
 
-def files_named(words: list[str], folder: str) -> list[str]:
-    """Absolute paths among the words that look like a script or a configuration."""
+def files_named(words: list[str], folder: str, *, with_usual: bool = True) -> list[str]:
+    """Absolute paths among the words that look like a script or a configuration.
+
+    Where there is none, the usual ones of a well-known program.
+    """
     found: list[str] = []
     prefix = folder
     for word, after in zip(words, [*words[1:], ""], strict=True):
@@ -136,5 +161,5 @@ def files_named(words: list[str], folder: str) -> list[str]:
         if path.suffix in _ENDINGS and "\0" not in text:
             found.append(str(path if path.is_absolute() else PurePosixPath(prefix) / path))
     program = PurePosixPath(words[0]).name.rstrip(":") if words else ""
-    usual = [] if found else list(_USUAL_FILES.get(program, ()))
+    usual = [] if found or not with_usual else list(_USUAL_FILES.get(program, ()))
     return list(dict.fromkeys([*found, *usual]))[:_FILES_MOST]

@@ -27,6 +27,7 @@ from analysis.evidence import (
     times,
     unit_limit_command,
 )
+from analysis.nofile_setting import raised_where_it_is_set
 from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
 from probes.schema import SERVER_ROLES
 
@@ -224,6 +225,9 @@ def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
         more.effect,
     )
     # what works as it stands goes first: the name of a unit is not known
+    where_set = raised_where_it_is_set(view, int(str(row["pid"])), soft, new)
+    if where_set is not None:  # more for its launcher would not reach it
+        return Fix(where_set, moves), more
     if view.server_command:
         return Fix(f"profile-run --nofile {new}", moves), systemd, more
     return Fix(f"prlimit --pid {row['pid']} --nofile={new}", moves), systemd, more

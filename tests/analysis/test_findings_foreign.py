@@ -60,6 +60,31 @@ def test_the_first_fix_of_a_server_that_the_run_starts_can_be_run(foreign, may_r
 
 
 @pytest.mark.parametrize(
+    ("settings", "command"),
+    [
+        ([("/srv/run.sh", 2, 400, "ulimit -n 400")],
+         "20000 instead of 400 in /srv/run.sh:2  # ulimit -n 400"),
+        ([("", 1, 400, "ulimit -n 400; exec node server.js")],
+         "20000 instead of 400 in --server-cmd  # ulimit -n 400; exec node server.js"),
+        ([("/srv/run.sh", 2, 400, "WORKERS=400"), ("/srv/run.sh", 3, 500, "ulimit -n 500")],
+         "ulimit -n 20000  # in what starts it: it has 400 of the 20,000 that this run gave"),
+    ],
+)  # fmt: skip
+def test_a_limit_that_the_server_s_launcher_set_is_raised_there(foreign, settings, command):
+    names = ("file", "line", "value", "text")
+    foreign.manifest["server"] |= {
+        "command": ["sh", "run.sh"],
+        "settings": [{"name": "n", **dict(zip(names, each, strict=True))} for each in settings],
+    }
+    foreign.manifest["host"]["limits"] = {"nofile_soft_count": 20_000, "nofile_hard_count": 20_000}
+    foreign.manifest["host"]["may_raise_nofile"] = False
+    full(foreign)
+    limit = by_cause(foreign)["fd-limit-process"]
+    assert limit.fix[0].command == command
+    assert not any("profile-run" in fix.command for fix in limit.fix)
+
+
+@pytest.mark.parametrize(
     ("said", "sentence", "command"),
     [
         ("HTTP 302: Location: /v2/chat", "refused 100 handshakes with HTTP 302: Location: /v2/chat",

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from analysis.own_limits import name_limit
 from harness import server_settings
-from harness.server_settings import files_named, of_text, of_words, settings_of
+from harness.server_settings import (
+    files_named,
+    of_text,
+    of_words,
+    settings_of,
+    settings_of_command,
+)
 
 
 def numbers(found):
@@ -38,6 +44,19 @@ def test_scripts_and_configurations_are_found_by_their_words(tmp_path):
     nginx = ["nginx:", "master", "process", "nginx", "-p", "/etc/n", "-c", "nginx.conf"]
     assert files_named(nginx, "/") == ["/etc/n/nginx.conf"]
     assert files_named(["nginx:", "worker"], "/") == ["/etc/nginx/nginx.conf"]
+
+
+def test_what_a_launcher_says_is_kept_before_it_becomes_another_program(tmp_path):
+    (tmp_path / "run.sh").write_text('#!/bin/sh\nulimit -n 300\nexec python3 app.py "$1"\n')
+    (told,) = settings_of_command(["sh", "run.sh", "9001"], str(tmp_path))
+    assert (told["value"], told["file"], told["line"]) == (300, str(tmp_path / "run.sh"), 2)
+    assert told["text"] == "ulimit -n 300"
+    (told,) = settings_of_command(["sh", "-c", "ulimit -n 300; exec app"], "/")
+    assert (told["value"], told["file"], told["text"]) == (300, "", "ulimit -n 300; exec app")
+
+
+def test_a_worker_has_no_usual_file_where_its_parent_names_one():
+    assert files_named(["nginx:", "worker", "process"], "/", with_usual=False) == []
 
 
 def test_a_device_or_pipe_is_never_opened(tmp_path):
