@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from bench import processes
-from harness.fleet import CONFIG_FILE
+from harness.fleet import write_config
 from harness.fleet_config import FleetConfig
 from probes import live as live_memory
 from probes.live import Header, Live, Phase
@@ -24,7 +24,7 @@ class ClientFleet:
     Args:
         config: Of a whole fleet; its server's part is left out.
         target_connections: Records to keep.
-        folder: For the shared memory, the configuration and the log.
+        folder: For the shared memory and the log.
         namespace_fd: Network namespace of the run, -1 for this one.
     """
 
@@ -32,21 +32,22 @@ class ClientFleet:
         self, config: FleetConfig, target_connections: int, folder: Path, namespace_fd: int
     ) -> None:
         config = config._replace(workers=0, accept="reuseport")
-        config_path = folder / CONFIG_FILE
-        config_path.write_text(config.to_json(), encoding="utf-8")
         self.log = folder / "client.log"
         live_fd = live_memory.create(folder / LIVE, config.slot_count, target_connections)
+        config_fd = write_config(config)
         report_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # ends are seen in the counters
         try:
             self.live = Live(live_fd)
-            inherited = [live_fd, report_fd] + ([namespace_fd] if namespace_fd >= 0 else [])
-            arguments = [os.getpid(), config_path, live_fd, report_fd, namespace_fd]
+            inherited = [config_fd, live_fd, report_fd]
+            inherited += [namespace_fd] if namespace_fd >= 0 else []
+            arguments = [os.getpid(), config_fd, live_fd, report_fd, namespace_fd]
             self.process: subprocess.Popen[bytes] = processes.start(
                 [sys.executable, "-P", "-m", "harness.client_main", *map(str, arguments)],
                 self.log,
                 pass_fds=inherited,
             )
         finally:
+            os.close(config_fd)
             os.close(report_fd)
             os.close(live_fd)
 

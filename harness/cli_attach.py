@@ -20,6 +20,7 @@ from harness.command_parser import Example, Parser
 from harness.host import Host, format_cpus, read_host
 from harness.recorder import RunResult
 from harness.recording_room import Room, room_at
+from harness.secret_words import without_secrets
 from harness.supervisor import Interrupt
 from probes import process_tree, registry
 from probes.errors import ExitCode, HostError, UsageError
@@ -222,7 +223,7 @@ def _record(
         run,
         {
             "name": options.name,
-            "argv": ["profile-attach", *argv],
+            "argv": ["profile-attach", *without_secrets(argv)],
             "target_connections": 0,
             "settings": _settings(options, probes),
             "plan": {},

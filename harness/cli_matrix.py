@@ -20,6 +20,7 @@ from harness.host import Host, read_host
 from harness.matrix_rows import MatrixRow, Scale, rows_of_file, rows_of_vary, scale_of
 from harness.matrix_store import Matrix
 from harness.run_options import count
+from harness.secret_words import without_secrets
 from harness.supervisor import Interrupt
 from probes.errors import ExitCode, UsageError
 from probes.rundir import write_atomically
@@ -183,7 +184,7 @@ def _planned(
         path=Path(),
         name=name,
         shows=shows,
-        argv=["profile-matrix", *argv],
+        argv=["profile-matrix", *without_secrets(argv)],
         seed=seed,
         repeats=repeats,
         scale=scale,

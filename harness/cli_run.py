@@ -16,6 +16,7 @@ from harness.host import read_host
 from harness.plan import Plan, make_plan
 from harness.plan_text import plan_json, plan_text, rung_text
 from harness.recorder import RunResult
+from harness.secret_words import without_secrets
 from harness.server_settings import settings_of_command
 from harness.supervisor import Interrupt, Supervisor
 from probes import registry
@@ -79,7 +80,7 @@ def _record(
         run,
         {
             "name": options.name,
-            "argv": ["profile-run", *argv],
+            "argv": ["profile-run", *without_secrets(argv)],
             "target_connections": plan.target_connections,
             "settings": run_options.settings(options, probes),
             "plan": plan.to_dict(),

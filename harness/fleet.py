@@ -15,7 +15,6 @@ from harness.fleet_config import FleetConfig
 from probes.errors import HostError
 from probes.live import Counter, Header, Live, Phase
 
-CONFIG_FILE = "fleet.json"
 _MODULES = {"server": "harness.server_main", "client": "harness.client_main"}
 
 
@@ -62,6 +61,23 @@ class Refusal:
         return f"{text}: {self.body}" if self.body else text
 
 
+def write_config(config: FleetConfig) -> int:
+    """The configuration for the lean parents, in memory: it has the values of ``--header``.
+
+    Returns:
+        A descriptor, close-on-exec.
+    """
+    fd = os.memfd_create("fleet-config", os.MFD_CLOEXEC)
+    try:
+        text = memoryview(config.to_json().encode())
+        while text:
+            text = text[os.write(fd, text) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 class Fleet:
     """Starts, watches and stops the server's and the clients' processes.
 
@@ -87,9 +103,8 @@ class Fleet:
         self._unread = b""
         self._report_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_fd, True)
-        config_path = run_path / CONFIG_FILE
-        config_path.write_text(config.to_json(), encoding="utf-8")
-        inherited = [live_fd, write_fd] + ([namespace_fd] if namespace_fd >= 0 else [])
+        config_fd = write_config(config)
+        inherited = [live_fd, write_fd, config_fd, *([namespace_fd] if namespace_fd >= 0 else [])]
         try:
             for side, module in _MODULES.items():
                 if side == "server" and config.is_foreign:
@@ -104,7 +119,7 @@ class Fleet:
                             "-m",
                             module,
                             str(os.getpid()),
-                            str(config_path.resolve()),
+                            str(config_fd),
                             str(live_fd),
                             str(write_fd),
                             str(namespace_fd),
@@ -121,6 +136,7 @@ class Fleet:
             raise
         finally:
             os.close(write_fd)
+            os.close(config_fd)
 
     @property
     def is_ready(self) -> bool:

@@ -44,13 +44,14 @@ class Launch(NamedTuple):
     command: list[str]
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Starts the command, reports, and waits until all of it is gone.
 
-    Args:
-        argv: One word, the JSON array of a ``Launch``.
+    Standard input has the JSON array of a ``Launch``; the command's is ``/dev/null``.
     """
-    launch = Launch(*json.loads(argv[0]))
+    launch = Launch(*json.loads(sys.stdin.buffer.read()))
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - no Path in lean parents
+        os.dup2(nothing.fileno(), 0)
     libc = ctypes.CDLL(None, use_errno=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asked: list[int] = []
@@ -184,4 +185,4 @@ def _report(launch: Launch, line: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -12,6 +12,7 @@ from typing import Any
 from harness import endpoint, server_command
 from harness.foreign_server import SLOTS_COUNT, ForeignRequest, calling_user, check_running
 from harness.port_groups import FIRST_DESTINATION_PORT
+from harness.secret_words import without_query_values
 from probes.errors import UsageError
 from probes.socket_owners import is_local_address
 
@@ -239,7 +240,7 @@ def fleet_fields(
 def settings(speech: Speech, server: ForeignRequest | None) -> dict[str, Any]:
     """What the manifest's ``settings`` say of it; values of headers and cookies are left out."""
     said: dict[str, Any] = {
-        "path": server.endpoint.path if server else speech.path,
+        "path": without_query_values(server.endpoint.path if server else speech.path),
         "headers": [name for name, _ in speech.headers],
         "subprotocols": list(speech.subprotocols),
         "message": speech.message,

@@ -25,6 +25,7 @@ from harness.endpoint import Endpoint
 from harness.foreign_main import Launch
 from harness.foreign_processes import ForeignProcesses
 from harness.listen_failure import addresses, never_listened
+from harness.secret_words import without_query_values
 from harness.server_command import cannot_start
 from harness.server_output import telling_lines
 from probes import process_tree, socket_owners
@@ -65,7 +66,7 @@ class ForeignRequest:
         """The manifest's ``server``."""
         return {
             "foreign": True,
-            "url": self.endpoint.url,
+            "url": without_query_values(self.endpoint.url),
             "address": self.endpoint.address,
             "ports": [self.endpoint.port],
             "command": list(self.command),
@@ -214,11 +215,17 @@ class ForeignServer:
             command=list(request.command),
         )
         try:
-            with self.log_path.open("wb") as log:
+            with (
+                self.log_path.open("wb") as log,
+                os.fdopen(os.memfd_create("launch", os.MFD_CLOEXEC), "w+b") as told,
+            ):
+                # Not in its command line, which everybody may read: it has our environment.
+                told.write(json.dumps(launch).encode())
+                told.seek(0)
                 self._parent = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "harness.foreign_main", json.dumps(launch)],
+                    [sys.executable, "-P", "-m", "harness.foreign_main"],
                     pass_fds=[write_fd, *([namespace_fd] if namespace_fd >= 0 else [])],
-                    stdin=subprocess.DEVNULL,
+                    stdin=told,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,

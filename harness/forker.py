@@ -25,18 +25,19 @@ def begin_parent(argv: list[str]) -> tuple[FleetConfig, Live, int]:
     """What both parents do first: die with the supervisor, enter the namespace, map live.bin.
 
     Args:
-        argv: The supervisor's pid, the configuration file, and the descriptors of live.bin, of the
+        argv: The supervisor's pid, and the descriptors of the configuration, of live.bin, of the
             report pipe and of the network namespace (-1: stay in the host's).
 
     Returns:
         The configuration, the shared memory, the descriptor for the reports.
     """
-    supervisor_pid, config_path = int(argv[0]), argv[1]
-    live_fd, report_fd, namespace_fd = (int(text) for text in argv[2:5])
+    supervisor_pid, config_fd, live_fd, report_fd, namespace_fd = map(int, argv[:5])
     child.leave_terminal()
     child.die_with_parent(supervisor_pid)
-    with open(config_path, encoding="utf-8") as stream:  # noqa: PTH123 - no Path in lean parents
-        config = FleetConfig.from_json(stream.read())
+    # Both parents have the same open file: neither may move its offset.
+    text = os.pread(config_fd, os.fstat(config_fd).st_size, 0)
+    os.close(config_fd)
+    config = FleetConfig.from_json(text.decode())
     if namespace_fd >= 0:
         netns.enter(namespace_fd)
         os.close(namespace_fd)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
@@ -113,7 +114,7 @@ def _settings_of(pid: int, *, with_usual: bool = True) -> list[Setting]:
 def of_words(words: list[str]) -> list[Setting]:
     """Options of a command line that have a number as value."""
     found: list[Setting] = []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip_longest(words, words[1:], fillvalue=""):
         match = _OPTION.fullmatch(word)
         if match:
             found += _kept(match["name"], match["value"])
@@ -148,7 +149,7 @@ def files_named(words: list[str], folder: str, *, with_usual: bool = True) -> li
     """
     found: list[str] = []
     prefix = folder
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip_longest(words, words[1:], fillvalue=""):
         if word == "-p" and after.startswith("/"):
             prefix = after  # nginx: what its paths begin at
     for word in words:

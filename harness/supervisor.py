@@ -23,6 +23,7 @@ from harness.plan import Plan
 from harness.probe_process import ProbeProcess
 from harness.recorder import Recorder, RunResult
 from harness.run_cgroups import RunCgroups
+from harness.secret_words import without_query_values
 from probes import live as live_memory
 from probes.errors import HostError, ToolkitError
 from probes.live import Counter, Header, Live, Phase
@@ -189,7 +190,7 @@ class Supervisor(Recorder):
     def _begin_foreign(self, foreign: ForeignServer, namespace_fd: int) -> bool:
         """Starts the server, or finds it; False when somebody stopped the run meanwhile."""
         foreign.start(namespace_fd)
-        url = foreign.request.endpoint.url
+        url = without_query_values(foreign.request.endpoint.url)
         self._view.update(live_status.waiting(f"waiting for the server at {url}"))
         if not foreign.wait_until_listening(lambda: bool(self._interrupt.signal_name)):
             return False

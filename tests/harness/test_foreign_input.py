@@ -235,10 +235,12 @@ def test_what_went_to_the_background_is_asked_to_end_too(tmp_path):
         command=[sys.executable, "-c", daemon],
     )  # fmt: skip
     parent = subprocess.Popen(
-        [sys.executable, "-P", "-m", "harness.foreign_main", json.dumps(launch)],
-        pass_fds=[write_fd], stdout=out_write,
+        [sys.executable, "-P", "-m", "harness.foreign_main"],
+        pass_fds=[write_fd], stdin=subprocess.PIPE, stdout=out_write,
     )  # fmt: skip
     try:
+        parent.stdin.write(json.dumps(launch).encode())
+        parent.stdin.close()
         assert os.read(out_read, 2) == b"up"
         parent.terminate()
         assert parent.wait(10) == 0

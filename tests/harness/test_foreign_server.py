@@ -218,9 +218,10 @@ def test_path_headers_cookies_subprotocol_tls_and_text(profile_run, certificate)
     run = profile_run(
         *("--connections", "200", "--hold", "2", "--message", "hello {n}", "--message-rate", "200"),
         *("--server-cmd", f"{STRICT} {{port}} {cert} {key}"),
-        *("--target", "wss://localhost:{port}/chat?room=1", "--ca", str(cert)),
-        *("--cookie", "a=1", "--header", "X-Token: 7", "--subprotocol", "chat.v1"),
+        *("--target", "wss://localhost:{port}/chat?room=s3cret-1", "--ca", str(cert)),
+        *("--cookie", "a=s3cret-2", "--header", "X-Token: s3cret-3", "--subprotocol", "chat.v1"),
         probes="live_samples,process_samples",
+        with_page=True,
     )
     assert run.done.returncode == 0, run.done.stderr
     assert "came back" not in run.notes
@@ -228,9 +229,31 @@ def test_path_headers_cookies_subprotocol_tls_and_text(profile_run, certificate)
     clients = samples[samples["role"] == "client"]
     assert clients["rx_messages_total"].max() >= 100
     assert last_open(run.frames, "server") == 200
-    # values of headers and cookies are secrets: the manifest has their names
+    # values of headers, cookies and queries are secrets: they are in no file of the run
+    kept = [path for path in run.path.rglob("*") if path.is_file()]
+    assert {"manifest.json", "verdict.json", "report.html"} <= {path.name for path in kept}
+    assert [str(path) for path in kept if b"s3cret" in path.read_bytes()] == []
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert manifest["settings"]["headers"] == ["X-Token", "Cookie", "Sec-WebSocket-Protocol"]
+
+
+def test_no_command_line_has_the_environment_however_large_it_is(
+    profile_run, tmp_path, monkeypatch
+):
+    for number in range(3):  # together more than one word of a command line may have
+        monkeypatch.setenv(f"SECRET_{number}", "s3cret" * 15_000)
+    seen, got = tmp_path / "seen", tmp_path / "got"
+    script = f'cat /proc/$PPID/cmdline > {seen}; printf %s "$SECRET_2" > {got}; exec {STRICT} $PORT'
+    run = profile_run(
+        *("--connections", "5", "--hold", "0.2", "--path", "/chat?room=s3cret-1"),
+        *("--cookie", "a=s3cret-2", "--header", "X-Token: s3cret-3", "--subprotocol", "chat.v1"),
+        *("--server-cmd", f"sh -c {shlex.quote(script)}"),
+        probes="live_samples",
+    )
+    assert run.done.returncode == 0, run.done.stderr
+    assert got.read_text() == "s3cret" * 15_000
+    assert b"foreign_main" in seen.read_bytes()
+    assert b"s3cret" not in seen.read_bytes()
 
 
 def test_insecure_takes_any_certificate_and_binary_messages_come_from_the_template(
@@ -360,8 +383,9 @@ def running(free_port: int, deadline: Callable[..., Any]) -> Iterator[tuple[int,
 def test_a_running_server_is_loaded_and_left_alone(profile_run, running, is_named):
     pid, port = running
     run = profile_run(
-        *("--connections", "150", "--hold", "1", "--cookie", "a=1", "--header", "X-Token: 7"),
-        *("--subprotocol", "chat.v2", "--target", f"ws://127.0.0.1:{port}/chat?room=1"),
+        *("--connections", "150", "--hold", "1"),
+        *("--cookie", "a=s3cret-2", "--header", "X-Token: s3cret-3"),
+        *("--subprotocol", "chat.v2", "--target", f"ws://127.0.0.1:{port}/chat?room=s3cret-1"),
         *(("--server-pid", str(pid)) if is_named else ()),
         probes="live_samples,process_samples",
     )

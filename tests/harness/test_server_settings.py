@@ -38,6 +38,11 @@ def test_what_may_be_a_secret_is_not_kept():
     assert of_words(["server", "--auth-pin", "123456", "--secret=999999"]) == []
 
 
+def test_a_server_that_was_not_started_by_a_command_has_no_words():
+    assert of_words([]) == []
+    assert server_settings.settings_of_command((), "/") == []
+
+
 def test_scripts_and_configurations_are_found_by_their_words(tmp_path):
     assert files_named(["python3", "app.py"], "/srv") == ["/srv/app.py"]
     assert files_named(["gunicorn", "-b", "x:80", "shop.wsgi:app"], "/srv") == ["/srv/shop/wsgi.py"]

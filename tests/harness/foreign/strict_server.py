@@ -1,4 +1,5 @@
-"""websockets server: PORT [CERT KEY]. Path /chat, cookie a=1, header X-Token: 7; else 403."""
+"""websockets server: PORT [CERT KEY]. Path /chat?room=s3cret-1, cookie a=s3cret-2,
+header X-Token: s3cret-3; else 403."""
 
 import asyncio
 import http
@@ -10,7 +11,7 @@ from websockets.asyncio.server import serve
 
 def check(connection, request):
     asked = request.path, request.headers.get("Cookie"), request.headers.get("X-Token")
-    if asked != ("/chat?room=1", "a=1", "7"):
+    if asked != ("/chat?room=s3cret-1", "a=s3cret-2", "s3cret-3"):
         return connection.respond(http.HTTPStatus.FORBIDDEN, "the origin is not allowed\n")
     return None
 
