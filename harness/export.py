@@ -6,7 +6,6 @@ Imported when an export is asked for: pandas and pyarrow come with it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from analysis.summary import Summary, summarise
 from analysis.verdict import document
 from probes.errors import RunDirError, UsageError
 from probes.rundir import RunDir
+from probes.whole_file import replace_file
 from reports.exports.folded import to_folded
 from reports.exports.markdown import to_markdown
 from reports.exports.openmetrics import to_openmetrics
@@ -95,14 +95,9 @@ def export_files(run: RunDir, form: str, folder: Path) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(path, content)
     except OSError as error:
         raise RunDirError(
             f"cannot write {path}: {error.strerror or error}",

@@ -5,6 +5,7 @@ Imported only after the fleet is gone: pandas comes with it, and matplotlib when
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from analysis.summary import Summary, summarise
 from analysis.verdict import document
 from probes.errors import RunDirError
 from probes.rundir import VERDICT, RunDir, write_atomically
+from probes.whole_file import replace_file
 
 DERIVED = "derived"
 
@@ -84,15 +86,13 @@ def write_derived(run: RunDir, summary: Summary) -> None:
         if not isinstance(frame, pd.DataFrame):
             continue
         path = folder / f"{field.name}.parquet"
-        temporary = path.with_name(f".{path.name}")
+        content = io.BytesIO()
+        frame.to_parquet(content, index=False, compression="zstd")
         try:
             folder.mkdir(exist_ok=True)
-            frame.to_parquet(temporary, index=False, compression="zstd")
-            temporary.replace(path)
+            replace_file(path, content.getbuffer(), inside=run.path, is_synced=False)
         except OSError as error:
             raise RunDirError(
                 f"cannot write {path}: {error.strerror or error}",
                 fix=f"df -h {folder}; make room, then profile-report {run.path}",
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -240,8 +240,8 @@ class Live:
             )
         self.slot_count: int = self.header[Header.SLOT_COUNT]
         self.capacity: int = self.header[Header.CAPACITY]
-        wanted_bytes = file_bytes(self.slot_count, self.capacity)
-        if size_bytes < wanted_bytes:
+        wanted_bytes = file_bytes(max(0, self.slot_count), max(0, self.capacity))
+        if size_bytes < wanted_bytes or min(self.slot_count, self.capacity) < 0:
             self.close()
             raise RunDirError(
                 f"live.bin has {size_bytes} bytes of {wanted_bytes}",

@@ -29,8 +29,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probes import schema
+from probes import arrow_stream, schema
 from probes.errors import RunDirError, UsageError
+from probes.whole_file import replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,16 +123,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         RunDirError: No room or no permission.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with _writing(path):
-        try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(path, text.encode())
 
 
 @dataclass(slots=True)
@@ -214,19 +207,18 @@ class RunDir:
                 cut.append(path)
                 continue
             try:
-                with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
-                    lacking = _lacking(stream.schema, name)
-                    if lacking is None:
-                        raise RunDirError(
-                            f"{path} has other columns than schema {schema.SCHEMA_VERSION}",
-                            fix="read the run with the connscope version in its manifest.json",
-                        )
-                    while True:
-                        batches.append(_completed(stream.read_next_batch(), lacking, wanted))
-            except StopIteration:
+                found = arrow_stream.read_schema(path)
+                lacking = _lacking(found, name)
+                if lacking is None:
+                    raise RunDirError(
+                        f"{path} has other columns than schema {schema.SCHEMA_VERSION}",
+                        fix="read the run with the connscope version in its manifest.json",
+                    )
+                for batch in arrow_stream.batches(path, found):
+                    batches.append(_completed(batch, lacking, wanted))  # noqa: PERF401 - kept when cut
                 if not _ends_whole(path):
                     cut.append(path)
-            except (pa.ArrowInvalid, OSError, EOFError):
+            except (pa.ArrowException, ValueError, OSError, EOFError):
                 cut.append(path)
         return TableRead(pa.Table.from_batches(batches, schema=wanted), cut)
 

@@ -1,0 +1,65 @@
+"""Writes a file as a whole: who reads it meanwhile sees the old or the new one.
+
+The folder may be a stranger's, as a run directory out of an archive that root looks at. So the new
+file gets a name that nobody can guess, is created and never opened (O_EXCL), and takes the place of
+the old one, link or not, in a folder that is held open.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Buffer = bytes | memoryview
+
+_MODE = 0o666
+
+
+def replace_file(
+    path: Path, content: Buffer, *, inside: Path | None = None, is_synced: bool = True
+) -> None:
+    """Writes a file, with the permissions that ``open`` would give it.
+
+    Args:
+        path: Where; its folder exists.
+        content: All of it.
+        inside: A folder above: from there on no component may be a link.
+        is_synced: It is on the disk when this returns.
+
+    Raises:
+        OSError: No room, no permission, or a link where there may be none.
+    """
+    folder_fd = _folder(path.parent, inside)
+    name = f".{path.name}.{secrets.token_hex(8)}"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, _MODE, dir_fd=folder_fd)
+        try:
+            with os.fdopen(fd, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                if is_synced:
+                    os.fsync(stream.fileno())
+            os.rename(name, path.name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder_fd)
+            raise
+    finally:
+        os.close(folder_fd)
+
+
+def _folder(path: Path, inside: Path | None) -> int:
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = os.open(path if inside is None else inside, flags)
+    for name in () if inside is None else path.relative_to(inside).parts:
+        try:
+            below = os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
