@@ -1,8 +1,9 @@
 """Live OpenMetrics while a run goes on: ``profile-run --metrics [ADDR:]PORT``.
 
-One thread answers one scrape after the other from the run's live.bin and ``/proc``, so nothing is
-asked of the measured processes, and the supervisor imports the standard library only. The listener
-belongs to the host's network namespace, also when the run has its own.
+Scrapes are answered from the run's live.bin and ``/proc``, so nothing is asked of the measured
+processes, and the supervisor imports the standard library only. The listener belongs to the host's
+network namespace, also when the run has its own. Whoever connects has ``_REQUEST_S`` for all of a
+request, few may be there at a time, and nobody of them is waited for when the run ends.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, SHUT_RDWR, socket
 from socketserver import TCPServer
+from typing import Any
 
 from probes.errors import HostError, RunDirError, UsageError
 from probes.live import Counter, Header, Live, Phase, Role
@@ -24,7 +26,9 @@ from probes.rundir import LIVE
 from reports.exports.openmetrics_text import CONTENT_TYPE, Family, exposition
 
 PATH = "/metrics"
-_READ_TIMEOUT_S = 1.0
+_REQUEST_S = 2.0
+"""From its connect until a request must be over, however slowly its bytes come."""
+_CONNECTIONS_MOST = 8
 _POLL_S = 0.1
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -108,16 +112,54 @@ def serving(where: tuple[str, int], run_path: Path, target_connections: int) -> 
         server.shutdown()
         thread.join()
         server.server_close()
+        server.end_requests()
         metrics.close()
 
 
-class _Server(HTTPServer):
-    """Answers one request at a time: a scrape takes about a millisecond, and nobody may hog it."""
+class _Server(ThreadingHTTPServer):
+    """A thread for each scraper, of which there are few, and none for long."""
+
+    daemon_threads = True
+    block_on_close = False
 
     def __init__(self, where: tuple[str, int], metrics: LiveMetrics) -> None:
         self.address_family = AF_INET6 if ":" in where[0] else AF_INET
         self.metrics = metrics
+        self._lock = threading.Lock()
+        self._end_s: dict[socket, float] = {}  # when each connection must be over
         super().__init__(where, _Handler)
+
+    def verify_request(self, request: object, client_address: object) -> bool:
+        """One too many is closed at once."""
+        with self._lock:
+            return len(self._end_s) < _CONNECTIONS_MOST
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Its time runs from here."""
+        with self._lock:
+            self._end_s[request] = time.monotonic() + _REQUEST_S
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Closes a connection, answered or not."""
+        with self._lock:
+            self._end_s.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Ends what takes too long: its thread reads an end of file then."""
+        self._end(time.monotonic())
+
+    def end_requests(self) -> None:
+        """Ends all of them, without waiting for anybody."""
+        self._end(float("inf"))
+
+    def _end(self, now_s: float) -> None:
+        with self._lock:
+            for request, end_s in self._end_s.items():
+                if end_s <= now_s:
+                    with suppress(OSError):
+                        request.shutdown(SHUT_RDWR)
 
     def server_bind(self) -> None:
         """Binds without asking a name server for this host's name, as HTTPServer does."""
@@ -129,7 +171,6 @@ class _Server(HTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = _READ_TIMEOUT_S
 
     def version_string(self) -> str:
         """The Server header, without the interpreter's version."""
@@ -172,15 +213,21 @@ class LiveMetrics:
         self._run_id = run_path.name
         self._target_connections = target_connections
         self._live: Live | None = None
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Drops the mapping."""
-        if self._live is not None:
-            self._live.close()
-            self._live = None
+        with self._lock:
+            if self._live is not None:
+                self._live.close()
+                self._live = None
 
     def text(self) -> str:
         """The exposition of now; before live.bin is there it has the target and the phase only."""
+        with self._lock:
+            return self._text()
+
+    def _text(self) -> str:
         target = Family("connscope_target_connections", "gauge", "", "Connections asked for.")
         target.add(self._target_connections)
         info = Family("connscope_run_info", "gauge", "", "Always 1; its labels name the run.")

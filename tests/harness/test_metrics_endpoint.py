@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 
@@ -122,6 +123,56 @@ def test_a_silent_visitor_does_not_block_the_next(tmp_path, capfd):
             rude.recv(100)
         assert "connscope_phase" in scrape(url)
     assert capfd.readouterr() == ("", ""), "scrapes leave no trace in the terminal"
+
+
+class Dripper:
+    """Sends a request that never ends, a byte at a time."""
+
+    def __init__(self, port):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        self.is_ended = threading.Event()
+        self._thread = threading.Thread(target=self._drip, daemon=True)
+        self._thread.start()
+
+    def _drip(self):
+        try:
+            while not self.is_ended.wait(0.05):
+                self.socket.sendall(b"x")
+        except OSError:
+            self.is_ended.set()
+
+    def close(self):
+        self.is_ended.set()
+        self._thread.join()
+        self.socket.close()
+
+
+def test_who_sends_a_byte_at_a_time_hinders_nobody_and_is_ended(tmp_path):
+    with serving(LOOPBACK, tmp_path, 5) as url:
+        port = int(url.rsplit(":", 1)[1].split("/")[0])
+        drippers = [Dripper(port) for _ in range(3)]
+        assert "connscope_phase" in scrape(url)
+        for dripper in drippers:
+            assert dripper.is_ended.wait(30), "it may hold its connection for ever"
+            dripper.close()
+
+
+def test_the_end_of_a_run_waits_for_no_visitor(tmp_path):
+    with serving(LOOPBACK, tmp_path, 5) as url:
+        dripper = Dripper(int(url.rsplit(":", 1)[1].split("/")[0]))
+    assert dripper.is_ended.wait(30), "it was not ended with the run"
+    dripper.close()
+
+
+def test_only_so_many_are_served_at_a_time(tmp_path):
+    with serving(LOOPBACK, tmp_path, 5) as url:
+        port = int(url.rsplit(":", 1)[1].split("/")[0])
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(12)]
+        assert [each.recv(1) for each in idle] == [b""] * 12  # at once, or when its time is over
+        for each in idle:
+            each.close()
+        assert "connscope_phase" in scrape(url)
 
 
 def test_a_port_that_is_taken_is_said(tmp_path):
