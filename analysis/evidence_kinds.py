@@ -176,6 +176,8 @@ _CONNECTIONS: dict[str, EvidenceKind] = {
     "peak_connections": EvidenceKind("count", "most connections open at once"),
     "process_connections": _with("count", "connections in {of}", "connections it held"),
     "failed_connections": EvidenceKind("count", "failed connections"),
+    "never_attempted": EvidenceKind("count", "connections of the target that were never attempted"),
+    "attempts_again": EvidenceKind("count", "attempts that were made again"),
     "lost_connections": EvidenceKind("count", "lost connections"),
     "lost_within_1s": EvidenceKind("count", "connections lost within a second"),
     "failed_within_1s": EvidenceKind("count", "attempts that failed within a second"),

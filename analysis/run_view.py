@@ -290,15 +290,20 @@ class RunView:
 
     @cached_property
     def peak_count(self) -> int:
-        """Most connections open at once; from the counters when there are no records."""
+        """Most connections open at once; from the counters when there are no records.
+
+        The record of a connection is of its last attempt, so that one which was lost and made again
+        (``--retry``) has left no trace of when it was open before; then the counters have a say.
+        """
         counts = self._open_curve[1]
-        if len(counts):
-            return max(0, int(counts.max()))
+        recorded = max(0, int(counts.max())) if len(counts) else 0
+        if len(counts) and not (self.manifest.get("attempts") or {}).get("again_open_count"):
+            return recorded
         samples = self.frames["live_samples"]
         clients = samples[samples["role"] == "client"]
         if clients.empty:
-            return 0
-        return int(clients.groupby("at_ns")["open_count"].sum().max())
+            return recorded
+        return max(recorded, int(clients.groupby("at_ns")["open_count"].sum().max()))
 
     @cached_property
     def peak_s(self) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis import cpu, failures, memory, processes, timeline
+from analysis.attempts import with_attempts
 from analysis.before_failure import df_before_failure
 from analysis.descriptors import df_descriptors
 from analysis.evidence import Finding
@@ -227,7 +228,7 @@ def summarise(frames: RunFrames) -> Summary:
         ladder=ladder,
     )
     ranked = rank(signs, find_all(signs))
-    findings = with_quotes(ranked, signs.words, view.first_failure_s)
+    findings = with_attempts(with_quotes(ranked, signs.words, view.first_failure_s), view)
     hot = with_threads(signs.view, describe_hot_worker(signs, findings))
     known = {
         "manifest": frames.manifest,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analysis import fates
+from analysis.attempts import attempts_of
 from analysis.evidence import Side
 from analysis.run_view import RunView
 
@@ -73,12 +74,11 @@ def unexplained(view: RunView) -> Unexplained:
             ("unanswered_count", "were read and never answered"),
         )
     ]
-    tried = int((connections["start_s"].notna()).sum())
     return Unexplained(
         side=_side(view),
         ends=tuple(ends),
         standing=tuple((words, count) for words, count in standing if count),
-        never_count=max(0, view.target_count - tried) if tried else 0,
+        never_count=attempts_of(view).never_count,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.alternatives import Alternative, alternatives
+from analysis.attempts import attempts_of
 from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence import Finding, Quote, Side, capitalised
 from analysis.ladder import Rung, next_wall
@@ -196,6 +197,7 @@ def run_facts(view: RunView) -> dict[str, Any]:
         "status": str(manifest.get("status") or ""),
         "failed_connections": view.failed_count,
         "lost_connections": view.lost_count,
+        "attempts": None if view.is_attached else attempts_of(view).record(),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from analysis import verdict
 from analysis.alternatives import Alternative
+from analysis.attempts import Attempts, GaveUp
 from analysis.causes import CAUSES
 from analysis.evidence import SEVERITIES, SIDES, Evidence, Finding, Fix, Quote, Subject
 from analysis.rung import Rung
@@ -20,6 +21,7 @@ RUN = {
     "status": "finished, interrupted, failed, or running (it was killed)",
     "failed_connections": "attempts that failed",
     "lost_connections": "established connections that ended before the stop",
+    "attempts": "which were made, see below; `null` where the clients are elsewhere",
 }
 PROBE = {
     "name": "as in `--probes`",
@@ -41,6 +43,11 @@ OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
     "verdict": ("what stopped the run, or that nothing did", attributes(Verdict)),
     "verdict.alternatives[]": ("other explanations", attributes(Alternative)),
     "run": ("the run in numbers", RUN),
+    "run.attempts": (
+        "the attempts of the clients",
+        attributes(Attempts) | {"sentence": "what a reader has to know of it, '' for nothing"},
+    ),
+    "run.attempts.gave_up[]": ("a client that stopped trying", attributes(GaveUp)),
     "findings[]": ("every cause that was found, binding first", attributes(Finding)),
     "findings[].subject": ("the process", attributes(Subject)),
     "findings[].evidence[]": ("one number of this run", EVIDENCE),

@@ -105,6 +105,7 @@ def _record(
             interrupt=interrupt,
             view=view,
             foreign=options.foreign,
+            failures_max_count=options.failures_max,
             with_page=not options.no_report,
         ).execute()
 

@@ -13,7 +13,16 @@ import time
 
 from harness import child, frames
 from harness.client_opening import READ_BYTES, Opening, close_kind_of
-from harness.event_loop import HOLD, IDLE_WAIT_S, MAX_EVENTS, PHASE_WORD, RAMP, STOP, Turns
+from harness.event_loop import (
+    HOLD,
+    IDLE_WAIT_S,
+    MAX_EVENTS,
+    PHASE_WORD,
+    RAMP,
+    STOP,
+    STOP_REASON_WORD,
+    Turns,
+)
 from harness.fleet_config import FleetConfig
 from harness.load_shape import Pace
 from harness.protocol import BinaryMessage, Close, Connection, Ping, TextMessage, Violation
@@ -92,7 +101,7 @@ class Client(Opening):
         timeout_ns = int(self._config.connect_timeout_s * 1e9)
         next_check_ns = 0
         talks = self._config.message_rate_per_s > 0
-        fault = self._fault
+        fault, retries = self._fault, self._retries
         while header[PHASE_WORD] < RAMP:
             time.sleep(0.001)
         self._last_success_ns = time.monotonic_ns()
@@ -104,6 +113,8 @@ class Client(Opening):
                 wait_s = self._ramp_wait_s()
             elif talks:
                 wait_s = _PACE_MESSAGES_S
+            if retries and self._may_retry(now_ns := time.monotonic_ns()):
+                wait_s = retries.wait_s(now_ns, wait_s)
             events = poll(wait_s if fault is None else min(wait_s, fault.wait_s), MAX_EVENTS)
             now_ns = turns.begin()
             for fd, mask in events:
@@ -114,14 +125,20 @@ class Client(Opening):
             if is_ramping:
                 if phase == RAMP:
                     self._begin_some(now_ns)
-                is_done = slot[_ATTEMPTED] >= self._share_count or phase >= HOLD
-                if is_done or self._is_giving_up(now_ns):
+                is_done = slot[_ATTEMPTED] >= self._share_count and not retries
+                if is_done or phase >= HOLD or self._is_giving_up(now_ns):
                     is_ramping = bool(self._in_flight)
                     if not is_ramping:
+                        if not is_done and phase < HOLD:
+                            self._note_giving_up()
                         slot[Counter.ATTEMPTS_DONE_NS] = time.monotonic_ns()
                         self._message_pace.begin(now_ns)
             elif talks and phase == HOLD:
                 self._talk(now_ns)
+            if retries and header[STOP_REASON_WORD]:
+                retries.forget()
+            elif retries and self._may_retry(now_ns):
+                self._begin_due(retries, now_ns)
             if now_ns >= next_check_ns:
                 next_check_ns = now_ns + 100_000_000
                 self._time_out(now_ns - timeout_ns)
@@ -129,6 +146,10 @@ class Client(Opening):
                 fault.turn(now_ns)
             turns.end()
         slot[Counter.STOPPED_NS] = time.monotonic_ns()
+
+    def _note_giving_up(self) -> None:
+        self._slot[Counter.GAVE_UP_NS] = self._stalled_ns
+        self._slot[Counter.GAVE_UP_FAILED_COUNT] = self._failures_since_success
 
     def _count_end(self, kind: CloseKind) -> None:
         if kind is CloseKind.RST:
@@ -253,3 +274,5 @@ class Client(Opening):
         self._slot[_LOST] += 1
         self._count_end(kind)
         os.close(fd)
+        if self._retries is not None:
+            self._retries.plan(record, self._closed_ns[record])

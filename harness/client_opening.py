@@ -4,6 +4,9 @@ A connection is begun with socket, setsockopt, bind, connect and write, one afte
 loopback connect(2) has finished its handshake when it returns EINPROGRESS, so the request goes out
 at once, and only where that is refused (EAGAIN) does the loop wait for EPOLLOUT. Times and errnos
 go straight into the connection's record in live.bin.
+
+After ``WALL_FAILURES`` failures in a row a client is at a wall: it goes on at a bounded rate until
+one gets through, and stops when none did for ``stall_s``. Why so: docs/design/0012-persistence.md.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ import struct
 import time
 
 from harness import client_faults, handshake
+from harness.client_retries import Retries
 from harness.event_loop import IDLE_WAIT_S
 from harness.fleet_config import FleetConfig
-from harness.load_shape import Pace, interleave
+from harness.load_shape import Group, Pace, groups_of, interleave
 from harness.refusals import RefusalReport
 from probes.live import CloseKind, Counter, Live, Stage
 
@@ -30,8 +34,11 @@ _STREAM = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
 READ_BYTES = 65_536
 _START_MOST = 64  # connects begun in one turn
 _KEYS_COUNT = 256
-_GIVE_UP_FAILURES = 100
-_GIVE_UP_NS = 500_000_000
+WALL_FAILURES = 100
+"""So many failures in a row are a wall."""
+WALL_RATE_PER_S = 100
+"""At a wall each client makes so many attempts a second, whatever ``--ramp`` allows."""
+_WALL_INTERVAL_NS = 1_000_000_000 // WALL_RATE_PER_S
 
 _SOCKET, _BIND, _CONNECT = int(Stage.SOCKET), int(Stage.BIND), int(Stage.CONNECT)
 _HANDSHAKE, _OPEN = int(Stage.HANDSHAKE), int(Stage.OPEN)
@@ -42,6 +49,10 @@ _ATTEMPTED = int(Counter.ATTEMPTED_TOTAL)
 _FAILED = int(Counter.FAILED_TOTAL)
 _IN_FLIGHT = int(Counter.IN_FLIGHT_COUNT)
 _PROTOCOL_ERRORS = int(Counter.PROTOCOL_ERROR_TOTAL)
+_WALL_SINCE = int(Counter.WALL_SINCE_NS)
+_RETRIED = int(Counter.RETRIED_TOTAL)
+_RETRIED_OPEN = int(Counter.RETRIED_OPEN_TOTAL)
+_RETRIED_AFTER = int(Counter.RETRIED_AFTER_BASE)
 
 
 class Exchange:
@@ -88,7 +99,14 @@ class Opening:
             groups = self._fault.shares(groups)
         self._share_count = sum(group.connections for group in groups)
         self._record_base = record_base
-        self._order = interleave(groups, config.server_address)
+        all_groups = groups_of(groups, config.server_address)
+        self._order = interleave(all_groups)
+        self._retries: Retries | None = None
+        if config.retry_count:
+            self._retries = Retries(
+                config.retry_count, config.retry_first_s, config.retry_longest_s
+            )
+            self._group_of = {(g.address_number, g.destination_port): g for g in all_groups}
         self._exchanges = {
             port: [Exchange(config, port) for _ in range(_KEYS_COUNT)]
             for port in {group.destination_port for group in groups}
@@ -108,6 +126,11 @@ class Opening:
         self._port_range = struct.pack("=HH", *range_) if range_ else b""
         self._failures_since_success = 0
         self._last_success_ns = 0
+        self._wall_ns = 0
+        self._next_at_wall_ns = 0
+        self._stall_ns = int(config.stall_s * 1e9)
+        if config.ramp_per_s:  # a slow ramp needs longer to show that nothing gets through
+            self._stall_ns = max(self._stall_ns, int(2e9 * config.clients / config.ramp_per_s))
         self._pace = Pace(config.ramp_per_s / config.clients, config.clients, index)
         self._subprotocols = [name.encode() for name in config.subprotocols]
         self._refusals = refusals
@@ -124,36 +147,51 @@ class Opening:
             return IDLE_WAIT_S
         if self._slot[_ATTEMPTED] >= self._share_count:
             return IDLE_WAIT_S
-        if self._failures_since_success >= _GIVE_UP_FAILURES:
-            return 0.01  # the wall is met: go on slowly until it is sure
-        return self._pace.wait_s(time.monotonic_ns(), IDLE_WAIT_S)
+        now_ns = time.monotonic_ns()
+        if self._failures_since_success >= WALL_FAILURES:
+            return min(IDLE_WAIT_S, max(0.0, (self._next_at_wall_ns - now_ns) / 1e9))
+        return self._pace.wait_s(now_ns, IDLE_WAIT_S)
+
+    @property
+    def _stalled_ns(self) -> int:
+        """When this client gives up, if nothing gets through before; meant at a wall only."""
+        return max(self._last_success_ns, self._wall_ns) + self._stall_ns
 
     def _is_giving_up(self, now_ns: int) -> bool:
-        return (
-            self._failures_since_success >= _GIVE_UP_FAILURES
-            and now_ns - self._last_success_ns > _GIVE_UP_NS
-        )
+        return self._failures_since_success >= WALL_FAILURES and now_ns > self._stalled_ns
 
     def _begin_some(self, now_ns: int) -> None:
-        if self._is_giving_up(now_ns):
-            return
+        if self._failures_since_success >= WALL_FAILURES:
+            most_count = self._due_at_wall(now_ns)
+        else:
+            if self._wall_ns:  # the wall is gone
+                self._wall_ns = self._slot[_WALL_SINCE] = 0
+                self._pace.forgo(now_ns)
+            most_count = self._pace.allowed(now_ns, _START_MOST)
+        slot = self._slot
         most_count = min(
-            _START_MOST if self._failures_since_success < _GIVE_UP_FAILURES else 4,
+            most_count,
             self._config.in_flight_max_count - len(self._in_flight),
-            self._share_count - self._slot[_ATTEMPTED],
-            self._pace.allowed(now_ns, _START_MOST),
+            self._share_count - slot[_ATTEMPTED],
         )
         for _ in range(most_count):
-            self._begin_one()
+            record = self._record_base + slot[_ATTEMPTED]
+            group = next(self._order)
+            slot[_ATTEMPTED] += 1
+            self._destination_port[record] = group.destination_port
+            self._source_address[record] = group.address_number
+            self._begin(record, group)
 
-    def _begin_one(self) -> None:
-        """Begins one connection; see the module's docstring for the order of calls."""
+    def _due_at_wall(self, now_ns: int) -> int:
+        """How many connections may be begun now, while every attempt fails: 1 or none."""
+        if now_ns < self._next_at_wall_ns or self._is_giving_up(now_ns):
+            return 0
+        self._next_at_wall_ns = now_ns + _WALL_INTERVAL_NS
+        return self._pace.allowed(now_ns, 1)
+
+    def _begin(self, record: int, group: Group) -> None:
+        """Begins a connection; see the module's docstring for the order of calls."""
         slot = self._slot
-        record = self._record_base + slot[_ATTEMPTED]
-        group = next(self._order)
-        slot[_ATTEMPTED] += 1
-        self._destination_port[record] = group.destination_port
-        self._source_address[record] = group.address_number
         self._start_ns[record] = time.monotonic_ns()
         stage = self._stage
         stage[record] = _SOCKET
@@ -266,11 +304,37 @@ class Opening:
         self._last_success_ns = now_ns
 
     def _fail(self, record: int, number: int, kind: CloseKind = CloseKind.ERROR) -> None:
+        now_ns = time.monotonic_ns()
         self._errno[record] = number
         self._close_kind[record] = kind
-        self._closed_ns[record] = time.monotonic_ns()
+        self._closed_ns[record] = now_ns
         self._slot[_FAILED] += 1
         self._failures_since_success += 1
+        if self._failures_since_success == WALL_FAILURES:
+            # One that timed out has shown for as long as it waited that nothing gets through.
+            since_ns = self._start_ns[record] if kind is CloseKind.TIMEOUT else now_ns
+            self._wall_ns = self._slot[_WALL_SINCE] = since_ns
+        if self._retries is not None:
+            self._retries.plan(record, now_ns)
+
+    def _may_retry(self, now_ns: int) -> bool:
+        """Whether a connection whose wait is over could be begun now."""
+        is_full = len(self._in_flight) >= self._config.in_flight_max_count
+        return not is_full and not self._is_giving_up(now_ns)
+
+    def _begin_due(self, retries: Retries, now_ns: int) -> None:
+        """Begins the connections that are to be made again by now."""
+        room_count = self._config.in_flight_max_count - len(self._in_flight)
+        for record in retries.take(now_ns, min(_START_MOST, room_count)):
+            slot = self._slot
+            slot[_RETRIED] += 1
+            slot[_RETRIED_OPEN] += self._established_ns[record] > 0
+            slot[_RETRIED_AFTER + self._close_kind[record]] += 1
+            for column in (self._connected_ns, self._established_ns, self._closed_ns, self._errno):
+                column[record] = 0
+            self._close_kind[record] = CloseKind.NONE
+            place = self._source_address[record], self._destination_port[record]
+            self._begin(record, self._group_of[place])
 
     def _abandon(self, fd: int, number: int, kind: CloseKind | None = None) -> None:
         """Ends a connection that never opened; its stage stays where it failed."""

@@ -7,7 +7,7 @@ import time
 from probes.live import LAG_BUCKETS, Counter, Live, Phase
 
 # Plain ints: an IntEnum as index costs a method call each time, on the hottest lines we have.
-PHASE_WORD = 4
+PHASE_WORD, STOP_REASON_WORD = 4, 9
 RAMP, HOLD, STOP = int(Phase.RAMP), int(Phase.HOLD), int(Phase.STOP)
 IDLE_WAIT_S = 0.1  # longest wait for events: how soon a change of phase is seen
 MAX_EVENTS = 512

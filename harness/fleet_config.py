@@ -30,7 +30,8 @@ class FleetConfig(NamedTuple):
     is '', verify or insecure, ``tls_ca`` PEM text or '' for the system's; ``message`` is a
     template, '' for ``payload_bytes`` bytes. ``cgroups`` are ``cgroup.procs`` files that every
     process of the fleet joins, ``client_cgroups`` one more by number of the client; the limits of
-    ``memory_max_bytes`` and ``tcp_memory_max_bytes`` (0: none) are theirs.
+    ``memory_max_bytes`` and ``tcp_memory_max_bytes`` (0: none) are theirs. ``stall_s`` is how long
+    a client goes on while every attempt fails; ``retry_count`` 0 makes no connection again.
     """
 
     server_address: str
@@ -69,6 +70,10 @@ class FleetConfig(NamedTuple):
     cgroups: Sequence[str] = ()
     client_cgroups: Mapping[str, str] = {}
     accept_weights: Sequence[int] = ()
+    stall_s: float = 2.0
+    retry_count: int = 0
+    retry_first_s: float = 1.0
+    retry_longest_s: float = 10.0
 
     @property
     def is_foreign(self) -> bool:

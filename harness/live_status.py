@@ -83,15 +83,17 @@ class LiveStatus:
             self._rate_per_s = (established - before) / (now_s - since_s)
             self._rate_from = (now_s, established)
         ramp_ns = fleet.live.header[Header.PHASE_RAMP_NS]
-        failed = fleet.total(Counter.FAILED_TOTAL)
-        lost = fleet.total(Counter.LOST_TOTAL)
+        # What was made again counts by its last attempt.
+        again_open = fleet.total(Counter.RETRIED_OPEN_TOTAL)
+        failed = fleet.total(Counter.FAILED_TOTAL) + again_open - fleet.total(Counter.RETRIED_TOTAL)
+        lost = fleet.total(Counter.LOST_TOTAL) - again_open
         self._cpu.read(
             [slot[Counter.PID] for slot in fleet.server_slots if slot[Counter.PID]], now_s
         )
         return Status(
             elapsed_s=(time.monotonic_ns() - ramp_ns) / 1e9 if ramp_ns else 0.0,
             phase=phase,
-            established=established,
+            established=established - again_open,
             open_count=fleet.total(Counter.OPEN_COUNT),
             rate_per_s=self._rate_per_s,
             failed=failed + lost,
@@ -128,6 +130,22 @@ class LiveStatus:
         errors.append(("server", "EMFILE", fleet.total(Counter.ACCEPT_EMFILE_TOTAL, clients=False)))
         errors.append(("client", "closed by server", fleet.total(Counter.EOF_TOTAL)))
         return sorted((e for e in errors if e[2]), key=lambda e: -e[2])
+
+    def wall_note(self) -> str:
+        """Which clients get nothing through now, '' when there are none."""
+        walls = [
+            (index, slot[Counter.WALL_SINCE_NS])
+            for index, slot in enumerate(self._fleet.client_slots)
+            if slot[Counter.WALL_SINCE_NS] and not slot[Counter.ATTEMPTS_DONE_NS]
+        ]
+        if not walls:
+            return ""
+        since_s = (time.monotonic_ns() - min(since_ns for _, since_ns in walls)) / 1e9
+        who = f"client {walls[0][0]}" if len(walls) == 1 else f"{len(walls)} clients"
+        return (
+            f"every attempt of {who} has failed for {since_s:.1f} s: trying on slowly, "
+            f"up to {self._fleet.config.stall_s:g} s (--stall)"
+        )
 
     def ramp_left_s(self, hold_s: float) -> float | None:
         """Seconds until the end of the hold at the rate of the last second, None when not known."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from harness.fleet_config import GroupShare
 
 
-class _Group:
+class Group:
     """A group share with its addresses in the forms that the hot path needs."""
 
     __slots__ = (
@@ -27,9 +27,13 @@ class _Group:
         self.left_count = share.connections
 
 
-def interleave(shares: list[GroupShare], server_address: str) -> Iterator[_Group]:
+def groups_of(shares: list[GroupShare], server_address: str) -> list[Group]:
+    """The groups of a client's shares, in their order."""
+    return [Group(share, server_address) for share in shares]
+
+
+def interleave(groups: list[Group]) -> Iterator[Group]:
     """Takes turns between the groups until each has had its count, so that all fill evenly."""
-    groups = [_Group(share, server_address) for share in shares]
     while groups:
         for group in groups:
             if group.left_count:
@@ -67,6 +71,11 @@ class Pace:
         count = min(due - self._used, most_count)
         self._used += count
         return count
+
+    def forgo(self, now_ns: int) -> None:
+        """Gives up what was allowed until now and not used: no burst makes up for it."""
+        if self._interval_ns:
+            self._used = max(self._used, (now_ns - self._began_ns) // self._interval_ns)
 
     def wait_s(self, now_ns: int, idle_wait_s: float) -> float:
         """How long until the next event may happen."""

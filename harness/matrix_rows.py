@@ -50,7 +50,7 @@ _SHORTEST_KEEPALIVE_S = 0.01
 """profile-run takes no shorter one."""
 LEAST_SCALE = 1000
 """Descriptors of a process; with fewer, what is measured drowns in what each run costs anyhow."""
-_NO_KNOBS = ("hold", "connect_timeout")
+_NO_KNOBS = ("hold", "connect_timeout", "stall")
 """Options of a scenario's row that make it quick; no ceiling moves by them."""
 _SLOWEST_RAMP_PER_S = 500.0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import faults, foreign_options
+from harness.client_retries import JITTER_SHARE
 from harness.command_parser import Example, Parser
 from harness.fleet_config import FleetConfig, GroupShare
 from harness.plan import ACCEPT_MODES, Plan, PlanRequest
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 AT_FD_LIMIT = ("pause", "spin", "reset", "crash")
 LEAST_CGROUP_BYTES = 65_536
 MESSAGE_LIMIT_BYTES = 1_048_576
+RETRY_LIMIT_COUNT = 1_000
+STALL_S = 2.0
+"""``--stall`` where it is not said."""
 _EXAMPLES = (
     Example("profile-run --connections 120000", "the main job"),
     Example("profile-run --connections 120000 --plan", "the layout; what would bind"),
@@ -85,6 +89,23 @@ def _seconds(text: str) -> float:
     if not (math.isfinite(value) and 0 <= value <= 86_400):
         raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 86400 seconds")
     return value
+
+
+def _retry_count(text: str) -> int:
+    value = count(text)
+    if value > RETRY_LIMIT_COUNT:
+        raise argparse.ArgumentTypeError(f"{value:,} is over the limit of {RETRY_LIMIT_COUNT:,}")
+    return value
+
+
+def _retry_wait(text: str) -> tuple[float, float]:
+    first, dash, longest = text.partition("-")
+    if not dash:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of seconds, e.g. 0.5-5")
+    first_s, longest_s = _seconds(first), _seconds(longest)
+    if not 0.01 <= first_s <= longest_s:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of seconds from 0.01 up")
+    return first_s, longest_s
 
 
 def _keepalive(text: str) -> float:
@@ -209,6 +230,16 @@ def parser() -> Parser:
          help="keep the connections so long (default: 10)")  # fmt: skip
     load("--connect-timeout", type=_seconds, default=10.0, metavar="S",
          help="an attempt fails after so long (default: 10)")  # fmt: skip
+    load("--stall", type=_seconds, default=None, metavar="S",
+         help="a client stops when every attempt fails for so long (default: 2; with --retry "
+              "as long as its longest wait, too)")  # fmt: skip
+    load("--failures-max", type=count, default=0, metavar="N",
+         help="stop trying after so many failed attempts (default: no limit)")  # fmt: skip
+    load("--retry", type=_retry_count, default=0, metavar="N",
+         help="make what failed or was lost again, N times at most (default: 0)")  # fmt: skip
+    load("--retry-wait", type=_retry_wait, default=(1.0, 10.0), metavar="S-S",
+         help="the first and the longest wait before it, doubled each time, ±50 %% by chance "
+              "(default: 1-10)")  # fmt: skip
     load("--payload", type=_payload, default=64, metavar="BYTES", help="message size, default 64")
     load("--message-rate", type=_message_rate, default=0.0, metavar="RATE",
          help="messages per second of the whole fleet, default 0")  # fmt: skip
@@ -239,6 +270,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             f"--connect-timeout {options.connect_timeout:g} is less than 0.1 s",
             fix="--connect-timeout 10",
         )
+    options.stall_asked = options.stall
+    if options.stall is None:
+        longest_s = options.retry_wait[1] * (1 + JITTER_SHARE) if options.retry else 0.0
+        options.stall = STALL_S + longest_s
     options.speech = foreign_options.speech_of(options)
     options.foreign = None
     return options
@@ -338,6 +373,10 @@ def settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
         "ramp_per_s": options.ramp or None,
         "hold_s": options.hold,
         "connect_timeout_s": options.connect_timeout,
+        "stall_s": options.stall_asked,
+        "failures_max": options.failures_max or None,
+        "retry": options.retry or None,
+        "retry_wait_s": list(options.retry_wait) if options.retry else None,
         "probes": probes,
         "inject": options.inject,
         "memory_max_bytes": options.memory_max or None,
@@ -372,6 +411,10 @@ def fleet_config(options: argparse.Namespace, plan: Plan, *, give_up_root: bool)
         socket_port_range=list(plan.port_range) if plan.port_range_by == "socket" else [],
         in_flight_max_count=plan.client_in_flight_count,
         connect_timeout_s=options.connect_timeout,
+        stall_s=options.stall,
+        retry_count=options.retry,
+        retry_first_s=options.retry_wait[0],
+        retry_longest_s=options.retry_wait[1],
         gc=options.gc == "on",
         inject=options.inject,
         memory_max_bytes=options.memory_max,

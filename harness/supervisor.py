@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from harness import faults, live_status, netns, recording
+from harness.attempts import StopReason, attempts_record
 from harness.burners import Burners
 from harness.fleet import Fleet
 from harness.fleet_config import FleetConfig
@@ -72,6 +73,7 @@ class Supervisor(Recorder):
         interrupt: Set by signals; every phase ends early when it is.
         view: Where progress is shown.
         foreign: The server where it is not ours.
+        failures_max_count: The ramp ends after so many failed attempts, 0: after any number.
         with_page: Its page will be wanted at the end.
     """
 
@@ -87,9 +89,12 @@ class Supervisor(Recorder):
         interrupt: Interrupt,
         view: LiveView,
         foreign: ForeignRequest | None = None,
+        failures_max_count: int = 0,
         with_page: bool = True,
     ) -> None:
         super().__init__(run, probes, manifest, with_page=with_page)
+        self._failures_max_count = failures_max_count
+        self._stopped = (StopReason.NONE, 0)
         self._plan = plan
         self._config = config
         self._hold_s = hold_s
@@ -248,7 +253,8 @@ class Supervisor(Recorder):
         at_ns = fleet.set_phase(Phase.RAMP)
         self._manifest.begin_stage("ramp", at_ns)
         self._event("phase_ramp", at_ns=at_ns)
-        stall_s = self._config.connect_timeout_s + _STALL_MARGIN_S
+        longest_s = max(self._config.connect_timeout_s, self._config.stall_s)
+        stall_s = longest_s + _STALL_MARGIN_S
         best, best_at_s = 0, time.monotonic()
         while not self._interrupt.signal_name:
             self._note_ends(fleet)
@@ -261,10 +267,26 @@ class Supervisor(Recorder):
             elif now_s - best_at_s > max(stall_s, 2 * self._pace_s()):
                 note = f"no connection was established for {stall_s:.0f} s"
                 result.notes.append(note)
-                self._event("stalled", detail=note)
+                self._end_attempts(fleet, StopReason.NO_SUCCESS, note)
                 return
-            self._view.update(status.read("ramp", time_left_s=status.ramp_left_s(self._hold_s)))
+            failed_count = fleet.total(Counter.FAILED_TOTAL)
+            if 0 < self._failures_max_count <= failed_count:
+                self._end_attempts(fleet, StopReason.FAILURES, f"{failed_count} attempts failed")
+                return
+            left_s = status.ramp_left_s(self._hold_s)
+            self._view.update(status.read("ramp", time_left_s=left_s, note=status.wall_note()))
             time.sleep(_TICK_S)
+
+    def _end_attempts(self, fleet: Fleet, reason: StopReason, detail: str) -> None:
+        """No client begins another connection."""
+        at_ns = time.monotonic_ns()
+        self._stopped = (reason, at_ns)
+        fleet.live.header[Header.STOP_REASON] = reason
+        self._event(
+            "stalled" if reason is StopReason.NO_SUCCESS else "failures_max_reached",
+            at_ns=at_ns,
+            detail=detail,
+        )
 
     def _pace_s(self) -> float:
         """Time between two connects at the asked-for rate."""
@@ -337,6 +359,15 @@ class Supervisor(Recorder):
             self._note_processes(self._foreign.processes, is_last=True)
         self._note_left_out(result)
         self._manifest.contents["notes"] = result.notes
+        if fleet is not None:
+            reason, stopped_ns = self._stopped
+            self._manifest.contents["attempts"] = attempts_record(
+                self._config,
+                fleet.client_slots,
+                failures_max_count=self._failures_max_count,
+                reason=reason,
+                stopped_ns=stopped_ns,
+            )
         try:
             recording.write_connections(self._run, live)
             ends = list(fleet.ends) if fleet is not None else []

@@ -112,6 +112,12 @@ class Counter(IntEnum):
     GC_NS_TOTAL = 34  # time in the runtime's collector
     GC_COLLECTIONS_TOTAL = 35
     GC_MAX_PAUSE_NS = 36  # longest collection of the run
+    WALL_SINCE_NS = 37  # client: since when every attempt fails; 0: not so now
+    GAVE_UP_NS = 38  # client: when it stopped with attempts left; 0: it did not
+    GAVE_UP_FAILED_COUNT = 39  # client: attempts in a row that had failed by then
+    RETRIED_TOTAL = 40  # client: attempts after a connection's first
+    RETRIED_OPEN_TOTAL = 41  # of them, of connections that had been open
+    RETRIED_AFTER_BASE = 42  # first of nine words: attempts after one that ended so (CloseKind)
 
 
 COUNTER_WORDS = 64

@@ -83,6 +83,7 @@ def verdict_section(view: View) -> dict[str, Any]:
             for a in verdict.alternatives
         ],
         "warning": _status_warning(status),
+        "attempts": str((run.get("attempts") or {}).get("sentence") or ""),
         "missing": list(summary.missing),
         "figures": _key_figures(view),
         "findings": [_finding(finding, number) for number, finding in enumerate(summary.findings)],

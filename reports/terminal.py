@@ -355,6 +355,9 @@ def end_lines(
     fixes = first_fixes(verdict)
     if fixes:
         entries.append(("fix", [printable(str(fix.get("command", ""))) for fix in fixes]))
+    tried = str((verdict.get("run", {}).get("attempts") or {}).get("sentence") or "")
+    if tried:
+        entries.append(("tried", _wrapped(tried, width - 9)))
     quotes = result.get("quotes") or []
     if quotes:
         first = quotes[0]

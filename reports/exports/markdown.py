@@ -61,6 +61,9 @@ def _lines(summary: Summary) -> Iterator[str]:
         f"{'clients elsewhere, not watched · ' if watched else clients}"
         f"confidence {escaped(verdict.confidence)}"
     )
+    tried = str((run.get("attempts") or {}).get("sentence") or "")
+    if tried:
+        yield from ("", escaped(tried))
     fixes = _fixes(summary.findings, verdict.cause)
     if fixes:
         yield from ("", "**Fix**", "")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.fleet_config import GroupShare
-from harness.load_shape import Pace, interleave
+from harness.load_shape import Pace, groups_of, interleave
 
 groups = st.lists(st.integers(0, 50), min_size=1, max_size=8)
 
@@ -14,14 +14,14 @@ groups = st.lists(st.integers(0, 50), min_size=1, max_size=8)
 @given(groups)
 def test_every_group_gets_its_count(counts):
     shares = [GroupShare(f"127.0.0.{i + 2}", 9001 + i, n) for i, n in enumerate(counts)]
-    made = [group.destination_port for group in interleave(shares, "127.0.0.1")]
+    made = [group.destination_port for group in interleave(groups_of(shares, "127.0.0.1"))]
     assert [made.count(9001 + i) for i in range(len(counts))] == counts
 
 
 @given(groups)
 def test_groups_fill_evenly_until_the_smallest_is_done(counts):
     shares = [GroupShare("127.0.0.2", 9001 + i, n) for i, n in enumerate(counts)]
-    made = [group.destination_port for group in interleave(shares, "127.0.0.1")]
+    made = [group.destination_port for group in interleave(groups_of(shares, "127.0.0.1"))]
     even = made[: min(counts) * len(counts)]
     for i in range(len(counts)):
         assert even.count(9001 + i) == min(counts)
