@@ -165,21 +165,17 @@ def _pack(recording: Recording) -> str:
         str(ROOT): "/srv/connscope",
         (played / "folder").read_text(encoding="utf-8"): "/tmp/run",
     }
-    if group := archive.control_group(run):
-        hidden[group] = "/control-group"
-    stand_ins = archive.stand_ins(hidden)
+    stand_ins = archive.stand_ins(archive.control_groups(run) | hidden)
     draft = played / recording.file(archive.SUFFIX).name
     wrong = ["no label"]
     if recording.is_refused:
         archive.pack(run, draft, stand_ins, with_live=False)
     else:
-        frames = load(open_run_dir(run))
-        summary = summarise(frames)
-        said = meaning(summary)
-        _pack_whole(run, draft, stand_ins, said)
+        # What is written of it comes from what was packed: the names in it are stand-ins.
+        summary, frames = _pack_whole(run, draft, stand_ins)
         its_label = replace(recording.label, harm=harm_of(summary.run))
         _write(recording, its_label, examine(summary, frames))
-        wrong = complaints(its_label, said)
+        wrong = complaints(its_label, meaning(summary))
     target = recording.file(archive.SUFFIX)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(draft, target)  # last: what is there is whole
@@ -187,21 +183,35 @@ def _pack(recording: Recording) -> str:
     return f"{target.stat().st_size / 1000:.0f} kB, {'; '.join(wrong) or 'as labelled'}"
 
 
-def _pack_whole(run: Path, draft: Path, hidden: dict[bytes, bytes], said: dict[str, Any]) -> None:
+def _pack_whole(run: Path, draft: Path, hidden: dict[bytes, bytes]) -> tuple[Summary, RunFrames]:
     """Packs what the verdict needs: ``live.bin`` only where tables are missing that it has.
+
+    Returns:
+        What was packed, read again.
 
     Raises:
         HostError: What is packed means something else than the run.
     """
+    said = _with_stand_ins(meaning(summarise(load(open_run_dir(run)))), hidden)
     lost: list[str] = []
     for with_live in (False, True):
         archive.pack(run, draft, hidden, with_live=with_live)
-        lost = differences(said, meaning(_read(draft, draft.parent / f"{with_live:d}")[0]))
+        packed = _read(draft, draft.parent / f"{with_live:d}")
+        lost = differences(said, meaning(packed[0]))
         if not lost:
-            return
+            return packed
     raise HostError(
         f"packing changed the verdict: {lost[0]}", fix="see bench/recordings/archive.py"
     )
+
+
+def _with_stand_ins(said: dict[str, Any], hidden: dict[bytes, bytes]) -> dict[str, Any]:
+    """What the verdict means, with the names that the packed recording has."""
+    text = json.dumps(said, ensure_ascii=False).encode()
+    for secret, shown in hidden.items():
+        text = text.replace(secret, shown)
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def _read(source: Path, folder: Path) -> tuple[Summary, RunFrames]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
-from probes.errors import ExitCode, UsageError
+from harness.run_archive import SUFFIX, is_bundle
+from probes.errors import ExitCode, RunDirError, UsageError
 from probes.rundir import MANIFEST, REPORT, RunDir, open_run_dir, write_atomically
 from reports.terminal import print_end
 
@@ -26,11 +27,13 @@ _STACK_FORMATS = ("speedscope", "folded")
 _EXAMPLES = (
     Example("profile-report", "the newest run's verdict and page anew"),
     Example("profile-report runs/latest --format md", "for an issue or a pull request"),
+    Example("profile-report --bundle run.tar.xz --bundle-redact", "the run, for a bug report"),
     Example(
         "profile-report --format speedscope --worker 1 --from 2 --until 8 -o w1.json",
         "a flame graph of one worker",
     ),
 )
+_COMMON = ("--format", "--output", "--json", "--bundle", "--bundle-redact", "--worker")
 _EXIT_CODES = {0: "written", 2: "usage", 5: "cannot be read or written"}
 
 
@@ -42,7 +45,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     _check_together(arguments)
-    run = find_run(arguments.run)
+    named: Path = arguments.run
+    if not is_bundle(named) or not named.exists():
+        return _report_on(find_run(named), arguments)
+    from harness.bundle import open_bundle
+
+    run = open_bundle(named)
+    sys.stderr.write(f"note: {named} is unpacked into {run.path}\n")
+    try:
+        return _report_on(run, arguments)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # A stranger's manifest may hold anything; a run of ours that fails so is a bug to see.
+        raise RunDirError(
+            f"{named} holds no run that can be understood: {type(error).__name__}: {error}",
+            fix=f"rm -r {run.path}; make it with profile-report RUN --bundle FILE{SUFFIX}",
+        ) from error
+
+
+def _report_on(run: RunDir, arguments: argparse.Namespace) -> int:
+    if arguments.bundle is not None:
+        return _bundle(run, arguments)
     output: Path | None = arguments.output
     if arguments.format != "html" or output == STDOUT:
         return _export(run, arguments)
@@ -73,6 +95,7 @@ def parser() -> Parser:
         description="Rebuilds verdict.json and report.html of a run, or exports it.",
         examples=_EXAMPLES,
         exit_codes=_EXIT_CODES,
+        common=_COMMON,
     )
     add = top.add_argument
     add("run", nargs="?", type=Path, default=LATEST, metavar="RUN", help=f"default: {LATEST}")
@@ -82,6 +105,10 @@ def parser() -> Parser:
     add("-o", "--output", type=Path, metavar="PATH",
         help="a file, - for stdout; for csv and parquet a folder")  # fmt: skip
     add("--json", action="store_true", help="verdict.json on stdout as well")
+    add("--bundle", type=Path, metavar="FILE.tar.xz",
+        help="pack the run for a bug report; RUN may be such a file")  # fmt: skip
+    add("--bundle-redact", action="store_true",
+        help="with stand-ins for names, addresses, command lines, cgroups")  # fmt: skip
     add("--worker", type=_number, metavar="N", help="speedscope, folded: of this server worker")
     add("--pid", type=_number, metavar="N", help="speedscope, folded: of this process")
     add("--from", dest="from_s", type=_seconds, metavar="S",
@@ -108,6 +135,15 @@ def _seconds(text: str) -> float:
 
 def _check_together(arguments: argparse.Namespace) -> None:
     form = arguments.format
+    if arguments.bundle_redact and arguments.bundle is None:
+        raise UsageError("--bundle-redact is of a bundle", fix="--bundle FILE.tar.xz")
+    if arguments.bundle is not None and (form != "html" or arguments.output is not None):
+        raise UsageError("--bundle writes one file and nothing else", fix="--bundle FILE.tar.xz")
+    if arguments.bundle is not None and not is_bundle(arguments.bundle):
+        raise UsageError(
+            f"--bundle {arguments.bundle} is not named FILE{SUFFIX}",
+            fix=f"--bundle {arguments.bundle}{SUFFIX}",
+        )
     given = [
         f"--{name.removesuffix('_s')}"
         for name in ("worker", "pid", "from_s", "until_s")
@@ -133,6 +169,19 @@ def _check_together(arguments: argparse.Namespace) -> None:
         )
     if form in FOLDER_FORMATS and arguments.output == STDOUT:
         raise UsageError(f"--format {form} writes many files", fix="--output FOLDER")
+
+
+def _bundle(run: RunDir, arguments: argparse.Namespace) -> int:
+    """Packs the run; what it is packed from stays as it is."""
+    file: Path = arguments.bundle
+    _check_output(file)
+    from harness.bundle import make_bundle, summary_line, verdict_note
+
+    bundled = make_bundle(run, file, redact=arguments.bundle_redact)
+    if note := verdict_note(bundled):
+        sys.stderr.write(f"note: {note}\n")
+    sys.stderr.write(f"{summary_line(file, bundled)}\n")
+    return int(ExitCode.REACHED)
 
 
 def _export(run: RunDir, arguments: argparse.Namespace) -> int:

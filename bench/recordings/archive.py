@@ -10,24 +10,31 @@ moves, not even in one that was cut, and so nothing needs to be written anew.
 
 from __future__ import annotations
 
-import io
 import json
 import lzma
 import re
-import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from harness.run_archive import SUFFIX, packed, read_members
 from probes.errors import RunDirError
-from probes.rundir import LIVE, MANIFEST
+from probes.rundir import LIVE, MANIFEST, RunDir
 
-SUFFIX = ".tar.xz"
+__all__ = ["SUFFIX", "control_groups", "pack", "stand_ins", "unpack"]
+
 MOST_BYTES = 64 << 20
 """Unpacked; the largest of ours has 3 MB."""
+_ADVICE = "git checkout the file, or record it anew: make recordings"
 
 _MEMBER = re.compile(
     r"(manifest\.json|live\.bin|raw/[a-z0-9_]{1,64}/[A-Za-z0-9_.-]{1,128}\.arrows)"
 )
+_PATH_COLUMNS = (("cgroups", "path"), ("cgroup_cpu", "cgroup"))
+_PUBLIC_GROUPS = frozenset(
+    {"init.scope", "machine.slice", "system.slice", "user.slice", "sys", "fs", "cgroup"}
+    | {"cpu", "cpuacct", "cpu,cpuacct", "memory", "pids", "unified", "kubepods", "docker"}
+)
+"""Parts of a path that every host has, and those that tell whose a group is."""
 
 
 def stand_ins(paths: Mapping[str, str]) -> dict[bytes, bytes]:
@@ -58,19 +65,20 @@ def pack(run: Path, archive: Path, hidden: Mapping[bytes, bytes], *, with_live: 
     """
     names = [MANIFEST, *([LIVE] if with_live else [])]
     names += [str(path.relative_to(run)) for path in sorted(run.glob("raw/*/*.arrows"))]
-    plain = io.BytesIO()
-    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name in names:
-            content = (run / name).read_bytes()
-            for secret, shown in hidden.items():
-                content = content.replace(secret, shown)
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    packed = lzma.compress(plain.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+    content = packed(_hidden(run, names, hidden), preset=9 | lzma.PRESET_EXTREME)
     archive.parent.mkdir(parents=True, exist_ok=True)
-    archive.write_bytes(packed)
-    return len(packed)
+    archive.write_bytes(content)
+    return len(content)
+
+
+def _hidden(
+    run: Path, names: list[str], hidden: Mapping[bytes, bytes]
+) -> Iterator[tuple[str, bytes]]:
+    for name in names:
+        content = (run / name).read_bytes()
+        for secret, shown in hidden.items():
+            content = content.replace(secret, shown)
+        yield name, content
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -87,34 +95,41 @@ def unpack(archive: Path, folder: Path) -> Path:
         RunDirError: It is no such archive, or holds something else than a run.
     """
     run = folder / archive.name.removesuffix(SUFFIX)
-    for name, content in _members(archive):
+    members = read_members(
+        archive, _MEMBER, most_bytes=MOST_BYTES, what="a recording", advice=_ADVICE
+    )
+    for name, content in members:
         path = run / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return run
 
 
-def _members(archive: Path) -> Iterable[tuple[str, bytes]]:
-    advice = "git checkout the file, or record it anew: make recordings"
-    try:
-        with lzma.open(archive) as stream:
-            plain = stream.read(MOST_BYTES + 1)
-        if len(plain) > MOST_BYTES:
-            raise RunDirError(f"{archive} holds more than {MOST_BYTES >> 20} MiB", fix=advice)
-        with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as tar:
-            for member in tar:
-                if not member.isreg() or not _MEMBER.fullmatch(member.name):
-                    raise RunDirError(
-                        f"{archive} holds {member.name!r}, no part of a run", fix=advice
-                    )
-                content = tar.extractfile(member)
-                yield member.name, content.read() if content else b""
-    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
-        raise RunDirError(f"{archive} is not a recording: {error}", fix=advice) from error
+def control_groups(run: Path) -> dict[str, str]:
+    """The control groups that a recording names, part by part, for ``stand_ins``.
+
+    Each part of a path by itself, so that a group and those above it stay one below the other. The
+    tables are read as far as they are whole.
+
+    Args:
+        run: The run directory.
+
+    Returns:
+        A part with its slash, and what is shown instead; parts that every host has are left out.
+    """
+    paths = {str(_host_of(run).get("cgroup", {}).get("path") or "")}
+    for table, column in _PATH_COLUMNS:
+        try:
+            paths.update(RunDir(run).read_table(table).table.column(column).to_pylist())
+        except RunDirError:
+            continue  # of another version: only the manifest is known
+    parts = {part for path in paths for part in path.split("/") if len(part) > 1}
+    return {
+        f"/{part}": f"/g{number:02d}"
+        for number, part in enumerate(sorted(parts - _PUBLIC_GROUPS), start=1)
+    }
 
 
-def control_group(run: Path) -> str:
-    """The path of the control group that the run was started in, '' for the root or none."""
-    manifest = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
-    path = str(manifest.get("host", {}).get("cgroup", {}).get("path") or "")
-    return path if len(path) > 1 else ""
+def _host_of(run: Path) -> Mapping[str, Mapping[str, object]]:
+    host = json.loads((run / MANIFEST).read_text(encoding="utf-8")).get("host")
+    return host if isinstance(host, dict) else {}

@@ -83,8 +83,35 @@ def test_the_longer_path_is_replaced_first():
     assert list(archive.stand_ins({"/a": "/x", "/a/b": "/y"})) == [b"/a/b", b"/a"]
 
 
-def test_the_control_group_of_a_run_is_known(run):
-    assert archive.control_group(run.path) == "/a/group"
+def test_no_control_group_of_the_machine_is_left_and_their_order_is(run, tmp_path):
+    writer = run.writer("cgroups", "test")
+    for level, path in enumerate(("/a/group/of-a-shop", "/a/group", "/a", "/")):
+        writer.append(1_009, 23, level, 7 + level, path)
+    writer.append(1_010, 23, 1, 9, "/system.slice/shop-front.service")
+    writer.close()
+    writer = run.writer("events", "other")
+    writer.append(1_010, "process_exited", 23, "killed in /a/group/of-a-shop")
+    writer.close()
+    groups = archive.control_groups(run.path)
+    assert set(groups) == {"/a", "/group", "/of-a-shop", "/shop-front.service"} - {"/a"}
+    archive.pack(run.path, tmp_path / "a.tar.xz", archive.stand_ins(groups), with_live=False)
+    back = archive.unpack(tmp_path / "a.tar.xz", tmp_path / "back")
+    packed_bytes = b"".join(each.read_bytes() for each in back.rglob("*") if each.is_file())
+    for name in (b"of-a-shop", b"/group", b"shop-front"):
+        assert name not in packed_bytes
+    rows = open_run_dir(back).read_table("cgroups").table.to_pylist()
+    inner, middle, outer, root, _ = (row["path"] for row in rows)
+    assert inner.startswith(f"{middle}/")
+    assert middle.startswith(f"{outer}/")
+    assert (outer, root) == ("/a", "/")
+    (told,) = [
+        row["detail"]
+        for row in open_run_dir(back).read_table("events").table.to_pylist()
+        if row["event"] == "process_exited"
+    ]
+    assert told == f"killed in {inner}"
+    manifest = open_run_dir(back).read_manifest()
+    assert manifest["host"]["cgroup"]["path"] == middle
 
 
 def packed(*members):
@@ -111,6 +138,10 @@ def member(name, kind=tarfile.REGTYPE, size=0):
         packed(member("raw/events/a.arrows", tarfile.SYMTYPE)),
         packed(member("manifest.json", tarfile.LNKTYPE)),
         packed(member("verdict.json")),
+        packed(member("manifest.json"), member("manifest.json")),
+        packed(member("manifest.json", tarfile.CONTTYPE)),
+        packed(member("manifest.json", tarfile.CHRTYPE)),
+        packed(member("manifest.json", tarfile.GNUTYPE_SPARSE)),
         packed(member("manifest.json", size=10))[:-20],
     ],
 )
