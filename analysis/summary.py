@@ -8,7 +8,7 @@ empty and has its columns: nothing here is ever None but where said.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,6 +16,7 @@ import pandas as pd
 from analysis import cpu, failures, memory, processes, timeline
 from analysis.attempts import with_attempts
 from analysis.before_failure import df_before_failure
+from analysis.causes import NOT_EXPLAINED
 from analysis.descriptors import df_descriptors
 from analysis.evidence import Finding
 from analysis.findings import find_all
@@ -23,6 +24,7 @@ from analysis.hot_thread import with_threads
 from analysis.hot_worker import describe_hot_worker
 from analysis.ladder import Rung, build_ladder
 from analysis.moments import df_moments
+from analysis.not_explained import not_explained
 from analysis.ports import df_connect_by_use, df_ports
 from analysis.processes import what_is_missing
 from analysis.ranking import rank
@@ -230,14 +232,15 @@ def summarise(frames: RunFrames) -> Summary:
     ranked = rank(signs, find_all(signs))
     findings = with_attempts(with_quotes(ranked, signs.words, view.first_failure_s), view)
     hot = with_threads(signs.view, describe_hot_worker(signs, findings))
+    verdict = conclude(view, findings, ladder, quotes_of(near(signs.words, view.first_failure_s)))
+    if verdict.cause == NOT_EXPLAINED:
+        verdict = replace(verdict, unexplained=not_explained(signs, ladder))
     known = {
         "manifest": frames.manifest,
         "origin_ns": view.origin_ns,
         "duration_s": view.stop_s,
         "run": run_facts(view),
-        "verdict": conclude(
-            view, findings, ladder, quotes_of(near(signs.words, view.first_failure_s))
-        ),
+        "verdict": verdict,
         "findings": findings,
         "ladder": ladder,
         "hot_worker": hot,

@@ -6,6 +6,7 @@ through, and how many were never made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis import fates
@@ -38,17 +39,22 @@ class Unexplained:
         ends: How many ended how, the most frequent first: (words, count).
         standing: Where those of the server stand that wait: (words, count).
         never_count: Attempts of the target that were never made.
+        closed_by: `` by`` the process of the server that was seen to close connections at once,
+            '' when none was, or when several were.
     """
 
     side: Side
     ends: tuple[tuple[str, int], ...]
     standing: tuple[tuple[str, int], ...]
     never_count: int
+    closed_by: str = ""
 
     @property
     def words(self) -> str:
         """The same in one clause, '' when nothing ended or waits."""
         parts = [f"{count:,} {words}" for words, count in (*self.ends, *self.standing)]
+        if self.closed_by:
+            parts.append(f"connections were closed at once{self.closed_by}")
         if self.never_count:
             parts.append(f"{self.never_count:,} were never tried")
         return ", ".join(parts)
@@ -66,20 +72,29 @@ def unexplained(view: RunView) -> Unexplained:
         how = f"{_HOW.get(kind, kind)} {_where(stage)}"
         counts[how] = counts.get(how, 0) + count
     ends = sorted(counts.items(), key=lambda item: -item[1])[:_NAMED_MOST]
+    stuck = fates.stuck(view)
     standing = [
-        (words, sum(getattr(each, name) for each in fates.stuck(view)))
+        (words + _by(view, [each.pid for each in stuck if getattr(each, name)]), count)
         for name, words in (
             ("unaccepted_count", "stood in the accept queue"),
             ("unread_count", "were accepted and never read"),
             ("unanswered_count", "were read and never answered"),
         )
+        if (count := sum(getattr(each, name) for each in stuck))
     ]
+    closers = [each.pid for each in fates.closed_at_once(view)]
     return Unexplained(
         side=_side(view),
         ends=tuple(ends),
-        standing=tuple((words, count) for words, count in standing if count),
+        standing=tuple(standing),
+        closed_by=_by(view, closers),
         never_count=attempts_of(view).never_count,
     )
+
+
+def _by(view: RunView, pids: Sequence[int]) -> str:
+    known = [pid for pid in pids if pid]
+    return f" by {view.subject(known[0])}" if len(known) == len(pids) == 1 else ""
 
 
 def _where(stage: str) -> str:

@@ -14,6 +14,7 @@ from analysis.attempts import attempts_of
 from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence import Finding, Quote, Side, capitalised
 from analysis.ladder import Rung, next_wall
+from analysis.not_explained import NotExplained
 from analysis.run_view import RunView
 from analysis.unexplained import unexplained
 from probes.errors import ExitCode
@@ -41,6 +42,7 @@ class Verdict:
         next_rung: One sentence about the next wall, '' when no rung could be fitted.
         alternatives: Other explanations that this run cannot rule out, and what would decide.
         quotes: What the server's log said of it; where no cause was found, what it said then.
+        unexplained: Of ``not-explained`` what is known all the same, else None.
     """
 
     cause: str
@@ -52,6 +54,7 @@ class Verdict:
     next_rung: str = ""
     alternatives: tuple[Alternative, ...] = ()
     quotes: tuple[Quote, ...] = ()
+    unexplained: NotExplained | None = None
 
 
 def conclude(
@@ -226,6 +229,7 @@ def document(summary: Summary) -> dict[str, Any]:
                 for a in verdict.alternatives
             ],
             "quotes": [_quote(quote) for quote in verdict.quotes],
+            "unexplained": verdict.unexplained.record() if verdict.unexplained else None,
         },
         "findings": [_finding(finding) for finding in summary.findings],
         "ladder": [_rung(rung) for rung in summary.ladder],

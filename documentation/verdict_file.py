@@ -7,6 +7,7 @@ from analysis.alternatives import Alternative
 from analysis.attempts import Attempts, GaveUp
 from analysis.causes import CAUSES
 from analysis.evidence import SEVERITIES, SIDES, Evidence, Finding, Fix, Quote, Subject
+from analysis.ruled_out import Left
 from analysis.rung import Rung
 from analysis.verdict import Verdict
 from documentation.markdown import attributes, table
@@ -42,6 +43,22 @@ EVIDENCE = attributes(Evidence) | {
 OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
     "verdict": ("what stopped the run, or that nothing did", attributes(Verdict)),
     "verdict.alternatives[]": ("other explanations", attributes(Alternative)),
+    "verdict.unexplained": (
+        "of `not-explained` what is known all the same; `null` of every other cause",
+        {
+            "ends": "how attempts ended, most frequent first: `count` and `how`",
+            "standing": "where connections wait in the server: `count` and `how`",
+            "never_count": "connections of the target that were never attempted",
+            "left": "what each limit had left, the fullest first",
+            "ruled_out": "causes that a number of this run rules out: `cause` and `by`, evidence",
+            "unwatched": "probes that did not see the run: `probe`, `state`, `reason`",
+            "decide": "the `command` that would tell more, and its `effect`; `null` for none",
+        },
+    ),
+    "verdict.unexplained.left[]": (
+        "a limit that was not met",
+        attributes(Left) | {"left_pct": "part of the capacity that was free, 0 to 100"},
+    ),
     "run": ("the run in numbers", RUN),
     "run.attempts": (
         "the attempts of the clients",

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.causes import CAUSES, GOOD_CAUSES
 from analysis.evidence import Finding, Quote, times
 from analysis.ladder import Rung
+from analysis.not_explained import NotExplained
 from reports import formatting
 from reports.tables import Cell, Heading, Table, table_of, text_column
 from reports.view import PART_OF_TABLE, View, is_watched
@@ -83,10 +84,45 @@ def verdict_section(view: View) -> dict[str, Any]:
             for a in verdict.alternatives
         ],
         "warning": _status_warning(status),
+        "unexplained": _unexplained(verdict.unexplained),
         "attempts": str((run.get("attempts") or {}).get("sentence") or ""),
         "missing": list(summary.missing),
         "figures": _key_figures(view),
         "findings": [_finding(finding, number) for number, finding in enumerate(summary.findings)],
+    }
+
+
+def _unexplained(known: NotExplained | None) -> dict[str, Any] | None:
+    """What is known of a run that nothing explains, each a list of lines."""
+    if known is None:
+        return None
+    ended = known.ended
+    return {
+        "ended": [f"{count:,} {words}" for words, count in (*ended.ends, *ended.standing)]
+        + ([f"{ended.never_count:,} were never tried"] if ended.never_count else [])
+        + ([f"Connections were closed at once{ended.closed_by}"] if ended.closed_by else []),
+        "left": [
+            f"{formatting.percent(each.left_pct)} of "
+            f"{LIMIT_NAMES.get(each.limit, each.limit).lower()}: {each.subject} used "
+            f"{formatting.quantity(each.used, each.unit)} of "
+            f"{formatting.quantity(each.capacity, each.unit)}"
+            for each in known.left
+        ],
+        "ruled_out": [
+            {
+                "cause": each.cause,
+                "by": f"{each.by.name}: {formatting.quantity(each.by.value, each.by.unit)}",
+            }
+            for each in known.ruled_out
+        ],
+        "unwatched": [
+            f"{each.probe} ({each.state.replace('_', ' ')}"
+            + (f": {each.reason})" if each.reason else ")")
+            for each in known.unwatched
+        ],
+        "decide": None
+        if known.decide is None
+        else {"command": known.decide.command, "effect": known.decide.effect},
     }
 
 

@@ -367,6 +367,9 @@ def end_lines(
     if rivals:
         text = "; ".join(f"{a.get('cause')} ({a.get('side')}): {a.get('decide')}" for a in rivals)
         entries.append(("or", _wrapped(text, width - 9)))
+    known = result.get("unexplained") or {}
+    if known:
+        entries += _unexplained_entries(known, width - 9)
     rung = next_rung(verdict)
     if rung is not None:
         entries.append(("next", _wrapped(rung_sentence(rung), width - 9)))
@@ -383,6 +386,26 @@ def end_lines(
             head = f"{bold}{label:<8}{plain}" if number == 0 else " " * 8
             lines.append(f"{head} {text}")
     return lines
+
+
+def _unexplained_entries(known: Mapping[str, Any], width: int) -> list[tuple[str, list[str]]]:
+    """What is known of a run that nothing explains; the page has all of it."""
+    entries = []
+    spare = [
+        f"{each['left_pct']:.0f} % of {each['limit']}, {each['subject']}"
+        for each in list(known.get("left") or [])[:3]
+    ]
+    if spare:
+        entries.append(("left", _wrapped("; ".join(spare), width)))
+    out = [str(each["cause"]) for each in known.get("ruled_out") or []]
+    if out:
+        text = f"{', '.join(out)} (by which numbers: see the report)"
+        entries.append(("not", _wrapped(text, width)))
+    decide = known.get("decide")
+    if decide:
+        command = printable(str(decide["command"]))
+        entries.append(("decide", [command, *_wrapped(str(decide["effect"]), width)]))
+    return entries
 
 
 def first_fixes(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from analysis.run_view import RunView
@@ -323,6 +325,87 @@ def test_what_nothing_explains_has_the_side_on_which_the_attempts_ended(build, s
     assert known.side == side
     assert [count for _, count in known.ends] == [40]
     assert known.never_count == 30
+
+
+def refused(build, *, kind="refused", stage="connect", argv=("profile-run", "--connections", "9")):
+    build.stages(1.0, 2.0)
+    build.manifest |= {"target_connections": 120, "argv": list(argv)}
+    build.process("server", 0)
+    build.process("client", 0)
+    build.connect(50)
+    build.connect(40, stage=stage, close_kind=kind)
+    for probe in ("failing_syscalls", "oom_kills", "host_counters", "process_samples"):
+        build.add("probe_health", probe=probe, asked_for=True, state="ran", row_count=1)
+    return build
+
+
+def known_of(build):
+    known = summarise(build.frames()).verdict.unexplained
+    assert known is not None
+    return known
+
+
+def test_what_nothing_explains_says_what_it_was_not_and_by_which_number(build):
+    out = {each.cause: each.by for each in known_of(refused(build)).ruled_out}
+    assert (out["fd-limit-process"].id, out["fd-limit-process"].value) == ("descriptor_refusals", 0)
+    assert out["memory-exhausted"].id == "oom_kills"
+    assert out["worker-crash"].id == "server_processes_ended"
+
+
+def test_a_number_of_a_probe_that_did_not_look_rules_nothing_out(build):
+    refused(build)
+    build.rows["probe_health"] = []
+    build.add("probe_health", probe="failing_syscalls", asked_for=True, state="unavailable",
+              reason="no BTF")  # fmt: skip
+    known = known_of(build)
+    assert "fd-limit-process" not in {each.cause for each in known.ruled_out}
+    assert [(each.probe, each.reason) for each in known.unwatched] == [
+        ("failing_syscalls", "no BTF")
+    ]
+    assert known.decide is not None
+    assert known.decide.command.endswith("profile-run --connections 9")
+
+
+def test_an_end_that_speaks_for_a_cause_does_not_rule_it_out(build):
+    refused(build)
+    build.add("failing_syscalls", at_s=1.0, pid=800, syscall="bind", errno=99,
+              errno_name="EADDRNOTAVAIL", event_count=1, first_s=0.5, last_s=0.5)  # fmt: skip
+    assert "ephemeral-ports-exhausted" not in {each.cause for each in known_of(build).ruled_out}
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "command"),
+    [
+        ("connect", "refused", "profile-run --connections 9 --stall 30 --retry 10"),
+        ("connect", "timeout", "bpftrace"),
+        ("socket", "error", "profile-doctor"),
+        ("handshake", "eof", "strace"),
+        ("handshake", "timeout", "head -n 1 /proc/800/task/"),
+    ],
+)
+def test_one_command_would_decide(build, stage, kind, command):
+    argv = ("profile-run", "--connections", "9", "--retry", "2", "--stall=1")
+    decide = known_of(refused(build, kind=kind, stage=stage, argv=argv)).decide
+    assert decide is not None
+    assert decide.command.startswith(command)
+
+
+def test_what_each_limit_had_left_is_said_fullest_first(build):
+    refused(build)
+    for quarter in range(9):
+        build.live(800, quarter / 4, open_count=50)
+    spare = known_of(build).left
+    assert spare
+    assert [each.left_pct for each in spare] == sorted(each.left_pct for each in spare)
+    record = known_of(build).record()
+    assert record["left"][0]["left_pct"] == spare[0].left_pct
+    assert record["decide"]["command"]
+    json.dumps(record)
+
+
+def test_a_run_that_is_explained_has_no_such_list(full_server):
+    emfile(full_server, 801, 323, at_s=0.50)
+    assert summarise(full_server.frames()).verdict.unexplained is None
 
 
 def crash(build, *, with_emfile):
