@@ -7,6 +7,7 @@ renames a function loses its rule and nothing else.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -140,7 +141,7 @@ def naming_advice(
 def node_script(command: str) -> str:
     """What a node runs, of what people call it; ``server.js`` where that does not say it."""
     name, _, script = command.partition(" ")
-    return script if name == "node" and script[:1] not in ("", "-") else "server.js"
+    return shlex.quote(script) if name == "node" and script[:1] not in ("", "-") else "server.js"
 
 
 def _java_advice(
@@ -194,4 +195,4 @@ def jvm_name(command: str, pid: int, *, is_alive: bool) -> str:
     main_class = command.removeprefix("java ")
     if main_class in ("", "java") or main_class.startswith("-"):
         return "$(pgrep -n java)"
-    return main_class
+    return shlex.quote(main_class)

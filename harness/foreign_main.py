@@ -50,6 +50,7 @@ def main() -> int:
     Standard input has the JSON array of a ``Launch``; the command's is ``/dev/null``.
     """
     launch = Launch(*json.loads(sys.stdin.buffer.read()))
+    os.set_inheritable(launch.report_fd, False)  # what it says is not the command's to say
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - no Path in lean parents
         os.dup2(nothing.fileno(), 0)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -107,8 +108,7 @@ def _ask(group: int) -> None:
 
     Those are children of this process in a session of their own: nobody else tells them.
     """
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGTERM)
+    _signal_group(group, signal.SIGTERM)
     for pid in children_of(os.getpid()):
         with suppress(ProcessLookupError):
             if os.getpgid(pid) != group:
@@ -116,11 +116,27 @@ def _ask(group: int) -> None:
 
 
 def _kill_all(group: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+    _signal_group(group, signal.SIGKILL)
     for pid in tree_of(os.getpid())[1:]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    """Signals the command's process group as long as a descendant is in it.
+
+    When its last one was reaped the number is free, and may be somebody else's group by now.
+    """
+    with suppress(ProcessLookupError):
+        if any(_group_of(pid) == group for pid in tree_of(os.getpid())[1:]):
+            os.killpg(group, number)
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def _start(launch: Launch, libc: ctypes.CDLL) -> int:

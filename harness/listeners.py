@@ -16,6 +16,9 @@ from collections.abc import Iterable
 from probes.live import Counter
 
 _EMFILE, _ENFILE = 24, 23
+_PASSING = frozenset((1, 12, 64, 71, 92, 95, 100, 101, 105, 112, 113))
+"""EPERM, ENOMEM, ENONET, EPROTO, ENOPROTOOPT, EOPNOTSUPP, ENETDOWN, ENETUNREACH, ENOBUFS,
+EHOSTDOWN, EHOSTUNREACH: of this connection alone, or over in a moment; as EAGAIN (accept(2))."""
 _TCP_DEFER_ACCEPT_S = 5  # tcp(7): the kernel hands over a connection with its first bytes
 _ACCEPT_EMFILE = int(Counter.ACCEPT_EMFILE_TOTAL)
 _ACCEPT_RESET = int(Counter.ACCEPT_RESET_TOTAL)
@@ -90,6 +93,8 @@ class Admission:
         except ConnectionAbortedError:
             pass  # the client left while it waited (accept(2)); the next turn takes the others
         except OSError as error:
+            if error.errno in _PASSING:
+                return fds
             if error.errno not in (_EMFILE, _ENFILE):
                 raise
             self._at_limit(listener_fd, fds)

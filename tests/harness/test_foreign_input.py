@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import select
 import shlex
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +22,7 @@ from harness import endpoint, foreign_main
 from harness.cli_attach import main as profile_attach
 from harness.foreign_server import ForeignRequest, check_running
 from harness.listen_failure import never_listened
+from harness.listeners import Admission
 from harness.live_status import ProcessLabels
 from harness.server_command import cannot_start, words
 from harness.server_output import telling_lines
@@ -217,6 +221,76 @@ def test_unix_sockets_that_are_listened_on_are_found(tmp_path):
     assert not any(name.endswith("/idle") for name, _ in found)
 
 
+def launched(command, report_fd, *, grace_s=20.0, **options):
+    """The parent of a command, told what to start as the supervisor tells it."""
+    launch = foreign_main.Launch(
+        supervisor_pid=os.getpid(), report_fd=report_fd, namespace_fd=-1, user="", nofile=0,
+        grace_s=grace_s, folder="/", environment=dict(os.environ), command=command,
+    )  # fmt: skip
+    words = options.pop("words", ["-m", "harness.foreign_main"])
+    parent = subprocess.Popen(
+        [sys.executable, "-P", *words], pass_fds=[report_fd], stdin=subprocess.PIPE, **options
+    )
+    with parent.stdin as stdin:
+        stdin.write(json.dumps(launch).encode())
+    parent.stdin = None  # communicate() would write to it
+    return parent
+
+
+WATCHED = """
+import os, sys
+from harness import foreign_main
+def told(group, number):
+    print(f"killpg {group} {number}", flush=True)
+os.killpg = told
+sys.exit(foreign_main.main())
+"""
+
+
+def test_a_process_group_that_is_gone_is_not_signalled(tmp_path):
+    """Its number is free when its leader was reaped, and may be somebody else's by then."""
+    read_fd, write_fd = os.pipe()
+    is_up = tmp_path / "up"
+    script = f"setsid sh -c 'touch {is_up}; exec sleep 60' & exit 0"
+    parent = launched(["sh", "-c", script], write_fd, grace_s=0.2, words=["-c", WATCHED],
+                      stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        told = b""
+        while told.count(b"exited_ns") < 1:  # the leader was reaped
+            told += os.read(read_fd, 4096)
+        end_s = time.monotonic() + 30
+        while not is_up.exists():
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+        parent.terminate()
+        out, _ = parent.communicate(timeout=30)
+        assert parent.returncode == 0
+        assert out == b""
+    finally:
+        parent.kill()
+        parent.communicate()
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+def test_a_command_does_not_get_the_pipe_that_its_end_is_reported_on():
+    read_fd, write_fd = os.pipe()
+    out_read, out_write = os.pipe()
+    parent = launched(["sh", "-c", "ls -l /proc/self/fd"], write_fd, stdout=out_write)
+    os.close(out_write)
+    try:
+        with os.fdopen(out_read, "rb") as stream:
+            listed = stream.read()
+        assert parent.wait(30) == 0
+        assert f"pipe:[{os.fstat(write_fd).st_ino}]".encode() not in listed
+        assert b"/dev/null" in listed  # its standard input
+    finally:
+        parent.kill()
+        parent.wait()
+        os.close(read_fd)
+        os.close(write_fd)
+
+
 def test_what_went_to_the_background_is_asked_to_end_too(tmp_path):
     """It is in a session of its own, so the group's SIGTERM does not reach it."""
     says = tmp_path / "asked"
@@ -229,18 +303,8 @@ def test_what_went_to_the_background_is_asked_to_end_too(tmp_path):
     )
     read_fd, write_fd = os.pipe()
     out_read, out_write = os.pipe()
-    launch = foreign_main.Launch(
-        supervisor_pid=os.getpid(), report_fd=write_fd, namespace_fd=-1, user="", nofile=0,
-        grace_s=20.0, folder="/", environment=dict(os.environ),
-        command=[sys.executable, "-c", daemon],
-    )  # fmt: skip
-    parent = subprocess.Popen(
-        [sys.executable, "-P", "-m", "harness.foreign_main"],
-        pass_fds=[write_fd], stdin=subprocess.PIPE, stdout=out_write,
-    )  # fmt: skip
+    parent = launched([sys.executable, "-c", daemon], write_fd, stdout=out_write)
     try:
-        parent.stdin.write(json.dumps(launch).encode())
-        parent.stdin.close()
         assert os.read(out_read, 2) == b"up"
         parent.terminate()
         assert parent.wait(10) == 0
@@ -250,3 +314,28 @@ def test_what_went_to_the_background_is_asked_to_end_too(tmp_path):
         parent.wait()
         for fd in (read_fd, write_fd, out_read, out_write):
             os.close(fd)
+
+
+class Failing:
+    """A listener whose accept fails once, as it does when memory is short, and then has nobody."""
+
+    def __init__(self, fd, number):
+        self._fd, self._numbers = fd, [number, errno.EAGAIN]
+
+    def fileno(self):
+        return self._fd
+
+    def _accept(self):
+        number = self._numbers.pop(0)
+        raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("name", ["ENOBUFS", "ENOMEM", "EPROTO", "EPERM", "ENETDOWN"])
+def test_an_accept_that_fails_for_one_connection_ends_no_worker(name):
+    slot = memoryview(bytearray(1024)).cast("q")
+    with socket.create_server(("127.0.0.1", 0)) as listener, select.epoll() as epoll:
+        number = getattr(errno, name)
+        failing = Failing(listener.fileno(), number)
+        found = Admission([failing], epoll, slot, "pause", exclusive=False)
+        assert found.accept(listener.fileno(), 10) == []
+        assert not found.paused
