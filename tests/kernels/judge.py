@@ -5,7 +5,7 @@ Pure: facts in, sentences out. An empty list is a check that came out as it shou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from probes.registry import PROBES
@@ -30,21 +30,27 @@ def can_run(kernel: Kernel, probe: str) -> bool:
     return version(kernel) >= NEEDS.get(probe, (0, 0))
 
 
-def problems(kernel: Kernel, facts: Facts) -> list[str]:
-    """What is not as it should be in the facts of one check."""
+def problems(kernel: Kernel, facts: Facts, probes: Collection[str] = tuple(PROBES)) -> list[str]:
+    """What is not as it should be in the facts of one check.
+
+    Args:
+        kernel: Where it was made.
+        facts: What it printed.
+        probes: That were there when it was made.
+    """
     if "error" in facts:
         return [str(facts["error"]).strip().splitlines()[-1]]
     if facts["check"] == "doctor":
-        return _of_doctor(kernel, facts)
+        return _of_doctor(kernel, facts, probes)
     if "cause" not in facts:
         return [f"exit {facts['exit']}: {facts.get('stderr', '').strip()}"]
-    return _of_verdict(kernel, facts)
+    return _of_verdict(kernel, facts, probes)
 
 
-def _of_doctor(kernel: Kernel, facts: Facts) -> list[str]:
+def _of_doctor(kernel: Kernel, facts: Facts, probes: Collection[str]) -> list[str]:
     found = []
     seen = {probe["name"]: probe for probe in facts["probes"]}
-    for name in PROBES:
+    for name in probes:
         probe = seen.get(name)
         if probe is None:
             found.append(f"{name}: not told")
@@ -55,14 +61,14 @@ def _of_doctor(kernel: Kernel, facts: Facts) -> list[str]:
     return found
 
 
-def _of_verdict(kernel: Kernel, facts: Facts) -> list[str]:
+def _of_verdict(kernel: Kernel, facts: Facts, probes: Collection[str]) -> list[str]:
     check = facts["check"]
     found = [
         f"{probe['name']}: {probe['state']}: {probe['reason']}"
         for probe in facts["probes"]
         if probe["state"] != "ran" and can_run(kernel, probe["name"])
     ]
-    silent = {name for name in PROBES if can_run(kernel, name)} if check == "run" else set()
+    silent = {name for name in probes if can_run(kernel, name)} if check == "run" else set()
     silent -= {probe["name"] for probe in facts["probes"]}
     found += [f"{name}: it is not told what it did" for name in sorted(silent)]
     wanted = EXPECTED_CAUSE.get(check)

@@ -7,7 +7,7 @@ keep what came of them last, and the page says which commit that was.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,14 +52,18 @@ class Tried:
     facts: dict[str, judge.Facts] = field(default_factory=dict)
     failure: str = ""
 
-    def problems(self) -> list[str]:
-        """Everything that is not as it should be, a line each."""
+    def problems(self, probes: Collection[str] = tuple(PROBES)) -> list[str]:
+        """Everything that is not as it should be, a line each.
+
+        Args:
+            probes: See ``judge.problems``.
+        """
         if self.failure and not self.facts:
             return [f"{self.kernel.key}: {self.failure}"]
         return [
             f"{self.kernel.key}: {check}: {problem}"
             for check, facts in self.facts.items()
-            for problem in judge.problems(self.kernel, facts)
+            for problem in judge.problems(self.kernel, facts, probes)
         ]
 
 
@@ -109,20 +113,42 @@ def _lines(path: Path) -> list[dict[str, str]]:
 
 def page(tries: Sequence[Tried]) -> str:
     """The page."""
+    probes = _probes_told(tries)
     head = ["", *(f"{each.kernel.key}" for each in tries)]
     rows = [
         ["*where*", *(each.kernel.runs_in for each in tries)],
         ["*release*", *(f"`{each.release}`" if each.release else each.failure for each in tries)],
-        ["`profile-doctor`", *(_doctor_cell(each) for each in tries)],
-        *([f"`{name}`", *(_probe_cell(each, name) for each in tries)] for name in PROBES),
-        ["1,000 connections", *(_verdict_cell(each, "run") for each in tries)],
-        ["`--server-cmd` (asyncio)", *(_verdict_cell(each, "server-cmd") for each in tries)],
-        ["`profile-attach` (node)", *(_verdict_cell(each, "attach") for each in tries)],
-        *([f"`{cause}`", *(_verdict_cell(each, cause) for each in tries)] for cause in PROVOKED),
+        ["`profile-doctor`", *(_doctor_cell(each, probes) for each in tries)],
+        *([f"`{name}`", *(_probe_cell(each, name) for each in tries)] for name in probes),
+        ["1,000 connections", *(_verdict_cell(each, "run", probes) for each in tries)],
+        [
+            "`--server-cmd` (asyncio)",
+            *(_verdict_cell(each, "server-cmd", probes) for each in tries),
+        ],
+        ["`profile-attach` (node)", *(_verdict_cell(each, "attach", probes) for each in tries)],
+        *(
+            [f"`{cause}`", *(_verdict_cell(each, cause, probes) for each in tries)]
+            for cause in PROVOKED
+        ),
         ["*commits*", *(_commits(each) for each in tries)],
     ]
     lines = [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
-    return _HEAD + "\n".join([*lines, "", *_lacking(tries), *_unexplained(tries)]).rstrip() + "\n"
+    return (
+        _HEAD
+        + "\n".join([*lines, "", *_lacking(tries), *_unexplained(tries, probes)]).rstrip()
+        + "\n"
+    )
+
+
+def _probes_told(tries: Sequence[Tried]) -> list[str]:
+    """Those that some fact speaks of; one that is newer than all facts has no row yet."""
+    told = {
+        probe["name"]
+        for tried in tries
+        for facts in tried.facts.values()
+        for probe in facts.get("probes", ())
+    }
+    return [name for name in PROBES if name in told]
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -133,11 +159,11 @@ def _commits(tried: Tried) -> str:
     return ", ".join(sorted({f"`{facts['commit']}`" for facts in tried.facts.values()}))
 
 
-def _doctor_cell(tried: Tried) -> str:
+def _doctor_cell(tried: Tried, probes: Collection[str]) -> str:
     facts = tried.facts.get("doctor")
     if facts is None:
         return "not tried"
-    return "**wrong**" if judge.problems(tried.kernel, facts) else "true"
+    return "**wrong**" if judge.problems(tried.kernel, facts, probes) else "true"
 
 
 def _probe_cell(tried: Tried, name: str) -> str:
@@ -164,11 +190,11 @@ def _way(probe: Mapping[str, str]) -> str:
     return _BY_HELPER if "by helper" in probe["reason"] else "ran"
 
 
-def _verdict_cell(tried: Tried, check: str) -> str:
+def _verdict_cell(tried: Tried, check: str, probes: Collection[str]) -> str:
     facts = tried.facts.get(check)
     if facts is None:
         return "not tried"
-    if judge.problems(tried.kernel, facts):
+    if judge.problems(tried.kernel, facts, probes):
         return "**no**"
     return "yes" if check in judge.EXPECTED_CAUSE else f"named, {facts['confidence']} confidence"
 
@@ -184,8 +210,8 @@ def _lacking(tries: Sequence[Tried]) -> list[str]:
     return [*lines, ""]
 
 
-def _unexplained(tries: Sequence[Tried]) -> list[str]:
-    found = [problem for tried in tries if tried.facts for problem in tried.problems()]
+def _unexplained(tries: Sequence[Tried], probes: Collection[str]) -> list[str]:
+    found = [problem for tried in tries if tried.facts for problem in tried.problems(probes)]
     if not found:
         return []
     return ["## What went wrong", "", *(f"- {' '.join(problem.split())}" for problem in found), ""]
