@@ -24,19 +24,24 @@ CPython's Python/perf_trampoline.c.
 
 from __future__ import annotations
 
-import bisect
+import heapq
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from probes import stranger_file
 
+Addresses = npt.NDArray[np.uint64]
+
 MAP_SUFFIX = "_[j]"
 MAX_MAP_BYTES = 64 << 20  # of one process; 600,000 functions of Node
-MAX_READ_BYTES = 1 << 20  # at once: 15,000 lines, 0.1 s
+MAX_READ_BYTES = 1 << 20  # at once: 15,000 lines, 0.1 s; 0.5 s of the shortest in the worst order
 MAX_LINE_BYTES = 4096
 MAX_NAME_CHARACTERS = 300
+_MATCHED_CHARACTERS = 1000
 
 _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
@@ -61,7 +66,7 @@ def clean_name(name: str) -> str:
 
 def frame_name(written: str) -> str:
     """The name of a frame from the name that the runtime wrote."""
-    name = written.strip()
+    name = written.strip()[:_MATCHED_CHARACTERS]  # the patterns take the square of it
     if match := _V8.fullmatch(name):
         name = match[1].strip()
         if place := _V8_PLACE.fullmatch(name):
@@ -91,15 +96,22 @@ def parse_line(line: bytes) -> tuple[int, int, str] | None:
     return start, start + size_bytes, parts[2].decode(errors="replace")
 
 
-@dataclass(slots=True)
 class CodeMap:
-    """Code by address. The file is in order of time: what comes later replaces what it overlaps."""
+    """Code by address. The file is in order of time: what comes later replaces what it overlaps.
 
-    bad_line_count: int = 0
-    _starts: list[int] = field(default_factory=list)
-    _ends: list[int] = field(default_factory=list)
-    _names: list[str] = field(default_factory=list)  # as written
-    _rest: bytes = b""
+    A piece of the file is taken as a whole, so that its cost does not hang on the order of its
+    addresses, which a stranger chooses.
+
+    Attributes:
+        bad_line_count: Lines that were none.
+    """
+
+    def __init__(self) -> None:
+        self.bad_line_count = 0
+        self._starts: Addresses = np.empty(0, np.uint64)
+        self._ends: Addresses = np.empty(0, np.uint64)
+        self._names: list[str] = []  # as written
+        self._rest = b""
 
     def __len__(self) -> int:
         return len(self._names)
@@ -108,22 +120,101 @@ class CodeMap:
         """Takes the next piece of the file; its last line may go on in the piece after it."""
         lines = (self._rest + text).split(b"\n")
         self._rest = lines.pop()[: MAX_LINE_BYTES + 1]  # one too long stays too long
+        rows = []
         for line in lines:
             parsed = parse_line(line)
             if parsed is None:
                 self.bad_line_count += bool(line.strip())
-                continue
-            start, end, name = parsed
-            low = bisect.bisect_right(self._ends, start)
-            high = bisect.bisect_left(self._starts, end, low)
-            self._starts[low:high] = [start]
-            self._ends[low:high] = [end]
-            self._names[low:high] = [name]
+            else:
+                rows.append(parsed)
+        if rows:
+            self._take(rows)
+
+    def _take(self, rows: list[tuple[int, int, str]]) -> None:
+        starts = np.array([row[0] for row in rows], np.uint64)
+        ends = np.array([row[1] for row in rows], np.uint64)
+        names = [row[2] for row in rows]
+        if (starts[1:] < ends[:-1]).any():
+            kept = np.flatnonzero(_last_said(starts, ends))
+            new_starts, new_ends, names = starts[kept], ends[kept], [names[i] for i in kept]
+        else:
+            new_starts, new_ends = starts, ends
+        if len(self._ends) and starts.min() < self._ends[-1]:
+            kept = np.flatnonzero(~_overlapped(self._starts, self._ends, starts, ends))
+            self._starts, self._ends = self._starts[kept], self._ends[kept]
+            self._names = [self._names[i] for i in kept]
+        self._starts = np.concatenate([self._starts, new_starts])
+        self._ends = np.concatenate([self._ends, new_ends])
+        self._names += names
+        if (self._starts[1:] < self._starts[:-1]).any():
+            order = np.argsort(self._starts, kind="stable")
+            self._starts, self._ends = self._starts[order], self._ends[order]
+            self._names = [self._names[i] for i in order]
+
+    @property
+    def rows(self) -> list[tuple[int, int, str]]:
+        """Begin, end and name of each, by begin."""
+        return list(zip(self._starts.tolist(), self._ends.tolist(), self._names, strict=True))
 
     def find(self, address: int) -> str | None:
         """The name that the runtime wrote for an address, None where it wrote none."""
-        at = bisect.bisect_right(self._starts, address) - 1
-        return self._names[at] if at >= 0 and address < self._ends[at] else None
+        at = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
+        return self._names[at] if at >= 0 and address < int(self._ends[at]) else None
+
+
+def _last_said(starts: Addresses, ends: Addresses) -> npt.NDArray[np.bool_]:
+    """Of spans in order of time those that none after them overlaps."""
+    order = np.argsort(starts, kind="stable")
+    begins, stops = starts[order], ends[order]
+    latest = _latest_of_ranges(
+        order, np.searchsorted(begins, begins, "left"), np.searchsorted(begins, stops, "left")
+    )
+    is_last = np.empty(len(starts), np.bool_)
+    reaching: list[tuple[int, int]] = []  # (-time, end) of those that began before
+    for time, begin, stop, inside in zip(
+        order.tolist(), begins.tolist(), stops.tolist(), latest.tolist(), strict=True
+    ):
+        while reaching and reaching[0][1] <= begin:
+            heapq.heappop(reaching)
+        is_last[time] = inside == time and not (reaching and -reaching[0][0] > time)
+        heapq.heappush(reaching, (-time, stop))
+    return is_last
+
+
+def _latest_of_ranges(
+    values: npt.NDArray[np.int64], lows: npt.NDArray[np.int64], highs: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """The maximum of ``values[low:high]`` for each pair; no range is empty."""
+    found = np.empty(len(lows), np.int64)
+    level, width = values.astype(np.int64), 1
+    while True:
+        mine = (highs - lows >= width) & (highs - lows < 2 * width)
+        found[mine] = np.maximum(level[lows[mine]], level[highs[mine] - width])
+        if 2 * width > len(values):
+            return found
+        level, width = np.maximum(level[:-width], level[width:]), 2 * width
+
+
+def _overlapped(
+    starts: Addresses, ends: Addresses, by_starts: Addresses, by_ends: Addresses
+) -> npt.NDArray[np.bool_]:
+    """Which of some spans are overlapped by one of others."""
+    order = np.argsort(by_starts, kind="stable")
+    begins, reach = by_starts[order], np.maximum.accumulate(by_ends[order])
+    before = np.searchsorted(begins, ends, "left")  # so many of the others begin before its end
+    is_hit: npt.NDArray[np.bool_] = (before > 0) & (reach[np.maximum(before, 1) - 1] > starts)
+    return is_hit
+
+
+class MapBudget:
+    """Bytes of maps that a process of probes reads, over all processes that it watches.
+
+    Attributes:
+        left_bytes: So many more may be read.
+    """
+
+    def __init__(self, bytes_most: int = 256 << 20) -> None:
+        self.left_bytes = bytes_most
 
 
 class PerfMap:
@@ -134,10 +225,11 @@ class PerfMap:
         version: Grows with every change, so that names looked up before can be told from newer.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, budget: MapBudget | None = None) -> None:
         self.refused = ""
         self.version = 0
         self._pid = pid
+        self._budget = budget or MapBudget()
         self._code = CodeMap()
         self._fd = -1
         self._file = (0, 0)
@@ -171,16 +263,24 @@ class PerfMap:
     def _read_on(self, fd: int) -> bool:
         status = os.fstat(fd)
         if (status.st_dev, status.st_ino) != self._file or status.st_size < self._read_bytes:
-            self._file, self._read_bytes = (status.st_dev, status.st_ino), 0
-            self._code = CodeMap()
-        wanted = min(MAX_READ_BYTES, MAX_MAP_BYTES - self._read_bytes)
+            self.forget()
+            self._file = (status.st_dev, status.st_ino)
+        left_bytes = min(MAX_MAP_BYTES - self._read_bytes, self._budget.left_bytes)
+        wanted = min(MAX_READ_BYTES, left_bytes)
         text = os.pread(fd, wanted, self._read_bytes) if wanted > 0 else b""
         if not text:
             return False
         self._read_bytes += len(text)
+        self._budget.left_bytes -= len(text)
         self._code.add(text)
         self.version += 1
         return True
+
+    def forget(self) -> None:
+        """Drops what was read, which others may read instead."""
+        self._budget.left_bytes += self._read_bytes
+        self._read_bytes, self._code = 0, CodeMap()
+        self._frames.clear()
 
     def find(self, address: int) -> str | None:
         """The frame at an address, None where the map has none."""

@@ -32,7 +32,7 @@ from probes.debug_files import embedded_debug_file, find_debug_file
 from probes.demangle import demangle
 from probes.elf import BAD_FILE, ElfFile, FunctionTable, symbol_table
 from probes.go_symbols import go_table
-from probes.perf_map import PerfMap, clean_name
+from probes.perf_map import MapBudget, PerfMap, clean_name
 
 KALLSYMS = Path("/proc/kallsyms")
 KERNEL_SUFFIX = "_[k]"
@@ -242,6 +242,7 @@ class UserSymbols:
         self._known: dict[tuple[int, int], str] = {}
         self._read_s: dict[int, float] = {}
         self._maps: dict[int, PerfMap] = {}
+        self._map_budget = MapBudget()
         self._wanting: set[int] = set()  # processes with frames outside of every file
         self._map_read_s: dict[int, float] = {}
 
@@ -267,7 +268,7 @@ class UserSymbols:
         if before is not None and before is not mappings:
             self._drop_unused({id(before): before})
         if pid not in self._maps:
-            self._maps[pid] = PerfMap(pid)
+            self._maps[pid] = PerfMap(pid, self._map_budget)
             self._read_map(pid)
         return True
 
@@ -278,7 +279,8 @@ class UserSymbols:
             mappings = self._by_pid.pop(pid, None)
             if mappings is not None:
                 left[id(mappings)] = mappings
-            self._maps.pop(pid, None)
+            if pid in self._maps:
+                self._maps.pop(pid).forget()
             self._read_s.pop(pid, None)
             self._map_read_s.pop(pid, None)
             self._wanting.discard(pid)

@@ -5,12 +5,15 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from probes import perf_map
-from probes.perf_map import CodeMap, PerfMap, clean_name, frame_name, parse_line
+from probes.perf_map import CodeMap, MapBudget, PerfMap, clean_name, frame_name, parse_line
 from probes.symbols import UserSymbols
 
 # Captured from CPython 3.12.1, python -X perf spin.py
@@ -88,7 +91,7 @@ def test_pieces_give_what_the_whole_gives():
     whole.add(TRAMPOLINE)
     for at in range(len(TRAMPOLINE)):
         pieces.add(TRAMPOLINE[at : at + 1])
-    assert whole == pieces
+    assert whole.rows == pieces.rows
     assert frame_name(whole.find(0x7F9DA4FCD7BC)) == "spin (/tmp/spin.py)_[j]"
 
 
@@ -104,6 +107,56 @@ def own_map():
 def write(path, text):
     with open(path, "ab") as stream:
         stream.write(text)
+
+
+def as_they_come(rows):
+    """Each takes the place of what it overlaps, one after the other: slow, and plainly so."""
+    kept = []
+    for start, end, name in rows:
+        kept = [row for row in kept if row[1] <= start or row[0] >= end]
+        kept.append((start, end, name))
+    return sorted(kept)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=40),
+    st.lists(st.integers(0, 40), max_size=3),
+)
+def test_a_piece_at_once_gives_what_its_lines_give_one_after_the_other(spans, cuts):
+    rows = [(start, start + size, f"f{i}") for i, (start, size) in enumerate(spans)]
+    lines = [b"%x %x %s\n" % (s, e - s, n.encode()) for s, e, n in rows]
+    code = CodeMap()
+    for first, last in pairwise(sorted({0, *cuts, max(40, len(lines))})):
+        code.add(b"".join(lines[first:last]))
+    wanted = as_they_come(rows)
+    assert code.rows == wanted
+    for start, end, name in wanted:
+        assert (code.find(start), code.find(end - 1)) == (name, name)
+    inside = {address for start, end, _ in wanted for address in range(start, end)}
+    assert [a for a in range(100) if code.find(a) is not None] == sorted(inside)
+
+
+def test_the_worst_order_of_addresses_is_read(own_map):
+    lines = [b"%x 1 a\n" % (0x10000000 - 2 * i) for i in range(60_000)]
+    write(own_map, b"".join(lines))
+    found = PerfMap(os.getpid())
+    while found.refresh():
+        pass
+    assert len(found) == len(lines)
+
+
+def test_all_maps_of_a_process_of_probes_have_one_budget(own_map):
+    write(own_map, b"".join(b"%x 10 f%d\n" % (0x1000 + 16 * i, i) for i in range(100)))
+    budget = MapBudget(400)
+    found = PerfMap(os.getpid(), budget)
+    other = PerfMap(os.getpid(), budget)
+    assert found.refresh()
+    assert not other.refresh()
+    assert budget.left_bytes == 0
+    found.forget()
+    assert budget.left_bytes == 400
+    assert other.refresh()
+    assert len(found) == 0 < len(other)
 
 
 def test_a_map_is_read_on_as_it_grows(own_map):
