@@ -162,9 +162,9 @@ def _fitted(
     peak_count: int,
 ) -> Rung:
     line = slopes.fit(x, y)
-    predicted, why = predict(capacity, line, peak_count)
-    usable = line is not None and line.is_usable
     used = float(y.max())
+    predicted, why = predict(capacity, line, peak_count, used)
+    usable = line is not None and line.is_usable
     return Rung(
         limit=limit,
         scope="host",

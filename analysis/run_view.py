@@ -443,7 +443,25 @@ class RunView:
             return 1
         live = self.frames["live_samples"]
         held = live[live["role"] == role].groupby("at_ns")["open_count"].sum()
-        return max(1, round(int(held.max()) / self.peak_count)) if len(held) else 1
+        reached = max(self.peak_count, self._reached_most_count)
+        return max(1, round(int(held.max()) / reached)) if len(held) else 1
+
+    @cached_property
+    def _reached_most_count(self) -> int:
+        """Most connections at once that the server may have had, by the clients' records.
+
+        One that waits is open there, and one that its client gave up until the server reads that
+        (CLOSE_WAIT). Of one that was refused a proxy has one side at most.
+        """
+        all_of = self.connections
+        waits = all_of["is_waiting"] | (all_of["close_kind"] == "timeout")
+        kept = all_of["established_s"].notna() | waits
+        reached = all_of[kept & all_of["connected_s"].notna()]
+        ended = reached["closed_s"][reached["close_kind"] != "timeout"].dropna()
+        begun = np.sort(reached["connected_s"].to_numpy())
+        before = np.searchsorted(np.sort(ended.to_numpy()), begun, side="right")
+        counts = np.arange(1, len(begun) + 1) - before
+        return int(counts.max()) if len(counts) else 0
 
     def with_who(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Adds role and worker by pid to a frame that lacks them."""

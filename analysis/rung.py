@@ -67,8 +67,20 @@ def next_wall(rungs: Sequence[Rung]) -> Rung | None:
     return open_rungs[0] if open_rungs else None
 
 
-def predict(capacity: float, line: slopes.Slope | None, peak_count: int) -> tuple[int | None, str]:
-    """Where a line meets a capacity, or why that cannot be said.
+_FEW_COUNT = 50
+"""Of fewer connections the use of a whole host says nothing: others move it more than they do."""
+
+
+def predict(
+    capacity: float, line: slopes.Slope | None, peak_count: int, used: float
+) -> tuple[int | None, str]:
+    """Where a line meets a capacity of the whole host, or why that cannot be said.
+
+    Args:
+        capacity: The limit.
+        line: Use by connections.
+        peak_count: Most connections of the run.
+        used: Most use of the run, whoever's.
 
     Returns:
         Connections and '', or None and the reason.
@@ -77,7 +89,9 @@ def predict(capacity: float, line: slopes.Slope | None, peak_count: int) -> tupl
         return None, f"{capacity:.3g} is no limit in practice"
     if line is None:
         return None, "too few samples over the ramp to fit a slope"
-    if not line.is_usable:
+    if peak_count < _FEW_COUNT:
+        return None, f"{peak_count:,} connections are too few to tell their part of it"
+    if not line.is_usable or line.per_x * peak_count > _MOST_SHARE * used:
         return None, "its use did not grow with the connections of this run"
     connections = (capacity - line.intercept) / line.per_x
     if connections > _NO_LIMIT:
@@ -85,6 +99,10 @@ def predict(capacity: float, line: slopes.Slope | None, peak_count: int) -> tupl
     if connections > 1000 * max(1, peak_count):
         return None, f"more than 1,000 times the {peak_count:,} connections of this run"
     return int(connections), ""
+
+
+_MOST_SHARE = 1.5
+"""A slope by which the connections had more than all that was used is not theirs."""
 
 
 def blind(limit: str, scope: str, unit: str, why: str, source: str) -> Rung:

@@ -47,6 +47,23 @@ def test_descriptors_by_the_share_of_each_process(ramped):
     assert not first.met
 
 
+@pytest.mark.parametrize(("close_kind", "each"), [("timeout", 1), ("eof", 5)])
+def test_what_clients_gave_up_is_open_in_the_server_and_is_no_second_descriptor(
+    build, close_kind, each
+):
+    """50 are served; 200 more wait in vain, and the server does not see that they have left."""
+    build.stages(2.0, 6.0)
+    build.manifest["server"] = {"foreign": True, "command": [], "processes": []}
+    build.process("server", 0)
+    build.connect(50)
+    build.connect(200, from_s=1.0, until_s=1.5, stage="handshake", close_kind=close_kind,
+                  closed_s=4.0)  # fmt: skip
+    for quarter in range(29):
+        build.live(800, quarter / 4, open_count=min(250, 50 * quarter))
+    worker = ladder_of(build)["worker 0 (pid 800, server)"]
+    assert worker.predicted_connections == round(993 / each)
+
+
 def sample_host(build, **slopes):
     for half in range(-1, 14):
         at_s = half / 2

@@ -80,7 +80,7 @@ def test_prediction_is_where_the_line_meets_the_capacity(slope, start, room):
     x = np.array([0, 400, 800, peak])
     line = slopes.fit(x, start + slope * x)
     capacity = start + slope * peak * room
-    predicted, why = predict(capacity, line, peak)
+    predicted, why = predict(capacity, line, peak, start + slope * peak)
     assert (predicted is None) == (capacity >= 10**12)
     if predicted is not None:
         assert why == ""
@@ -89,8 +89,14 @@ def test_prediction_is_where_the_line_meets_the_capacity(slope, start, room):
 
 def test_what_cannot_be_predicted_says_why():
     rising = slopes.fit([0, 500, 1000], [0, 1, 2])
-    for capacity, line in ((2**63, rising), (1000, None), (10**9, rising)):
-        predicted, why = predict(capacity, line, 1000)
+    for capacity, line, peak, used in (
+        (2**63, rising, 1000, 2),
+        (1000, None, 1000, 2),
+        (10**9, rising, 1000, 2),
+        (100, rising, 20, 2),  # too few to tell them from others
+        (100, rising, 1000, 1),  # more than all that was used
+    ):
+        predicted, why = predict(capacity, line, peak, used)
         assert predicted is None
         assert why
 
