@@ -317,6 +317,15 @@ def main_thread_polls(view: RunView, pid: int) -> bool:
     return len(mine) > 0 and float((mine["waits_for"] == "event_loop").mean()) > 0.5
 
 
+def some_thread_polls(view: RunView, pid: int) -> bool:
+    """Some thread of a process waited for events in most looks, as Go's and the JVM's do."""
+    rows = _before_stop(view, "thread_waits")
+    mine = rows[rows["pid"] == pid]
+    looks = mine["at_s"].nunique()
+    polling = mine["at_s"][mine["waits_for"] == "event_loop"].nunique()
+    return looks > 0 and polling > looks / 2
+
+
 def _before_stop(view: RunView, table: str) -> pd.DataFrame:
     rows = view.frames[table]
     rows = rows.assign(at_s=view.seconds_of(rows["at_ns"]))

@@ -135,7 +135,11 @@ def _configured(
 
 
 def _by_value(facts: Mapping[str, Any], connections: int, wanted: int) -> NamedLimit | None:
-    for each in facts.get("settings") or []:
+    # a comment only says what a line of code sets
+    settings = sorted(
+        facts.get("settings") or [], key=lambda each: bool(_COMMENT.match(str(each.get("text"))))
+    )
+    for each in settings:
         value = int(each["value"])
         if abs(value - connections) <= 1:
             where, needed = _where(each), _round(wanted * 1.1)
@@ -147,6 +151,9 @@ def _by_value(facts: Mapping[str, Any], connections: int, wanted: int) -> NamedL
             raise_it = f"{needed:,} instead of {value:,} in {where}  # {text}"
             return NamedLimit("", value, f"{where}: {text}", raise_it)
     return None
+
+
+_COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|;|--|\"\"\")")
 
 
 def _is_met(value: int, per_connection: int, connections: int) -> bool:

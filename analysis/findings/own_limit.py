@@ -205,9 +205,12 @@ def _is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
         return True
     if main.kind == "sleep":
         return _is_at_select(_descriptors(signs, pid))
-    # A thread for each connection, and the one that accepts waits until one of them is done.
+    if main.kind != "lock":
+        return False
+    # A thread for each connection, and the one that accepts waits until one of them is done; or
+    # the first thread has nothing to do, and another one has the events.
     held = sum(wait.thread_count for wait in waits if wait.kind == "own_connection")
-    return main.kind == "lock" and held >= fates.LEAST_COUNT
+    return held >= fates.LEAST_COUNT or fates.some_thread_polls(view, pid)
 
 
 def _is_at_select(descriptors: int) -> bool:

@@ -11,10 +11,14 @@ answered, only late or not all.
 
 from __future__ import annotations
 
+import re
+
 from analysis import fates
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.fates import Stuck, ThreadWait
 from analysis.findings.own_limit import is_harmed_by_waiting, unserved_count
+from analysis.own_limits import name_limit
+from analysis.run_view import RunView
 from analysis.signs import Signs
 
 _LATE_S = 1.0
@@ -101,7 +105,12 @@ def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None) -> Finding:
     elif wait.thread_count == 1 and not wait.is_main and confidence == "high":
         confidence = "medium"
     waiting = _waiting_words(each)
+    holder = _holder(view, each, wait)
     why = _why(wait, served)
+    if holder is not None:
+        why += (
+            f", while one thread waits in {holder.syscall} for {_what(holder)}, as it seems with it"
+        )
     return Finding(
         cause="waits-for-slot",
         severity="warning",
@@ -114,7 +123,7 @@ def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None) -> Finding:
             f"{name} served {served:,} connections while {waiting}{used}. {capitalised(why)}. More "
             "cores or descriptors do not help: nothing of them is short."
         ),
-        fix=_fixes(wait, served, max(view.target_count, served + each.count)),
+        fix=_fixes(view, each, wait, holder),
         at_connections=served,
         confidence=confidence,
         missing=missing,
@@ -167,7 +176,30 @@ def _rate_per_s(signs: Signs, each: Stuck) -> float | None:
     return float(established.between(each.first_s, each.last_s).sum()) / span_s
 
 
-def _fixes(wait: ThreadWait | None, served: int, wanted: int) -> tuple[Fix, ...]:
+def _holder(view: RunView, each: Stuck, wait: ThreadWait | None) -> ThreadWait | None:
+    """The one thread that waits for something while the others wait for a lock."""
+    if wait is None or wait.kind != "lock":
+        return None
+    others = [
+        other
+        for other in fates.thread_waits(view, each.pid)
+        if other.kind in _HELD_UP_BY and other.thread_count == 1 and not other.is_main
+    ]
+    return others[0] if len(others) == 1 else None
+
+
+_HELD_UP_BY = ("name_server", "remote", "unix", "sleep", "own_connection")
+
+
+def _what(wait: ThreadWait) -> str:
+    known = wait.address or ("its client" if wait.kind == "own_connection" else "")
+    return f" for {known}" if known else ""
+
+
+def _fixes(
+    view: RunView, each: Stuck, wait: ThreadWait | None, holder: ThreadWait | None
+) -> tuple[Fix, ...]:
+    served = each.answered_count
     effect = f"the connections beyond {served:,} are served"
     if wait is None:
         return (
@@ -183,10 +215,12 @@ def _fixes(wait: ThreadWait | None, served: int, wanted: int) -> tuple[Fix, ...]
             Fix("cat /etc/resolv.conf  # the name server does not answer", effect),
         )
     if wait.kind == "own_connection":
+        return (_more_threads(view, each, wait, effect),)
+    if holder is not None:
         return (
             Fix(
-                f"give it {wanted:,} threads (gunicorn --threads {wanted}), or a worker that is "
-                "asynchronous",
+                f"release what {wait.thread_count:,} threads wait for before a thread that has it "
+                f"waits in {holder.syscall}{_what(holder)}",
                 effect,
             ),
         )
@@ -201,3 +235,27 @@ def _fixes(wait: ThreadWait | None, served: int, wanted: int) -> tuple[Fix, ...]
             effect,
         ),
     )
+
+
+_THREADS_OF = (
+    (re.compile(r"gunicorn"), "gunicorn --threads {count}, or an asynchronous worker"),
+    (re.compile(r"php"), "pm.max_children = {count}  # php-fpm"),
+    (re.compile(r"java"), "an executor of {count} threads, virtual threads, or NIO instead of a "
+     "thread for each connection"),
+    (re.compile(r"puma|ruby"), "puma --threads {count}:{count}"),
+    (re.compile(r"(apache2|httpd)"), "MaxRequestWorkers {count}"),
+)  # fmt: skip
+"""How programs are given more threads, by what people call them."""
+
+
+def _more_threads(view: RunView, each: Stuck, wait: ThreadWait, effect: str) -> Fix:
+    """As that program is told, else by the setting whose value is the number of threads."""
+    command = view.subject(each.pid).command
+    wanted = max(view.target_count, each.answered_count + each.count)
+    for program, words in _THREADS_OF:
+        if program.search(command):
+            return Fix(words.format(count=f"{wanted}"), effect)
+    known = name_limit(command, view.process_facts(each.pid), wait.thread_count, 0, wanted)
+    if known is not None:
+        return Fix(known.raise_it, effect)
+    return Fix(f"give it {wanted:,} threads, or let it serve many connections with each", effect)

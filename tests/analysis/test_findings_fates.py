@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from analysis.own_limits import name_limit
 from analysis.summary import summarise
 from tests.analysis.test_findings_foreign import accepted, foreign
 from tests.analysis.test_findings_workers import block
@@ -118,3 +119,46 @@ def test_a_proxy_whose_connects_fail_reaches_nobody(foreign, code, label):
                 errno_name=label, event_count=40, first_s=1.2, last_s=1.6)  # fmt: skip
     finding = named(foreign, "backend-unavailable")
     assert finding.value_of("refused_connects", label) == 40
+
+
+@pytest.mark.parametrize(("poller", "cause"), [(True, "own-limit"), (False, "upgrade-refused")])
+def test_a_runtime_whose_first_thread_has_nothing_to_do_is_free_to_serve(foreign, poller, cause):
+    """Go: the first thread is parked, another one has the events."""
+    served(foreign)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.3, event="upgrade_refused", detail="HTTP 503: too many clients")
+    foreign.add("connection_fates", at_s=2.5, pid=800, fate="accepted", connection_total=100,
+                first_s=0.0, last_s=2.0)  # fmt: skip
+    for at_s in (1.5, 2.0, 2.5):
+        row = {"at_s": at_s, "pid": 800, "thread_name": "app"}
+        foreign.add("thread_waits", **row, is_main=True, syscall="futex", waits_for="lock",
+                    thread_count=1)  # fmt: skip
+        if poller:
+            foreign.add("thread_waits", **row, syscall="epoll_pwait", waits_for="event_loop",
+                        thread_count=1)  # fmt: skip
+    assert summarise(foreign.frames()).verdict.cause == cause
+
+
+def test_the_thread_that_has_the_lock_is_told_with_what_it_waits_for(foreign):
+    served(foreign)
+    kept_out(foreign, "timeout")
+    for at_s in (1.5, 2.0, 2.5):
+        row = {"at_s": at_s, "pid": 800}
+        foreign.add("open_fates", **row, local_port=9000, fate="unanswered", socket_count=32)
+        foreign.add("open_fates", **row, local_port=9000, fate="answered", socket_count=60)
+        row |= {"thread_name": "pool"}
+        foreign.add("thread_waits", **row, syscall="futex", waits_for="lock", thread_count=31)
+        foreign.add("thread_waits", **row, syscall="recvfrom", waits_for="remote", thread_count=1,
+                    address="10.0.0.5:5432")  # fmt: skip
+    finding = named(foreign, "waits-for-slot")
+    assert "10.0.0.5:5432" in finding.fix[0].command
+
+
+def test_a_line_of_code_names_a_limit_before_a_comment_does():
+    lines = ["// at most 120", "server.maxConnections = 120;"]
+    settings = [
+        {"name": "", "value": 120, "file": "/srv/a.js", "line": number, "text": text}
+        for number, text in enumerate(lines, start=1)
+    ]
+    limit = name_limit("node a.js", {"settings": settings}, 120, 140, 500)
+    assert limit.where == "/srv/a.js:2: server.maxConnections = 120;"
