@@ -74,6 +74,9 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
 }
 """What can bring a cause about, by the mechanism; only where this run also shows it."""
 
+_GROWS_INTO = ("garbage-collection",)
+"""It is there before what it follows from: a collector works more and more until a heap is full."""
+
 _DIES_WITHIN_S = 2.0
 """What a runtime does between the refusal and its end: it writes a report."""
 _TOLERANCE_S = 0.6
@@ -140,7 +143,8 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
     """The finding that this one follows from, None when it stands for itself."""
     for cause in FOLLOWS_FROM.get(finding.cause, ()):
         for other in findings:
-            is_earlier = other.first_s <= finding.first_s + _TOLERANCE_S
+            since_s = finding.last_s if finding.cause in _GROWS_INTO else finding.first_s
+            is_earlier = other.first_s <= since_s + _TOLERANCE_S
             is_near = other.side in (finding.side, "host")  # what the host lacks, both sides lack
             is_near = is_near or _SLOW in (cause, finding.cause)  # between the two sides
             if other.cause == cause and is_near and is_earlier:

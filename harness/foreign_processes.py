@@ -375,7 +375,8 @@ class ForeignProcesses:
         self._overflown = False
         news: list[tuple[str, int, str]] = []
         taken: list[Held] = []
-        for pid in self._holders(fresh):
+        holders = self._holders(fresh)
+        for pid in [*holders, *self._successors(pid for pid in fresh if pid not in holders)]:
             news += self._take(pid, now_s, taken)
         self._others = [pid for pid in fresh if pid not in {each.pid for each in taken}]
         young = [
@@ -392,6 +393,30 @@ class ForeignProcesses:
         news += [self._publish(each) for each in taken]
         self._find_acceptors()
         return news
+
+    def _successors(self, others: Iterable[int]) -> list[int]:
+        """Processes that took the place of one that ended, though they hold no connection yet.
+
+        As that one they are children of its parent and run its program, and began after it: a
+        worker of node's cluster has not even the listener.
+        """
+        before = [each for each in self.held if each.ended_ns and each.behind is None]
+        if not before:
+            return []
+        found = []
+        for pid in others:
+            stat = process_tree.read_stat(pid)
+            if stat is None or not stat.is_alive:
+                continue
+            began_ns, program = process_tree.start_moment_ns(stat.start_ticks), program_of(pid)
+            found += [
+                pid
+                for each in before
+                if stat.ppid == each.parent_pid
+                and program == each.program != ""
+                and began_ns > each.started_ns > 0
+            ][:1]
+        return found
 
     @staticmethod
     def _is_young(each: Held, now_s: float) -> bool:

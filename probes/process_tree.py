@@ -41,7 +41,9 @@ _INTERPRETER_WORDS_MOST = 16
 _WITH_VALUE = {  # options whose value is the next word
     "java": ("-cp", "-classpath", "--class-path", "-p", "--module-path", "--add-modules"),
     "python": ("-X", "-W"),
-    "node": ("-r", "--require", "--import"),
+    "node": ("-r", "--require", "--import", "-C", "--conditions", "--env-file"),
+    "php": ("-d", "--define", "-c", "--php-ini", "-z", "--zend-extension"),
+    "ruby": ("-I", "-r", "-C", "-E"),
 }
 _TGID = re.compile(r"^Tgid:\s+(\d+)", re.MULTILINE)
 _NOFILE_LIMIT = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
@@ -193,6 +195,8 @@ def name_of_command(words: list[str]) -> str:
     name = os.path.basename(words[0])  # noqa: PTH119 - a word, no path of this machine
     if name.startswith(_INTERPRETERS):
         with_value = _WITH_VALUE.get(name.rstrip("0123456789.t"), ())
+        if name.startswith("php"):
+            words = [word for word in words if word != "-f"]  # its script follows
         for index, word in enumerate(words[1:_INTERPRETER_WORDS_MOST], start=1):
             if words[index - 1] in with_value:
                 continue

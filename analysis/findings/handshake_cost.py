@@ -13,15 +13,20 @@ there it is enough that the process gets a whole core.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from analysis.cpu import df_flame, never_rested
+from analysis.cpu import never_rested
 from analysis.evidence import Evidence, Finding, Fix, capitalised, connections_text, side_of_role
 from analysis.findings import accept_spin, fd_limit_process, garbage_collection, keepalive_storm
+from analysis.handshake_work import (
+    PASSWORD_HASH,
+    TLS_HANDSHAKE,
+    program_function,
+    work_of,
+)
 from analysis.hot_function import own_function
 from analysis.hot_worker import runs_of
 from analysis.signs import Signs
@@ -37,38 +42,9 @@ _LONGEST_GAP_S = 1.0
 _STARTS_WITHIN_S = 1.6
 """CPU is sampled twice a second; the first attempts may wait for the first handshake."""
 _LONG_WAIT_S = 1.0
-_LEAST_WORK_PCT = 50.0
 _MORE_THAN_A_CORE = 1.25
 """What a crowded host adds to the CPU of a handshake, cold caches, is less than this."""
 _IDLE_BEFORE_PCT = 50.0
-
-_WORK: tuple[tuple[str, re.Pattern[str]], ...] = (
-    (
-        "password hash",
-        re.compile(
-            r"pbkdf2|bcrypt|scrypt|argon2|PKCS5_|blowfish|rfc2898|crypt_r\b"
-            # what programs call it, as hash_password, checkPassword, CompareHashAndPassword
-            r"|passw(?:or)?d|passphrase|(?:hash|check|verify)_?pw",
-            re.IGNORECASE,
-        ),
-    ),
-    (
-        "TLS handshake",
-        re.compile(
-            r"SSL_do_handshake|SSL_accept|do_handshake|tls_(?:process|construct|post)|ssl3_"
-            r"|tls_early|crypto/tls\.|SSLEngine|Handshaker|ossl_statem|state_machine"
-        ),
-    ),
-    (
-        "check of a token or signature",
-        re.compile(
-            r"jwt|jws|verify|RSA_|rsa_ossl|ecdsa|EC_POINT|ed25519|BN_mod_exp|hmac|sha(?:1|256|512)"
-            r"|token|authenticat|authoriz|login",
-            re.IGNORECASE,
-        ),
-    ),
-)
-"""What a handshake may cost CPU for, by names of functions: the libraries' and the program's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +57,9 @@ class _Span:
         until_s: The last handshake.
         hot_until_s: How long it went on at a full core, for clients that had left.
         cpu_pct: CPU until ``until_s``.
-        count: Handshakes.
+        count: Handshakes; where nearly none was made, those that it worked at together.
         wait_ms: Median time that a client waited for its handshake, NaN when not known.
+        is_unmade: They were given up before they were made: each costs more than was spent.
     """
 
     pid: int
@@ -92,6 +69,7 @@ class _Span:
     cpu_pct: float
     count: int
     wait_ms: float
+    is_unmade: bool = False
 
     @property
     def cost_us(self) -> float:
@@ -147,8 +125,10 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
     if since_s > begun_s + _STARTS_WITHIN_S:
         return None
     opened = connections[connections["established_s"].between(since_s, hot_until_s)]
-    if len(opened) < _LEAST_COUNT or hot_until_s - since_s < _LEAST_S:
+    if hot_until_s - since_s < _LEAST_S:
         return None
+    if len(opened) < _LEAST_COUNT:
+        return _unmade(signs, pid, since_s, hot_until_s)
     moments = np.sort(np.append(opened["established_s"].to_numpy(), since_s))
     until_s = float(moments[-1])
     span = _Span(
@@ -168,6 +148,24 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
     if not (is_steady and is_long and is_dear and waits):
         return None
     return span if span.cpu_pct >= _FULL_PCT or _exceeds_a_core(signs, span) else None
+
+
+def _unmade(signs: Signs, pid: int, since_s: float, hot_until_s: float) -> _Span | None:
+    """One that works at all of them together, and whose clients leave before any is made.
+
+    So do threads and goroutines that share a core. Only where stacks say what they compute.
+    """
+    connections = signs.view.connections
+    tried = connections[connections["start_s"] <= hot_until_s]
+    gave_up = tried["closed_s"][tried["is_failed"] & (tried["close_kind"] == "timeout")]
+    cpu_pct = signs.cpu_pct_of(pid, since_s, hot_until_s)
+    if len(gave_up) < _LEAST_COUNT or cpu_pct is None:
+        return None
+    until_s = min(hot_until_s, max(float(gave_up.min()), since_s + _LEAST_S))
+    count = int((tried["start_s"] <= until_s).sum())
+    span = _Span(pid, since_s, until_s, hot_until_s, cpu_pct, count, float("nan"), is_unmade=True)
+    is_dear = span.cost_us >= _WATCHED_LEAST_COST_US
+    return span if is_dear and _has_known_work(signs, span) else None
 
 
 def _exceeds_a_core(signs: Signs, span: _Span) -> bool:
@@ -199,7 +197,7 @@ def _watched(signs: Signs, pid: int, hot: list[tuple[float, float]]) -> _Span | 
         if count < _LEAST_COUNT or cpu_pct is None:
             continue
         span = _Span(pid, since_s, until_s, until_s, cpu_pct, count, float("nan"))
-        if span.cost_us >= _WATCHED_LEAST_COST_US and _work(signs, span)[1] >= _LEAST_WORK_PCT:
+        if span.cost_us >= _WATCHED_LEAST_COST_US and _has_known_work(signs, span):
             return span
     return None
 
@@ -210,18 +208,9 @@ def _is_named_otherwise(signs: Signs, span: _Span) -> bool:
     return span.pid in others or signs.messages_explain_cpu_of(span.pid, span.since_s, span.until_s)
 
 
-def _work(signs: Signs, span: _Span) -> tuple[str, float]:
-    """What most of its samples are in, of the kinds that are known, and their share in per cent."""
-    flame = df_flame(signs.view, pid=span.pid, window_s=(span.since_s, span.hot_until_s + 0.5))
-    # py-spy and perf sample the same time: one may name what the other has no names for
-    sampled = [stacks for _, stacks in flame.groupby("source", sort=True)]
-    for name, pattern in _WORK:  # in the order of how much each name says
-        for stacks in sampled:
-            counts, inside = stacks["sample_count"], stacks["stack"].str.contains(pattern)
-            share = 100 * float(counts[inside].sum()) / float(counts.sum())
-            if share > _LEAST_WORK_PCT:
-                return name, share
-    return "", 0.0
+def _has_known_work(signs: Signs, span: _Span) -> bool:
+    """Stacks say what the handshakes cost CPU for."""
+    return bool(work_of(signs.view, span.pid, (span.since_s, span.hot_until_s + 0.5))[0])
 
 
 def _finding(signs: Signs, span: _Span) -> Finding:
@@ -229,15 +218,19 @@ def _finding(signs: Signs, span: _Span) -> Finding:
     subject = view.subject(span.pid)
     window_s = (span.since_s, span.hot_until_s + 0.5)
     where = own_function(view, span.pid, subject.role, window_s)
-    work, work_pct = _work(signs, span)
+    work, work_pct = work_of(view, span.pid, window_s)
+    if where.kind == "native" and work == PASSWORD_HASH:
+        name, share_pct = program_function(view, span.pid, window_s)
+        where = where._replace(function=name, share_pct=share_pct) if name else where
     cost_ms, per_s = span.cost_us / 1e3, span.count / (span.until_s - span.since_s)
     stalled = signs.stalled_count if signs.first_stalled_s >= span.since_s - _STARTS_WITHIN_S else 0
     if any(f.side == "server" for f in fd_limit_process.find(signs)):
         stalled = 0  # a full worker strands connections whatever a handshake costs
+    made_per_s = 0.0 if span.is_unmade else per_s
     evidence = [
         Evidence("process_cpu", span.cpu_pct, "process_samples", span.since_s),
         Evidence("handshake_cpu", span.cost_us, "process_samples", span.since_s),
-        Evidence("handshake_rate", per_s, "connections", span.since_s),
+        Evidence("handshake_rate", made_per_s, "connections", span.since_s),
         Evidence("span_length", span.hot_until_s - span.since_s, "process_samples", span.since_s),
     ]
     if np.isfinite(span.wait_ms):
@@ -277,6 +270,16 @@ def _finding(signs: Signs, span: _Span) -> Finding:
         if gone >= _LEAST_S
         else ""
     )
+    spent = f"spent {cost_ms:,.1f} ms of CPU on each handshake{place}{kind}"
+    how = f"made {per_s:,.0f} a second: {span.cpu_pct:.0f} % of a core. One thread makes one after "
+    how += "the other, and all others wait meanwhile, open connections too"
+    if span.is_unmade:
+        spent = (
+            f"spent more than {cost_ms:,.1f} ms of CPU on each of {span.count:,} handshakes at the "
+            f"same time{place}{kind}"
+        )
+        rate = "their clients left before one was made"
+        how = f"made none before their clients left, at {span.cpu_pct:.0f} % of a core"
     return Finding(
         cause="handshake-cost",
         severity="warning",
@@ -285,16 +288,12 @@ def _finding(signs: Signs, span: _Span) -> Finding:
         first_s=span.since_s,
         last_s=span.hot_until_s,
         evidence=tuple(evidence),
-        explanation=(
-            f"{name} spent {cost_ms:,.1f} ms of CPU on each handshake{place}{kind} and made "
-            f"{per_s:,.0f} a second: {span.cpu_pct:.0f} % of a core. One thread makes one after "
-            f"the other, and all others wait meanwhile, open connections too.{starved}{after}"
-        ),
+        explanation=(f"{name} {spent} and {how}.{starved}{after}"),
         fix=_fixes(signs, span, work, where.function, subject.command),
         at_connections=view.open_count_at(span.since_s),
         confidence=confidence,
         missing=missing,
-        sentence=f"{name} spent {cost_ms:,.1f} ms of CPU on each handshake{place}{kind}: {rate}",
+        sentence=f"{name} {spent}: {rate}",
         explained_count=stalled,
     )
 
@@ -303,7 +302,7 @@ def _fixes(signs: Signs, span: _Span, work: str, function: str, command: str) ->
     per_s = 1e6 / span.cost_us  # of a whole core
     what = function or work or "the work of the handshake"
     found = []
-    if work == "password hash":
+    if work == PASSWORD_HASH:
         found.append(
             Fix(
                 "hash in a thread pool"
@@ -312,7 +311,7 @@ def _fixes(signs: Signs, span: _Span, work: str, function: str, command: str) ->
                 f"takes {span.cost_us / 1e3:,.1f} ms of each handshake off the event loop",
             )
         )
-    elif work == "TLS handshake":
+    elif work == TLS_HANDSHAKE:
         found.append(
             Fix(
                 "an ECDSA P-256 certificate instead of RSA, session tickets, or TLS in a proxy "
@@ -326,6 +325,14 @@ def _fixes(signs: Signs, span: _Span, work: str, function: str, command: str) ->
                 f"move {what} off the event loop, into threads or processes, or make it cheaper",
                 f"takes up to {span.cost_us / 1e3:,.1f} ms off each handshake",
             )
+        )
+    if span.is_unmade:
+        return (
+            Fix(
+                f"make {what} cheaper, give the server more cores, or let it make a few handshakes "
+                "at a time",
+                "the first are made while the others wait, and not all too late",
+            ),
         )
     target = signs.view.target_count
     if not signs.view.is_attached and target:

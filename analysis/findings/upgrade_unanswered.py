@@ -5,7 +5,8 @@ descriptors of the server that grew by them: the application has them, and says 
 Told apart from ``accept-queue-overflow`` and a full worker: there the connections wait in the
 kernel, and no descriptor of the server grows. From ``upgrade-refused``: there an answer comes. From
 ``worker-blocked`` and ``hot-worker-code``: those served connections before. From
-``waits-for-slot``: there threads wait for an answer that they need first.
+``waits-for-slot``: there threads wait for an answer that they need first. From ``handshake-cost``:
+there the process computes all the time.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def find(signs: Signs) -> list[Finding]:
         return []
     pid = int(str(taken.idxmax()))
     subject = view.subject(pid)
+    if signs.is_busy(pid, float(in_handshake["start_s"].min()), signs.view.stop_s):
+        return []  # it works at them
     count, held = len(in_handshake), int(taken.max())
     first_s = float(in_handshake["start_s"].min())
     confidence, missing = signs.trust("live_samples")

@@ -202,9 +202,10 @@ def _fixes(
     served = each.answered_count
     effect = f"the connections beyond {served:,} are served"
     if wait is None:
-        return (
-            Fix("look for the pool or limit that requests queue for in the application", effect),
-        )
+        look = Fix("look for the pool or limit that requests queue for in the application", effect)
+        facts, wanted = view.process_facts(each.pid), max(view.target_count, served + each.count)
+        known = name_limit(view.subject(each.pid).command, facts, served, 0, wanted)
+        return (look,) if known is None else (Fix(f"{known.raise_it}, as it seems", effect), look)
     if wait.kind == "name_server":
         return (
             Fix(

@@ -438,6 +438,28 @@ def test_a_password_hash_is_known_by_what_the_program_calls_it(foreign, name):
     assert "thread pool" in finding.fix[0].command
 
 
+def test_handshakes_that_are_made_at_the_same_time_may_all_come_too_late(foreign):
+    """Go on one core: goroutines take turns, and most stacks end in the library's assembler."""
+    foreign.connect(100, from_s=0.0, until_s=0.2, stage="handshake", close_kind="timeout",
+                    errno=110, closed_s=3.0)  # fmt: skip
+    foreign.cpu(800, 99, until_s=6.0)
+    whole = "runtime.goexit;net/http.(*conn).serve;main.hashPassword;crypto/sha256.block"
+    for half in range(12):
+        for stack, count in (("[unknown];crypto/sha256.block", 18), (whole, 6)):
+            foreign.add("cpu_stacks", at_s=half / 2 + 0.1, pid=800, tid=801, thread="app",
+                        user_stack=stack, sample_count=count)  # fmt: skip
+    for quarter in range(24):
+        foreign.live(800, quarter / 4, open_count=min(100, 100 * quarter))
+    found, verdict = by_cause(foreign)
+    assert verdict.cause == "handshake-cost"
+    assert "upgrade-unanswered" not in found
+    finding = found["handshake-cost"]
+    assert finding.value_of("handshake_cpu") == pytest.approx(30_000, rel=0.1)
+    assert finding.value_of("function_samples", "main.hashPassword") == pytest.approx(25)
+    assert finding.value_of("handshake_rate") == 0
+    assert "(password hash)" in finding.sentence
+
+
 def test_a_core_that_makes_no_handshakes_is_not_taken_by_them(foreign):
     hashing(foreign, count=2, stack="start;uv_run;rebuild_index;sort_all")
     found, _ = by_cause(foreign)

@@ -338,3 +338,65 @@ def test_more_processes_than_slots_are_said_once_and_are_no_end(tmp_path, replac
         processes.close()
         live.close()
         os.close(fd)
+
+
+# A parent keeps the listener, as the primary of node's cluster does. Its first child has a
+# connection; the second begins when it is told to and has none, nor the listener.
+ROLLING = """
+import os, signal, socket, sys
+listener = socket.create_server(('127.0.0.1', 0))
+ready, told = os.pipe()
+first = os.fork()
+if first == 0:
+    kept = listener.accept()
+    listener.close()
+    os.write(told, b'x')
+    signal.pause()
+print(listener.getsockname()[1], flush=True)
+os.read(ready, 1)
+print(first, flush=True)
+sys.stdin.readline()
+second = os.fork()
+if second == 0:
+    listener.close()
+    signal.pause()
+print(second, flush=True)
+sys.stdin.readline()
+os.kill(first, signal.SIGTERM)
+os.waitpid(first, 0)
+sys.stdin.readline()
+"""
+
+
+def test_who_takes_the_place_of_a_worker_is_followed_before_it_has_a_connection(live, deadline):
+    with subprocess.Popen(
+        [sys.executable, "-c", ROLLING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+
+        def say():
+            parent.stdin.write("\n")
+            parent.stdin.flush()
+
+        try:
+            port = int(parent.stdout.readline())
+            follows = ForeignProcesses(live, 4, port)
+            follows.watch_tree([parent.pid])
+            follows.begin_load()
+            with socket.create_connection(("127.0.0.1", port)):
+                first = int(parent.stdout.readline())
+                deadline("the worker is held", lambda: follows.follow() or first in follows.pids)
+                say()
+                second = int(parent.stdout.readline())
+                follows.follow()
+                say()
+                deadline("the next one is", lambda: follows.follow() or second in follows.pids)
+                assert first not in follows.pids
+                slots = {live.slot(i)[Counter.PID]: live.slot(i) for i in range(3)}
+                assert slots[second][Counter.STARTED_NS] > slots[first][Counter.STARTED_NS]
+            follows.close()
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
