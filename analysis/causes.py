@@ -34,6 +34,7 @@ CAUSES: dict[str, str] = {
     "own-limit": "the server, or what is behind it, lets in so many connections and no more",
     "waits-for-slot": "connections are accepted, then wait for a thread, a lock or somebody else",
     "slow-consumers": "unsent data piles up in the server for clients that do not read",
+    "message-amplification": "each message goes to all, and what goes out fills a core",
     "unix-queue-full": "the accept queue of a Unix socket behind the server is full",
     "backend-unavailable": "the proxy reaches nobody behind it",
     "worker-crash": "a worker died and its connections with it",

@@ -260,6 +260,12 @@ _LOOPS: dict[str, EvidenceKind] = {
     "samples_asleep": _with(
         "pct", "samples asleep in {of} outside of its poll", "samples asleep outside of its poll"
     ),
+    "messages_in_rate": EvidenceKind("per_s", "messages that came in"),
+    "messages_out_rate": EvidenceKind("per_s", "messages that went out"),
+    "messages_out_per_in": EvidenceKind("count", "messages that went out for each that came in"),
+    "cpu_wanted": EvidenceKind("pct", "CPU that it takes to send to all what came in"),
+    "reached_share": EvidenceKind("pct", "share of the other connections that one reached"),
+    "full_at_connections": EvidenceKind("count", "connections at which that fills the core"),
     "keepalive_rate": EvidenceKind("per_s", "keep-alive messages of this worker"),
     "keepalive_interval": EvidenceKind("s", "keep-alive interval"),
     "sent_rate": _with("per_s", "{of} sent, all processes"),

@@ -138,6 +138,7 @@ def runs_of(flags: Any) -> list[tuple[int, int]]:
 _EXPLAINS_A_HOT_WORKER = (
     "accept-spin",
     "keepalive-storm",
+    "message-amplification",
     "garbage-collection",
     "hot-acceptor",
     "port-search-cost",

@@ -21,6 +21,7 @@ _SLOWS_ACCEPT = (
     "garbage-collection",
     "hot-worker-code",
     "handshake-cost",
+    "message-amplification",
     "keepalive-storm",
     "hot-acceptor",
 )
@@ -81,6 +82,8 @@ _DIES_WITHIN_S = 2.0
 """What a runtime does between the refusal and its end: it writes a report."""
 _TOLERANCE_S = 0.6
 """Live counters come four times, descriptor counts twice a second: earlier is not sharper."""
+_BETWEEN_LOOKS_S = 5.0
+"""Queues that stand are seen to do so at the second look at them."""
 
 
 def rank(signs: Signs, findings: Sequence[Finding]) -> list[Finding]:
@@ -144,7 +147,8 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
     for cause in FOLLOWS_FROM.get(finding.cause, ()):
         for other in findings:
             since_s = finding.last_s if finding.cause in _GROWS_INTO else finding.first_s
-            is_earlier = other.first_s <= since_s + _TOLERANCE_S
+            late_s = _BETWEEN_LOOKS_S if cause == _SLOW else _TOLERANCE_S
+            is_earlier = other.first_s <= since_s + late_s
             is_near = other.side in (finding.side, "host")  # what the host lacks, both sides lack
             is_near = is_near or _SLOW in (cause, finding.cause)  # between the two sides
             if other.cause == cause and is_near and is_earlier:

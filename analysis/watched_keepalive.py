@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.signs import Signs
+from analysis.socket_traffic import Traffic, traffic_between
 
 _MOST_BYTES = 16.0
 """Of one message with its header: a pong with a clock in it has 14."""
@@ -54,22 +55,13 @@ class WatchedKeepalives(NamedTuple):
     socket_count: int
 
 
-class _Traffic(NamedTuple):
-    span_s: float
-    tx_per_s: float
-    rx_per_s: float
-    tx_bytes: float
-    rx_bytes: float
-    socket_count: int
-
-
 def watched_keepalives(signs: Signs) -> WatchedKeepalives | None:
     """Whether the hot worker of a server that is only watched is hot of keep-alives."""
     hot = signs.hot_worker
     if not signs.view.is_attached or hot is None or hot["role"] != "server":
         return None
     pid, since_s, until_s = int(hot["pid"]), float(hot["since_s"]), float(hot["until_s"])
-    traffic = _traffic(signs, since_s, until_s)
+    traffic = traffic_between(signs.view, since_s, until_s)
     if traffic is None or not _are_small_and_answered(traffic):
         return None
     per_s = traffic.tx_per_s + traffic.rx_per_s
@@ -94,45 +86,12 @@ def watched_keepalives(signs: Signs) -> WatchedKeepalives | None:
     )
 
 
-def _are_small_and_answered(traffic: _Traffic) -> bool:
+def _are_small_and_answered(traffic: Traffic) -> bool:
     if min(traffic.tx_per_s, traffic.rx_per_s) < _LEAST_PER_S / 2:
         return False
     low, high = _ANSWERS
     is_answered = low * traffic.tx_per_s <= traffic.rx_per_s <= high * traffic.tx_per_s
     return is_answered and max(traffic.tx_bytes, traffic.rx_bytes) <= _MOST_BYTES
-
-
-def _traffic(signs: Signs, since_s: float, until_s: float) -> _Traffic | None:
-    """Between the snapshots that lie furthest apart within the span, or else just around it.
-
-    Sums are of open sockets: one that closed takes its part along. Where that outweighs what came
-    (a sum that falls), nothing is said.
-    """
-    raw = signs.view.frames["socket_traffic"]
-    rows = raw[raw["side"] == "server"].sort_values("at_ns", kind="stable")
-    at_s = signs.view.seconds_of(rows["at_ns"])
-    inside = np.flatnonzero((at_s >= since_s) & (at_s <= until_s + 0.3))
-    if len(inside) < 2:
-        before, after = np.flatnonzero(at_s < since_s), np.flatnonzero(at_s > until_s)
-        inside = np.concatenate([before[-1:], inside, after[:1]])
-    if len(inside) < 2:
-        return None
-    first, last = rows.iloc[inside[0]], rows.iloc[inside[-1]]
-    span_s = float(at_s[inside[-1]] - at_s[inside[0]])
-    grown = {
-        name: int(last[f"{name}_total"]) - int(first[f"{name}_total"])
-        for name in ("tx_segments", "tx_bytes", "rx_segments", "rx_bytes")
-    }
-    if min(grown.values()) <= 0 or span_s <= 0:
-        return None
-    return _Traffic(
-        span_s=span_s,
-        tx_per_s=grown["tx_segments"] / span_s,
-        rx_per_s=grown["rx_segments"] / span_s,
-        tx_bytes=grown["tx_bytes"] / grown["tx_segments"],
-        rx_bytes=grown["rx_bytes"] / grown["rx_segments"],
-        socket_count=int(last["socket_count"]),
-    )
 
 
 def _is_like_siblings(signs: Signs, pid: int, each_pct: dict[int, float]) -> bool:

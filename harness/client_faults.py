@@ -16,10 +16,12 @@ class ClientFault:
     Attributes:
         wait_s: The longest that the event loop may wait for events.
         is_mute: It sends no opening handshake.
+        reads_nothing: Once a connection is open it reads nothing more from it.
     """
 
     wait_s: float = IDLE_WAIT_S
     is_mute: bool = False
+    reads_nothing: bool = False
 
     def __init__(self, fault: Fault, slot: memoryview) -> None:
         self.fault = fault
@@ -54,6 +56,12 @@ class Mute(ClientFault):
     is_mute = True
 
 
+class NoRead(ClientFault):
+    """Leaves what it is sent in the kernel: its windows close, and the server's queues fill."""
+
+    reads_nothing = True
+
+
 class HotClient(ClientFault):
     """Calculates in each turn."""
 
@@ -78,6 +86,7 @@ _CLASSES: dict[str, type[ClientFault]] = {
     "foreign-source": ForeignSource,
     "hot-client": HotClient,
     "mute": Mute,
+    "no-read-client": NoRead,
     "slow-client": SlowClient,
 }
 

@@ -57,6 +57,7 @@ KINDS: dict[str, Kind] = {
     "connect-enobufs": Kind("client", "connects", 0.0, "connect fails after so many"),
     "hot-client": Kind("client", "ms", 250.0, "calculates so long in each turn"),
     "slow-client": Kind("client", "ms", 500.0, "sleeps so long in each turn"),
+    "no-read-client": Kind("client", "", 0.0, "reads nothing more once a connection is open"),
     "mute": Kind("client", "", 0.0, "connects and never sends its opening handshake"),
     "conntrack-full": Kind("namespace", "", 0.0, "fills connection tracking but for so many"),
     "burn": Kind("host", "s", 30.0, "processes beside it calculate so long; 0: four for each core"),

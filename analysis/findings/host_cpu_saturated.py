@@ -30,6 +30,7 @@ from analysis.findings import (
     handshake_cost,
     hot_worker_code,
     keepalive_storm,
+    message_amplification,
     runtime_heap_limit,
 )
 from analysis.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_busy_between
@@ -165,6 +166,7 @@ def _is_named_otherwise(signs: Signs) -> bool:
     hot = [f for f in hot_worker_code.find(signs) if _had_a_core(signs, f)]
     named = keepalive_storm.find(signs) or hot or handshake_cost.find(signs)
     collecting = garbage_collection.collecting_pids(signs)
+    named = named or message_amplification.find(signs)
     return bool(named or collecting or accept_spin.spinning_pids(signs))
 
 

@@ -24,6 +24,7 @@ from analysis.findings import (
     handshake_cost,
     hot_acceptor,
     keepalive_storm,
+    message_amplification,
 )
 from analysis.hot_function import UNNAMED, own_function
 from analysis.hot_thread import df_threads, thread_label, who_waits
@@ -48,7 +49,7 @@ def find(signs: Signs) -> list[Finding]:
         return []
     if signs.messages_explain_cpu_of(pid, float(hot["since_s"]), float(hot["until_s"])):
         return []
-    if pid in handshake_cost.costly_pids(signs):
+    if pid in handshake_cost.costly_pids(signs) | message_amplification.amplifying_pids(signs):
         return []
     window = (float(hot["since_s"]), float(hot["until_s"]) + 0.5)
     kind, function, share_pct, sibling_pct = own_function(signs.view, pid, str(hot["role"]), window)

@@ -289,3 +289,148 @@ def test_servers_of_our_own_are_not_accused(watched):
 )  # fmt: skip
 def test_a_time_to_come_is_said_in_a_unit_that_fits(seconds, words):
     assert slow_consumers.time_words(seconds) == words
+
+
+# -- message-amplification -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def chat(build):
+    """A Python server with 200 connections of ours, held for 10 s."""
+    server = {"foreign": True, "ports": [PORT]}
+    server["processes"] = [{"pid": 800, "command": "python3 chat.py", "role": "server"}]
+    build.manifest["server"] = server
+    build.manifest["settings"] = {"accept": "foreign"}
+    build.manifest["target_connections"] = 200
+    build.stages(ramp_s=1.0, hold_s=10.0)
+    build.process("server", 0)
+    build.process("client", 0)
+    build.health(*PROBES, "process_samples")
+    build.connect(200)
+    return build
+
+
+def talk(build, in_per_s, out_per_in, *, cpu_pct=100.0, wait_pct=0.0):
+    build.cpu(800, 5.0, from_s=-0.5, until_s=1.5, wait_pct=0.0)
+    build.cpu(800, cpu_pct, from_s=1.5, until_s=11.0, wait_pct=wait_pct)
+    build.cpu(900, 20.0, from_s=-0.5, until_s=11.0, wait_pct=0.0)
+    for quarter in range(45):
+        at_s = quarter / 4
+        sent = max(0.0, at_s - 1) * in_per_s
+        for pid in (800, 900):
+            counts = {"tx_messages_total": int(sent), "rx_messages_total": int(sent * out_per_in)}
+            counts = counts if pid == 900 else {}
+            build.live(pid, at_s, open_count=200, established_total=200, **counts)
+
+
+def all_of(frames):
+    return {f.cause for f in summarise(frames).findings}
+
+
+def test_messages_that_each_go_to_all_are_named_with_the_number_that_fills_the_core(chat):
+    talk(chat, 50, 199)
+    summary = summarise(chat.frames())
+    finding = named(summary, "message-amplification")
+    assert summary.verdict.cause == "reached"
+    assert "(message-amplification)" in summary.verdict.sentence
+    assert (finding.subject.pid, finding.severity, finding.confidence) == (800, "warning", "high")
+    assert finding.value_of("messages_out_per_in") == pytest.approx(199, rel=0.05)
+    assert finding.value_of("messages_in_rate") == pytest.approx(50, rel=0.1)
+    assert finding.value_of("cpu_per_message") == pytest.approx(100, rel=0.1)
+    assert finding.value_of("full_at_connections") == pytest.approx(200, rel=0.05)
+    assert "hot-worker-code" not in {f.cause for f in summary.findings}
+    assert any("rooms" in fix.command for fix in finding.fix)
+
+
+def test_one_that_falls_behind_is_predicted_by_the_root_of_what_is_wanted(chat):
+    talk(chat, 200, 50)  # a fourth of what would be to all
+    finding = named(summarise(chat.frames()), "message-amplification")
+    assert finding.confidence == "medium"
+    assert finding.value_of("cpu_wanted") == pytest.approx(398, rel=0.1)
+    assert finding.value_of("full_at_connections") == pytest.approx(100, rel=0.1)
+    assert "collect what came in for" in finding.fix[0].command
+
+
+def test_a_part_of_a_core_says_the_same_on_a_crowded_host(chat):
+    talk(chat, 50, 40, cpu_pct=20.0, wait_pct=79.0)
+    finding = named(summarise(chat.frames()), "message-amplification")
+    assert finding.value_of("cpu_wanted") == pytest.approx(100, rel=0.1)
+    assert finding.value_of("core_wait") == pytest.approx(79, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("in_per_s", "out_per_in", "cpu_pct", "wait_pct"),
+    [
+        (5_000, 1, 100.0, 0.0),  # an echo
+        (50, 199, 40.0, 0.0),  # it rests
+        (5, 199, 15.0, 80.0),  # it waits for its turns, and needs little
+        (0.2, 199, 100.0, 0.0),  # what fills the core is something else
+        (2, 199, 100.0, 0.0),  # 2.5 ms for each: code of its own
+        (2_000, 7, 100.0, 0.0),  # to a few
+        (40, 400, 100.0, 0.0),  # two to each: it has something of its own to say
+    ],
+)
+def test_what_is_not_sent_to_all_or_fills_no_core_is_not_named(
+    chat, in_per_s, out_per_in, cpu_pct, wait_pct
+):
+    talk(chat, in_per_s, out_per_in, cpu_pct=cpu_pct, wait_pct=wait_pct)
+    assert "message-amplification" not in all_of(chat.frames())
+
+
+def test_what_goes_out_of_another_length_is_not_what_came_in(chat):
+    talk(chat, 50, 60)
+    for second in range(11):
+        counts = {"tx_segments_total": 3_000, "tx_bytes_total": 3_000 * 1_400}
+        counts |= {"rx_segments_total": 50, "rx_bytes_total": 50 * 70}
+        scaled = {name: 1 + second * count for name, count in counts.items()}
+        chat.add("socket_traffic", at_s=second, side="server", socket_count=200, **scaled)
+    assert "message-amplification" not in all_of(chat.frames())
+
+
+def test_servers_of_our_own_send_nothing_to_all(chat):
+    chat.manifest["server"] = {}
+    talk(chat, 50, 199)
+    assert "message-amplification" not in all_of(chat.frames())
+
+
+def carries(build, rx_per_s, tx_per_s, *, rx_bytes=70, tx_bytes=66, sockets=100):
+    """What the sockets of a watched worker at a full core carry, for 30 s."""
+    watched = Watched(build, command="python3 chat.py")
+    watched.hold(sockets)
+    build.cpu(800, 99.0, from_s=0.0, until_s=30.0, wait_pct=0.0)
+    for second in range(0, LENGTH_S + 1, 3):
+        build.add(
+            "socket_traffic",
+            at_s=second,
+            side="server",
+            socket_count=sockets,
+            tx_segments_total=tx_per_s * second,
+            tx_bytes_total=tx_per_s * second * tx_bytes,
+            rx_segments_total=rx_per_s * second,
+            rx_bytes_total=rx_per_s * second * rx_bytes,
+        )
+    return watched.summary()
+
+
+def test_from_outside_it_is_told_by_number_and_length_of_segments(build):
+    summary = carries(build, 100, 9_500)
+    finding = named(summary, "message-amplification")
+    assert summary.verdict.cause == "message-amplification"
+    assert finding.confidence == "medium"
+    assert finding.value_of("messages_out_per_in") == pytest.approx(95)
+    assert finding.value_of("full_at_connections") == pytest.approx(100, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "traffic",
+    [
+        {"rx_per_s": 100, "tx_per_s": 2_000},  # a ticker, 20 a second to each
+        {"rx_per_s": 100, "tx_per_s": 9_500, "rx_bytes": 6},  # answers to pings
+        {"rx_per_s": 100, "tx_per_s": 9_500, "tx_bytes": 1_400},  # something else goes out
+        {"rx_per_s": 5_000, "tx_per_s": 5_000},  # an echo
+    ],
+)
+def test_from_outside_a_full_core_of_other_messages_is_code_of_its_own(build, traffic):
+    summary = carries(build, **traffic)
+    assert summary.verdict.cause == "hot-worker-code"
+    assert "message-amplification" not in {f.cause for f in summary.findings}
