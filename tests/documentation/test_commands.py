@@ -114,6 +114,9 @@ def test_the_page_about_verdict_json_has_every_key_of_a_real_one(recorded):
     for path in OBJECTS:
         if path == "verdict.alternatives[]" or path.endswith(("fix[]", "quotes[]")):
             continue  # this run has none
+        if path == "verdict.unexplained":
+            assert verdict["verdict"]["unexplained"] is None  # it reached its target
+            continue
         text = page.partition(f"## {path}\n")[2].partition("\n## ")[0]
         written = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
         assert keys(path) <= written, path
