@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.start_patience import StartPatience
+from harness.start_patience import StartPatience, wanted_cpu_ns
 from probes import process_tree
 from probes.driven import LONGEST_STOP_S, USUAL_STOP_S
-from probes.own_cost import process_cpu_ns
 
 _LOOK_PERIOD_S = 1.0
 
@@ -109,8 +108,8 @@ class ProbeProcess:
         now_s = time.monotonic()
         if not self.is_ready and not self._is_late and now_s - self._looked_s >= _LOOK_PERIOD_S:
             self._looked_s = now_s
-            cpu_ns = {pid: process_cpu_ns(pid) for pid in process_tree.tree_of(self.pid)}
-            self._is_late = self._patience.is_exhausted(now_s, cpu_ns)
+            wanted_ns = {pid: wanted_cpu_ns(pid) for pid in process_tree.tree_of(self.pid)}
+            self._is_late = self._patience.is_exhausted(now_s, wanted_ns)
         return self._is_late
 
     @property

@@ -1,22 +1,37 @@
 """When to go on without a probe process that is not ready: as soon as it does not work any more.
 
 How long a start takes says little: compiling eBPF takes two seconds here and two minutes on an
-emulated or crowded host. A start that hangs uses no CPU.
+emulated or crowded host. A start that hangs neither uses a core nor waits for one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+
+from probes.own_cost import process_cpu_ns
 
 STILL_S = 30.0
-"""Of a process that uses less than ``LEAST_CPU_NS`` in so long nothing more comes."""
+"""Of a process that wants less than ``LEAST_CPU_NS`` in so long nothing more comes."""
 LEAST_CPU_NS = 600_000_000
 """2 % of a core; waiting for the fleet (probes/collector.py) is less."""
 LONGEST_START_S = 600.0
 
 
+def wanted_cpu_ns(pid: int) -> int:
+    """CPU time of a process, and how long its first thread waited for a core; 0 when it is gone.
+
+    Source: Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat.
+    """
+    try:
+        waited_ns = int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):  # gone, or a kernel without CONFIG_SCHED_INFO
+        waited_ns = 0
+    return max(0, process_cpu_ns(pid)) + waited_ns
+
+
 class StartPatience:
-    """Judges by the CPU time of a process and its descendants.
+    """Judges by the CPU time that a process and its descendants want.
 
     Args:
         begun_s: When it was started, by time.monotonic().
@@ -27,15 +42,15 @@ class StartPatience:
         self._seen_ns: dict[int, int] = {}
         self._marked_ns = 0
 
-    def is_exhausted(self, now_s: float, cpu_ns: Mapping[int, int]) -> bool:
+    def is_exhausted(self, now_s: float, wanted_ns: Mapping[int, int]) -> bool:
         """Whether to wait no longer.
 
         Args:
             now_s: By time.monotonic().
-            cpu_ns: CPU time so far by pid, of those that are alive; who is gone still counts.
+            wanted_ns: ``wanted_cpu_ns`` by pid, of those that are alive; who is gone still counts.
         """
-        for pid, used_ns in cpu_ns.items():
-            self._seen_ns[pid] = max(used_ns, self._seen_ns.get(pid, 0))
+        for pid, own_ns in wanted_ns.items():
+            self._seen_ns[pid] = max(own_ns, self._seen_ns.get(pid, 0))
         total_ns = sum(self._seen_ns.values())
         if total_ns - self._marked_ns >= LEAST_CPU_NS:
             self._marked_ns, self._worked_s = total_ns, now_s

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 from harness import probe_process, start_patience
 from harness.probe_process import ProbeProcess
-from harness.start_patience import LEAST_CPU_NS, LONGEST_START_S, STILL_S, StartPatience
+from harness.start_patience import (
+    LEAST_CPU_NS,
+    LONGEST_START_S,
+    STILL_S,
+    StartPatience,
+    wanted_cpu_ns,
+)
 from probes import live as live_memory
 from probes.driven import LONGEST_STOP_S, USUAL_STOP_S, stop_limit_s
+from probes.own_cost import process_cpu_ns
 from probes.rundir import create_run_dir
 
 
@@ -18,8 +27,8 @@ def test_who_works_is_waited_for():
     patience = StartPatience(100.0)
     assert not patience.is_exhausted(100.0 + STILL_S, {7: 0})
     for step in range(1, 10):  # a compiler that comes and goes, on a slow host
-        cpu_ns = {7: 0, 70 + step: LEAST_CPU_NS}
-        assert not patience.is_exhausted(100.0 + STILL_S * step, cpu_ns)
+        wanted_ns = {7: 0, 70 + step: LEAST_CPU_NS}
+        assert not patience.is_exhausted(100.0 + STILL_S * step, wanted_ns)
     assert not patience.is_exhausted(100.0 + STILL_S * 10, {7: 0})
     assert patience.is_exhausted(101.0 + STILL_S * 10, {7: LEAST_CPU_NS - 1})
 
@@ -29,6 +38,26 @@ def test_who_works_for_ever_is_not():
     busy_s = range(0, int(LONGEST_START_S) + 1, 10)
     assert not any(patience.is_exhausted(s, {1: s * 10**9}) for s in busy_s)
     assert patience.is_exhausted(LONGEST_START_S + 1, {1: 10**15})
+
+
+def test_who_waits_for_a_core_wants_it():
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    core = min(os.sched_getaffinity(0))
+    try:
+        for each in spinning:  # one core between them: each waits as long as the other runs
+            os.sched_setaffinity(each.pid, {core})
+        end_s = time.monotonic() + 60
+        while time.monotonic() < end_s:
+            both = [(wanted_cpu_ns(each.pid), process_cpu_ns(each.pid)) for each in spinning]
+            if all(wanted - used > 10**8 for wanted, used in both):
+                break
+            time.sleep(0.05)
+        assert all(wanted - used > 10**8 for wanted, used in both)
+    finally:
+        for each in spinning:
+            each.kill()
+            each.wait()
+    assert wanted_cpu_ns(spinning[0].pid) == 0
 
 
 def test_the_last_samples_leave_time_for_what_has_to_be_written():
