@@ -375,10 +375,7 @@ def end_lines(
         entries.append(("next", _wrapped(rung_sentence(rung), width - 9)))
     if report_path is not None:
         entries.append(("report", [printable(str(report_path))]))
-    for probe in verdict.get("probes", []):
-        if probe.get("state") in ("unavailable", "failed"):
-            text = f"{probe.get('name')} {probe.get('state')}: {probe.get('reason', '')}"
-            entries.append(("probe", _wrapped(text, width - 9)[:1]))
+    entries += _probe_entries(verdict.get("probes", []), width - 9)
     bold, plain = ("\x1b[1m", "\x1b[0m") if colour else ("", "")
     lines: list[str] = []
     for label, texts in entries:
@@ -386,6 +383,20 @@ def end_lines(
             head = f"{bold}{label:<8}{plain}" if number == 0 else " " * 8
             lines.append(f"{head} {text}")
     return lines
+
+
+def _probe_entries(probes: Sequence[Mapping[str, Any]], width: int) -> list[tuple[str, list[str]]]:
+    """Probes that did not see the run; those with the same reason in one line."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for probe in probes:
+        if probe.get("state") in ("unavailable", "failed"):
+            how = (str(probe["state"]), str(probe.get("reason", "")))
+            alike.setdefault(how, []).append(str(probe.get("name")))
+    entries = []
+    for (state, reason), names in alike.items():
+        who = names[0] if len(names) == 1 else f"{len(names)} probes ({names[0]}, ...)"
+        entries.append(("probe", _wrapped(f"{who} {state}: {reason}", width)[:1]))
+    return entries
 
 
 def _unexplained_entries(known: Mapping[str, Any], width: int) -> list[tuple[str, list[str]]]:

@@ -272,6 +272,16 @@ def test_the_end_has_three_lines_each_at_most():
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_probes_that_fail_for_one_reason_have_one_line():
+    late = [{"name": n, "state": "failed", "reason": "late"} for n in ("live_samples", "process")]
+    verdict = {**VERDICT, "probes": [*VERDICT["probes"], *late]}
+    lines = [line[9:] for line in end_lines(verdict, None, 80) if line.startswith("probe")]
+    assert lines == [
+        "cpu_stacks unavailable: needs root",
+        "2 probes (live_samples, ...) failed: late",
+    ]
+
+
 def test_a_reached_target_has_the_fix_of_what_harmed_it_and_else_none():
     storm = {"cause": "keepalive-storm", "severity": "warning", "fix": [{"command": "longer"}]}
     after = {**storm, "follows_from": "x", "first_s": -1.0, "fix": [{"command": "consequence"}]}
