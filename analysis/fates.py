@@ -190,7 +190,8 @@ def standing_queues(view: RunView) -> list[StandingQueue]:
 def _standing_tcp(view: RunView) -> list[StandingQueue]:
     looks = _before_stop(view, "open_fates")
     waiting = looks[looks["fate"] == "unaccepted"]
-    backlogs = view.frames["listeners"].groupby("local_port")["backlog_count"].max()
+    listeners = view.frames["listeners"].groupby("local_port")
+    backlogs, inodes = listeners["backlog_count"].max(), listeners["socket_inode"].nunique()
     found = []
     for port, mine in waiting.groupby("local_port"):
         span = _standing(looks, mine, "socket_count")
@@ -198,9 +199,15 @@ def _standing_tcp(view: RunView) -> list[StandingQueue]:
             continue
         first_s, last_s, count = span
         pids = _owners_of_port(view, int(str(port)))
+        # of several that share one listener all have stopped, else the queue would not stand
+        serving = [each for each in pids if accepted_count(view, each) > 0]
+        if len(pids) > 1 and int(inodes.get(port, 0)) != 1:
+            serving = []
         pid = pids[0] if len(pids) == 1 else 0
-        if pid and _accepted_between(view, pid, first_s, last_s):
+        if any(_accepted_between(view, each, first_s, last_s) for each in serving or [pid] if each):
             continue
+        if not pid and serving:
+            pid = max(serving, key=lambda each: (accepted_count(view, each), -each))
         backlog = int(backlogs.get(port, 0))
         found.append(StandingQueue(pid, f"port {port}", False, count, backlog, first_s, last_s))
     return found
@@ -356,9 +363,10 @@ def blocking_wait(view: RunView, each: Stuck) -> ThreadWait | None:
         if wait.kind in ("name_server", "remote") or (wait.kind == "unix" and wait.address):
             return wait
         if wait.kind == "own_connection":
-            # Each thread has one that it answered, and there are others that nobody reads.
+            # Each thread has one that it answered, and there are others that it took and nobody
+            # reads. Who takes no more has a limit of its own.
             is_pool = wait.thread_count >= _HELD_SHARE * each.answered_count > 0
-            if wait.is_main or (is_pool and each.unread_count + each.unaccepted_count > 0):
+            if wait.is_main or (is_pool and each.unread_count > 0):
                 return wait
         elif wait.kind in ("lock", "sleep"):
             least = max(LEAST_COUNT, _HELD_SHARE * each.unanswered_count)

@@ -21,6 +21,10 @@ _NEAR_BEFORE_S, _NEAR_AFTER_S = 3.0, 3.0
 """How far from the first failure a line may stand and still be quoted beside it."""
 
 
+NODE_WORKER = "worker thread of node"
+"""Its heap has a limit of its own."""
+
+
 class KnownLine(NamedTuple):
     """A line whose meaning is known.
 
@@ -67,6 +71,9 @@ KNOWN_LINES: tuple[KnownLine, ...] = (
     # src/node_errors.cc (OOMErrorHandler), deps/v8/src/api/api.cc
     _known("node", r"(?:Reached heap limit|Ineffective mark-compacts near heap limit"
            r"|CALL_AND_RETRY_LAST|JavaScript heap out of memory)", "runtime-heap-limit"),
+    # lib/internal/errors.js: of a Worker with resourceLimits
+    _known(NODE_WORKER, r"ERR_WORKER_OUT_OF_MEMORY|terminated due to reaching memory limit",
+           "runtime-heap-limit"),
     _known("node", r"Error: accept EMFILE|Error: EMFILE|connect EMFILE", "fd-limit-process"),
     _known("node", r"connect EADDRNOTAVAIL", "ephemeral-ports-exhausted"),
     _known("node", r"spawn \S+ EAGAIN|uv_thread_create.*EAGAIN", "task-limit"),

@@ -21,7 +21,7 @@ from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
 from analysis.memory_signs import until_stop
 from analysis.process_ends import ProcessEnd
 from analysis.run_view import RunView, server_cmd
-from analysis.server_words import Spoken
+from analysis.server_words import NODE_WORKER, Spoken
 from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
 
@@ -119,6 +119,8 @@ def _is_busy(signs: Signs, pid: int, spent: CollectorTime) -> bool:
 def _sign(signs: Signs, pid: int, end: ProcessEnd | None, said: list[Spoken]) -> _Sign | None:
     view = signs.view
     heap, peak = _heap(view, pid), _peak_bytes(view, pid)
+    if said and said[0].program == NODE_WORKER:
+        heap = None  # what the process was told is not what its thread was given
     if not said and heap is None:
         return None
     spent = collector_time(view, pid, _COLLECTOR_SHARE)
@@ -209,6 +211,8 @@ def _finding(signs: Signs, sign: _Sign) -> Finding:
         free = f", while {least / 1e9:,.1f} GB of the host's memory were free"
     evidence.append(Evidence("connections_open", at_connections, "connections", sign.first_s))
     heap = "its heap"
+    if sign.said and sign.said[0].program == NODE_WORKER:
+        heap = "the heap of a worker thread"
     if sign.heap is not None:
         heap = f"its heap of {sign.heap.capacity_bytes / 2**20:,.0f} MiB ({sign.heap.option})"
     ended = ""
@@ -250,6 +254,7 @@ def _explained(signs: Signs, sign: _Sign) -> int:
 
 
 _OPTIONS = {
+    "v8_worker": "resourceLimits: {{ maxOldGenerationSizeMb: {mib} }}",
     "v8_old_space": "--max-old-space-size={mib}",
     "jvm_heap": "-Xmx{mib}m",
     "jvm_direct_memory": "-XX:MaxDirectMemorySize={mib}m",
@@ -260,6 +265,7 @@ _OPTIONS = {
 }
 """How each runtime is told another size."""
 _NAMES = {
+    "v8_worker": "heap of a worker thread",
     "v8_old_space": "old space of V8",
     "jvm_heap": "heap of the JVM",
     "jvm_direct_memory": "direct memory of the JVM",
@@ -291,9 +297,10 @@ def _fixes(
     view: RunView, sign: _Sign, subject: Subject, at_connections: int, peak_bytes: int
 ) -> tuple[Fix, ...]:
     heap = sign.heap
-    limit = heap.limit if heap else next(
-        (name for program, name in _OF_PROGRAM if program in subject.command), ""
-    )  # fmt: skip
+    by_program = (name for program, name in _OF_PROGRAM if program in subject.command)
+    limit = heap.limit if heap else next(by_program, "")
+    if sign.said and sign.said[0].program == NODE_WORKER:
+        limit = "v8_worker"
     used = max(heap.capacity_bytes if heap else 0, peak_bytes)
     share = view.target_count / at_connections if at_connections and view.target_count else 0.0
     wanted = max(2 * used, math.ceil(_MARGIN * used * min(share, 1_000.0)))
@@ -320,6 +327,8 @@ def _command(view: RunView, limit: str, option: str) -> str:
     if spelling is not None and spelling.search(text):
         changed = spelling.sub(option.removeprefix("-d "), text)
         return f"profile-run --server-cmd {shlex.quote(changed)}"
+    if limit == "v8_worker":
+        return f"{option}  # of new Worker() in the program"
     if limit == "v8_old_space":
         return f"NODE_OPTIONS={option}  # in the environment of the server"
     if limit.startswith("jvm"):

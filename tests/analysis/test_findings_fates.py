@@ -162,3 +162,42 @@ def test_a_line_of_code_names_a_limit_before_a_comment_does():
     ]
     limit = name_limit("node a.js", {"settings": settings}, 120, 140, 500)
     assert limit.where == "/srv/a.js:2: server.maxConnections = 120;"
+
+
+@pytest.mark.parametrize(("listeners", "causes"), [(1, {"own-limit"}), (2, set())])
+def test_a_queue_that_all_who_share_it_have_left_is_their_limit(foreign, listeners, causes):
+    """gunicorn --max-requests 30: two workers, each waits for the threads of its 30 clients."""
+    foreign.manifest["server"]["processes"][0]["settings"] = [
+        {"name": "max-requests", "value": 30, "file": "", "line": 0, "text": ""}
+    ]
+    other = foreign.process("server", 1)
+    foreign.connect(60)
+    kept_out(foreign, "timeout", closed_s=4.0, errno=110)
+    for pid in (800, other):
+        foreign.cpu(pid, 1, until_s=5.0)
+        for quarter in range(20):
+            foreign.live(pid, quarter / 4, open_count=min(30, 30 * quarter))
+        foreign.add("connection_fates", at_s=1.5, pid=pid, fate="accepted", connection_total=30,
+                    first_s=0.0, last_s=1.1)  # fmt: skip
+    for number in range(listeners):
+        row = {"at_s": 0.5, "local_port": 9000, "socket_inode": 70 + number}
+        foreign.add("listeners", **row, backlog_count=512)
+        for pid in (800, other) if listeners == 1 else ((800, other)[number],):
+            foreign.add("listener_owners", at_s=0.5, pid=pid, socket_inode=70 + number)
+    for half in range(3, 9):
+        at_s = half / 2
+        foreign.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                    socket_count=40)  # fmt: skip
+        for pid in (800, other):
+            row = {"at_s": at_s, "pid": pid, "thread_name": "gunicorn"}
+            foreign.add("open_fates", at_s=at_s, pid=pid, local_port=9000, fate="answered",
+                        socket_count=30)  # fmt: skip
+            foreign.add("thread_waits", **row, syscall="recvfrom", waits_for="own_connection",
+                        thread_count=30)  # fmt: skip
+            foreign.add("thread_waits", **row, is_main=True, syscall="futex", waits_for="lock",
+                        thread_count=1)  # fmt: skip
+    summary = summarise(foreign.frames())
+    assert {f.cause for f in summary.findings} == causes
+    if causes:
+        (finding,) = summary.findings
+        assert finding.fix[0].command.startswith("--max-requests=")

@@ -270,6 +270,17 @@ def test_a_full_heap_is_the_cause_and_the_crash_follows(foreign):
     assert int(command.partition("size=")[2].split()[0]) >= 128
 
 
+def test_a_worker_thread_of_node_has_a_heap_of_its_own(foreign):
+    foreign.connect(40, stage="closed", close_kind="rst", errno=104, closed_s=2.0)
+    foreign.live(800, 1.9, open_count=40)
+    told(foreign, 4 << 30)
+    says(foreign, "code: 'ERR_WORKER_OUT_OF_MEMORY'", at_s=2.0)
+    dies(foreign, at_s=2.04, status=1)
+    found, verdict = by_cause(foreign)
+    assert verdict.cause == "runtime-heap-limit"
+    assert "maxOldGenerationSizeMb" in found["runtime-heap-limit"].fix[0].command
+
+
 def test_an_abort_with_a_full_heap_needs_no_words(foreign):
     foreign.connect(40, stage="closed", close_kind="rst", errno=104, closed_s=2.0)
     foreign.live(800, 1.9, open_count=40)

@@ -147,7 +147,9 @@ def test_a_hash_in_each_handshake_is_named_also_by_a_short_run(profile_run):
     values = values_of(finding)
     assert finding["first_s"] < 1.6
     assert values["handshake_cpu"] > 10_000
-    assert values["handshake_cpu"] * values["handshake_rate"] > 0.6e6
+    # what all of them cost is the CPU that it had: a core, or what neighbours left of one
+    spent_us = values["handshake_cpu"] * values["handshake_rate"]
+    assert spent_us == pytest.approx(1e4 * values["process_cpu"], rel=0.3)
     assert "hot-worker-code" not in [f["cause"] for f in verdict["findings"]]
     assert "thread pool" in finding["fix"][0]["command"]
     assert finding["fix"][1]["command"].startswith("profile-run --ramp ")
