@@ -87,6 +87,8 @@ def quantity(value: float | None, unit: str) -> str:
         return NOT_MEASURED
     if unit in ("bytes", "B"):
         return size(value)
+    if unit == "bytes_per_s":
+        return f"{size(value)} per s"
     if unit == "ns":
         return seconds(value / 1e9)
     if unit == "s":

@@ -152,18 +152,19 @@ def _explained(signs: Signs, span: Standing) -> int:
 _BOUNDS = (
     (
         ("node", "bun", "deno"),
-        "if (ws.bufferedAmount > 1e6) ws.terminate()  // before each send; of a bare socket: "
-        "writableLength, destroy()",
+        "bound what waits for each client, before each send: if (ws.bufferedAmount > 1e6) "
+        "ws.terminate()  // a bare socket: writableLength, destroy()",
     ),
     (
         ("python", "gunicorn", "uvicorn", "hypercorn", "daphne"),
-        "if transport.get_write_buffer_size() > 1e6: transport.abort()  # before each send, or "
-        "await each with asyncio.wait_for(ws.send(data), 5)",
+        "bound what waits for each client, before each send: if "
+        "transport.get_write_buffer_size() > 1e6: transport.abort()  # or await "
+        "asyncio.wait_for(ws.send(data), 5)",
     ),
     (
         ("java", "jetty", "tomcat"),
-        "channel.isWritable()  // Netty: send only then, and close what stays unwritable; "
-        "Tomcat: BLOCKING_SEND_TIMEOUT",
+        "bound what waits for each client: send only if channel.isWritable(), and close what "
+        "stays so (Netty); Tomcat: BLOCKING_SEND_TIMEOUT",
     ),
     (("nginx",), "proxy_buffering off; send_timeout 10s;  # in the server or location"),
 )
@@ -197,8 +198,8 @@ def _fixes(span: Standing, subject: Subject, grown: Growth | None) -> tuple[Fix,
 
 
 def size(count: float) -> str:
-    """Bytes for people, in units of 1000: 9.6 MB."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    """Bytes for people, in the units of the page's tables: 9.2 MiB."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= factor:
             value = count / factor
             return f"{value:,.1f} {unit}" if value < 100 else f"{value:,.0f} {unit}"

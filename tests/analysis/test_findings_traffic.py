@@ -138,8 +138,8 @@ def test_data_that_piles_up_is_named(watched):
     assert finding.value_of("time_to_wall") == pytest.approx(2_000, rel=0.02)
     assert finding.value_of("peer_data", "[2001:db8::7]:40000") == 4 * MB
     assert finding.explained_count == 30
-    assert "10.0 MB more each second for 30 of 60 connections" in summary.verdict.sentence
-    assert "(20.0 GB left) lasts about 33 min" in summary.verdict.sentence
+    assert "9.5 MiB more each second for 30 of 60 connections" in summary.verdict.sentence
+    assert "(18.6 GiB left) lasts about 33 min" in summary.verdict.sentence
     assert "ws.bufferedAmount" in finding.fix[0].command
     assert finding.fix[1].command == "ss -K dst [2001:db8::7]:40000"
 
