@@ -10,7 +10,8 @@ Hook:
     NETLINK_SOCK_DIAG (``probes/inet_diag.py``): queues and timers of all connections of the
     server's ports, and struct tcp_info of those whose queue did not shrink between two looks.
 Cost:
-    20 us a second as long as TCP holds next to no data on this host (/proc/net/sockstat). Else
+    20 us a second, and 5 us for each process, as long as TCP holds next to no data on this host
+    (/proc/net/sockstat, which lacks up to 1 MB for each core) and no server process grows. Else
     3 ms a look for the walk over the kernel's table (24 GB host), 1 us a connection, and 20 us for
     each whose queue may stand, at most ``_ASKED_MOST_COUNT``. A look waits 200 times as long as the
     last one took, 100 times while queues stand; 1,000 and 400 times beside a server in service, of
@@ -27,6 +28,7 @@ Checked against:
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -48,6 +50,8 @@ SOCKSTAT = Path("/proc/net/sockstat")
 
 _LEAST_PAGES = 64
 """Of buffers of all of TCP: an idle host has fewer, and a single standing queue more."""
+_LEAST_GROWN_BYTES = 4 << 20
+_GROWN_WITHIN_NS = 30 * NS_PER_S
 _REST_FACTOR, _SPARING_REST_FACTOR = 200, 1_000
 _SUSPICIOUS_FACTOR, _SPARING_SUSPICIOUS_FACTOR = 100, 400
 """While some queue did not shrink from look to look."""
@@ -56,7 +60,8 @@ _FEW_COUNT, _FEW_REST_MOST_NS = 5_000, 4 * NS_PER_S
 _SLICE_NS = 3 * NS_PER_MS
 _ASKED_MOST_COUNT = 512
 _NAMED_COUNT = 8
-_PORTS_MOST = 8
+_PORTS_MOST, _PROCESSES_MOST = 8, 64
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STATES = 1 << 1 | 1 << 8  # ESTABLISHED, CLOSE_WAIT (include/net/tcp_states.h)
 _ACKED_AT, _NOT_SENT_AT, _WINDOW_AT = 120, 144, 228  # of struct tcp_info
 _NO_OWNER = 0
@@ -200,6 +205,15 @@ def families(channel: socket.socket, port: int) -> list[int]:
     return found if found and port else both
 
 
+def resident_bytes(pid: int) -> int:
+    """Resident set of a process (/proc/PID/statm, proc(5)), 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/statm").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return int(text.split()[1]) * _PAGE_BYTES
+
+
 class SendQueuesProbe:
     """Appends rows to ``send_queues`` and ``standing_sockets``."""
 
@@ -216,6 +230,7 @@ class SendQueuesProbe:
         self._pids: dict[int, str] = {}
         self._ports: frozenset[int] = frozenset()
         self._owners: dict[int, int] = {}
+        self._resident: dict[int, tuple[int, int]] = {}
         self._had_standing: set[tuple[int, int]] = set()
         self._before: dict[int, int] = {}
         self._progress: dict[int, Progress] = {}
@@ -260,6 +275,7 @@ class SendQueuesProbe:
         """Looks no more at processes that ended."""
         for pid in pids:
             self._pids.pop(pid, None)
+            self._resident.pop(pid, None)
         self._owners = {inode: pid for inode, pid in self._owners.items() if pid in self._pids}
 
     def sample(self, at_ns: int) -> None:
@@ -269,7 +285,8 @@ class SendQueuesProbe:
         if self._look is None:
             if at_ns < self._due_ns:
                 return
-            if tcp_pages() < _LEAST_PAGES and not self._had_standing:
+            has_grown = self._has_grown(at_ns)
+            if not has_grown and not self._had_standing and tcp_pages() < _LEAST_PAGES:
                 return
             self._look = _Look()
             self._steps = self._walk(self._look)
@@ -280,6 +297,18 @@ class SendQueuesProbe:
         del at_ns
         self._end_look()
         self._target = None
+
+    def _has_grown(self, at_ns: int) -> bool:
+        """Whether the memory of some server process grew within half a minute."""
+        has_grown = False
+        for pid in list(self._pids)[:_PROCESSES_MOST]:
+            now_bytes = resident_bytes(pid)
+            since_ns, least_bytes = self._resident.get(pid, (at_ns, now_bytes))
+            has_grown |= now_bytes - least_bytes >= _LEAST_GROWN_BYTES
+            if at_ns - since_ns >= _GROWN_WITHIN_NS or now_bytes < least_bytes:
+                since_ns, least_bytes = at_ns, now_bytes
+            self._resident[pid] = since_ns, least_bytes
+        return has_grown
 
     def _go_on(self, look: _Look, at_ns: int) -> None:
         began_ns = time.thread_time_ns()

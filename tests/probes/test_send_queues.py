@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -169,12 +170,35 @@ def test_the_ports_of_what_works_behind_are_found(run, stack):
 
 def test_nothing_is_looked_at_while_tcp_holds_no_data(run, stack, monkeypatch):
     monkeypatch.setattr(send_queues, "tcp_pages", lambda: 3)
+    monkeypatch.setattr(send_queues, "resident_bytes", lambda _: 1)
     server, port = pair(stack)
     fill(connect(stack, server)[1])
     watch = Watch(run, port)
     watch.look(5)
     assert watch.probe.seen_count == 0
     assert watch.rows("send_queues") == []
+
+
+def test_a_process_that_grows_is_looked_at_all_the_same(run, stack, monkeypatch):
+    """The kernel keeps a part of its count by core, where it is not seen."""
+    monkeypatch.setattr(send_queues, "tcp_pages", lambda: 0)
+    server, port = pair(stack)
+    fill(connect(stack, server)[1])
+    watch = Watch(run, port)
+    grown = iter(range(0, 100 << 20, 5 << 20))
+    monkeypatch.setattr(send_queues, "resident_bytes", lambda _: next(grown))
+    for second in range(1, 20, 5):
+        watch.probe.sample(second * S)
+        while watch.probe._look is not None:
+            watch.probe.sample(second * S)
+    assert watch.rows("send_queues")[-1]["standing_count"] == 1
+
+
+def test_the_resident_set_is_what_the_kernel_says():
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    said_kib = int(fields["VmRSS"].split()[0])
+    assert abs(send_queues.resident_bytes(os.getpid()) / 1024 - said_kib) < 4096
+    assert send_queues.resident_bytes(2**30) == 0
 
 
 def test_a_look_is_taken_in_slices(run, stack, monkeypatch):
