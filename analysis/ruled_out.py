@@ -71,6 +71,9 @@ class Unwatched:
     reason: str
 
 
+_BUSIEST_CPU = {"server": "busiest_server_cpu", "client": "busiest_client_cpu"}
+
+
 def ruled_out(signs: Signs) -> tuple[RuledOut, ...]:
     """Causes that a number of this run rules out, the frequent ones first."""
     found = []
@@ -129,7 +132,7 @@ def _calm_processes(side: str) -> Callable[[Signs], Evidence | None]:
         mine = rows[inside & (rows["side"] == side)].groupby("pid")["cpu_pct"].mean()
         if mine.empty or float(mine.max()) >= _CALM_PCT:
             return None
-        return Evidence(f"busiest_{side}_cpu", round(float(mine.max()), 1), "process_samples")
+        return Evidence(_BUSIEST_CPU[side], round(float(mine.max()), 1), "process_samples")
 
     return number
 
