@@ -121,7 +121,7 @@ def test_ctrl_c_ends_the_run_and_the_neighbours_and_takes_the_clone_away(tmp_pat
             below = process_tree.tree_of(child.pid)[1:]
             assert len(below) > len(NOISY)
             child.send_signal(signal.SIGINT)
-            said, _ = child.communicate(timeout=90)
+            said, _ = child.communicate(timeout=300)
         finally:
             child.kill()
     assert child.returncode == 130

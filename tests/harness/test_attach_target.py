@@ -327,7 +327,7 @@ def test_without_root_it_watches_what_it_may_and_says_what_is_missing(start, por
             parent.chmod(0o755)
     as_nobody = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
     # it waits in its poll, as a server does: one that sleeps would be named for that
-    polls = LISTENS.replace("time.sleep(60)", "import select; select.select(k, [], [], 60)")
+    polls = LISTENS.replace("time.sleep(60)", "import select; select.select(k, [], [], 240)")
     server = start(*python(polls, port), **as_nobody)
     done = subprocess.run(
         [
