@@ -76,6 +76,7 @@ def test_ctrl_c_ends_what_the_tests_had_started(tmp_path, deadline):
         deadline("the second test", (tmp_path / "left" / "waits").exists, seconds=60)
         child.send_signal(signal.SIGINT)
         child.communicate(timeout=90)
-    assert child.returncode == 2
+    # interrupted, or failed where the test was told before its session
+    assert child.returncode in (1, 2)
     assert len(pids(tmp_path)) == 1
     assert not any(command_of(pid) for pid in pids(tmp_path))
