@@ -47,6 +47,23 @@ def give_up_root() -> None:
     os.setresuid(nobody.pw_uid, nobody.pw_uid, nobody.pw_uid)
 
 
+def can_give_up_root() -> bool:
+    """Whether ``give_up_root`` works here, found out by a child that ends at once.
+
+    It does not without CAP_SETUID and CAP_SETGID, nor in a user namespace that has no number for
+    ``nobody`` (user_namespaces(7)), nor where no such user is known.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            give_up_root()
+        except (OSError, KeyError):
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return status == 0
+
+
 def limit_descriptors(soft_count: int) -> None:
     """Sets the soft RLIMIT_NOFILE, raising the hard one where that is needed and permitted.
 

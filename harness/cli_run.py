@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness import foreign_options, recording, run_options
+from harness.child import can_give_up_root
 from harness.command_end import end
 from harness.command_line import run_command
 from harness.foreign_plan import make_foreign_plan
@@ -91,6 +92,7 @@ def _record(
         },
     )
     remarks = [f"plan: {rung_text(rung)}" for rung in plan.rungs]
+    give_up_root = host.is_root and can_give_up_root()
     with (
         _metrics(options, run, plan, remarks),
         LiveView(plan.target_connections, not options.quiet, remarks=remarks) as view,
@@ -98,7 +100,7 @@ def _record(
         return Supervisor(
             run=run,
             plan=plan,
-            config=run_options.fleet_config(options, plan, give_up_root=host.is_root),
+            config=run_options.fleet_config(options, plan, give_up_root=give_up_root),
             probes=probes,
             manifest=manifest,
             hold_s=options.hold,

@@ -114,6 +114,11 @@ class Supervisor(Recorder):
                 recorded until then stays.
         """
         result = RunResult("finished")
+        if os.geteuid() == 0 and not self._config.give_up_root:
+            result.notes.append(
+                "server and clients run as root: here it may not become nobody (a user namespace, "
+                "or a container without CAP_SETUID and CAP_SETGID)"
+            )
         self._manifest.begin_stage("setup")
         try:
             live_fd = live_memory.create(
