@@ -252,12 +252,13 @@ def _finding(signs: Signs, found: Amplified) -> Finding:
         Evidence("cpu_wanted", found.wanted_pct, "process_samples", found.since_s),
         Evidence("full_at_connections", most, "process_samples"),
     ]
-    waited = ""
+    waited = waits = ""
     if found.wait_pct is not None and found.wait_pct >= _TOLD_WAIT_PCT:
         evidence.append(
             Evidence("core_wait", found.wait_pct, "process_samples", found.since_s, of=str(subject))
         )
-        waited = f", and waited for one {found.wait_pct:.0f} % of the time"
+        waits = f" and waits for one {found.wait_pct:.0f} % of the time"
+        waited = f" and waited for one {found.wait_pct:.0f} % of the time"
     confidence, missing = signs.trust("process_samples", table)
     if not found.is_counted:
         confidence = "medium"
@@ -299,7 +300,7 @@ def _finding(signs: Signs, found: Amplified) -> Finding:
         confidence=confidence,
         missing=missing,
         sentence=(
-            f"{name} is at {found.cpu_pct:.0f} % of a core{waited} since each message goes to all: "
+            f"{name} is at {found.cpu_pct:.0f} % of a core{waits}, as each message goes to all: "
             f"{found.out_per_in:,.0f} out for each that comes in, {found.out_per_s:,.0f} a second "
             f"to {found.connections:,} connections; that grows with the square of their number and "
             f"fills a core at about {most:,}"

@@ -86,7 +86,7 @@ def _finding(signs: Signs, span: Standing, grown: Growth | None) -> Finding:
         last_s=max(span.until_s, grown.until_s if grown is not None else 0.0),
         evidence=tuple(evidence),
         explanation=_explanation(span, grown, wall, f"{name} has data for {which}"),
-        fix=_fixes(span, subject, grown),
+        fix=_fixes(span, subject, grown, is_attached=view.is_attached),
         at_connections=view.open_count_at(span.since_s),
         confidence=confidence,
         missing=missing,
@@ -174,7 +174,9 @@ _ANY_BOUND = (
 )
 
 
-def _fixes(span: Standing, subject: Subject, grown: Growth | None) -> tuple[Fix, ...]:
+def _fixes(
+    span: Standing, subject: Subject, grown: Growth | None, *, is_attached: bool
+) -> tuple[Fix, ...]:
     each = f"{span.socket_count:,} connection" + ("s" if span.socket_count != 1 else "")
     effect = f"a client that does not read costs at most that bound; {each} stand now"
     if grown is not None:
@@ -185,7 +187,7 @@ def _fixes(span: Standing, subject: Subject, grown: Growth | None) -> tuple[Fix,
     program = subject.command.split(" ")[0].rpartition("/")[2]
     command = next((text for names, text in _BOUNDS if program.startswith(names)), _ANY_BOUND)
     fixes = [Fix(command, effect)]
-    if span.peers:
+    if span.peers and is_attached:  # clients of ours end with the run
         peer = span.peers[0]
         fixes.append(
             Fix(
