@@ -84,7 +84,7 @@ def test_with_retry_the_run_reaches_its_target_all_the_same(profile_run):
     assert run["failed_connections"] == run["lost_connections"] == 0
     again = manifest["attempts"]["again_count"]
     assert again >= 1
-    assert manifest["attempts"]["again_after"]["refused"] >= 1
+    assert set(manifest["attempts"]["again_after"]) <= {"refused", "rst", "eof", "timeout"}
     assert sum(manifest["attempts"]["again_after"].values()) == again
     (finding,) = [f for f in verdict["findings"] if f["cause"] == "reached"]
     assert {"id": "attempts_again", "value": again} in [
