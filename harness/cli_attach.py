@@ -24,7 +24,7 @@ from harness.secret_words import without_secrets
 from harness.supervisor import Interrupt
 from probes import process_tree, registry
 from probes.errors import ExitCode, HostError, UsageError
-from probes.own_cost import START_NICE, stand_back
+from probes.own_cost import START_NICE, go_first_without_memory, stand_back
 from probes.own_descriptors import raise_own_limit
 from probes.rundir import RunDir, create_run_dir
 from reports.terminal import LiveView
@@ -145,6 +145,7 @@ def profile_attach(argv: Sequence[str]) -> int:
     with interrupt.caught():
         run = create_run_dir(options.output, options.name)
         result = _record(options, argv, target, probes, run, interrupt, stated)
+        interrupt.begin_conclusion()
         return _conclude(options, run, result)
 
 
@@ -235,6 +236,7 @@ def _record(
     _say(options, f"watching {target.selector}: {', '.join(target.listens_on)}; Ctrl-C ends it")
     if stated:
         _say(options, stated)
+    go_first_without_memory()
     stand_back(START_NICE)  # the server's work goes first; the probe process goes further
     with LiveView(0, enabled=not options.quiet, redraw_period_s=_REDRAW_PERIOD_S) as view:
         return Watch(

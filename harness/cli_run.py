@@ -65,6 +65,7 @@ def profile_run(argv: Sequence[str]) -> int:
     with interrupt.caught():
         run = create_run_dir(options.output, options.name)
         result = _record(options, argv, host, plan, probes, run, interrupt)
+        interrupt.begin_conclusion()
         return _conclude(options, run, result, interrupt)
 
 

@@ -39,13 +39,32 @@ _INTERRUPTED_FLEET_STOP_S = 1.5
 _STALL_MARGIN_S = 5.0
 
 
+_AGAIN_S = 1.0
+
+
 class Interrupt:
-    """Ctrl-C, SIGTERM and SIGHUP as a flag that the phases look at."""
+    """Ctrl-C, SIGTERM and SIGHUP as a flag that the phases look at.
+
+    One ends the recording, and its verdict is still made. Who sends another one meanwhile wants to
+    have the terminal back.
+    """
 
     def __init__(self) -> None:
         self.signal_name = ""
+        self._is_concluding = False
+        self._signalled_s = 0.0
+
+    def begin_conclusion(self) -> None:
+        """The recording is kept: from now on a second signal ends the command at once."""
+        self._is_concluding = True
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        now_s = time.monotonic()
+        # One Ctrl-C can come twice, from the terminal and from who started this.
+        if self._is_concluding and self.signal_name and now_s - self._signalled_s > _AGAIN_S:
+            raise KeyboardInterrupt
+        if not self.signal_name:
+            self._signalled_s = now_s
         self.signal_name = signal.Signals(number).name
 
     @contextmanager

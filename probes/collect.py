@@ -27,7 +27,13 @@ from probes import registry
 from probes.collector import Collector
 from probes.errors import ExitCode, ToolkitError, UsageError
 from probes.live import Live
-from probes.own_cost import END_NICE, START_NICE, WATCH_NICE, stand_back
+from probes.own_cost import (
+    END_NICE,
+    START_NICE,
+    WATCH_NICE,
+    go_first_without_memory,
+    stand_back,
+)
 from probes.own_descriptors import raise_own_limit
 from probes.rundir import RunDir
 
@@ -110,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_own_limit()
+    go_first_without_memory()
     if arguments.attached:
         stand_back(START_NICE)
     sys.meta_path.insert(0, NoPandas())

@@ -212,6 +212,12 @@ def test_a_healthy_server_meets_no_limit_and_ctrl_c_writes_the_report(world):
     before = Path(f"/proc/{server.pid}/limits").read_text()
     attach = world.attach("--port", str(world.port))
     attach.watches()
+    watching = [attach.child.pid, *process_tree.children_of(attach.child.pid)]
+    assert len(watching) > 1
+    # when memory runs out they go first, never the server
+    scores = {Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in watching}
+    assert scores == {"1000"}
+    assert Path(f"/proc/{server.pid}/oom_score_adj").read_text().strip() != "1000"
     assert clients.open(13) == (43, 0)
     sample_until(world, attach, "samples of 43", periods=2)
     code = attach.end()
