@@ -160,10 +160,24 @@ def _fitted(
     source: str,
     note: str,
     peak_count: int,
+    of_run: float = float("inf"),
 ) -> Rung:
+    """A rung of a table of the whole host.
+
+    Args:
+        limit: Its name.
+        x: Connections open.
+        y: Use, whoever's.
+        capacity: Where it ends.
+        unit: Of both.
+        source: Where they come from.
+        note: For people.
+        peak_count: Most connections of the run.
+        of_run: What processes of the run used at most, where that is known.
+    """
     line = slopes.fit(x, y)
     used = float(y.max())
-    predicted, why = predict(capacity, line, peak_count, used)
+    predicted, why = predict(capacity, line, peak_count, min(used, of_run))
     usable = line is not None and line.is_usable
     return Rung(
         limit=limit,
@@ -196,7 +210,20 @@ def _file_max_rung(view: RunView) -> Rung:
         source=source,
         note="sysctl fs.file-max raises it",
         peak_count=view.peak_count,
+        of_run=_descriptors_of_run(view),
     )
+
+
+def _descriptors_of_run(view: RunView) -> float:
+    """Descriptors of all processes of the run together, each at its most; inf when not sampled.
+
+    Each is a file of the host at most: what the table grows by beyond them is of others.
+    """
+    samples, processes = view.frames["process_samples"], view.frames["processes"]
+    fleet = processes["pid"][processes["role"].isin([*SERVER_ROLES, "client"])]
+    most = samples[samples["pid"].isin(fleet)].groupby("pid")["fd_count"].max()
+    is_known = len(most) == fleet.nunique() and bool((most >= 0).all())
+    return float(most.sum()) if is_known and len(most) else float("inf")
 
 
 def _tcp_mem_rung(view: RunView) -> Rung:

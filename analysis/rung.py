@@ -101,8 +101,8 @@ def predict(
     return int(connections), ""
 
 
-_MOST_SHARE = 1.5
-"""A slope by which the connections had more than all that was used is not theirs."""
+_MOST_SHARE = 2.0
+"""A slope by which the connections had twice as much as all that was used is not theirs."""
 
 
 def blind(limit: str, scope: str, unit: str, why: str, source: str) -> Rung:

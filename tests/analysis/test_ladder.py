@@ -109,6 +109,19 @@ def test_idle_connections_hold_no_tcp_memory_and_an_endless_table_is_no_limit(ra
     assert "no limit" in ladder["file_max"].note
 
 
+def test_files_that_others_open_are_not_the_connections_own(ramped):
+    for half in range(-1, 14):
+        at_s = half / 2
+        count = max(0, min(1000, round(1000 * at_s)))
+        ramped.add("sockstat", at_s=at_s, file_nr_count=5000 + 40 * count,
+                   file_max_count=2_000_000)  # fmt: skip
+    assert ladder_of(ramped)["file_max"].predicted_connections == pytest.approx(49_875, rel=0.01)
+    for pid, count in ((800, 620), (801, 420), (900, 1020)):
+        role = "client" if pid == 900 else "server"
+        ramped.add("process_samples", at_s=1.0, pid=pid, role=role, fd_count=count)
+    assert ladder_of(ramped)["file_max"].predicted_connections is None
+
+
 def test_a_rung_that_was_not_measured_says_so(ramped):
     ladder = ladder_of(ramped)
     blind = ("file_max", "tcp_mem", "memory", "conntrack", "accept_queue", "cpu_worker", "cpu_host")

@@ -94,7 +94,7 @@ def test_what_cannot_be_predicted_says_why():
         (1000, None, 1000, 2),
         (10**9, rising, 1000, 2),
         (100, rising, 20, 2),  # too few to tell them from others
-        (100, rising, 1000, 1),  # more than all that was used
+        (100, rising, 1000, 0.9),  # more than all that was used
     ):
         predicted, why = predict(capacity, line, peak, used)
         assert predicted is None
