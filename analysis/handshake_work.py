@@ -76,6 +76,11 @@ def work_of(view: RunView, pid: int, window_s: tuple[float, float]) -> tuple[str
     return name, share
 
 
+def names_hash(function: str) -> bool:
+    """Whether a function's name says that it hashes a password."""
+    return bool(_WORK[0][1].search(function))
+
+
 def program_function(view: RunView, pid: int, window_s: tuple[float, float]) -> tuple[str, float]:
     """What a program calls its password hash, where stacks that go on above a library say it.
 

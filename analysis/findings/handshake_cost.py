@@ -24,6 +24,7 @@ from analysis.findings import accept_spin, fd_limit_process, garbage_collection,
 from analysis.handshake_work import (
     PASSWORD_HASH,
     TLS_HANDSHAKE,
+    names_hash,
     program_function,
     work_of,
 )
@@ -219,7 +220,7 @@ def _finding(signs: Signs, span: _Span) -> Finding:
     window_s = (span.since_s, span.hot_until_s + 0.5)
     where = own_function(view, span.pid, subject.role, window_s)
     work, work_pct = work_of(view, span.pid, window_s)
-    if where.kind == "native" and work == PASSWORD_HASH:
+    if where.kind == "native" and work == PASSWORD_HASH and not names_hash(where.function):
         name, share_pct = program_function(view, span.pid, window_s)
         where = where._replace(function=name, share_pct=share_pct) if name else where
     cost_ms, per_s = span.cost_us / 1e3, span.count / (span.until_s - span.since_s)
