@@ -120,26 +120,19 @@ def page(tries: Sequence[Tried]) -> str:
     rows = [
         ["*where*", *(each.kernel.runs_in for each in tries)],
         ["*release*", *(f"`{each.release}`" if each.release else each.failure for each in tries)],
-        ["`profile-doctor`", *(_doctor_cell(each, probes) for each in tries)],
+        ["`profile-doctor`", *(_doctor_cell(each) for each in tries)],
         *([f"`{name}`", *(_probe_cell(each, name) for each in tries)] for name in probes),
-        ["1,000 connections", *(_verdict_cell(each, "run", probes) for each in tries)],
+        ["1,000 connections", *(_verdict_cell(each, "run") for each in tries)],
         [
             "`--server-cmd` (asyncio)",
-            *(_verdict_cell(each, "server-cmd", probes) for each in tries),
+            *(_verdict_cell(each, "server-cmd") for each in tries),
         ],
-        ["`profile-attach` (node)", *(_verdict_cell(each, "attach", probes) for each in tries)],
-        *(
-            [f"`{cause}`", *(_verdict_cell(each, cause, probes) for each in tries)]
-            for cause in PROVOKED
-        ),
+        ["`profile-attach` (node)", *(_verdict_cell(each, "attach") for each in tries)],
+        *([f"`{cause}`", *(_verdict_cell(each, cause) for each in tries)] for cause in PROVOKED),
         ["*commits*", *(_commits(each) for each in tries)],
     ]
     lines = [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
-    return (
-        _HEAD
-        + "\n".join([*lines, "", *_lacking(tries), *_unexplained(tries, probes)]).rstrip()
-        + "\n"
-    )
+    return _HEAD + "\n".join([*lines, "", *_lacking(tries), *_unexplained(tries)]).rstrip() + "\n"
 
 
 def _probes_told(tries: Sequence[Tried]) -> list[str]:
@@ -161,11 +154,11 @@ def _commits(tried: Tried) -> str:
     return ", ".join(sorted({f"`{facts['commit']}`" for facts in tried.facts.values()}))
 
 
-def _doctor_cell(tried: Tried, probes: Collection[str]) -> str:
+def _doctor_cell(tried: Tried) -> str:
     facts = tried.facts.get("doctor")
     if facts is None:
         return "not tried"
-    return "**wrong**" if judge.problems(tried.kernel, facts, probes) else "true"
+    return "**wrong**" if judge.problems(tried.kernel, facts, _probes_told([tried])) else "true"
 
 
 def _probe_cell(tried: Tried, name: str) -> str:
@@ -192,11 +185,11 @@ def _way(probe: Mapping[str, str]) -> str:
     return _BY_HELPER if "by helper" in probe["reason"] else "ran"
 
 
-def _verdict_cell(tried: Tried, check: str, probes: Collection[str]) -> str:
+def _verdict_cell(tried: Tried, check: str) -> str:
     facts = tried.facts.get(check)
     if facts is None:
         return "not tried"
-    if judge.problems(tried.kernel, facts, probes):
+    if judge.problems(tried.kernel, facts, _probes_told([tried])):
         return "**no**"
     return "yes" if check in judge.EXPECTED_CAUSE else f"named, {facts['confidence']} confidence"
 
@@ -212,8 +205,13 @@ def _lacking(tries: Sequence[Tried]) -> list[str]:
     return [*lines, ""]
 
 
-def _unexplained(tries: Sequence[Tried], probes: Collection[str]) -> list[str]:
-    found = [problem for tried in tries if tried.facts for problem in tried.problems(probes)]
+def _unexplained(tries: Sequence[Tried]) -> list[str]:
+    found = [
+        problem
+        for tried in tries
+        if tried.facts
+        for problem in tried.problems(_probes_told([tried]))
+    ]
     if not found:
         return []
     return ["## What went wrong", "", *(f"- {' '.join(problem.split())}" for problem in found), ""]
