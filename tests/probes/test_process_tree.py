@@ -30,6 +30,7 @@ from probes import process_tree
         (["java", "-jar", "server.jar"], "java -jar"),
         (["python3.13t", "-X", "perf", "-W", "error", "app.py"], "python3.13t app.py"),
         (["node", "-r", "./trace.js", "server.js"], "node server.js"),
+        (["php", "-d", "memory_limit=24M", "-f", "server.php", "9001"], "php server.php"),
     ],
 )
 def test_a_command_has_the_name_that_people_use(words, name):
