@@ -66,6 +66,8 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STATES = 1 << 1 | 1 << 8  # ESTABLISHED, CLOSE_WAIT (include/net/tcp_states.h)
 _ACKED_AT, _NOT_SENT_AT, _WINDOW_AT = 120, 144, 228  # of struct tcp_info
 _NO_OWNER = 0
+_ANSWER_S = 1.0
+"""The kernel answers at once; what does not come is counted as lost, and stops no other probe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +344,7 @@ class SendQueuesProbe:
         self.seen_count += 1
         ports = sorted(self._ports) if len(self._ports) <= _PORTS_MOST else [0]
         with inet_diag.socket_in("self") as channel:
+            channel.settimeout(_ANSWER_S)
             for port in ports:
                 for family in families(channel, port):
                     for halves, step in inet_diag.dump(channel, family, _STATES, port):
@@ -360,7 +363,7 @@ class SendQueuesProbe:
         asked, unlooked = suspects[:_ASKED_MOST_COUNT], suspects[_ASKED_MOST_COUNT:]
         progress: dict[int, Progress] = {}
         with inet_diag.socket_in("self") as channel:
-            channel.settimeout(1.0)
+            channel.settimeout(_ANSWER_S)
             for each in asked:
                 found = parse_progress(inet_diag.tcp_info(channel, each.message), at_ns)
                 if found is None:
