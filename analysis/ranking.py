@@ -69,7 +69,7 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
         "keepalive-storm",
         *_SLOWS_ACCEPT,
     ),
-    "accept-queue-overflow": (*_STOPS_SERVING, *_SLOWS_ACCEPT),
+    "accept-queue-overflow": (*_STOPS_SERVING, *_AT_LIMIT, *_SLOWS_ACCEPT),
     "enobufs": ("memory-exhausted",),
     "receive-buffer-full": ("slow-consumers", "tcp-memory-pressure", *_SLOWS_ACCEPT),
 }
