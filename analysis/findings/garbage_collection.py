@@ -45,7 +45,8 @@ def _found(signs: Signs) -> list[tuple[int, CollectorTime]]:
         if time is None:
             continue
         cpu_pct = signs.cpu_pct_of(int(pid), time.since_s, time.until_s)
-        if cpu_pct is None or cpu_pct >= _LEAST_CPU_PCT:
+        wants = signs.is_busy(int(pid), time.since_s, time.until_s)  # also where others have it
+        if cpu_pct is None or cpu_pct >= _LEAST_CPU_PCT or wants:
             found.append((int(pid), time))
     return found
 
