@@ -2,7 +2,9 @@
 
 A server that spins for ever because its test was killed makes the next tests red. Processes that
 lose their parent come to the process that runs the session (PR_SET_CHILD_SUBREAPER, prctl(2)), also
-those of a test process of pytest-xdist that crashed, timed out or was ended by Ctrl-C.
+those of a test process of pytest-xdist that crashed, timed out or was ended by Ctrl-C. Where the
+tests run in that process itself, its own children are looked after, and orphans are init's: nobody
+could tell one from a child that a test is going to wait for.
 """
 
 from __future__ import annotations
@@ -44,7 +46,6 @@ class Orphans:
     """Looks after the children that are not this process's own test processes."""
 
     def __init__(self) -> None:
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._own = self._children()
         self.left: list[str] = []
         self._reaper: threading.Thread | None = None
@@ -69,6 +70,7 @@ class Orphans:
         del node
         self._own |= self._children()
         if self._reaper is None:  # the tests' own children are children of other processes
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
             self._reaper = threading.Thread(target=self._reap, daemon=True)
             self._reaper.start()
 
