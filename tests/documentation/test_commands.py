@@ -114,7 +114,7 @@ def test_the_page_about_verdict_json_has_every_key_of_a_real_one(recorded):
     for path in OBJECTS:
         if path == "verdict.alternatives[]" or path.endswith(("fix[]", "quotes[]")):
             continue  # this run has none
-        if path == "verdict.unexplained":
+        if path.startswith("verdict.unexplained"):
             assert verdict["verdict"]["unexplained"] is None  # it reached its target
             continue
         text = page.partition(f"## {path}\n")[2].partition("\n## ")[0]

@@ -20,7 +20,11 @@ import pytest
 from markdown_it import MarkdownIt
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from analysis.run_frames import load
+from analysis.run_view import RunView
+from analysis.stack_samples import df_stack_samples
 from harness import cli_report
+from probes.rundir import open_run_dir
 
 pytestmark = pytest.mark.privileged
 
@@ -187,9 +191,14 @@ def test_stacks_of_one_process_and_window_are_a_part_of_all(here):
         lines = report("--format", "folded", *arguments).splitlines()
         return {line.rpartition(" ")[0]: int(line.rpartition(" ")[2]) for line in lines}
 
+    samples = df_stack_samples(RunView(load(open_run_dir(here / "runs" / "latest"))))
+    moments = sorted(
+        samples["at_s"][samples["worker"].eq(1) & samples["role"].eq("server")].unique()
+    )
+    middle = f"{(moments[0] + moments[-1]) / 2:.3f}"
     everything, worker = count(), count("--worker", "1")
-    early = count("--worker", "1", "--until", "2")
-    late = count("--worker", "1", "--from", "2")
+    early = count("--worker", "1", "--until", middle)
+    late = count("--worker", "1", "--from", middle)
     assert all(stack.startswith("worker 1 (pid ") for stack in worker)
     assert worker == {s: n for s, n in everything.items() if s.startswith("worker 1 ")}
     assert sum(early.values()) + sum(late.values()) == sum(worker.values())
