@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import math
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,11 @@ from hypothesis import settings
 
 from tests.machine import CALM_CORES, Machine
 from tests.orphans import Orphans
+
+# Whoever starts the tests in the background of a script has SIGINT ignored for all below them
+# (bash(1), Signals), which a command of ours that a test ends by Ctrl-C would never see.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no defect of the code under test.
 settings.register_profile("connscope", deadline=None)
