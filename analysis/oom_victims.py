@@ -28,7 +28,8 @@ is left; samples are half a second apart, in which a fleet takes a gigabyte at m
 _BEFORE_END_S, _AFTER_END_S = 1.0, 0.3
 """A process is reaped up to so long after it was killed: its memory is given back first."""
 _HARM_S = 2.0
-_LEAST_LEFT_SHARE, _LEAST_LEFT_COUNT = 0.1, 20
+_LEAST_LEFT_SHARE, _LEAST_LEFT_COUNT = 0.01, 20
+"""So many ended at that moment: more than those that come and go, of whatever length of a run."""
 
 
 @dataclass(frozen=True)
@@ -244,4 +245,4 @@ def _left_around(view: RunView, at_s: float) -> float:
     span = (at_s - _AFTER_END_S, at_s + _AFTER_END_S)
     left = sum(max(0, grown_around(mine, "left", span)) for _, mine in live.groupby("pid"))
     most = int(live.groupby("pid")["open_count"].max().sum()) if len(live) else 0
-    return left / most if most >= _LEAST_LEFT_COUNT else 0.0
+    return left / most if left >= _LEAST_LEFT_COUNT else 0.0

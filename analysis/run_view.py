@@ -25,6 +25,7 @@ PHASES = ("setup", "ramp", "hold", "watch", "stop", "collect")
 
 _PROXY_LEAST_COUNT = 20
 """Below it, files that a server opened meanwhile are a visible part of its descriptors."""
+_EMFILE, _ENFILE = 24, 23
 _OWN_END_S, _WATCHED_END_S = 0.3, 1.5
 FAILURE_LEAD_S = 0.5
 """How long before the first failure its window begins."""
@@ -447,14 +448,24 @@ class RunView:
         return max(1, round(int(held.max()) / reached)) if len(held) else 1
 
     @cached_property
+    def _full_since_s(self) -> float:
+        """When a call of the server first failed for want of a descriptor, infinite for never."""
+        rows = self.frames["failing_syscalls"]
+        servers = self.who["pid"][self.who["role"].isin(["server", "acceptor"])]
+        rows = rows[rows["errno"].isin([_EMFILE, _ENFILE]) & rows["pid"].isin(servers)]
+        return float(self.seconds_of(rows["first_ns"]).min()) if len(rows) else float("inf")
+
+    @cached_property
     def _reached_most_count(self) -> int:
         """Most connections at once that the server may have had, by the clients' records.
 
         One that waits is open there, and one that its client gave up until the server reads that
-        (CLOSE_WAIT). Of one that was refused a proxy has one side at most.
+        (CLOSE_WAIT). Of one that was refused a proxy has one side at most, and one that came when
+        the server had no descriptor left waits in its queue.
         """
         all_of = self.connections
         waits = all_of["is_waiting"] | (all_of["close_kind"] == "timeout")
+        waits &= ~(all_of["connected_s"] > self._full_since_s)
         kept = all_of["established_s"].notna() | waits
         reached = all_of[kept & all_of["connected_s"].notna()]
         ended = reached["closed_s"][reached["close_kind"] != "timeout"].dropna()

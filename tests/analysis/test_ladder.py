@@ -109,6 +109,22 @@ def test_idle_connections_hold_no_tcp_memory_and_an_endless_table_is_no_limit(ra
     assert "no limit" in ladder["file_max"].note
 
 
+def test_who_waits_for_a_full_proxy_is_not_open_in_it(build):
+    """It has 146 connections and as many to what is behind it; 300 more wait in its queue."""
+    build.stages(2.0, 6.0)
+    build.manifest["server"] = {"foreign": True, "command": [], "processes": []}
+    build.process("server", 0, nofile_soft_count=300)
+    build.connect(146)
+    build.connect(300, from_s=1.2, until_s=1.5, stage="handshake", close_kind="timeout",
+                  closed_s=4.0)  # fmt: skip
+    build.add("failing_syscalls", at_s=2.0, pid=800, syscall="accept4", errno=24,
+              errno_name="EMFILE", event_count=3, first_s=1.1, last_s=2.0)  # fmt: skip
+    for quarter in range(29):
+        build.live(800, quarter / 4, open_count=min(292, 100 * quarter))
+    view = RunView(build.frames())
+    assert view.descriptors_per_connection("server") == 2
+
+
 def test_files_that_others_open_are_not_the_connections_own(ramped):
     for half in range(-1, 14):
         at_s = half / 2
