@@ -25,8 +25,8 @@ pytestmark = pytest.mark.privileged
 
 BUSY = scenario.Row(
     id="busy-and-healthy",
-    shows="one worker with real traffic that takes most of a core, and keeps up",
-    options={"connections": 500, "workers": 1, "clients": 1, "hold": 4, "message_rate": 60000,
+    shows="one worker with real traffic that takes much of a core, and keeps up",
+    options={"connections": 500, "workers": 1, "clients": 1, "hold": 4, "message_rate": 40000,
              "payload": 100},
     expect=scenario.Expectation(cause="reached"),
     extra={"attached": {"cause": "no-limit-met"}},
