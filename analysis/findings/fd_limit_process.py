@@ -126,7 +126,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
     taken = f"{soft - own:,} connections"
     if each_count > 1:
         evidence.append(Evidence("descriptors_per_connection", each_count, "live_samples"))
-        taken = f"{soft - own:,} of {(soft - own) // each_count:,} connections"
+        taken = f"{soft - own:,} for {(soft - own) // each_count:,} connections"
     doing = "accepts" if subject.role != "client" else "opens"
     explanation = (
         f"{capitalised(str(subject))} {doing} no further connection: its {soft:,} descriptors are "
@@ -194,11 +194,12 @@ def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
     """Raise the limit to what the target needs; or spread the target over more processes."""
     view = signs.view
     soft, own = int(str(row["soft_count"])), int(str(row["own_count"]))
+    each_count = view.descriptors_per_connection(str(row["role"]))
     # its own files alone can fill it before the first connection
-    capacity = max(1, soft - own)
+    capacity = max(1, (soft - own) // each_count)
     share = capacity / max(1, view.peak_count)
     wanted = max(view.target_count, 2 * view.peak_count)
-    needed = own + int(np.ceil(share * wanted * 1.05))
+    needed = own + each_count * int(np.ceil(share * wanted * 1.05))
     new = max(65_535 if needed <= 65_535 else -(-needed // 65_536) * 65_536, 2 * soft)
     if view.server_command and not view.host.get("may_raise_nofile", True):
         # the run starts it, and can give it no more than it has itself
@@ -206,7 +207,8 @@ def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
         new = min(new, hard) if hard > soft else new
     moves = (
         f"moves this rung from about {round(capacity / share):,} connections to about "
-        f"{round((new - own) / share):,} at the same share of {100 * share:.0f} % per process"
+        f"{round((new - own) / each_count / share):,} at the same share of {100 * share:.0f} % per "
+        "process"
     )
     peers = view.who[view.who["role"] == row["role"]]
     per_target = int(np.ceil(wanted / capacity * 1.05))

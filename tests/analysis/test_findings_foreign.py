@@ -458,6 +458,10 @@ def test_a_full_proxy_refuses_because_it_is_full(proxy):
         if rung.limit == "fds_per_process" and "800" in rung.subject
     ]  # fmt: skip
     assert rung.predicted_connections == 190
+    # in connections of clients, of which each takes two descriptors
+    assert "for 190 connections" in limit.sentence
+    assert "from about 190 connections" in limit.fix[0].effect
+    assert limit.fix[-1].effect.startswith("190 connections a process")
 
 
 def test_a_proxy_without_ports_is_the_server_s_side(proxy):
