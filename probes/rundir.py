@@ -231,13 +231,15 @@ def _in_order(path: Path) -> tuple[str, str]:
 
 def _lacking(found: pa.Schema, table: str) -> dict[str, int] | None:
     """Columns that an older recording lacks, with what to take for them; None for another table."""
+    import pyarrow as pa
+
     lacking = {
         column.name: column.absent
         for column in schema.TABLES[table].columns
         if column.absent is not None and column.name not in found.names
     }
     kept = [field for field in arrow_schema(table) if field.name not in lacking]
-    return lacking if list(found) == kept else None
+    return lacking if found == pa.schema(kept) else None  # its byte order counts, too
 
 
 def _completed(batch: pa.RecordBatch, lacking: Mapping[str, int], wanted: pa.Schema) -> Any:

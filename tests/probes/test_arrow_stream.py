@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from probes import arrow_stream
@@ -89,6 +89,7 @@ def test_any_bytes_are_a_message_or_none(data):
 
 
 @given(st.integers(0, 10_000), st.integers(0, 255))
+@example(40, 4)  # another byte order
 def test_a_changed_byte_is_no_crash(tmp_path_factory, at, value):
     run = RunDir(tmp_path_factory.mktemp("run"))
     place = run.table_dir(TABLE) / "a-1.arrows"
