@@ -24,8 +24,9 @@ from analysis.signs import Signs
 
 _LASTING_S = 1.0
 """A worker whose turn is long opens its windows within one turn: tens of ms in loaded runs."""
-_FULL_SHARE = 0.75
-"""Of sk_rcvbuf: a window closes when less than a segment fits, below that it is only slow."""
+_FULL_SHARE = 0.5
+"""Of the mean sk_rcvbuf: a window closes when less than a segment fits. The buffers of those that
+are read grow up to twice meanwhile, and with them the mean, where no snapshot came before that."""
 
 _MOST_SNAPSHOTS = 0.5
 
