@@ -146,7 +146,9 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
     is_long = span.until_s - span.since_s >= min(_LEAST_S, hot_until_s - since_s)
     is_dear = span.cost_us >= _LEAST_COST_US
     waits = signs.stalled_count > 0 or span.wait_ms >= 1e3 * _LONG_WAIT_S
-    if not (is_steady and is_long and is_dear and waits):
+    # Who goes on when all are made, and nobody left before his was, is at something else.
+    goes_on = span.hot_until_s - span.until_s > _LONGEST_GAP_S and not view.failed_count
+    if goes_on or not (is_steady and is_long and is_dear and waits):
         return None
     return span if span.cpu_pct >= _FULL_PCT or _exceeds_a_core(signs, span) else None
 

@@ -478,6 +478,25 @@ def test_a_core_that_makes_no_handshakes_is_not_taken_by_them(foreign):
     assert found["hot-worker-code"].subject.pid == 800
 
 
+@pytest.mark.parametrize(("until_s", "cause"), [(4.5, "handshake-cost"), (6.0, "hot-worker-code")])
+def test_who_goes_on_when_all_are_open_is_at_something_else(foreign, until_s, cause):
+    """Each handshake came after a second, between the turns of a loop that never rests."""
+    foreign.manifest["target_connections"] = 60
+    begun_ns = foreign.ns(0.0)
+    foreign.connect(60, from_s=0.0, until_s=4.0, start_ns=begun_ns, connected_ns=begun_ns)
+    foreign.cpu(800, 1, from_s=-0.5, until_s=0.0)
+    foreign.cpu(800, 95, from_s=0.0, until_s=until_s)
+    foreign.cpu(800, 1, from_s=until_s, until_s=6.0)
+    sampled = {"pid": 800, "tid": 800, "thread": "node", "user_stack": "start;uv_run;turn"}
+    for half in range(round(until_s * 2)):
+        at_s = half / 2 + 0.1
+        foreign.add("cpu_stacks", at_s=at_s, sample_count=24, period_ns=20_000_000, **sampled)
+    for quarter in range(24):
+        foreign.live(800, quarter / 4, open_count=min(60, round(60 * quarter / 16)))
+    named = {f.cause for f in summarise(foreign.frames()).findings}
+    assert named & {"handshake-cost", "hot-worker-code"} == {cause}
+
+
 def test_cheap_handshakes_at_a_full_core_are_what_a_ramp_is(foreign):
     foreign.manifest["target_connections"] = 20_000
     foreign.connect(20_000, until_s=4.0)

@@ -116,7 +116,7 @@ class Served:
         self, stack: ExitStack, path: Path, deadline: Callable[..., Any], namespace_fd: int
     ) -> None:
         self._stack, self._path, self._deadline = stack, path, deadline
-        words = [sys.executable, str(FOREIGN / "plain_server.py"), str(PORT), "2"]
+        words = [sys.executable, str(FOREIGN / "plain_server.py"), str(PORT)]
         self.server = start(stack, words, namespace_fd, stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL)  # fmt: skip
         table = Path(f"/proc/{self.server.pid}/net/tcp")
