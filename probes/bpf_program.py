@@ -110,6 +110,18 @@ def compose(btf: Btf, sources: Iterable[BpfSource]) -> tuple[str, _Parts]:
     return "\n".join(structs + parts.texts), parts
 
 
+def request_of(text: str, parts: _Parts) -> dict[str, Any]:
+    """What ``probes.bpf_compile`` is asked for, of what ``compose`` made."""
+    return {
+        "text": text,
+        "flags": CFLAGS,
+        "constants": parts.constants,
+        "programs": parts.programs,
+        "attach_types": parts.attach_types,
+        "maps": list(parts.maps),
+    }
+
+
 def check_bpf() -> None:
     """Says whether eBPF can be compiled and loaded here: rights, BTF and bcc.
 
@@ -167,14 +179,7 @@ class BpfObject:
             text, parts = compose(btf, sources)
         except MissingTypeError as error:
             raise ProbeUnavailableError(str(error), fix=what_has(error.name)) from error
-        request = {
-            "text": text,
-            "flags": CFLAGS,
-            "constants": parts.constants,
-            "programs": parts.programs,
-            "attach_types": parts.attach_types,
-            "maps": list(parts.maps),
-        }
+        request = request_of(text, parts)
         path = bpf_cache.path_of(request)
         kept = bpf_cache.load(path, btf, request)
         if kept is not None:

@@ -24,9 +24,6 @@ from dataclasses import dataclass, field
 
 from probes import inet_diag, socket_owners
 
-_MAPPED = b"\0" * 10 + b"\xff\xff"
-"""The beginning of an IPv4 address as an IPv6 one (RFC 4291, 2.5.5.2)."""
-
 
 @dataclass(slots=True)
 class Connections:
@@ -145,16 +142,13 @@ def ends_of(namespace_pid: int | str, inodes: Collection[int]) -> dict[int, Ends
                 for index, inode in enumerate(several):
                     if inode in wanted:
                         at = 4 * step * index
-                        found[inode] = _ends(bytes(raw[at : at + 4 * step]), family)
+                        found[inode] = _ends(bytes(raw[at : at + 4 * step]))
     return found
 
 
-def _ends(message: bytes, family: int) -> Ends:
-    ports = struct.unpack_from("!HH", message, 2 * inet_diag.LOCAL_PORT_HALF)
-    address = message[inet_diag.REMOTE_ADDRESS_AT :][: 4 if family == socket.AF_INET else 16]
-    if address.startswith(_MAPPED):
-        family, address = socket.AF_INET, address[len(_MAPPED) :]
-    return Ends(ports[0], socket.inet_ntop(family, address), ports[1])
+def _ends(message: bytes) -> Ends:
+    (local_port,) = struct.unpack_from("!H", message, 2 * inet_diag.LOCAL_PORT_HALF)
+    return Ends(local_port, *inet_diag.peer_of(message))
 
 
 def accepted_counts(namespace_pid: int | str, ports: Collection[int]) -> dict[int, int]:

@@ -16,6 +16,8 @@ import struct
 import threading
 from collections.abc import Iterator
 
+from probes.errors import ProbeUnavailableError
+
 LISTEN, TIME_WAIT = 10, 6
 LISTENER_STATES = 1 << LISTEN
 ESTABLISHED_STATES = 1 << 1
@@ -30,6 +32,9 @@ WINDOW_PROBE_TIMER = 4
 """The timer of a socket that probes a closed window (net/ipv4/inet_diag.c, ICSK_TIME_PROBE0)."""
 MESSAGE_BYTES = 88
 """Of nlmsghdr and inet_diag_msg; attributes follow."""
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+"""The beginning of an IPv4 address as an IPv6 one (RFC 4291, 2.5.5.2)."""
 
 _SOCK_DIAG_BY_FAMILY = 20
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -121,6 +126,38 @@ def dump(
                 raise OSError(code, os.strerror(code))
             if length >= MESSAGE_BYTES:
                 yield memoryview(buffer)[start:end].cast("H"), length // 4
+
+
+def require() -> None:
+    """The kernel lists sockets by netlink, those of both families.
+
+    Raises:
+        ProbeUnavailableError: It does not.
+    """
+    try:
+        with socket_in("self") as channel:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                for _ in dump(channel, family, LISTENER_STATES):
+                    pass
+    except OSError as error:
+        raise ProbeUnavailableError(
+            f"sockets cannot be listed by netlink: {error.strerror or error}",
+            fix="a kernel with CONFIG_INET_DIAG (modprobe inet_diag tcp_diag)",
+        ) from error
+
+
+def peer_of(message: bytes) -> tuple[str, int]:
+    """Address and port of the other end; an IPv4 address of a dual socket as IPv4.
+
+    Args:
+        message: What a dump said of a socket.
+    """
+    (port,) = struct.unpack_from("!H", message, 2 * LOCAL_PORT_HALF + 2)
+    family = message[_HEADER.size]
+    address = message[REMOTE_ADDRESS_AT:][: 4 if family == socket.AF_INET else 16]
+    if address.startswith(_MAPPED):
+        family, address = socket.AF_INET, address[len(_MAPPED) :]
+    return socket.inet_ntop(family, address), port
 
 
 def tcp_info(channel: socket.socket, message: bytes) -> bytes:

@@ -32,10 +32,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 
-from probes import socket_dump
+from probes import inet_diag, socket_dump
 from probes.clock import NS_PER_S
 from probes.descriptor_count import descriptor_count
-from probes.errors import ProbeUnavailableError
 from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
 from probes.schema import SERVER_ROLES
@@ -107,13 +106,7 @@ class OpenFatesProbe:
         Raises:
             ProbeUnavailableError: It does not.
         """
-        try:
-            socket_dump.tcp_sockets(states=1 << socket_dump.LISTEN, with_info=False)
-        except OSError as error:
-            raise ProbeUnavailableError(
-                f"sockets cannot be listed by netlink: {error.strerror or error}",
-                fix="a kernel with CONFIG_INET_DIAG (modprobe inet_diag tcp_diag)",
-            ) from error
+        inet_diag.require()
 
     def start(self, target: Target) -> None:
         """Opens the tables."""

@@ -42,7 +42,6 @@ import numpy as np
 from probes import inet_diag, socket_owners
 from probes.clock import NS_PER_MS, NS_PER_S
 from probes.descriptor_count import descriptor_count
-from probes.errors import ProbeUnavailableError
 from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
 from probes.schema import SERVER_ROLES
@@ -92,14 +91,7 @@ class Queue:
     @property
     def remote(self) -> tuple[str, int]:
         """Address and port of its peer; an IPv4 address of a dual socket as IPv4."""
-        port = int(struct.unpack_from("!H", self.message, 2 * inet_diag.LOCAL_PORT_HALF + 2)[0])
-        family = self.message[16]
-        raw = self.message[inet_diag.REMOTE_ADDRESS_AT :][:16]
-        if family == socket.AF_INET:
-            return socket.inet_ntop(family, raw[:4]), port
-        if raw.startswith(b"\0" * 10 + b"\xff\xff"):
-            return socket.inet_ntop(socket.AF_INET, raw[12:]), port
-        return socket.inet_ntop(socket.AF_INET6, raw), port
+        return inet_diag.peer_of(self.message)
 
     @property
     def probes_window(self) -> bool:
@@ -247,15 +239,7 @@ class SendQueuesProbe:
         Raises:
             ProbeUnavailableError: It does not.
         """
-        try:
-            with inet_diag.socket_in("self") as channel:
-                for _ in inet_diag.dump(channel, socket.AF_INET, inet_diag.LISTENER_STATES):
-                    pass
-        except OSError as error:
-            raise ProbeUnavailableError(
-                f"sockets cannot be listed by netlink: {error.strerror or error}",
-                fix="a kernel with CONFIG_INET_DIAG (modprobe inet_diag tcp_diag)",
-            ) from error
+        inet_diag.require()
 
     def start(self, target: Target) -> None:
         """Opens the tables."""

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from probes import bpf_kernel, bpf_shared, bpf_sources
-from probes.bpf_compile import CFLAGS
-from probes.bpf_program import compose
+from probes.bpf_program import compose, request_of
 from probes.bpf_sources import SourceBuilder
 from probes.btf import Btf
 from probes.tcp_iterator import PROGRAM
@@ -44,15 +43,7 @@ Answer = tuple[dict[str, Any], list[int]]
 
 def ask(root: Path, btf: Btf, builders: Sequence[SourceBuilder]) -> Answer:
     """Has an object compiled in the root: the answer of ``compile_and_load``, its descriptors."""
-    text, parts = compose(btf, [build(btf) for build in (bpf_sources.common, *builders)])
-    request = {
-        "text": text,
-        "flags": CFLAGS,
-        "constants": parts.constants,
-        "programs": parts.programs,
-        "attach_types": parts.attach_types,
-        "maps": list(parts.maps),
-    }
+    request = request_of(*compose(btf, [build(btf) for build in (bpf_sources.common, *builders)]))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         inside, project = shlex.quote(str(root)), shlex.quote(str(PROJECT))
