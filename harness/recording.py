@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from probes import schema
 from probes.clock import Anchor
 from probes.live import Counter, Live, Role
+from probes.probe import Target
 from probes.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -119,6 +120,21 @@ def write_connections(run: RunDir, live: Live) -> None:
     writer = run.writer("connections", PRODUCER)
     writer.write_columns(read_connections(live))
     writer.close()
+
+
+def write_last_counters(run: RunDir, live: Live, at_ns: int) -> None:
+    """Writes ``raw/live_samples`` as they stand now, for a run that no sampler looked at.
+
+    Called before the connections are closed: what live.bin holds afterwards are the counters of a
+    fleet that ends, in which no process is at a limit any more.
+    """
+    from probes.live_sampler import LiveSamplesProbe
+
+    reader = LiveSamplesProbe()
+    reader.start(Target(run, processes={}, server_ports=frozenset(), live=live))
+    reader.stop(at_ns)
+    for writer in reader.writers:
+        writer.close()
 
 
 class ProcessRows:

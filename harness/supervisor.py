@@ -347,6 +347,8 @@ class Supervisor(Recorder):
         self._view.update(status.read("stop"))
         self._stop_ns = at_ns
         self._event("phase_stop", at_ns=at_ns)
+        if "live_samples" not in self._probe_names:
+            recording.write_last_counters(self._run, fleet.live, at_ns)
         if not fleet.stop(_INTERRUPTED_FLEET_STOP_S if hurried else _FLEET_STOP_DEADLINE_S):
             self._event("fleet_killed", detail="some process did not end by itself")
         if self._foreign is not None:

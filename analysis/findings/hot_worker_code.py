@@ -36,6 +36,9 @@ from analysis.runtime_frames import (
 from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
 
+_LEAST_WITHOUT_FUNCTION_S = 2.0
+"""So long a watched worker is at a full core before that alone is called its limit."""
+
 
 def find(signs: Signs) -> list[Finding]:
     """One finding about the hottest worker, or none."""
@@ -61,7 +64,10 @@ def find(signs: Signs) -> list[Finding]:
         float(hot["until_s"]) >= signs.view.hold.start_s + 1.0
     )
     # Of a server that is only watched nobody knows what it had to do: a full core is its limit,
-    # also where no function stands out.
+    # also where no function stands out. A burst of traffic takes one for a second, and is served.
+    lasted_s = float(hot["until_s"]) - float(hot["since_s"])
+    if signs.view.is_attached and not function and lasted_s < _LEAST_WITHOUT_FUNCTION_S:
+        return []
     says_nothing = kind not in ("", UNNAMED) and not signs.view.is_attached
     if not function and (not is_in_hold or says_nothing):
         return []

@@ -456,6 +456,19 @@ def test_a_full_core_is_a_limit_also_when_no_function_stands_out(watched):
     assert hot.confidence == "medium"
 
 
+@pytest.mark.parametrize(("until_s", "cause"), [(2.0, "no-limit-met"), (3.0, "hot-worker-code")])
+def test_a_burst_without_a_function_is_traffic_and_a_full_core_that_lasts_a_limit(
+    watched, until_s, cause
+):
+    for worker in range(2):
+        for quarter in range(25):
+            watched.live(800 + worker, quarter / 4, open_count=100, established_total=100)
+    watched.cpu(800, 83.0, from_s=0.5, until_s=until_s, fd_count=116)
+    watched.cpu(801, 3.0, from_s=-0.5, until_s=6.0, fd_count=116)
+    watched.add("cpu_stacks", at_s=1.0, pid=800, tid=800, user_stack="", sample_count=40)
+    assert summarise(watched.frames()).verdict.cause == cause
+
+
 def full_host(build, *, wait_pct=None, cpu_pct=5.0, pressure_pct=99, busy_pct=99):
     """6 s of a host that others fill; worker 0 as said, worker 1 idle. None: an older recording."""
     for worker, pct, wait in ((0, cpu_pct, wait_pct), (1, 0.5, wait_pct and 1)):

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from analysis.run_frames import load
 from harness import cli_run
+from probes.rundir import open_run_dir
 
 COMMAND = [sys.executable, "-P", "-m", "harness.cli_run"]
 DEADLINE_S = 150
@@ -110,6 +112,19 @@ def test_without_a_report_the_verdict_is_written_and_the_command_for_the_page_sa
     assert json.loads((run / "verdict.json").read_text())["run"]["peak_connections"] == 23
     assert not (run / "report.html").exists()
     assert f"report   profile-report {run}" in done.stdout
+
+
+def test_without_probes_the_counters_are_those_of_the_full_fleet_not_of_one_that_ends(tmp_path):
+    done = profile_run(
+        *("--connections", "23", "--workers", "1", "--clients", "1", "--hold", "0.2"),
+        *("--probes", "none", "--no-report", "--quiet", "--output", str(tmp_path / "runs")),
+    )
+    assert done.returncode == 0, done.stderr
+    frames = load(open_run_dir(only_run(tmp_path / "runs")))
+    samples, events = frames["live_samples"], frames["events"]
+    assert list(samples["open_count"]) == [23, 23], samples
+    stop_ns = int(events["at_ns"][events["event"] == "phase_stop"].iloc[0])
+    assert set(samples["at_ns"]) == {stop_ns}, "before the connections are closed"
 
 
 def test_json_is_alone_on_stdout_and_progress_on_stderr(tmp_path):
