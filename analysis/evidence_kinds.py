@@ -160,6 +160,26 @@ _QUEUES: dict[str, EvidenceKind] = {
     "conntrack_max": EvidenceKind("count", "size of the table (nf_conntrack_max)"),
     "conntrack_drops": EvidenceKind("count", "packets dropped for want of an entry"),
     "conntrack_early_drops": EvidenceKind("count", "flows evicted to make room"),
+    "backlog_drops": EvidenceKind(
+        "count", "segments of the server dropped at a core's full queue (CPU_BACKLOG)"
+    ),
+    "softnet_drops": EvidenceKind(
+        "count", "packets of anybody dropped there, on all cores (softnet_stat)"
+    ),
+    "core_softnet_drops": _with("count", "of them on {of}"),
+    "softnet_squeezed": EvidenceKind("count", "rounds of a core that ended with packets left"),
+    "segments_resent": EvidenceKind("count", "segments that were sent again"),
+    "neighbours_refused": EvidenceKind(
+        "count", "neighbours of anybody that the kernel refused (table_fulls)"
+    ),
+    "neighbour_drops": EvidenceKind(
+        "count", "segments of the server dropped for want of a neighbour (NEIGH_CREATEFAIL)"
+    ),
+    "abort_resets": EvidenceKind("count", "resets of the run for it (TCP_ABORT_ON_MEMORY)"),
+    "time_wait_overflows": EvidenceKind(
+        "count", "connections that got no TIME_WAIT (TCPTimeWaitOverflow)"
+    ),
+    "closed_first": EvidenceKind("count", "connections of the run that its own side closed first"),
     "netfilter_drops": EvidenceKind(
         "count", "segments of the server that netfilter dropped (NETFILTER_DROP)"
     ),

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.evidence import Evidence, Subject
+from analysis.failures import drops_of_run
 from analysis.signs import EMFILE, ETIMEDOUT, Signs
 
 LATE_S = 0.9
@@ -82,6 +83,28 @@ def moved_by_own(signs: Signs, name: str, queues: pd.DataFrame) -> Moved:
     if signs.view.has_own_namespace or not _are_listeners_known(signs):
         return whole
     return replace(whole, change_count=min(whole.change_count, int(queues["dropped_count"].sum())))
+
+
+def server_drops(signs: Signs, reason: str, functions: tuple[str, ...]) -> Moved:
+    """Segments to the server, or from it, that the kernel dropped for one reason.
+
+    Counters of a host or of a namespace are of everybody; these are the server's own.
+
+    Args:
+        signs: From the run.
+        reason: Of skb_drop_reason.
+        functions: Where they are dropped, for kernels that do not tell why (before Linux 5.17).
+    """
+    view = signs.view
+    drops = drops_of_run(view)
+    by_reason = (drops["reason"] == reason) | (
+        (drops["reason"] == "") & drops["location"].isin(functions)
+    )
+    rows = drops[by_reason & (drops["of_server"] == 1) & (drops["event_count"] > 0)]
+    at_s = view.seconds_of(rows["at_ns"])
+    if not len(at_s):
+        return Moved(reason, 0, float("nan"), float("nan"))
+    return Moved(reason, int(rows["event_count"].sum()), float(at_s.min()), float(at_s.max()))
 
 
 def is_told_by_clients_alone(signs: Signs) -> bool:

@@ -70,7 +70,7 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
         *_SLOWS_ACCEPT,
     ),
     "accept-queue-overflow": (*_STOPS_SERVING, *_AT_LIMIT, *_SLOWS_ACCEPT),
-    "enobufs": ("memory-exhausted",),
+    "enobufs": ("memory-exhausted", "neighbour-table-full"),
     "receive-buffer-full": ("slow-consumers", "tcp-memory-pressure", *_SLOWS_ACCEPT),
 }
 """What can bring a cause about, by the mechanism; only where this run also shows it."""

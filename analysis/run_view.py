@@ -342,6 +342,11 @@ class RunView:
         """The network namespace is the run's: counters of it are of nobody else."""
         return not self.is_attached and self.host.get("network_namespace") in (None, "own")
 
+    def host_sysctl(self, name: str) -> int | None:
+        """A limit of the host as it was read before the run; None where it could not be."""
+        value = (self.host.get("sysctls") or {}).get(name)
+        return value if isinstance(value, int) else None
+
     @property
     def counting_period_s(self) -> float:
         """The longest interval that a row of failing calls stands for.

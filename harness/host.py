@@ -71,6 +71,8 @@ class Host:
         memory_available_bytes: MemAvailable, without regard to the control group.
         conntrack_max_count: None when nf_conntrack is not loaded.
         epoll_max_user_watches_count: Descriptors one user may have in epoll sets.
+        tcp_max_orphans_count: TCP sockets of the host that no process has any more.
+        netdev_max_backlog_count: Packets that wait for one core.
     """
 
     kernel: str
@@ -98,6 +100,8 @@ class Host:
     conntrack_max_count: int | None
     conntrack_used_count: int | None
     epoll_max_user_watches_count: int | None
+    tcp_max_orphans_count: int | None = None
+    netdev_max_backlog_count: int | None = None
     cgroup: Cgroup = field(default_factory=Cgroup)
 
     @property
@@ -154,6 +158,8 @@ class Host:
             "net.ipv4.ip_local_reserved_ports": format_ranges(self.reserved_ports),
             "net.ipv4.tcp_mem": tcp_mem,
             "net.netfilter.nf_conntrack_max": self.conntrack_max_count,
+            "net.ipv4.tcp_max_orphans": self.tcp_max_orphans_count,
+            "net.core.netdev_max_backlog": self.netdev_max_backlog_count,
         }
         return {
             "kernel": self.kernel,
@@ -244,6 +250,8 @@ def read_host(root: Path = Path("/")) -> Host:
         conntrack_max_count=_first_int(conntrack / "nf_conntrack_max"),
         conntrack_used_count=_first_int(conntrack / "nf_conntrack_count"),
         epoll_max_user_watches_count=_first_int(sysctl / "fs/epoll/max_user_watches"),
+        tcp_max_orphans_count=_first_int(sysctl / "net/ipv4/tcp_max_orphans"),
+        netdev_max_backlog_count=_first_int(sysctl / "net/core/netdev_max_backlog"),
         cgroup=cgroup,
     )
 

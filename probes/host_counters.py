@@ -5,22 +5,24 @@ Measures:
     (``sockstat``); memory of the host, and of the cgroups of the run's processes with the limits
     above them (``host_memory``, ``cgroups``, ``cgroup_memory``); the CPU quota of the servers'
     groups and those above them, where there is one (``cgroup_cpu``); slab caches of sockets and
-    files (``slab_caches``); protocol counters that changed (``net_counters``); time per core
-    (``host_cpu``); pressure stall totals (``host_pressure``).
+    files (``slab_caches``); counters of protocols, of the cores' queues of packets and of the
+    neighbour tables that changed (``net_counters``); time per core (``host_cpu``); pressure stall
+    totals (``host_pressure``).
 Hook:
     Files of /proc, opened once and re-read with pread: that is 2 to 5 times cheaper than opening
     them anew. The probe process is in the run's network namespace, so /proc/net is the run's.
+    Neighbour tables by netlink (``probes/neighbour_tables.py``).
 Cost:
     About 0.5 ms twice a second: 0.1 % of a core. slabinfo, the dearest with 2 ms, only every 2 s;
     of a server in service every 8 s. A control group above a server costs 2 us.
 Misses:
-    tcp_mem pages, allocated TCP sockets, open files, slab, memory, killed processes, cores and
-    pressure are of the whole host: others move them as well. So do others in the same network
-    namespace with its counters, where the run has none of its own. A cgroup that a process is moved
-    to later, a limit that a group above gets later, and groups outside of the probe's own cgroup
-    namespace are not seen. Version 1 does not count allocations that failed. A cache that SLUB
-    merged into another has no line of its own, so no row. The kernel's slabinfo counts objects on
-    per-CPU lists as active.
+    tcp_mem pages, orphans, allocated TCP sockets, neighbours, the cores' queues of packets, open
+    files, slab, memory, killed processes, cores and pressure are of the whole host: others move
+    them as well. So do others in the same network namespace with its counters, where the run has
+    none of its own. A cgroup that a process is moved to later, a limit that a group above gets
+    later, and groups outside of the probe's own cgroup namespace are not seen. Version 1 does not
+    count allocations that failed. A cache that SLUB merged into another has no line of its own, so
+    no row. The kernel's slabinfo counts objects on per-CPU lists as active.
 Checked against:
     Captured files of this and other kernels, and the live files of the host, read another way
     (tests/probes/test_host_counters.py).
@@ -35,6 +37,7 @@ from dataclasses import dataclass
 from probes.cgroup_cpu import CpuQuotas
 from probes.cgroup_memory import CgroupUse, MemoryGroups, tightest
 from probes.clock import NS_PER_S, now_ns
+from probes.neighbour_tables import FAMILIES, NeighbourTable, read_table
 from probes.probe import ProcessRef, Target
 from probes.rundir import TableWriter
 from probes.schema import SERVER_ROLES
@@ -80,6 +83,7 @@ CONNTRACK_COUNTERS = {
 
 _MEMINFO = (b"MemTotal", b"MemAvailable", b"Slab", b"SwapTotal", b"SwapFree")
 
+_NO_TABLE = NeighbourTable(-1, -1, -1)
 _PRESSURE_TICKS, _SLAB_TICKS, _SPARING_SLAB_TICKS = 2, 4, 8
 
 PRESSURE_RESOURCES = ("cpu", "memory", "io")
@@ -182,10 +186,34 @@ def parse_conntrack_stat(text: bytes) -> dict[str, int]:
     return counters
 
 
+def parse_softnet_stat(text: bytes) -> dict[str, int]:
+    """/proc/net/softnet_stat: packets dropped at a core's full queue, and rounds cut short.
+
+    One line a core, hexadecimal: the second column counts drops at net.core.netdev_max_backlog, the
+    third rounds that ended with packets left (net/core/net-procfs.c, softnet_seq_show). Cores that
+    dropped something have a counter of their own, ``SoftnetDroppedCpu3``; the thirteenth column is
+    their number, before Linux 5.14 the line's is taken.
+    """
+    counters = {"SoftnetDropped": 0, "SoftnetSqueezed": 0}
+    for line_number, line in enumerate(text.splitlines()):
+        columns = line.split()
+        dropped, squeezed = int(columns[1], 16), int(columns[2], 16)
+        counters["SoftnetDropped"] += dropped
+        counters["SoftnetSqueezed"] += squeezed
+        if dropped:
+            core = int(columns[12], 16) if len(columns) > 12 else line_number
+            counters[f"SoftnetDroppedCpu{core}"] = dropped
+    return counters
+
+
+NEIGHBOUR_COUNTERS = {"arp": "ArpTableFulls", "ndisc": "NdiscTableFulls"}
+"""Table of neighbours, and what ``net_counters`` calls the entries that it refused."""
+
 _NET_COUNTERS = (
     ("/proc/net/netstat", parse_net_counters),
     ("/proc/net/snmp", parse_net_counters),
     ("/proc/net/stat/nf_conntrack", parse_conntrack_stat),
+    ("/proc/net/softnet_stat", parse_softnet_stat),
 )
 
 
@@ -349,6 +377,8 @@ class HostCountersProbe:
         file_nr = self._numbers("/proc/sys/fs/file-nr") or (-1, 0, -1)
         entries = self._numbers("/proc/sys/net/netfilter/nf_conntrack_count") or (-1,)
         entries_max = self._numbers("/proc/sys/net/netfilter/nf_conntrack_max") or (-1,)
+        timewait_max = self._numbers("/proc/sys/net/ipv4/tcp_max_tw_buckets") or (-1,)
+        neighbours = {name: read_table(name) or _NO_TABLE for name in FAMILIES}
         self._tables["sockstat"].append(
             at_ns,
             tcp.get("inuse", -1),
@@ -362,6 +392,20 @@ class HostCountersProbe:
             file_nr[2],
             entries[0],
             entries_max[0],
+            timewait_max[0],
+            *(
+                count
+                for table in neighbours.values()
+                for count in (table.entries_count, table.most_count)
+            ),
+        )
+        self._append_changed(
+            at_ns,
+            {
+                NEIGHBOUR_COUNTERS[name]: table.fulls_total
+                for name, table in neighbours.items()
+                if table.fulls_total >= 0
+            },
         )
 
     def _sample_memory(self, at_ns: int) -> None:
@@ -424,10 +468,13 @@ class HostCountersProbe:
             if text == self._net_text.get(path):
                 continue
             self._net_text[path] = text
-            for counter, value in parse(text).items():
-                if self._net_values.get(counter) != value:
-                    self._net_values[counter] = value
-                    self._tables["net_counters"].append(at_ns, counter, value)
+            self._append_changed(at_ns, parse(text))
+
+    def _append_changed(self, at_ns: int, counters: dict[str, int]) -> None:
+        for counter, value in counters.items():
+            if self._net_values.get(counter) != value:
+                self._net_values[counter] = value
+                self._tables["net_counters"].append(at_ns, counter, value)
 
     def _sample_cpu(self, at_ns: int) -> None:
         for core in parse_stat(self._files.read("/proc/stat")):

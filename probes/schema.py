@@ -546,11 +546,11 @@ _ALL: tuple[Table, ...] = (
         "probes.host_counters",
         "one moment",
         "2 per s",
-        "/proc/net/sockstat, /proc/sys/fs/file-nr",
+        "/proc/net/sockstat, /proc/sys/fs/file-nr, netlink (RTM_GETNEIGHTBL)",
         (
             _at(),
             _n("tcp_inuse_count", "count", "TCP sockets in use in the run's namespace"),
-            _n("tcp_orphan_count", "count", "closed by their owner, still alive"),
+            _n("tcp_orphan_count", "count", "of the host: closed by their owner, still alive"),
             _n("tcp_timewait_count", "count", "in TIME_WAIT"),
             _n("tcp_alloc_count", "count", "TCP sockets allocated on the host"),
             _n("tcp_mem_pages", "pages", "buffer memory of all of TCP (host wide)"),
@@ -560,6 +560,11 @@ _ALL: tuple[Table, ...] = (
             _n("file_max_count", "count", "fs.file-max"),
             _n("conntrack_count", "count", "nf_conntrack_count, -1 when there is none"),
             _n("conntrack_max_count", "count", "nf_conntrack_max, -1 when there is none"),
+            _later("tcp_timewait_max_count", "count", "tcp_max_tw_buckets of the namespace"),
+            _later("arp_entries_count", "count", "IPv4 neighbours of the host"),
+            _later("arp_max_count", "count", "net.ipv4.neigh.default.gc_thresh3"),
+            _later("ndisc_entries_count", "count", "IPv6 neighbours of the host"),
+            _later("ndisc_max_count", "count", "net.ipv6.neigh.default.gc_thresh3"),
         ),
     ),
     Table(
@@ -678,7 +683,8 @@ _ALL: tuple[Table, ...] = (
         "probes.host_counters",
         "one counter that changed, at one moment",
         "tens per s",
-        "/proc/net/netstat, snmp, stat/nf_conntrack (Conntrack*) of the run's namespace",
+        "/proc/net/netstat, snmp, stat/nf_conntrack (Conntrack*) of the run's namespace; of the "
+        "host: softnet_stat (Softnet*), neighbours refused (ArpTableFulls, NdiscTableFulls)",
         (_at(), _t("counter", "TcpExtListenOverflows, …"), _n("value_total", "count", "its value")),
     ),
     Table(

@@ -28,6 +28,7 @@ from tests.analysis import (
     test_findings_clients,
     test_findings_fates,
     test_findings_foreign,
+    test_findings_host_queues,
     test_findings_limits,
     test_findings_queues,
     test_findings_traffic,
@@ -110,6 +111,7 @@ def killed_for_memory(watched: Any) -> None:
 
 own, attached, clients = test_findings, test_findings_attached, test_findings_clients
 fates = test_findings_fates
+tables = test_findings_host_queues
 queues, workers, foreign = test_findings_queues, test_findings_workers, test_findings_foreign
 limits, traffic = test_findings_limits, test_findings_traffic
 
@@ -178,6 +180,13 @@ SCENARIOS = (
              queues.test_the_full_queue_of_half_open_connections, queues.stalled),
     Scenario("conntrack-full", "sockstat", queues.test_the_full_connection_tracking_table,
              queues.stalled),
+    Scenario("neighbour-table-full", "sockstat",
+             tables.test_segments_without_a_neighbour_name_the_full_table, tables.stalled,
+             ("arp", "ipv4")),
+    Scenario("softnet-drops", "skb_drops",
+             tables.test_segments_that_a_core_dropped_name_it_with_its_limit, tables.stalled),
+    Scenario("orphans-or-time-wait", "net_counters",
+             tables.test_orphans_at_their_limit_are_named_with_what_was_reset, tables.closing),
     Scenario("enobufs", "failing_syscalls", attached.test_enobufs_of_a_server, attached.watched),
     Scenario("memory-exhausted", "host_memory", killed_for_memory, attached.watched),
     Scenario("memory-exhausted", "oom_kills", killed_for_memory, attached.watched),

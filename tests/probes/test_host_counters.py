@@ -19,6 +19,7 @@ from probes.host_counters import (
     parse_pressure,
     parse_slabinfo,
     parse_sockstat,
+    parse_softnet_stat,
     parse_stat,
 )
 from probes.probe import ProcessRef, Target
@@ -113,6 +114,24 @@ def test_conntrack_counters_are_hexadecimal_and_summed_over_the_cpus():
     assert parse_conntrack_stat(b"entries found\n00000001 00000002\n") == {}
 
 
+def test_drops_of_the_cores_are_hexadecimal_summed_and_apart():
+    text = (
+        b"03a6f8d9 00000010 0000003d 00000000 00000000 00000000 00000000 00000000 00000000 "
+        b"00000000 00000000 00000000 00000000 00000000 00000000\n"
+        b"0394fa6f 00000007 00000002 00000000 00000000 00000000 00000000 00000000 00000000 "
+        b"00000000 00000000 00000000 0000000b 00000000 00000000\n"
+    )
+    assert parse_softnet_stat(text) == {
+        "SoftnetDropped": 23,
+        "SoftnetSqueezed": 63,
+        "SoftnetDroppedCpu0": 16,
+        "SoftnetDroppedCpu11": 7,
+    }
+    before_5_14 = b"00000001 00000000 00000002\n00000001 00000017 00000000\n"
+    assert parse_softnet_stat(before_5_14)["SoftnetDroppedCpu1"] == 23
+    assert parse_softnet_stat(b"") == {"SoftnetDropped": 0, "SoftnetSqueezed": 0}
+
+
 def test_core_times_are_nanoseconds():
     together, first, second = parse_stat(STAT)
     assert together.core == -1
@@ -185,6 +204,11 @@ def test_the_tables_hold_what_the_host_says(run):
     limits = [int(word) for word in Path("/proc/sys/net/ipv4/tcp_mem").read_text().split()]
     assert [first["tcp_mem_pressure_pages"], first["tcp_mem_max_pages"]] == limits[1:]
     assert first["file_nr_count"] > 0
+    buckets = int(Path("/proc/sys/net/ipv4/tcp_max_tw_buckets").read_text())
+    assert first["tcp_timewait_max_count"] == buckets
+    for name in ("arp", "ndisc"):
+        assert first[f"{name}_max_count"] > 0
+        assert first[f"{name}_entries_count"] >= 0
     (memory, *_) = rows(run, "host_memory")
     assert memory["total_bytes"] == psutil.virtual_memory().total
     assert 0 < memory["available_bytes"] < memory["total_bytes"]
