@@ -4,6 +4,8 @@ Proof: CPU of that worker, and the function that most of its samples are in whil
 hardly run it. In the hold phase, where an event loop has little to do, the CPU alone already says
 that something runs; without stacks the finding has low confidence and says that the function is
 not known.
+Under our own load also a shorter while, in the ramp too, in which nobody was answered though
+clients waited: the worker took nobody then and was on a core.
 Told apart from ``accept-spin`` (accept4 failing at 10^4 a second) and ``keepalive-storm`` (the
 CPU is explained by messages): neither is there. ``garbage-collection`` and ``hot-acceptor`` say
 better what the time of their process goes to, so this finding is not there beside them.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from analysis.answer_gaps import Hiccup, hiccups
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import (
@@ -41,7 +44,39 @@ _LEAST_WITHOUT_FUNCTION_S = 2.0
 
 
 def find(signs: Signs) -> list[Finding]:
-    """One finding about the hottest worker, or none."""
+    """One finding about the hottest worker, or about one that answered nobody for a while."""
+    return _hottest(signs) or _of_hiccup(signs)
+
+
+def _of_hiccup(signs: Signs) -> list[Finding]:
+    """The longest while in which a worker calculated and took nobody, though clients waited."""
+    hiccup = next((each for each in hiccups(signs.view) if each.is_on_core), None)
+    if hiccup is None or hiccup.pid in _told_better(signs):
+        return []
+    subject, gap = signs.view.subject(hiccup.pid), hiccup.gap
+    cpu_pct = 100 * hiccup.cpu_share
+    hot = {
+        "pid": hiccup.pid, "role": subject.role, "since_s": gap.since_s, "until_s": gap.until_s,
+        "cpu_pct": cpu_pct, "others_cpu_pct": float("nan"),
+    }  # fmt: skip
+    window = (gap.since_s, gap.until_s + 0.5)
+    own = own_function(signs.view, hiccup.pid, subject.role, window)
+    return [_finding(signs, hot, *own, hiccup)]
+
+
+def _told_better(signs: Signs) -> set[int]:
+    """Processes whose time another cause explains."""
+    return (
+        accept_spin.spinning_pids(signs)
+        | hot_acceptor.hot_acceptor_pids(signs)
+        | garbage_collection.collecting_pids(signs)
+        | keepalive_storm.storming_pids(signs)
+        | handshake_cost.costly_pids(signs)
+        | message_amplification.amplifying_pids(signs)
+    )
+
+
+def _hottest(signs: Signs) -> list[Finding]:
     hot = signs.hot_worker
     if hot is None or hot["role"] not in SERVER_ROLES:
         return []
@@ -81,7 +116,13 @@ def _beside(signs: Signs) -> str:
 
 
 def _finding(
-    signs: Signs, hot: dict[str, Any], kind: str, function: str, share_pct: float, sibling: float
+    signs: Signs,
+    hot: dict[str, Any],
+    kind: str,
+    function: str,
+    share_pct: float,
+    sibling: float,
+    hiccup: Hiccup | None = None,
 ) -> Finding:
     view = signs.view
     subject = view.subject(int(hot["pid"]))
@@ -90,9 +131,13 @@ def _finding(
     confidence, missing = signs.trust("process_samples")
     evidence = [
         Evidence("process_cpu", cpu_pct, "process_samples", since_s),
-        Evidence("process_cpu_user", float(hot["user_pct"]), "process_samples", since_s),
         Evidence("span_length", until_s - since_s, "process_samples", since_s),
     ]
+    if hiccup is not None:
+        evidence += hiccup.evidence()
+    else:
+        user_pct = float(hot["user_pct"])
+        evidence.insert(1, Evidence("process_cpu_user", user_pct, "process_samples", since_s))
     if others_pct == others_pct:  # noqa: PLR0124  # NaN: it has no siblings
         evidence.append(Evidence("siblings_cpu_median", others_pct, "process_samples", since_s))
     where = "in its own code"
@@ -102,13 +147,13 @@ def _finding(
         evidence.append(Evidence("function_samples", share_pct, table, since_s, of=function))
         evidence.append(Evidence("siblings_function_samples", sibling, table, of=function))
     elif kind == UNNAMED:
-        confidence = "low"
+        confidence = "low" if hiccup is None else "medium"
         evidence.append(Evidence("unnamed_samples", share_pct, "cpu_stacks", since_s))
     elif kind:
         confidence = "medium"
         missing += ("a function that stands out: its samples are spread over many",)
     else:
-        confidence = "low"
+        confidence = "low" if hiccup is None else "medium"
         missing += (
             "no stacks were sampled (python_stacks, cpu_stacks): the function is not known",
         )
@@ -138,6 +183,9 @@ def _finding(
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
     if any(f.side == "server" for f in fd_limit_process.find(signs)):
         stalled = 0  # a full worker strands connections whether this one is hot or not
+    elif hiccup is not None:
+        stalled = max(stalled, hiccup.gap.failed_count)
+    harm = f"; {hiccup.harm}" if hiccup is not None else ""
     spent_s = cpu_pct / 100 * (until_s - since_s)
     return Finding(
         cause="hot-worker-code",
@@ -155,6 +203,7 @@ def _finding(
             f"{until_s - since_s:.1f} s{_beside(signs)}"
         )
         + f"{on_thread}. {_WHILE_IT_RUNS[waits]}"
+        + (f" {capitalised(hiccup.harm)}." if hiccup is not None else "")
         + (f" {advice.sentence}." if advice is not None else ""),
         fix=(
             *_naming_fix(advice),
@@ -169,7 +218,7 @@ def _finding(
         at_connections=view.open_count_at(since_s),
         confidence=confidence,
         missing=missing,
-        sentence=f"{capitalised(name)} was at {cpu_pct:.0f} % of a core {where}",
+        sentence=f"{capitalised(name)} was at {cpu_pct:.0f} % of a core {where}{harm}",
         explained_count=stalled,
     )
 

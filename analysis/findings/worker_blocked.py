@@ -3,6 +3,9 @@
 Proof: samples of its turns that slept instead of calculating, their system call and wait channel,
 and the Python stack that they were called from. Without those samples, turns of half a second
 while the process was seen asleep outside of its poll: the finding then has medium confidence.
+Under our own load also what clients saw: a while in which nobody was answered, though they waited,
+and in which the process took nobody and was not on a core. What it did is then not always known.
+Where nobody waited, so short a standstill is worth knowing only.
 Told apart from ``hot-worker-code``, ``garbage-collection`` and ``accept-spin``: there the turns are
 on a CPU. A worker that waits for a core, as in the ramp of a full host, is runnable and no sample
 of it counts; one that waits for events is in no turn. From ``waits-for-slot``: a server without an
@@ -16,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis.answer_gaps import Hiccup, hiccups
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
-from analysis.findings import fd_limit_process, waits_for_slot
+from analysis.findings import fd_limit_process, own_limit, waits_for_slot
 from analysis.hot_worker import function_name
 from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
@@ -27,6 +31,8 @@ _LEAST_SHARE = 0.25
 """A loop that is off the CPU inside its turns for a quarter of the time answers late; a healthy one
 is so for none of it: it never waits but in epoll_wait."""
 _LEAST_SAMPLES = 5
+_SHORT_LEAST_S, _SHORT_LEAST_SAMPLES = 0.4, 4
+"""Of a server that is not ours, under our own load: it is looked at ten times a second."""
 _GAP_S = 1.0
 _LONG_LAG_S = 0.5
 _ASLEEP = ("sleeping", "disk-sleep", "stopped")
@@ -53,7 +59,13 @@ _WAITS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(_DISK_CALLS, ("the disk", "write and sync in a thread, or less often")),
 }
 _ELSE = ("something else", "make that call non-blocking, or in a thread")
+_FROZEN, _FROZEN_CHANNELS = "frozen", ("do_freezer_trap", "__refrigerator")
 _HALTED = {
+    _FROZEN: (
+        "frozen with its control group (docker pause, cgroup.freeze)",
+        "docker unpause CONTAINER  # of no container: echo 0 > cgroup.freeze in the group of "
+        "/proc/{pid}/cgroup",
+    ),
     "T": ("stopped by a signal (SIGSTOP, SIGTSTP)", "kill -CONT {pid}"),
     "t": (
         "stopped by a debugger",
@@ -61,6 +73,10 @@ _HALTED = {
     ),
 }
 """By the letter of its state (proc(5)): the call that it was in says nothing then."""
+_WHO_STOPS = (
+    "perf trace -a -e signal:signal_generate --filter 'sig == 19 || sig == 20'  # in the next run: "
+    "who stops it; it goes on by itself, so somebody also sends SIGCONT"
+)
 
 
 class _Block(NamedTuple):
@@ -76,6 +92,7 @@ class _Block(NamedTuple):
         frame: The Python function (file:line) that called it, '' unknown.
         table: Where this comes from.
         state: Letter of the state that it was in most, '' unknown.
+        hiccup: What clients saw of it, None when nobody waited or that is not known.
     """
 
     pid: int
@@ -87,6 +104,7 @@ class _Block(NamedTuple):
     frame: str
     table: str
     state: str = ""
+    hiccup: Hiccup | None = None
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -104,11 +122,41 @@ def _blocks(signs: Signs) -> list[_Block]:
     who = signs.view.who
     servers = who[who["role"].isin(SERVER_ROLES)]["pid"]
     found = []
+    stood = {each.pid: each for each in reversed(hiccups(signs.view)) if not each.is_on_core}
     for pid in servers:
+        hiccup = stood.get(int(pid))
         block = _sampled(signs, int(pid)) or _inferred(signs, int(pid))
+        if block is not None and hiccup is not None and _meets(block, hiccup):
+            block = block._replace(hiccup=hiccup)
+        elif hiccup is not None and block is None:
+            block = _seen_by_clients(signs, hiccup)
         if block is not None:
             found.append(block)
     return sorted(found, key=lambda b: (b.since_s - b.until_s, b.pid))
+
+
+def _meets(block: _Block, hiccup: Hiccup) -> bool:
+    return block.since_s <= hiccup.gap.until_s and hiccup.gap.since_s <= block.until_s
+
+
+def _seen_by_clients(signs: Signs, hiccup: Hiccup) -> _Block | None:
+    """From a gap between answers; a server that lets in no more is not still."""
+    view, gap = signs.view, hiccup.gap
+    if any(found.subject.pid == hiccup.pid for found in own_limit.find(signs)):
+        return None  # a full one lets somebody in when others have left
+    samples = view.frames["blocked_samples"]
+    at_s = view.seconds_of(samples["at_ns"])
+    mine = samples[(samples["pid"] == hiccup.pid).to_numpy()]
+    mine = mine[((at_s >= gap.since_s) & (at_s <= gap.until_s))[samples["pid"] == hiccup.pid]]
+    if hiccup.is_off_core:
+        share_pct = 100 * hiccup.off_core_share
+        block = _described(hiccup.pid, mine, gap.since_s, gap.until_s, share_pct)
+        return block._replace(hiccup=hiccup)
+    cpu_pct = 100 * hiccup.cpu_share
+    evidence = (Evidence("process_cpu", cpu_pct, "process_samples", gap.since_s),)
+    return _Block(
+        hiccup.pid, gap.since_s, gap.until_s, 100, evidence, "", "", "connections", "", hiccup
+    )
 
 
 def _sampled(signs: Signs, pid: int) -> _Block | None:
@@ -118,7 +166,10 @@ def _sampled(signs: Signs, pid: int) -> _Block | None:
     mine = samples[samples["pid"] == pid]
     mine = mine.assign(at_s=view.seconds_of(mine["at_ns"])).sort_values("at_s", kind="stable")
     mine = mine[(mine["at_s"] >= view.ramp.start_s) & (mine["at_s"] <= view.stop_s)]
-    if len(mine) < _LEAST_SAMPLES:
+    is_loaded = view.is_foreign and not view.is_attached
+    least_s = _SHORT_LEAST_S if is_loaded else _LEAST_S
+    least_count = _SHORT_LEAST_SAMPLES if is_loaded else _LEAST_SAMPLES
+    if len(mine) < least_count:
         return None
     group = (mine["at_s"].diff() > _GAP_S).cumsum()
     best: _Block | None = None
@@ -127,7 +178,7 @@ def _sampled(signs: Signs, pid: int) -> _Block | None:
         until_s = float(rows["at_s"].iloc[-1])
         length_s = until_s - since_s
         blocked_s = min(float(rows["period_ns"].sum()) / 1e9, length_s)
-        if len(rows) < _LEAST_SAMPLES or length_s < _LEAST_S:
+        if len(rows) < least_count or length_s < least_s:
             continue
         if blocked_s / length_s < _LEAST_SHARE:
             continue
@@ -159,7 +210,7 @@ def _described(
     if function:
         evidence.append(Evidence("blocked_function_samples", 100 * part, table, of=function))
         frame = _most(leaves[leaves.map(function_name) == function])[0]
-    state = _most(rows["state"])[0]
+    state = _FROZEN if channel.startswith(_FROZEN_CHANNELS) else _most(rows["state"])[0]
     return _Block(pid, since_s, until_s, share_pct, tuple(evidence), syscall, frame, table, state)
 
 
@@ -215,8 +266,12 @@ def _finding(signs: Signs, block: _Block) -> Finding:
         *block.evidence,
         Evidence("span_length", until_s - since_s, block.table, since_s),
     ]
+    hiccup = block.hiccup
     cpu_pct = signs.cpu_pct_of(block.pid, since_s, until_s)
-    if cpu_pct is not None:
+    if hiccup is not None:
+        evidence += hiccup.evidence()
+        cpu_pct = 100 * hiccup.cpu_share
+    if cpu_pct is not None and all(each.id != "process_cpu" for each in evidence):
         evidence.append(Evidence("process_cpu", cpu_pct, "process_samples", since_s))
     others_ms = _lag_of_siblings_ms(signs, block)
     if others_ms is not None:
@@ -224,23 +279,42 @@ def _finding(signs: Signs, block: _Block) -> Finding:
     confidence, missing = signs.trust("blocked_samples", "process_samples")
     if not block.syscall:
         confidence = "medium"
-        missing += ("the call that it was blocked in: blocked_samples was not recorded",)
+        missing += (
+            "the call that it was blocked in: "
+            + (
+                "it was seen in none for long"
+                if len(view.frames["blocked_samples"]) or block.hiccup is not None
+                else "blocked_samples was not recorded"
+            ),
+        )
     where = (
         f"blocked in {block.syscall} ({kind})" if block.syscall else "blocked outside of its poll"
     )
     where += f", called from {block.frame}" if block.frame else ""
+    if block.table == "connections":
+        where = "at something that no sample shows"
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
     if any(f.side == "server" for f in fd_limit_process.find(signs)):
         stalled = 0  # a full worker strands connections whether this one is blocked or not
+    elif hiccup is not None:
+        stalled = max(stalled, hiccup.gap.failed_count)
+    harm = f"; {hiccup.harm}" if hiccup is not None else ""
+    is_short = until_s - since_s < _LEAST_S and hiccup is None
     used = "" if cpu_pct is None else f", at {cpu_pct:.0f} % of a core"
     place = function_name(block.frame) if block.frame else "the call"
     command = f"move {place} off the event loop: {remedy}"
     if block.state in _HALTED:
         where, command = _HALTED[block.state]
         command = command.format(pid=block.pid)
+        if block.state == "T" and until_s < view.stop_s - _GAP_S and not view.is_attached:
+            command = _WHO_STOPS
+    elif not block.syscall and hiccup is not None:
+        command = (
+            f"strace -f -T -p {block.pid}  # in the next run: the call in which nobody is accepted"
+        )
     return Finding(
         cause="worker-blocked",
-        severity="warning",
+        severity="info" if is_short else "warning",
         side=side_of_role(subject.role),
         subject=subject,
         first_s=since_s,
@@ -249,7 +323,7 @@ def _finding(signs: Signs, block: _Block) -> Finding:
         explanation=(
             f"{name} stood still for {block.share_pct:.0f} % of {until_s - since_s:.1f} s{used}: "
             f"its event loop was {where}. While it waits there, none of its connections "
-            "is accepted, answered or pinged."
+            f"is accepted, answered or pinged{harm}."
         ),
         fix=(
             Fix(
@@ -263,7 +337,7 @@ def _finding(signs: Signs, block: _Block) -> Finding:
         confidence=confidence,
         missing=missing,
         sentence=f"{name} stood still for {block.share_pct:.0f} % of {until_s - since_s:.1f} s, "
-        f"{where}{used}",
+        f"{where}{used}{harm}",
         explained_count=stalled,
     )
 
