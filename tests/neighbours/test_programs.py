@@ -22,6 +22,7 @@ PROGRAMS = [
     ("tcp_memory",),
     ("tcp_memory", "--limit", "2000000"),
     ("drops",),
+    ("time_wait",),
 ]
 
 

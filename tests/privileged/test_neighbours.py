@@ -52,6 +52,7 @@ SAME_NAMESPACE = [
     ("tcp_memory", "--here"),
     ("tcp_memory", "--here", "--limit", "2000000"),
     ("drops", "--here"),
+    ("time_wait", "--here"),
 ]
 SYSCTLS = {"net/ipv4/tcp_syncookies": "0"}  # with them nothing of a half-open queue is dropped
 

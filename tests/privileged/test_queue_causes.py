@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,23 @@ def test_the_host_has_its_own_table(provoked):
     provoked("conntrack")
     count = int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
     assert count < CONNTRACK_MAX / 2
+
+
+def test_a_time_wait_that_is_full_is_worth_knowing_with_its_limit(machine, tmp_path):
+    server = Path(__file__).parents[1] / "harness" / "foreign" / "closes_first.py"
+    words = [
+        *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
+        *("--output", str(tmp_path), "--connections", "300", "--hold", "4"),
+        *("--sysctl", "net.ipv4.tcp_max_tw_buckets=50"),
+        *("--server-cmd", f"{sys.executable} {server} 1.5 {{port}}"),
+    ]
+    done = machine.record(words, tmp_path, timeout_s=120, cores=0.5)
+    verdict = json.loads(done.stdout)
+    (finding,) = [f for f in verdict["findings"] if f["cause"] == "orphans-or-time-wait"]
+    assert finding["severity"] == "info"
+    values = {e["id"]: e["value"] for e in finding["evidence"]}
+    # cores that close at the same moment look before they add (inet_twsk_alloc)
+    assert 50 <= values["limit_used"] <= 50 + CORES
+    assert values["limit_size"] == 50
+    assert values["time_wait_overflows"] >= 10
+    assert finding["fix"][0]["command"].startswith("sysctl -w net.ipv4.tcp_max_tw_buckets=")
