@@ -187,11 +187,12 @@ def _room(options: argparse.Namespace, target: AttachTarget) -> Room:
 def _read_host(target: AttachTarget) -> Host:
     """The host, with the network settings that the target has."""
     namespace_fd = target.open_namespace()
+    here = read_host()
     if namespace_fd < 0:
-        return read_host()
+        return here
     try:
         with netns.inside(namespace_fd):
-            return read_host()
+            return read_host().with_host_limits(here)
     except OSError as error:
         raise HostError(
             f"the network namespace of pid {target.pid} cannot be entered: {error.strerror}",

@@ -14,7 +14,7 @@ import os
 import platform
 import resource
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -103,6 +103,18 @@ class Host:
     tcp_max_orphans_count: int | None = None
     netdev_max_backlog_count: int | None = None
     cgroup: Cgroup = field(default_factory=Cgroup)
+
+    def with_host_limits(self, host: Host) -> Host:
+        """The same with the limits of all network namespaces, which only the first one shows.
+
+        Args:
+            host: As it was read from there, or from as near to it as possible.
+        """
+        return replace(
+            self,
+            tcp_max_orphans_count=host.tcp_max_orphans_count,
+            netdev_max_backlog_count=host.netdev_max_backlog_count,
+        )
 
     @property
     def may_raise_nofile(self) -> bool:

@@ -55,6 +55,7 @@ def find(signs: Signs) -> list[Finding]:
         evidence.append(Evidence("softnet_squeezed", squeezed.change_count, "net_counters"))
     confidence, missing = signs.trust("skb_drops", "net_counters")
     room = f" of {most:,} packets" if most else ""
+    size = f" ({most:,} packets)" if most else ""
     if not most:
         confidence, missing = "medium", (*missing, f"the limit: {_LIMIT} could not be read")
     harm = stall_sentence(stalled) if is_harm else f"{resent_count:,} segments were sent again"
@@ -79,7 +80,7 @@ def find(signs: Signs) -> list[Finding]:
             at_connections=at_connections,
             confidence=confidence,
             missing=missing,
-            sentence=f"The packet queue{room} of {where} was full: {own.change_count:,} segments "
+            sentence=f"The packet queue of {where}{size} was full: {own.change_count:,} segments "
             f"of the server were dropped unread, {harm}",
             explained_count=stalled.explained_count(own) if is_harm else 0,
         )

@@ -306,6 +306,10 @@ def test_a_server_that_is_killed_in_another_namespace_is_a_crash_and_its_recordi
     assert "the server ended while it was watched" in attach.said
     tables = {path.name for path in (attach.run / "raw").iterdir()}
     assert {"live_samples", "process_samples", "tcp_states", "listeners"} <= tables
+    sysctls = open_run_dir(attach.run).read_manifest()["host"]["sysctls"]
+    for name in ("net.core.netdev_max_backlog", "net.ipv4.tcp_max_orphans"):
+        shown = Path("/proc/sys", *name.split("."))  # by the first namespace alone
+        assert sysctls[name] == (int(shown.read_text()) if shown.exists() else None)
 
 
 def test_workers_that_die_and_come_anew_are_followed(world):
