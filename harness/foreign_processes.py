@@ -66,6 +66,8 @@ _PROXY_LEAST_SHARE = 0.5
 _TREE_REST_FACTOR, _SERVICE_TREE_REST_FACTOR = 10.0, 200.0
 """After a look at the tree, so many times as long without one: 0.5 % of a core at most."""
 _TREE_LONGEST_S = 3.0
+_TITLE_S = 3.0
+"""So long after it was found a process may still write what it is called into its command line."""
 _DESCRIBED_MOST = 1_000
 """Processes that ``describe`` tells of, the newest: a watch of days sees many of them."""
 
@@ -442,20 +444,34 @@ class ForeignProcesses:
                 each.behind, each.is_told = behind, True
                 self._set_limits(each, max(0, descriptor_count(each.pid) - behind.connection_count))
             news += [self._publish(each) for each in taken]
-        return news + self._take_new_programs()
+        return news + self._take_new_names(now_s)
 
-    def _take_new_programs(self) -> list[tuple[str, int, str]]:
-        """A process that executed another program meanwhile (execve(2)) is called by that."""
+    def _take_new_names(self, now_s: float) -> list[tuple[str, int, str]]:
+        """A process that executed another program meanwhile (execve(2)) is called by that.
+
+        A young one has the title of its parent until it has written its own.
+        """
         news: list[tuple[str, int, str]] = []
         for each in self.held:
-            program = program_of(each.pid) if not each.ended_ns else ""
-            if program and program != each.program:
+            if each.ended_ns:
+                continue
+            program = program_of(each.pid)
+            if not program or program == each.program:
+                if now_s - each.since_s < _TITLE_S:
+                    self._take_title(each)
+            else:
                 each.program = program
                 each.command = process_tree.command_name(each.pid)
                 each.settings = settings_of(each.pid, each.parent_pid)
                 self._describe(each)
                 news.append(("server_process_became", each.pid, each.command))
         return news
+
+    def _take_title(self, each: Held) -> None:
+        title = process_tree.command_name(each.pid)
+        if title and title != each.command:
+            each.command = title
+            self._describe(each)
 
     def _forget_all_but(self, fresh: Iterable[int]) -> None:
         """What was learned of a process goes with it: its pid may be another one's later."""

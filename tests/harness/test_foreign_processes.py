@@ -400,3 +400,32 @@ def test_who_takes_the_place_of_a_worker_is_followed_before_it_has_a_connection(
             follows.close()
         finally:
             os.killpg(parent.pid, signal.SIGKILL)
+
+
+def test_a_process_is_called_by_the_title_that_it_writes_after_it_was_found(live, deadline):
+    """As nginx's workers, which have their master's until they wrote their own."""
+    named = "read _; exec -a 'web: worker process' bash -c 'read _'"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        subprocess.Popen(
+            ["bash", "-c", named],
+            stdin=subprocess.PIPE,
+            text=True,
+            pass_fds=[listener.fileno()],
+        ) as process,
+    ):
+        follows = ForeignProcesses(live, 4, listener.getsockname()[1])
+        follows.watch_tree([process.pid])
+        deadline("it is held", lambda: follows.follow() or follows.pids == [process.pid])
+        assert [each["command"] for each in follows.describe()] == ["bash"]
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+        def is_called_so():
+            news = follows.follow()
+            assert not news, "it is the same program"
+            return follows.describe()[0]["command"] == "web: worker process"
+
+        deadline("its title is read", is_called_so)
+        process.kill()
+        follows.close()
