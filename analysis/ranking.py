@@ -119,7 +119,7 @@ def find_binding(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
         return reached[0]
     own = [f for f in findings if origin_of(signs, f, findings) is None]
     explaining = [f for f in own if f.explained_count > 0]
-    if not explaining and signs.unmet_count > 0:
+    if not explaining and (signs.unmet_count > 0 or signs.view.is_client_gone):
         # e.g. a worker that spins while nothing recorded why it is full
         explaining = [f for f in own if f.first_s < signs.view.stop_s and f.severity != "info"]
     return min(explaining, key=lambda f: (f.first_s, -f.explained_count), default=None)

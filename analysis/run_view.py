@@ -360,7 +360,16 @@ class RunView:
     def is_reached(self) -> bool:
         """The target was established and held without a failure."""
         enough = self.target_count > 0 and self.held_count >= self.target_count
-        return enough and self.failed_count == 0 and self.lost_count == 0
+        is_whole = self.failed_count == 0 and self.lost_count == 0
+        return enough and is_whole and not self.is_client_gone
+
+    @cached_property
+    def is_client_gone(self) -> bool:
+        """A client ended before the run did, so nobody wrote that its connections ended."""
+        processes = self.frames["processes"]
+        ended_s = self.seconds_of(processes["exited_ns"])
+        is_gone = (processes["role"] == "client") & (processes["exited_ns"] > 0)
+        return bool((is_gone & (ended_s < self.stop_s)).any())
 
     @cached_property
     def first_failure_s(self) -> float | None:

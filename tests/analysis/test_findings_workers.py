@@ -452,6 +452,17 @@ def test_a_killed_worker_is_binding_by_itself(build):
     assert summary.findings[0].value_of("process_connections") == 400
 
 
+def test_what_a_dead_client_held_was_not_held(build):
+    build.stages(1.0, 3.0)
+    build.manifest["target_connections"] = TARGET
+    build.process("server", 0, nofile_soft_count=20_000)
+    build.process("client", 0, nofile_soft_count=20_000, exited_s=2.0, exit_signal=9)
+    build.connect(TARGET)
+    summary = summarise(build.frames())
+    assert causes(summary) == [("worker-crash", "binding")]
+    assert summary.verdict.side == "client"
+
+
 def test_what_a_dead_worker_held_is_told_by_the_next_sample_however_late_it_comes(build):
     """On a crowded host two samples may be seconds apart; the counters outlive the worker."""
     build.stages(1.0, 5.0)
