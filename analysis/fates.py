@@ -60,6 +60,7 @@ class StandingQueue:
         backlog_count: Most that may wait, 0 when not known.
         first_s: When it was first seen to stand.
         last_s: Likewise last.
+        sharing_pids: All who took connections from it, where several share the listener.
     """
 
     pid: int
@@ -69,6 +70,7 @@ class StandingQueue:
     backlog_count: int
     first_s: float
     last_s: float
+    sharing_pids: tuple[int, ...] = ()
 
     @property
     def is_full(self) -> bool:
@@ -209,7 +211,9 @@ def _standing_tcp(view: RunView) -> list[StandingQueue]:
         if not pid and serving:
             pid = max(serving, key=lambda each: (accepted_count(view, each), -each))
         backlog = int(backlogs.get(port, 0))
-        found.append(StandingQueue(pid, f"port {port}", False, count, backlog, first_s, last_s))
+        shared = tuple(serving) if len(serving) > 1 else ()
+        place = f"port {port}"
+        found.append(StandingQueue(pid, place, False, count, backlog, first_s, last_s, shared))
     return found
 
 

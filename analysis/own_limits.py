@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 SLACK_COUNT, SLACK_SHARE = 6, 0.02
@@ -62,7 +62,12 @@ KNOWN: tuple[KnownLimit, ...] = (
         "systemd-socket-proxyd --connections-max={value}",
     ),
     _known(r"envoy", "max_connections", 1024, "max_connections: {value}  # circuit_breakers"),
-    _known(r"(apache2|httpd)", "MaxRequestWorkers", 150, "MaxRequestWorkers {value}"),
+    _known(
+        r"(apache2|httpd)",
+        "MaxRequestWorkers",
+        150,
+        "MaxRequestWorkers {value}  # ServerLimit x ThreadsPerChild has to allow it",
+    ),
     _known(r".*gunicorn", "worker-connections", 1000, "gunicorn --worker-connections {value}"),
     _known(r".*uvicorn", "limit-concurrency", 0, "uvicorn --limit-concurrency {value}"),
     _known(r".*hypercorn", "max_app_queue_size", 0, "max_app_queue_size = {value}"),
@@ -84,16 +89,23 @@ class NamedLimit:
         value: Its value.
         where: File and line, ``command line`` or ``its default``; '' when not known.
         raise_it: How to raise it, for people.
+        is_of_all: It is one of all processes that share the listener, not of each.
     """
 
     setting: str
     value: int
     where: str
     raise_it: str
+    is_of_all: bool = False
 
 
 def name_limit(
-    command: str, facts: Mapping[str, Any], connections: int, descriptors: int, wanted: int
+    command: str,
+    facts: Mapping[str, Any],
+    connections: int,
+    descriptors: int,
+    wanted: int,
+    shared_count: int = 0,
 ) -> NamedLimit | None:
     """The limit of a process that let in so many connections and no more.
 
@@ -103,6 +115,8 @@ def name_limit(
         connections: That it let in.
         descriptors: That it had open then, 0 when not known.
         wanted: Connections that were wanted of it.
+        shared_count: Connections that all processes that share its listener let in, 0 for one
+            alone. A program's own setting, of each or of all, goes before any number that fits.
     """
     if FD_SETSIZE - 3 <= descriptors <= FD_SETSIZE + 3:
         return NamedLimit(
@@ -113,12 +127,18 @@ def name_limit(
             "event or uv; others: a build with another backend",
         )
     name = command.rpartition("/")[2]
+    counts = [connections, *([shared_count] if shared_count else [])]
     for known in KNOWN:
         if known.program.match(name):
-            found = _configured(facts, known, connections, wanted)
-            if found is not None:
-                return found
-    return _by_value(facts, connections, wanted)
+            for position, count in enumerate(counts):
+                found = _configured(facts, known, count, wanted)
+                if found is not None:
+                    return replace(found, is_of_all=position > 0)
+    for position, count in enumerate(counts):
+        found = _by_value(facts, count, wanted)
+        if found is not None:
+            return replace(found, is_of_all=position > 0)
+    return None
 
 
 def _configured(

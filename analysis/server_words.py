@@ -58,6 +58,9 @@ KNOWN_LINES: tuple[KnownLine, ...] = (
     _known("nginx", r"\(99: (?:Cannot assign requested address|Address not available)\)",
            "ephemeral-ports-exhausted"),
     _known("nginx", r"worker process \d+ exited on signal \d+", "worker-crash"),
+    # server/mpm/event, worker and prefork
+    _known("httpd", r"AH\d{5}: server reached MaxRequestWorkers setting", "own-limit"),
+    _known("httpd", r"AH\d{5}: server is within MinSpareThreads of MaxRequestWorkers", "own-limit"),
     # src/proxy.c, src/frontend.c, src/server.c, src/fd.c
     _known("haproxy", r"reached the configured maximum connection limit", "own-limit"),
     _known("haproxy", r"reached (?:process|system) FD limit", "fd-limit-process"),

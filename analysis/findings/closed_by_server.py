@@ -24,6 +24,8 @@ _LEAST_SHARE = 0.01
 """Of the established: a client or two that a server in service drops are no limit."""
 
 _LATE_S = 1.0
+_LIKE_HTTP_STATUS = (4401, 4403)
+"""Many applications add 4,000 to the status that would say it: 401 and 403."""
 _SAYS_WHO = "profile-run --header 'Authorization: Bearer TOKEN'  # or --cookie, or --message: what"
 _SAYS_WHO += " it wants to hear"
 _HELP = {
@@ -89,11 +91,9 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
         last_s=float(closed["closed_s"].max()),
         evidence=tuple(evidence),
         explanation=f"{sentence}; {established:,} had been established in all.{others}",
-        fix=(
-            Fix(
-                _help(view, subject.pid, code, said, open_s),
-                f"the {len(closed):,} connections stay open until the run ends them",
-            ),
+        fix=tuple(
+            Fix(command, f"the {len(closed):,} connections stay open until the run ends them")
+            for command in _help(view, subject.pid, code, said, open_s)
         ),
         at_connections=view.open_count_at(first_s),
         confidence="high" if told else "medium",
@@ -103,20 +103,26 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
     )
 
 
-def _help(view: RunView, pid: int, code: int, said: str, open_s: float) -> str:
+def _help(view: RunView, pid: int, code: int, said: str, open_s: float) -> tuple[str, ...]:
     """What stops it: by the code, by how long it waited, else where the server says why."""
     if code in _HELP:
-        return _HELP[code]
+        return (_HELP[code],)
+    talk = _talk(view, open_s)
     if 3000 <= code <= 4999:  # the application's own (RFC 6455 section 7.4.2)
-        return _SAYS_WHO
+        return (_SAYS_WHO, *talk) if code in _LIKE_HTTP_STATUS else (*talk, _SAYS_WHO)
     if said and not code and "reserved bit" in said:
-        return "turn compression off in the server  # it was not offered"
+        return ("turn compression off in the server  # it was not offered",)
     if said and not code:
-        return "correct what the server sends  # RFC 6455 section 5.2"
-    if open_s >= _LATE_S and not view.settings.get("message_rate_per_s"):
-        rate = max(1, round(2 * view.peak_count / open_s))
-        return (
-            f"profile-run --message-rate {rate}  # if it closes the silent: 2 messages in "
-            f"{open_s:.0f} s from each"
-        )
-    return worker_crash.log_command(view, "server", pid)
+        return ("correct what the server sends  # RFC 6455 section 5.2",)
+    return talk or (worker_crash.log_command(view, "server", pid),)
+
+
+def _talk(view: RunView, open_s: float) -> tuple[str, ...]:
+    """What a server wants that closes the silent after so long; nothing where they were not."""
+    if open_s < _LATE_S or view.settings.get("message_rate_per_s"):
+        return ()
+    rate = max(1, round(2 * view.peak_count / open_s))
+    return (
+        f"profile-run --message-rate {rate}  # if it closes the silent: 2 messages in "
+        f"{open_s:.0f} s from each",
+    )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from analysis import fates
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.own_limits import FD_SETSIZE, NamedLimit, name_limit
+from analysis.run_view import RunView
 from analysis.signs import EMFILE, ENFILE, Signs
 
 _FULL_USE = 0.98
@@ -39,6 +40,9 @@ class _Met:
         let_in: Connections that it had let in.
         evidence: What proves it.
         explained: Attempts that ended or wait so.
+        sharing_count: Processes that share the listener and have stopped together, 0 for one alone.
+        shared_count: Connections that they had let in together.
+        is_rate: It says that its clients come too fast, not that they are too many.
     """
 
     pid: int
@@ -48,6 +52,9 @@ class _Met:
     let_in: int
     evidence: tuple[Evidence, ...]
     explained: int
+    sharing_count: int = 0
+    shared_count: int = 0
+    is_rate: bool = False
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -122,9 +129,22 @@ def _queueing(signs: Signs) -> list[_Met]:
                 accepted,
                 tuple(evidence),
                 unserved_count(signs),
+                len(queue.sharing_pids),
+                _shared_count(signs, queue),
             )
         )
     return found
+
+
+def _shared_count(signs: Signs, queue: fates.StandingQueue) -> int:
+    """What all who share a queue took of it, 0 where nobody shares it.
+
+    A server that forks as it fills has processes that were too young to be counted.
+    """
+    if not queue.sharing_pids:
+        return 0
+    taken = sum(fates.accepted_count(signs.view, pid) for pid in queue.sharing_pids)
+    return taken if signs.view.is_attached else max(taken, signs.view.peak_count)
 
 
 def _silent(signs: Signs) -> list[_Met]:
@@ -178,9 +198,22 @@ def _refusing(signs: Signs) -> list[_Met]:
         Evidence("http_status", statuses[0], "events", first_s),
     )
     how = f"answered the other {len(refused):,} with HTTP {statuses[0]}"
-    return [_Met(fronts[0], how, first_s, last_s, established, evidence, len(refused))]
+    return [
+        _Met(
+            fronts[0],
+            how,
+            first_s,
+            last_s,
+            established,
+            evidence,
+            len(refused),
+            is_rate=statuses[0] == _TOO_MANY_REQUESTS,
+        )
+    ]
 
 
+_TOO_MANY_REQUESTS = 429
+"""RFC 6585 section 4: too many requests in a given amount of time."""
 _TOO_MANY = re.compile(r"HTTP (429|500|503)\b")
 
 
@@ -205,10 +238,11 @@ def _is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
         return True
     if main.kind == "sleep":
         return _is_at_select(_descriptors(signs, pid))
-    if main.kind != "lock":
+    if main.kind not in ("lock", "pipe"):
         return False
     # A thread for each connection, and the one that accepts waits until one of them is done; or
-    # the first thread has nothing to do, and another one has the events.
+    # the first thread has nothing to do but to wait for its parent's word, and another one has the
+    # events.
     held = sum(wait.thread_count for wait in waits if wait.kind == "own_connection")
     return held >= fates.LEAST_COUNT or fates.some_thread_polls(view, pid)
 
@@ -254,10 +288,17 @@ def _finding(signs: Signs, met: _Met) -> Finding:
     descriptors = _descriptors(signs, met.pid)
     wanted = max(view.target_count, met.let_in + met.explained)
     facts = view.process_facts(met.pid)
-    known = name_limit(subject.command, facts, met.let_in, descriptors, wanted)
+    known = name_limit(
+        subject.command, facts, met.let_in, descriptors, wanted, shared_count=met.shared_count
+    )
+    who, held = name, met.let_in
+    if met.shared_count and (known is None or known.is_of_all):
+        held = met.shared_count
+        others = met.sharing_count - 1
+        who += f" and {others:,} other" + ("s" if others > 1 else "") + " that share its listener"
     tried, let_in = _after(signs, met.first_s)
     evidence = [
-        Evidence("let_in", met.let_in, met.evidence[0].table, met.first_s),
+        Evidence("let_in", held, met.evidence[0].table, met.first_s),
         *met.evidence,
     ]
     if not view.is_attached:
@@ -292,16 +333,30 @@ def _finding(signs: Signs, met: _Met) -> Finding:
         last_s=max(met.first_s, met.last_s),
         evidence=tuple(evidence),
         explanation=(
-            f"{name} let in {met.let_in:,} connections and {met.how}{left}. No call of it failed "
+            f"{who} let in {held:,} connections and {met.how}{left}. No call of it failed "
             f"for want of descriptors or memory: the limit is its own{limit}."
         ),
-        fix=(_fix(known, str(subject), met.let_in),),
-        at_connections=met.let_in,
+        fix=(_fix(known, str(subject), held), *_slower(view, met)),
+        at_connections=held,
         confidence=confidence,
         missing=missing,
-        sentence=f"{name} let in {met.let_in:,} connections and {met.how}: a limit of its own"
+        sentence=f"{who} let in {held:,} connections and {met.how}: a limit of its own"
         f"{limit}{left}",
         explained_count=met.explained,
+    )
+
+
+def _slower(view: RunView, met: _Met) -> tuple[Fix, ...]:
+    """What the clients can do where the limit is one on their rate."""
+    if not met.is_rate or view.is_attached:
+        return ()
+    seconds = max(0.1, view.hold.start_s - view.ramp.start_s)
+    rate = max(1, min(int(met.let_in / seconds), met.let_in))
+    return (
+        Fix(
+            f"profile-run --ramp {rate} --retry 10  # HTTP 429 limits how fast clients come",
+            "who is refused comes back later, as the status asks",
+        ),
     )
 
 

@@ -201,3 +201,44 @@ def test_a_queue_that_all_who_share_it_have_left_is_their_limit(foreign, listene
     if causes:
         (finding,) = summary.findings
         assert finding.fix[0].command.startswith("--max-requests=")
+
+
+@pytest.mark.parametrize("loop", ["event_loop", "pipe"])
+def test_workers_that_share_a_listener_have_one_limit_together(foreign, loop):
+    """As httpd's: the first thread of each waits for its parent's word, others have the events."""
+    served(foreign)
+    kept_out(foreign, "timeout")
+    second = foreign.process("server", 1)
+    for quarter in range(4, 12):
+        foreign.live(second, quarter / 4, open_count=30)
+    for pid in (800, second):
+        foreign.add("listener_owners", at_s=-0.2, pid=pid, socket_inode=7)
+        foreign.add("connection_fates", at_s=2.0, pid=pid, fate="accepted", connection_total=30,
+                    first_s=0.0, last_s=0.9)  # fmt: skip
+        for at_s in (1.5, 2.0, 2.5):
+            row = {"at_s": at_s, "pid": pid}
+            foreign.add("thread_waits", **row, thread_name="main", is_main=True, syscall="read",
+                        waits_for="pipe", thread_count=1)  # fmt: skip
+            foreign.add("thread_waits", **row, thread_name="pool", syscall="poll",
+                        waits_for=loop, thread_count=25)  # fmt: skip
+    for at_s in (1.5, 2.0, 2.5):
+        foreign.add("listeners", at_s=at_s, local_port=9000, socket_inode=7, backlog_count=511)
+        foreign.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                    socket_count=40)  # fmt: skip
+    found = [f for f in summarise(foreign.frames()).findings if f.cause == "own-limit"]
+    if loop == "pipe":  # nobody has the events: each waits for an answer that does not come
+        assert not found
+        return
+    (finding,) = found
+    assert finding.value_of("let_in") == 60, "of both"
+    assert "and 1 other that share" in finding.sentence
+
+
+def test_a_limit_on_the_rate_is_told_to_those_who_come(foreign):
+    served(foreign)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.3, event="upgrade_refused", detail="HTTP 429 Too Many Requests")
+    foreign.add("connection_fates", at_s=2.0, pid=800, fate="accepted", connection_total=100,
+                first_s=0.0, last_s=1.6)  # fmt: skip
+    finding = named(foreign, "own-limit")
+    assert any(fix.command.startswith("profile-run --ramp ") for fix in finding.fix)

@@ -165,6 +165,8 @@ def test_a_server_that_listens_on_another_family_refuses_every_connect(foreign):
          "broke the protocol on 100 open connections", "turn compression off"),
         ("protocol", "a frame of the server: text is not UTF-8",
          "broke the protocol on 100 open connections", "correct what the server sends"),
+        ("close", "code 4000: idle timeout",
+         "closed 100 open connections with code 4000: idle", "profile-run --message-rate"),
         ("eof", "", "closed 100 open connections without a close frame", "profile-run --message"),
     ],
 )  # fmt: skip

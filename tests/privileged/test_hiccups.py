@@ -65,6 +65,8 @@ def test_a_server_that_stands_still_is_named_with_those_who_waited(ran, server, 
     assert finding["subject"]["role"] == "server"
     assert server in finding["subject"]["command"]
     assert word in finding["explanation"]
+    if kind == "flush":
+        return  # where it only takes the core, that core alone may name it
     values = {e["id"]: e["value"] for e in finding["evidence"]}
     assert values["gap_length"] > 1
     assert values["gap_waiting"] >= 5
