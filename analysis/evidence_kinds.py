@@ -300,6 +300,7 @@ _RUN: dict[str, EvidenceKind] = {
     "span_length": EvidenceKind("s", "length of that time"),
     "exit_signal": EvidenceKind("", "signal that ended it"),
     "exit_status": EvidenceKind("", "exit status"),
+    "processes_ended": EvidenceKind("count", "processes that ended together"),
     "time_watched": EvidenceKind("s", "time watched"),
     "processes_watched": EvidenceKind("count", "processes watched"),
 }

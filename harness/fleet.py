@@ -35,6 +35,17 @@ class ProcessEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class ParentEnd:
+    """One of the two lean parents ended while the run went on, and its processes with it."""
+
+    side: str
+    pid: int
+    at_ns: int
+    status: int
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """What a client was told instead of the upgrade, or when it was closed; one a kind and client.
 
@@ -98,8 +109,10 @@ class Fleet:
         self.client_slots = self.slots[config.first_client_slot() :]
         self.ends: list[ProcessEnd] = []
         self.refusals: list[Refusal] = []
+        self.parent_ends: list[ParentEnd] = []
         self._run_path = run_path
         self._parents: dict[str, subprocess.Popen[bytes]] = {}
+        self._gone_sides: set[str] = set()
         self._unread = b""
         self._report_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_fd, True)
@@ -166,8 +179,12 @@ class Fleet:
         return "it said nothing"
 
     def read_ends(self) -> list[ProcessEnd]:
-        """Ends reported since the last call; ``ends`` keeps all."""
+        """Ends reported since the last call; ``ends`` keeps all.
+
+        A parent that is killed reports nothing of the processes that die with it.
+        """
         fresh: list[ProcessEnd] = []
+        gone = self._gone_parents()  # before its last words are read
         try:
             while data := os.read(self._report_fd, 65_536):
                 self._unread += data
@@ -181,7 +198,42 @@ class Fleet:
             else:
                 fresh.append(ProcessEnd(**told))
         self.ends.extend(fresh)
+        for parent in gone:
+            orphans = self._ends_with(parent)
+            if orphans or parent.signal:
+                self.parent_ends.append(parent)
+            self.ends.extend(orphans)
+            fresh += orphans
         return fresh
+
+    def _gone_parents(self) -> list[ParentEnd]:
+        """Who ended since the last call; once the run stops they all do."""
+        if self.live.header[Header.PHASE] == Phase.STOP:
+            return []
+        gone = []
+        for side, parent in self._parents.items():
+            code = parent.poll()
+            if code is not None and side not in self._gone_sides:
+                self._gone_sides.add(side)
+                at_ns = time.monotonic_ns()
+                gone.append(ParentEnd(side, parent.pid, at_ns, max(-1, code), max(0, -code)))
+        return gone
+
+    def _ends_with(self, parent: ParentEnd) -> list[ProcessEnd]:
+        """Those of its processes that were there: each is killed with it (``harness/child.py``)."""
+        first, known = self.config.first_client_slot(), {end.slot for end in self.ends}
+        return [
+            ProcessEnd(slot[Counter.PID], index, parent.at_ns, -1, signal.SIGKILL)
+            for index, slot in enumerate(self.slots)
+            if (index < first) is (parent.side == "server")
+            and slot[Counter.PID]
+            and index not in known
+        ]
+
+    @property
+    def is_side_gone(self) -> bool:
+        """All servers of ours or all clients ended with their parent: there is nothing to hold."""
+        return bool(self.parent_ends)
 
     @property
     def are_attempts_done(self) -> bool:

@@ -122,6 +122,7 @@ class Supervisor(Recorder):
         self._foreign_request = foreign
         self._foreign: ForeignServer | None = None
         self._told_refusals_count = 0
+        self._told_parents_count = 0
         self._burners = Burners(config.inject)
         self._cgroups = RunCgroups(config, run.path / "logs" / "cgroups.log")
 
@@ -323,6 +324,8 @@ class Supervisor(Recorder):
         end_s = time.monotonic() + self._hold_s
         while not self._interrupt.signal_name and (left_s := end_s - time.monotonic()) > 0:
             self._note_ends(fleet)
+            if fleet.is_side_gone:
+                return
             self._view.update(status.read("hold", time_left_s=left_s))
             time.sleep(min(2 * _TICK_S, left_s))
 
@@ -368,6 +371,11 @@ class Supervisor(Recorder):
         for refusal in fleet.refusals[self._told_refusals_count :]:
             self._event(refusal.event, pid=refusal.pid, at_ns=refusal.at_ns, detail=str(refusal))
         self._told_refusals_count = len(fleet.refusals)
+        for parent in fleet.parent_ends[self._told_parents_count :]:
+            how = f"signal {parent.signal}" if parent.signal else f"status {parent.status}"
+            name = f"{parent.side}_parent_ended"
+            self._event(name, pid=parent.pid, at_ns=parent.at_ns, detail=how)
+        self._told_parents_count = len(fleet.parent_ends)
         for end in ends:
             how = f"signal {end.signal}" if end.signal else f"status {end.status}"
             held = fleet.slots[end.slot][Counter.OPEN_COUNT]

@@ -15,6 +15,8 @@ import signal
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import pandas as pd
+
 from analysis.evidence import Evidence, Finding, Fix, capitalised, connections_text, side_of_role
 from analysis.process_ends import ASKED_TO_END, ProcessEnd
 from analysis.run_view import RunView, run_directory
@@ -33,12 +35,72 @@ def find(signs: Signs) -> list[Finding]:
         (processes["exited_ns"] > 0) & processes["role"].isin([*SERVER_ROLES, "client"])
     ]
     rows = dead.sort_values("exited_ns", kind="stable").to_dict("records")
-    found = [
+    with_parent = {role: pids for role, pids in _ended_with_parent(view, dead).items() if pids}
+    together = {pid for pids in with_parent.values() for pid in pids}
+    rows = [row for row in rows if int(str(row["pid"])) not in together]
+    found = [_of_parent(signs, role, pids) for role, pids in with_parent.items()]
+    found += [
         _finding(signs, row, ends.get(int(str(row["pid"]))))
         for row in rows
         if _died(signs, row, ends.get(int(str(row["pid"]))))
     ]
     return [finding for finding in found if finding.first_s < view.stop_s]
+
+
+def _ended_with_parent(view: RunView, dead: pd.DataFrame) -> dict[str, list[int]]:
+    """Pids by role of those that were killed because their parent, one of our own, was."""
+    events = view.frames["events"]
+    found = {}
+    for role in ("server", "client"):
+        moments = events["at_ns"][events["event"] == f"{role}_parent_ended"]
+        roles = SERVER_ROLES if role == "server" else ("client",)
+        mine = dead[dead["role"].isin(roles) & dead["exited_ns"].isin(moments)]
+        found[role] = [int(pid) for pid in mine["pid"]]
+    return found
+
+
+def _of_parent(signs: Signs, role: str, pids: list[int]) -> Finding:
+    """A lean parent ended, and all of its side with it: no word of them is about the server."""
+    view = signs.view
+    events = view.frames["events"]
+    parent = events[events["event"] == f"{role}_parent_ended"].iloc[0]
+    died_s, parent_pid = view.seconds(int(parent["at_ns"])), int(parent["pid"])
+    live = view.frames["live_samples"]
+    live = live[live["pid"].isin(pids)].drop_duplicates("pid", keep="last")
+    held = int(live["open_count"].sum())
+    connections = view.connections
+    ended = connections["is_lost"] | connections["is_failed"]
+    gone = int((ended & (connections["closed_s"] >= died_s - 0.3)).sum())
+    side = "servers" if role == "server" else "clients"
+    sentence = (
+        f"The parent of the run's own {side} (pid {parent_pid}) was ended from outside, and "
+        f"{len(pids):,} process{'es' if len(pids) > 1 else ''} with {connections_text(held)} ended "
+        "with it"
+    )
+    return Finding(
+        cause="worker-crash",
+        severity="warning",
+        side=side_of_role(role),
+        subject=view.subject(pids[0]),
+        first_s=died_s,
+        last_s=died_s,
+        evidence=(
+            Evidence("processes_ended", len(pids), "processes", died_s),
+            Evidence("process_connections", held, "live_samples", died_s),
+        ),
+        explanation=f"{sentence}. What happened from then on says nothing about a limit.",
+        fix=(
+            Fix(
+                "journalctl -k -n 40; dmesg | tail  # the kernel's killer, or somebody's kill",
+                "shows who ended it; then run again",
+            ),
+        ),
+        at_connections=view.open_count_at(died_s - 0.001),
+        confidence="high",
+        missing=(),
+        sentence=sentence,
+        explained_count=max(gone, held, 1),
+    )
 
 
 def _died(signs: Signs, row: Mapping[Hashable, Any], end: ProcessEnd | None) -> bool:

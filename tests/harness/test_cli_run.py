@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from analysis.run_frames import load
@@ -125,6 +126,38 @@ def test_without_probes_the_counters_are_those_of_the_full_fleet_not_of_one_that
     assert list(samples["open_count"]) == [23, 23], samples
     stop_ns = int(events["at_ns"][events["event"] == "phase_stop"].iloc[0])
     assert set(samples["at_ns"]) == {stop_ns}, "before the connections are closed"
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_parent_that_is_killed_is_told_as_that_and_nobody_else_is_blamed(
+    tmp_path, deadline, side
+):
+    """Its processes die with it and report nothing: their records still say that all is open."""
+    command = [
+        *(*COMMAND, "--connections", "23", "--workers", "2", "--clients", "2", "--hold", "60"),
+        *("--probes", "none", "--no-report", "--quiet", "--json", "--output", str(tmp_path)),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+
+        def holds():
+            events = [json.loads(p.read_text()) for p in tmp_path.glob("2*/manifest.json")]
+            return any(s["stage"] == "hold" for each in events for s in each["stages"])
+
+        def parent_pid():
+            children = psutil.Process(run.pid).children()
+            (found,) = (c.pid for c in children if f"harness.{side}_main" in c.cmdline())
+            return found
+
+        deadline("all are open", lambda: run.poll() is not None or holds())
+        killed = parent_pid()
+        os.kill(killed, signal.SIGKILL)
+        out, _ = run.communicate(timeout=DEADLINE_S)
+    said = json.loads(out)
+    verdict = said["verdict"]
+    assert (verdict["cause"], verdict["side"]) == ("worker-crash", side), out
+    assert f"(pid {killed}) was ended from outside, and 2 processes" in verdict["sentence"]
+    assert run.returncode == 3
+    assert [f["cause"] for f in said["findings"]] == ["worker-crash"]
 
 
 def test_json_is_alone_on_stdout_and_progress_on_stderr(tmp_path):
