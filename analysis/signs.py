@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.answer_gaps import Hiccup, hiccups
 from analysis.cpu import FULL_CORE_PCT
 from analysis.evidence import Confidence
 from analysis.failures import intervals_s
@@ -106,6 +107,11 @@ class Signs:
     def process_ends(self) -> list[ProcessEnd]:
         """Server processes that ended before the run did."""
         return process_ends(self.view)
+
+    @cached_property
+    def hiccups(self) -> list[Hiccup]:
+        """Server processes that took nobody while clients waited, the longest first."""
+        return hiccups(self.view)
 
     @cached_property
     def words(self) -> list[Spoken]:

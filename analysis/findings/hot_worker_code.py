@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.answer_gaps import Hiccup, hiccups
+from analysis.answer_gaps import Hiccup
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import (
@@ -50,7 +50,7 @@ def find(signs: Signs) -> list[Finding]:
 
 def _of_hiccup(signs: Signs) -> list[Finding]:
     """The longest while in which a worker calculated and took nobody, though clients waited."""
-    hiccup = next((each for each in hiccups(signs.view) if each.is_on_core), None)
+    hiccup = next((each for each in signs.hiccups if each.is_on_core), None)
     if hiccup is None or hiccup.pid in _told_better(signs):
         return []
     subject, gap = signs.view.subject(hiccup.pid), hiccup.gap
@@ -81,13 +81,9 @@ def _hottest(signs: Signs) -> list[Finding]:
     if hot is None or hot["role"] not in SERVER_ROLES:
         return []
     pid = int(hot["pid"])
-    if pid in accept_spin.spinning_pids(signs) or pid in hot_acceptor.hot_acceptor_pids(signs):
-        return []
-    if pid in garbage_collection.collecting_pids(signs) | keepalive_storm.storming_pids(signs):
+    if pid in _told_better(signs):
         return []
     if signs.messages_explain_cpu_of(pid, float(hot["since_s"]), float(hot["until_s"])):
-        return []
-    if pid in handshake_cost.costly_pids(signs) | message_amplification.amplifying_pids(signs):
         return []
     window = (float(hot["since_s"]), float(hot["until_s"]) + 0.5)
     kind, function, share_pct, sibling_pct = own_function(signs.view, pid, str(hot["role"]), window)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.answer_gaps import Hiccup, hiccups
+from analysis.answer_gaps import Hiccup
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import fd_limit_process, own_limit, waits_for_slot
 from analysis.hot_worker import function_name
@@ -122,7 +122,7 @@ def _blocks(signs: Signs) -> list[_Block]:
     who = signs.view.who
     servers = who[who["role"].isin(SERVER_ROLES)]["pid"]
     found = []
-    stood = {each.pid: each for each in reversed(hiccups(signs.view)) if not each.is_on_core}
+    stood = {each.pid: each for each in reversed(signs.hiccups) if not each.is_on_core}
     for pid in servers:
         hiccup = stood.get(int(pid))
         block = _sampled(signs, int(pid)) or _inferred(signs, int(pid))

@@ -5,24 +5,18 @@ In a network namespace of its own, or with ``--here`` in that of its parent.
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 
-from harness import conntrack_fill, netns
-from tests.neighbours.program import Life, parser
+from harness import conntrack_fill
+from tests.neighbours.program import Life, enter_namespace, namespace_parser
 
 
 def main() -> int:
-    wanted = parser(__doc__)
-    wanted.add_argument("--here", action="store_true", help="in the parent's network namespace")
-    options = wanted.parse_args()
+    options = namespace_parser(__doc__).parse_args()
     life = Life(options.seconds)
     with life.lived():
-        if not options.here:
-            namespace_fd = netns.create({})
-            netns.enter(namespace_fd)
-            os.close(namespace_fd)
+        enter_namespace(options)
         conntrack_fill.fill(free_count=0)
         for _ in life.beats(0.02):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

@@ -5,28 +5,21 @@ In a network namespace of its own, or with ``--here`` in that of its parent.
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from contextlib import suppress
 
-from harness import netns
-from tests.neighbours.program import Life, counted, parser
+from tests.neighbours.program import Life, counted, enter_namespace, namespace_parser
 
 _PORT = 9  # discard; nobody has it
 _AT_ONCE = 20
 
 
 def main() -> int:
-    wanted = parser(__doc__)
-    wanted.add_argument("--here", action="store_true", help="in the parent's network namespace")
-    options = wanted.parse_args()
+    options = namespace_parser(__doc__).parse_args()
     life = Life(options.seconds)
     with life.lived():
-        if not options.here:
-            namespace_fd = netns.create({})
-            netns.enter(namespace_fd)
-            os.close(namespace_fd)
+        enter_namespace(options)
         before = counted("Tcp", "OutRsts", "snmp")
         for _ in life.beats(0.05):
             for _ in range(_AT_ONCE):

@@ -7,13 +7,11 @@ the network stack are then common. For ``half-open`` syncookies must be off ther
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import sys
 from contextlib import suppress
 
-from harness import netns
-from tests.neighbours.program import Life, counted, parser
+from tests.neighbours.program import Life, counted, enter_namespace, namespace_parser
 
 _COUNTERS = {"accept": "ListenOverflows", "half-open": "TCPReqQFullDrop"}
 _BACKLOG = 4
@@ -22,16 +20,12 @@ _ROUNDS_KEPT = 4
 
 
 def main() -> int:
-    wanted = parser(__doc__)
+    wanted = namespace_parser(__doc__)
     wanted.add_argument("--queue", choices=sorted(_COUNTERS), default="accept")
-    wanted.add_argument("--here", action="store_true", help="in the parent's network namespace")
     options = wanted.parse_args()
     life = Life(options.seconds)
     with life.lived():
-        if not options.here:
-            namespace_fd = netns.create({"net/ipv4/tcp_syncookies": "0"})
-            netns.enter(namespace_fd)
-            os.close(namespace_fd)
+        enter_namespace(options, {"net/ipv4/tcp_syncookies": "0"})
         _overflow(life, options)
     return 0
 

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,27 @@ def parser(text: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=text)
     made.add_argument("--seconds", type=float, default=_LONGEST_S, help="end after so long")
     return made
+
+
+def namespace_parser(text: str) -> argparse.ArgumentParser:
+    """The same of one whose effect is on a network namespace."""
+    made = parser(text)
+    made.add_argument("--here", action="store_true", help="in the parent's network namespace")
+    return made
+
+
+def enter_namespace(options: argparse.Namespace, sysctls: Mapping[str, str] | None = None) -> None:
+    """Goes into a network namespace of its own, unless it is wanted in that of its parent.
+
+    Args:
+        options: Of ``namespace_parser``.
+        sysctls: What the new one is to have, by its path below ``/proc/sys``.
+    """
+    if options.here:
+        return
+    namespace_fd = netns.create(dict(sysctls or {}))
+    netns.enter(namespace_fd)
+    os.close(namespace_fd)
 
 
 class Life:

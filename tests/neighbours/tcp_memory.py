@@ -7,15 +7,13 @@ its parent.
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from harness import netns
 from tests.neighbours.groups import join, memory_group
-from tests.neighbours.program import Life, counted, parser
+from tests.neighbours.program import Life, counted, enter_namespace, namespace_parser
 
 _PAIRS = 60
 _CHUNK = bytes(1 << 16)
@@ -23,16 +21,12 @@ _LOOPBACK = "127.0.0.1"
 
 
 def main() -> int:
-    wanted = parser(__doc__)
+    wanted = namespace_parser(__doc__)
     wanted.add_argument("--limit", type=int, default=0, help="bytes of TCP of its control group")
-    wanted.add_argument("--here", action="store_true", help="in the parent's network namespace")
     options = wanted.parse_args()
     life = Life(options.seconds)
     with life.lived():
-        if not options.here:
-            namespace_fd = netns.create({})
-            netns.enter(namespace_fd)
-            os.close(namespace_fd)
+        enter_namespace(options)
         limited = memory_group(tcp_max_bytes=options.limit) if options.limit else nullcontext()
         with limited as folder:
             home = _own_group()

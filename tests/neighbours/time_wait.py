@@ -5,28 +5,21 @@ In a network namespace of its own, or with ``--here`` in that of its parent, who
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from pathlib import Path
 
-from harness import netns
-from tests.neighbours.program import Life, counted, parser
+from tests.neighbours.program import Life, counted, enter_namespace, namespace_parser
 
 LIMIT = Path("/proc/sys/net/ipv4/tcp_max_tw_buckets")
 ROOM_COUNT = 10
 
 
 def main() -> int:
-    wanted = parser(__doc__)
-    wanted.add_argument("--here", action="store_true", help="in the parent's network namespace")
-    options = wanted.parse_args()
+    options = namespace_parser(__doc__).parse_args()
     life = Life(options.seconds)
     with life.lived():
-        if not options.here:
-            namespace_fd = netns.create({})
-            netns.enter(namespace_fd)
-            os.close(namespace_fd)
+        enter_namespace(options)
         LIMIT.write_text(f"{ROOM_COUNT}\n")
         before = counted("TcpExt", "TCPTimeWaitOverflow")
         with socket.create_server(("127.0.0.1", 0)) as listener:
