@@ -46,8 +46,13 @@ SPREAD = (
     "privileged/test_attached_causes.py",
     "privileged/test_causes.py",
     "privileged/test_foreign_stacks.py",
+    "privileged/test_hiccups.py",
+    "privileged/test_limit_causes.py",
+    "privileged/test_neighbours.py",
     "privileged/test_pages.py",
     "privileged/test_peers.py",
+    "privileged/test_traffic_causes.py",
+    "privileged/test_wild_causes.py",
     "probes/test_collect.py",
 )
 """Files whose tests have nothing in common but what ``once`` keeps: any process may run them."""

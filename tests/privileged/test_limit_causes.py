@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from probes import process_tree
 from tests.control_groups import control_group
 from tests.machine import CALM_CORES
 from tests.privileged.test_attach import World, sample_until
 
-pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn(cores=CALM_CORES)]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 SERVER = [sys.executable, str(FOREIGN / "limited_server.py")]
@@ -137,6 +138,7 @@ def test_a_quota_of_a_group_above_is_named_with_that_group(profile_run):
         assert group.name not in finding["fix"][0]["command"]
 
 
+@pytest.mark.in_turn
 def test_a_hash_in_each_handshake_is_named_also_by_a_short_run(profile_run):
     verdict = profile_run(
         server("hash", 150_000),
@@ -257,10 +259,10 @@ def test_attach_names_a_worker_that_is_replaced(world, machine):
         assert clients.open(30) == (30, 0)
         attach = world.attach("--pid", str(watched.pid))
         attach.watches()
+        first = min(process_tree.children_of(watched.pid))
         clients.open(30)
-        ended = attach.run / "raw" / "live_samples"
-        assert ended.exists()
-        sample_until(world, attach, "samples of the end", periods=16)
+        world.deadline("the first worker has ended", lambda: not Path(f"/proc/{first}").exists())
+        sample_until(world, attach, "samples of the end", periods=2)
         attach.end()
     finding = attach.finding("worker-replaced")
     assert attach.cause == "worker-replaced"

@@ -13,7 +13,7 @@ import pytest
 from probes.rundir import open_run_dir
 from tests.privileged.test_attach import World
 
-pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
+pytestmark = [pytest.mark.privileged, pytest.mark.in_turn(cores=0.5)]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 BROADCASTS, CHAT = FOREIGN / "broadcasts.py", FOREIGN / "chat.py"
@@ -149,6 +149,7 @@ def test_attach_names_clients_that_do_not_read(world, machine):
                for e in finding["evidence"])  # fmt: skip
 
 
+@pytest.mark.in_turn
 def test_messages_that_go_to_all_are_named_with_the_number_that_fills_the_core(chat):
     verdict = chat("all")
     finding = found(verdict, "message-amplification")
@@ -162,6 +163,7 @@ def test_messages_that_go_to_all_are_named_with_the_number_that_fills_the_core(c
     assert finding["fix"]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", ["echo", "ticks"])
 def test_an_echo_and_what_a_server_says_by_itself_are_none(chat, kind):
     causes = {f["cause"] for f in chat(kind)["findings"]}
