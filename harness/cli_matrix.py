@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.confusion import confusion
-from harness import matrix_loop, matrix_store, recording, scenario
+from harness import matrix_loop, matrix_resume, matrix_store, recording, scenario
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.host import Host, read_host
@@ -25,6 +26,7 @@ from harness.supervisor import Interrupt
 from probes.errors import ExitCode, UsageError
 from probes.rundir import write_atomically
 from reports.matrix_terminal import MatrixView, confusion_lines, result_lines
+from reports.terminal import printable
 
 MOST_REPEATS = 100
 _EXAMPLES = (
@@ -71,7 +73,8 @@ def parser() -> Parser:
     add("scenario", nargs="?", metavar="SCENARIO", help=f"{known}, or a path that ends in .toml")
     add("--vary", action="append", default=[], metavar="NAME=V,V",
         help="an option of profile-run and its values; repeatable")  # fmt: skip
-    add("--resume", type=Path, metavar="DIR", help="go on with what is not done in DIR")
+    add("--resume", type=Path, metavar="DIR",
+        help="go on with what is not done in DIR; --list shows its commands")  # fmt: skip
     add("--repeats", type=_repeats, metavar="N", help="runs of each row, default 1")
     add("--seed", type=count, metavar="N", help="shuffles the order, default 2016")
     add("--scale", type=count, metavar="N", help="descriptors that stand for the scenario's own")
@@ -117,7 +120,7 @@ def profile_matrix(argv: Sequence[str]) -> int:
     _check(options, run_words)
     if options.resume is not None:
         with matrix_store.held(options.resume):
-            return _run(options, matrix_store.load(options.resume))
+            return _resume(options, run_words)
     host = read_host()
     matrix = _planned(options, run_words, argv, host)
     if options.list:
@@ -129,15 +132,16 @@ def profile_matrix(argv: Sequence[str]) -> int:
 
 
 def _check(options: argparse.Namespace, run_words: list[str]) -> None:
-    chosen = [bool(options.scenario), bool(options.vary), options.resume is not None]
-    if sum(chosen) != 1:
+    has_plan = bool(options.scenario) + bool(options.vary)
+    if has_plan > 1 or (not has_plan and options.resume is None):
         raise UsageError(
-            "one of SCENARIO, --vary and --resume is needed, and only one",
+            "one of SCENARIO, --vary and --resume is needed, and not two plans",
             fix="profile-matrix the-2016-log, or profile-matrix --help",
         )
     planning = {
         "--repeats": options.repeats, "--seed": options.seed, "--scale": options.scale,
-        "--only": options.only, "--name": options.name, "--": run_words or None,
+        "--only": options.only, "--name": options.name,
+        "--": (run_words or None) if not has_plan else None,
         "--no-report": options.no_report or None,
     }  # fmt: skip
     given = [name for name, value in planning.items() if value is not None]
@@ -177,7 +181,7 @@ def _planned(
         rows = rows_of_file(file, scale, run_words)
     rows = _chosen(rows, options.only)
     if options.no_report:
-        rows = [replace(row, words=(*row.words, "--no-report")) for row in rows]
+        rows = [replace(row, words=(*row.words, matrix_resume.NO_REPORT)) for row in rows]
     seed = 2016 if options.seed is None else options.seed
     repeats = options.repeats or 1
     return Matrix(
@@ -229,9 +233,52 @@ def _chosen(rows: list[MatrixRow], only: str | None) -> list[MatrixRow]:
     ]
 
 
+def _resume(options: argparse.Namespace, run_words: list[str]) -> int:
+    """Goes on with a matrix, once it is sure whose commands those are."""
+    matrix = matrix_store.load(options.resume)
+    if options.list:
+        _print_rows(matrix)
+        return ExitCode.REACHED
+    matrix = _vouched_for(options, run_words, matrix)
+    if not options.quiet:
+        ids = dict.fromkeys(row_id for row_id, _ in matrix.to_do())
+        for row in map(matrix.row, ids):
+            sys.stderr.write(f"runs  {printable(_command(row))}\n")
+    return _run(options, matrix)
+
+
+def _vouched_for(options: argparse.Namespace, run_words: list[str], matrix: Matrix) -> Matrix:
+    """The matrix with rows that the caller, this program or this user's own key vouches for.
+
+    Raises:
+        UsageError: None of them does, or they are not the stored rows.
+    """
+    most_here = read_host().nofile_ceiling_count
+    if options.vary:
+        made = rows_of_vary(options.vary, run_words)
+        return matrix_resume.rebuilt(matrix, made, "--vary")
+    if options.scenario:
+        file = scenario.load(options.scenario)
+        scale = matrix_resume.stored_scale(matrix, file, most_here)
+        made = rows_of_file(file, scale, run_words)
+        return matrix_resume.rebuilt(matrix, made, options.scenario)
+    if matrix.is_own:
+        matrix_resume.require_complete(matrix)
+        return matrix
+    shipped = matrix_resume.shipped_rows(matrix, most_here)
+    if shipped is None:
+        raise matrix_resume.refused(options.resume)
+    return matrix_resume.rebuilt(matrix, shipped, f"the scenario {matrix.name}")
+
+
+def _command(row: MatrixRow) -> str:
+    return shlex.join(["profile-run", *row.shown_words])
+
+
 def _print_rows(matrix: Matrix) -> None:
     for row in matrix.rows:
-        print(f"{row.spec.id:<28} {row.spec.shows}\n{'':<28} {row.spec.command}")
+        for first, text in ((row.spec.id, row.spec.shows), ("", _command(row))):
+            print(f"{printable(first):<28} {printable(text)}")
     total_s = matrix_loop.left_s(matrix, matrix.order, [])
     print(f"{len(matrix.order)} runs, about {total_s / 60:.0f} min")
 
@@ -248,7 +295,7 @@ def _run(options: argparse.Namespace, matrix: Matrix) -> int:
     if not has_ended:
         sys.stderr.write(
             f"interrupted: {len(matrix.to_do())} of {total} runs are left\n"
-            f"resume   profile-matrix --resume {matrix.path}\n"
+            f"resume   profile-matrix --resume {shlex.quote(str(matrix.path))}\n"
         )
         return ExitCode.INTERRUPTED
     results = matrix.results()

@@ -95,7 +95,9 @@ def _run_once(
 ) -> Outcome | None:
     said, answer = folder / LOGS / f"{label}.log", folder / LOGS / f"{label}.json"
     words = [*words, "--json", "--output", str(folder / ROWS), "--name", label]
-    with said.open("wb") as stderr, answer.open("wb") as stdout:
+    for each in (said, answer):  # of an earlier try, or a link that somebody put there
+        each.unlink(missing_ok=True)
+    with said.open("xb") as stderr, answer.open("xb") as stdout:
         end = _run_child(row, words, stdout, stderr, said, should_stop, tick)
     try:
         if end.why == "interrupted":

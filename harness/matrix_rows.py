@@ -39,6 +39,7 @@ from analysis.matrix import CEILING, TOLERANCE_PCT, RowSpec
 from harness import run_options
 from harness.matrix_calibration import TRIAL_HOLD_S, Calibration
 from harness.scenario import Expectation, Row, ScenarioFile
+from harness.secret_words import shown_value, without_secrets
 from probes.errors import UsageError
 
 MOST_ROWS = 400
@@ -90,9 +91,14 @@ class MatrixRow:
     hold_s: float
     calibration: Calibration | None = None
 
+    @property
+    def shown_words(self) -> list[str]:
+        """``words`` as they may stand in a file: without what is only to be sent."""
+        return without_secrets(self.words)
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+        """As JSON, without what is only to be sent."""
+        return {**asdict(self), "words": self.shown_words}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> MatrixRow:
@@ -230,7 +236,15 @@ def _row_of_file(file: str, row: Row, scale: Scale, more_words: Sequence[str]) -
 def _for_comparison(
     options: Mapping[str, Any], client_nofile: int, calibration: Calibration | None
 ) -> dict[str, Any]:
-    knobs = {name: value for name, value in options.items() if name not in _NO_KNOBS}
+    knobs = {
+        name: [shown_value(name, str(each)) for each in value]
+        if isinstance(value, list)
+        else shown_value(name, value)
+        if isinstance(value, str)
+        else value
+        for name, value in options.items()
+        if name not in _NO_KNOBS
+    }
     if calibration is not None:
         knobs[calibration.option] = calibration.text
     return {**knobs, **({"client nofile": client_nofile} if client_nofile else {})}
@@ -281,6 +295,11 @@ def rows_of_vary(varies: Sequence[str], base_words: Sequence[str]) -> list[Matri
         if name in axes or name in _OURS:
             reason = "is given twice" if name in axes else "is set by profile-matrix itself"
             raise UsageError(f"--vary {text!r}: {name} {reason}", fix=f"one --vary {name}=... only")
+        if any(shown_value(name, value) != value for value in chosen):
+            raise UsageError(
+                f"--vary {name} would write what is only to be sent into the names of rows",
+                fix="a scenario file, whose rows have names of their own: docs/how-to/matrix.md",
+            )
         axes[name] = chosen
     rows_count = 1
     for chosen in axes.values():
@@ -322,7 +341,7 @@ def _ready(
     ramp_per_s = min(options.ramp or _SLOWEST_RAMP_PER_S, _SLOWEST_RAMP_PER_S)
     usual_s = DEADLINE_S + options.hold + options.connections / ramp_per_s
     return MatrixRow(
-        spec=replace(spec, command=shlex.join(["profile-run", *words])),
+        spec=replace(spec, command=shlex.join(["profile-run", *without_secrets(words)])),
         words=tuple(words),
         expect=expect,
         client_nofile=client_nofile,

@@ -27,6 +27,8 @@ from typing import Any
 from analysis.matrix import Outcome, RowResult, compare
 from analysis.matrix_document import document
 from harness.matrix_rows import MatrixRow, Scale
+from harness.matrix_seal import is_own, seal_of
+from harness.own_folder import require_own
 from probes.errors import RunDirError, UsageError
 from probes.rundir import write_atomically
 
@@ -35,6 +37,10 @@ FILE = "matrix.json"
 PAGE = "matrix.html"
 ROWS = "rows"
 LOGS = "logs"
+_MOST_CHARACTERS = 256 << 20
+"""400 rows of 100 runs have 30 MB."""
+_RUN = rf"(?:{ROWS}/[A-Za-z0-9][A-Za-z0-9._-]*)?"
+"""A run of a matrix, as its page links it."""
 
 
 @dataclass(slots=True)
@@ -56,6 +62,8 @@ class Matrix:
         status: running, interrupted or finished.
         is_varied: Made by --vary.
         started: Wall time, ISO 8601.
+        is_own: Planned here, or written by this user on this host (``harness/matrix_seal.py``):
+            its rows are what somebody asked for, and not what a file says.
     """
 
     path: Path
@@ -72,6 +80,7 @@ class Matrix:
     status: str = "running"
     is_varied: bool = False
     started: str = ""
+    is_own: bool = True
 
     def row(self, row_id: str) -> MatrixRow:
         """The row of that id."""
@@ -125,7 +134,7 @@ class Matrix:
             "outcomes": [asdict(outcome) for outcome in self.outcomes],
         }
         safe: dict[str, Any] = json_safe(plain)
-        return safe
+        return {**safe, "seal": seal_of(safe) if self.is_own else ""}
 
 
 def shuffled(rows: Sequence[MatrixRow], repeats: int, seed: int) -> list[tuple[str, int]]:
@@ -169,7 +178,7 @@ def create_folder(parent: Path, name: str) -> Path:
 
 
 def load(path: Path) -> Matrix:
-    """Reads a matrix that was begun.
+    """Reads a matrix that was begun. Whose its rows are, ``is_own`` says.
 
     Raises:
         UsageError: There is none at that place.
@@ -177,14 +186,18 @@ def load(path: Path) -> Matrix:
     """
     file = path / FILE
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(_MOST_CHARACTERS)  # what is longer is cut, and then no JSON
+        raw = json.loads(text)
     except FileNotFoundError:
         raise UsageError(
             f"{path} is not the directory of a matrix: it has no {FILE}",
             fix="ls -d runs/*-matrix-*; name one of those",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunDirError(f"cannot read {file}: {error}", fix="start it anew") from error
+    if not isinstance(raw, dict):
+        raise RunDirError(f"{file} holds no object", fix="start it anew")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise RunDirError(
             f"{file} has schema version {raw.get('schema_version')!r}, "
@@ -192,12 +205,22 @@ def load(path: Path) -> Matrix:
             fix="start it anew",
         )
     try:
-        return _from_dict(path, raw)
-    except (KeyError, TypeError, ValueError) as error:
+        matrix = _from_dict(path, raw)
+        matrix.results()  # what its outcomes lack is missed here, and not after hours of runs
+        return matrix
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise RunDirError(f"{file} is damaged: {error!r}", fix="start it anew") from error
 
 
 def _from_dict(path: Path, raw: dict[str, Any]) -> Matrix:
+    rows = [MatrixRow.from_dict(row) for row in raw["rows"]]
+    order = [(str(row), int(repeat)) for row, repeat in raw["order"]]
+    outcomes = [Outcome(**outcome) for outcome in raw["outcomes"]]
+    if unknown := {row for row, _ in order} - {row.spec.id for row in rows}:
+        raise ValueError(f"its order names a row that it has not: {min(unknown)!r:.60}")
+    for each in outcomes:
+        if not re.fullmatch(_RUN, each.run):
+            raise ValueError(f"a run of it is not below {ROWS}/: {each.run!r:.60}")
     return Matrix(
         path=path,
         name=str(raw["name"]),
@@ -206,22 +229,23 @@ def _from_dict(path: Path, raw: dict[str, Any]) -> Matrix:
         seed=int(raw["seed"]),
         repeats=int(raw["repeats"]),
         scale=Scale(**raw["scale"]),
-        rows=[MatrixRow.from_dict(row) for row in raw["rows"]],
-        order=[(str(row), int(repeat)) for row, repeat in raw["order"]],
+        rows=rows,
+        order=order,
         host=dict(raw["host"]),
-        outcomes=[Outcome(**outcome) for outcome in raw["outcomes"]],
+        outcomes=outcomes,
         status=str(raw["status"]),
         is_varied=bool(raw["is_varied"]),
         started=str(raw["started"]),
+        is_own=is_own(raw),
     )
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keeps a second profile-matrix out of this directory.
+    """Keeps a second profile-matrix out of this directory, and this one out of somebody else's.
 
     Raises:
-        UsageError: One is in it, or there is no such directory.
+        UsageError: One is in it, there is no such directory, or others may write it.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -236,6 +260,7 @@ def held(path: Path) -> Iterator[None]:
             raise UsageError(
                 f"another profile-matrix is running {path}", fix="wait for it, or end it"
             ) from None
+        require_own(path, fd, files=(FILE, PAGE), folders=(ROWS, LOGS))
         yield
     finally:
         os.close(fd)

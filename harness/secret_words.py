@@ -40,6 +40,17 @@ _OF_OPTION: dict[str, Callable[[str], str]] = {
 }
 
 
+def shown_value(option: str, value: str) -> str:
+    """A value of an option as it may stand in a file.
+
+    Args:
+        option: Its name, with dashes or underscores, with or without those in front.
+        value: As it was given.
+    """
+    hide = _OF_OPTION.get(f"--{option.lstrip('-').replace('_', '-')}")
+    return value if hide is None else hide(value)
+
+
 def without_secrets(words: Iterable[str]) -> list[str]:
     """A command line with the values of its headers, cookies and queries left out.
 
