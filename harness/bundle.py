@@ -26,7 +26,9 @@ from harness.run_redaction import Redaction
 from probes import schema
 from probes.errors import RunDirError, UsageError
 from probes.live import Live
+from probes.private_file import FOLDER_MODE, open_new
 from probes.rundir import LIVE, MANIFEST, VERDICT, RunDir, open_run_dir
+from probes.whole_file import replace_file
 
 MOST_BYTES = 256 << 20
 """Unpacked."""
@@ -84,12 +86,7 @@ def make_bundle(run: RunDir, file: Path, *, redact: bool) -> Bundled:
         name = str(copy.read_manifest().get("run_id") or "")
         name = name if re.fullmatch(_FOLDER, name) else "run"
         content = packed((f"{name}/{member}", data) for member, data in _files(copy.path))
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(file, content, is_private=True)
     return Bundled(
         len(content), left_out, redaction.replaced_count if redaction is not None else 0, changed
     )
@@ -215,9 +212,9 @@ def open_bundle(file: Path) -> RunDir:
             folder = _new_folder(file.parent / top)
         if top != folder.name:
             raise _not_ours(file, folder, "it holds more than one run")
-        path = folder / inner
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as stream:
+        for part in reversed(Path(inner).parents):
+            (folder / part).mkdir(mode=FOLDER_MODE, exist_ok=True)
+        with open_new(folder / inner) as stream:
             stream.write(content)
     if folder is None:
         raise RunDirError(f"{file} is empty", fix=_ADVICE)
@@ -228,7 +225,7 @@ def open_bundle(file: Path) -> RunDir:
 
 def _new_folder(folder: Path) -> Path:
     try:
-        folder.mkdir()
+        folder.mkdir(mode=FOLDER_MODE)
     except FileExistsError:
         raise UsageError(
             f"there is {folder} already, where the bundle would be unpacked",

@@ -26,6 +26,7 @@ from probes import process_tree, registry
 from probes.errors import ExitCode, HostError, UsageError
 from probes.own_cost import START_NICE, go_first_without_memory, stand_back
 from probes.own_descriptors import raise_own_limit
+from probes.private_file import hand_over
 from probes.rundir import RunDir, create_run_dir
 from reports.terminal import LiveView
 
@@ -144,9 +145,12 @@ def profile_attach(argv: Sequence[str]) -> int:
     interrupt = Interrupt()
     with interrupt.caught():
         run = create_run_dir(options.output, options.name)
-        result = _record(options, argv, target, probes, run, interrupt, stated)
-        interrupt.begin_conclusion()
-        return _conclude(options, run, result)
+        try:
+            result = _record(options, argv, target, probes, run, interrupt, stated)
+            interrupt.begin_conclusion()
+            return _conclude(options, run, result)
+        finally:
+            hand_over(run.path)
 
 
 def _target(options: argparse.Namespace) -> AttachTarget:

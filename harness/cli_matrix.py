@@ -24,6 +24,7 @@ from harness.run_options import count
 from harness.secret_words import without_secrets
 from harness.supervisor import Interrupt
 from probes.errors import ExitCode, UsageError
+from probes.private_file import hand_over
 from probes.rundir import write_atomically
 from reports.matrix_terminal import MatrixView, confusion_lines, result_lines
 from reports.terminal import printable
@@ -120,7 +121,10 @@ def profile_matrix(argv: Sequence[str]) -> int:
     _check(options, run_words)
     if options.resume is not None:
         with matrix_store.held(options.resume):
-            return _resume(options, run_words)
+            try:
+                return _resume(options, run_words)
+            finally:
+                hand_over(options.resume)
     host = read_host()
     matrix = _planned(options, run_words, argv, host)
     if options.list:
@@ -128,7 +132,10 @@ def profile_matrix(argv: Sequence[str]) -> int:
         return ExitCode.REACHED
     matrix.path = matrix_store.create_folder(options.output, options.name or matrix.name)
     with matrix_store.held(matrix.path):
-        return _run(options, matrix)
+        try:
+            return _run(options, matrix)
+        finally:
+            hand_over(matrix.path)
 
 
 def _check(options: argparse.Namespace, run_words: list[str]) -> None:

@@ -14,6 +14,7 @@ from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.run_archive import SUFFIX, is_bundle
 from probes.errors import ExitCode, RunDirError, UsageError
+from probes.private_file import hand_over
 from probes.rundir import MANIFEST, REPORT, RunDir, open_run_dir, write_atomically
 from reports.terminal import print_end
 
@@ -63,6 +64,13 @@ def _report(argv: Sequence[str]) -> int:
 
 
 def _report_on(run: RunDir, arguments: argparse.Namespace) -> int:
+    try:
+        return _written(run, arguments)
+    finally:
+        hand_over(run.path)  # also what a run left to root that was killed
+
+
+def _written(run: RunDir, arguments: argparse.Namespace) -> int:
     if arguments.bundle is not None:
         return _bundle(run, arguments)
     output: Path | None = arguments.output

@@ -22,6 +22,7 @@ from harness.server_settings import settings_of_command
 from harness.supervisor import Interrupt, Supervisor
 from probes import registry
 from probes.errors import ExitCode
+from probes.private_file import hand_over
 from probes.rundir import RunDir, create_run_dir
 from reports.terminal import LiveView
 
@@ -64,9 +65,12 @@ def profile_run(argv: Sequence[str]) -> int:
     interrupt = Interrupt()
     with interrupt.caught():
         run = create_run_dir(options.output, options.name)
-        result = _record(options, argv, host, plan, probes, run, interrupt)
-        interrupt.begin_conclusion()
-        return _conclude(options, run, result, interrupt)
+        try:
+            result = _record(options, argv, host, plan, probes, run, interrupt)
+            interrupt.begin_conclusion()
+            return _conclude(options, run, result, interrupt)
+        finally:
+            hand_over(run.path)
 
 
 def _record(

@@ -17,6 +17,7 @@ from analysis.stack_samples import df_stack_samples
 from analysis.summary import Summary, summarise
 from analysis.verdict import document
 from probes.errors import RunDirError, UsageError
+from probes.private_file import give_folder
 from probes.rundir import RunDir
 from probes.whole_file import replace_file
 from reports.exports.folded import to_folded
@@ -96,7 +97,9 @@ def export_files(run: RunDir, form: str, folder: Path) -> int:
 
 def _write(path: Path, content: bytes) -> None:
     try:
-        path.parent.mkdir(exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir()
+            give_folder(path.parent)
         replace_file(path, content)
     except OSError as error:
         raise RunDirError(

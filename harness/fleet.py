@@ -14,6 +14,7 @@ from pathlib import Path
 from harness.fleet_config import FleetConfig
 from probes.errors import HostError
 from probes.live import Counter, Header, Live, Phase
+from probes.private_file import open_new
 
 _MODULES = {"server": "harness.server_main", "client": "harness.client_main"}
 
@@ -122,7 +123,7 @@ class Fleet:
             for side, module in _MODULES.items():
                 if side == "server" and config.is_foreign:
                     continue
-                with (run_path / "logs" / f"{side}.log").open("wb") as log:
+                with open_new(run_path / "logs" / f"{side}.log") as log:
                     # -P: a folder named like one of our packages in the working directory is not
                     # imported. Own session: Ctrl-C is for the supervisor alone.
                     self._parents[side] = subprocess.Popen(

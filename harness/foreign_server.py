@@ -31,6 +31,7 @@ from harness.server_output import telling_lines
 from probes import process_tree, socket_owners
 from probes.errors import HostError, ToolkitError, UsageError
 from probes.live import Live
+from probes.private_file import open_new
 from probes.socket_owners import Listener
 
 SLOTS_COUNT = 256
@@ -216,7 +217,7 @@ class ForeignServer:
         )
         try:
             with (
-                self.log_path.open("wb") as log,
+                open_new(self.log_path) as log,
                 os.fdopen(os.memfd_create("launch", os.MFD_CLOEXEC), "w+b") as told,
             ):
                 # Not in its command line, which everybody may read: it has our environment.

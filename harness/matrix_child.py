@@ -17,6 +17,7 @@ from analysis.matrix import Outcome
 from harness.matrix_rows import MatrixRow
 from harness.matrix_store import LOGS, ROWS
 from probes.errors import ToolkitError
+from probes.private_file import open_new
 from probes.rundir import REPORT
 
 POLL_S = 0.1
@@ -97,7 +98,7 @@ def _run_once(
     words = [*words, "--json", "--output", str(folder / ROWS), "--name", label]
     for each in (said, answer):  # of an earlier try, or a link that somebody put there
         each.unlink(missing_ok=True)
-    with said.open("xb") as stderr, answer.open("xb") as stdout:
+    with open_new(said) as stderr, open_new(answer) as stdout:
         end = _run_child(row, words, stdout, stderr, said, should_stop, tick)
     try:
         if end.why == "interrupted":

@@ -107,7 +107,7 @@ def write_page(matrix: Matrix) -> Path:
         is_varied=matrix.is_varied,
     )
     path = matrix.path / PAGE
-    write_atomically(path, render(facts, matrix.results()))
+    write_atomically(path, render(facts, matrix.results()), is_private=True)
     return path
 
 

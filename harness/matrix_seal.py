@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.calling_user import calling_user
+from probes.calling_user import calling_user
 
 ROOTS_FOLDER = Path("/var/lib/connscope")
 KEY_FILE = "matrix.key"

@@ -30,6 +30,7 @@ from harness.matrix_rows import MatrixRow, Scale
 from harness.matrix_seal import is_own, seal_of
 from harness.own_folder import require_own
 from probes.errors import RunDirError, UsageError
+from probes.private_file import FOLDER_MODE, make_folder
 from probes.rundir import write_atomically
 
 SCHEMA_VERSION = 1
@@ -110,7 +111,8 @@ class Matrix:
         Raises:
             RunDirError: No room or no permission.
         """
-        write_atomically(self.path / FILE, json.dumps(self.to_dict(), indent=2) + "\n")
+        text = json.dumps(self.to_dict(), indent=2)
+        write_atomically(self.path / FILE, text + "\n", is_private=True)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; ``comparison`` is for readers, the rest is what a resume needs."""
@@ -167,8 +169,9 @@ def create_folder(parent: Path, name: str) -> Path:
     utc = datetime.now(tz=UTC).strftime("%Y%m%dT%H%M%SZ")
     path = parent / f"{utc}-matrix-{name}-{secrets.token_hex(2)}"
     try:
+        make_folder(path)
         for part in (ROWS, LOGS):
-            (path / part).mkdir(parents=True)
+            (path / part).mkdir(mode=FOLDER_MODE)
     except OSError as error:
         raise RunDirError(
             f"cannot make the directory {path}: {error.strerror}",

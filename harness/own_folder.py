@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.calling_user import own_uids
+from probes.calling_user import own_uids
 from probes.errors import UsageError
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH

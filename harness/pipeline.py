@@ -17,6 +17,7 @@ from analysis.run_frames import load
 from analysis.summary import Summary, summarise
 from analysis.verdict import document
 from probes.errors import RunDirError
+from probes.private_file import give_folder, make_folder
 from probes.rundir import VERDICT, RunDir, write_atomically
 from probes.whole_file import replace_file
 
@@ -44,7 +45,7 @@ def conclude(
     """
     summary = summarise(load(run))
     verdict = document(summary)
-    write_atomically(run.path / VERDICT, json.dumps(verdict, indent=2) + "\n")
+    write_atomically(run.path / VERDICT, json.dumps(verdict, indent=2) + "\n", is_private=True)
     if with_page:
         _write_page(run, report_path, summary)
     write_derived(run, summary)
@@ -89,8 +90,12 @@ def write_derived(run: RunDir, summary: Summary) -> None:
         content = io.BytesIO()
         frame.to_parquet(content, index=False, compression="zstd")
         try:
-            folder.mkdir(exist_ok=True)
-            replace_file(path, content.getbuffer(), inside=run.path, is_synced=False)
+            if not folder.exists():
+                make_folder(folder)
+                give_folder(folder)
+            replace_file(
+                path, content.getbuffer(), inside=run.path, is_synced=False, is_private=True
+            )
         except OSError as error:
             raise RunDirError(
                 f"cannot write {path}: {error.strerror or error}",

@@ -14,6 +14,7 @@ from typing import Any
 from harness.start_patience import StartPatience, wanted_cpu_ns
 from probes import process_tree
 from probes.driven import LONGEST_STOP_S, USUAL_STOP_S
+from probes.private_file import open_new
 
 _LOOK_PERIOD_S = 1.0
 
@@ -66,7 +67,7 @@ class ProbeProcess:
             arguments += ["--netns-fd", str(namespace_fd)]
             inherited.append(namespace_fd)
         try:
-            with (run_path / "logs" / "probes.log").open("wb") as log:
+            with open_new(run_path / "logs" / "probes.log") as log:
                 self._child = subprocess.Popen(
                     [sys.executable, "-P", "-m", "probes.collect", *arguments],
                     pass_fds=inherited,

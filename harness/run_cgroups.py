@@ -18,6 +18,7 @@ from typing import NamedTuple
 from harness import faults
 from harness.fleet_config import FleetConfig
 from probes.errors import HostError
+from probes.private_file import open_new
 
 _STOP_DEADLINE_S = 8.0
 CONNECT_ENOBUFS = "connect-enobufs"
@@ -73,7 +74,7 @@ class RunCgroups:
         wish = wish_of(self._config)
         if wish.is_empty:
             return self._config
-        with self._log_path.open("wb") as log:
+        with open_new(self._log_path) as log:
             self._guard = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-m", "harness.cgroup_guard"),

@@ -185,7 +185,7 @@ def create(path: Path, slot_count: int, capacity: int) -> int:
     """
     size_bytes = file_bytes(slot_count, capacity)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, size_bytes)
             live = Live(fd, slot_count=slot_count, capacity=capacity)

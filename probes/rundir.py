@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from probes import arrow_stream, schema
 from probes.errors import RunDirError, UsageError
+from probes.private_file import FILE_MODE, FOLDER_MODE, give_folder, make_folder
 from probes.whole_file import replace_file
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def create_run_dir(parent: Path, name: str) -> RunDir:
     utc = datetime.now(tz=UTC).strftime("%Y%m%dT%H%M%SZ")
     path = parent / f"{utc}-{name}-{secrets.token_hex(2)}"
     try:
+        make_folder(path)
         for part in ("raw", "logs", "derived"):
-            (path / part).mkdir(parents=True)
+            (path / part).mkdir(mode=FOLDER_MODE)
     except OSError as error:
         raise RunDirError(
             f"cannot make the run directory {path}: {error.strerror}",
@@ -71,6 +73,7 @@ def create_run_dir(parent: Path, name: str) -> RunDir:
     link, fresh = parent / "latest", parent / f".latest-{secrets.token_hex(4)}"
     try:
         fresh.symlink_to(path.name)
+        give_folder(fresh)
         fresh.replace(link)
     except OSError:
         fresh.unlink(
@@ -117,14 +120,19 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, *, is_private: bool = False) -> None:
     """Writes a whole file by temp file and rename: a reader sees the old or the new one.
+
+    Args:
+        path: Where; its folder exists.
+        text: All of it.
+        is_private: Nobody else may read it; so it is for what is part of a run.
 
     Raises:
         RunDirError: No room or no permission.
     """
     with _writing(path):
-        replace_file(path, text.encode())
+        replace_file(path, text.encode(), is_private=is_private)
 
 
 @dataclass(slots=True)
@@ -181,7 +189,7 @@ class RunDir:
             RunDirError: No room or no permission.
         """
         text = json.dumps(manifest, indent=2, sort_keys=False, default=str)
-        write_atomically(self.path / MANIFEST, text + "\n")
+        write_atomically(self.path / MANIFEST, text + "\n", is_private=True)
 
     def table_dir(self, table: str) -> Path:
         """Where the streams of one table are."""
@@ -278,6 +286,11 @@ def arrow_schema(table: str) -> pa.Schema:
     return pa.schema([(c.name, types[c.type]) for c in schema.TABLES[table].columns])
 
 
+def _open_private(path: Path, flags: int) -> Any:
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, FILE_MODE), "wb", buffering=0)
+
+
 class TableWriter:
     """Appends rows to one Arrow stream; ``flush`` makes one batch of what came since.
 
@@ -297,8 +310,8 @@ class TableWriter:
         self._path = self._folder / f"{self._name}.arrows"
         self._merged_bytes = self._merged_count = self._batch_count = 0
         with _writing(self._path):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file: Any = self._path.open("ab", buffering=0)
+            self._folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            self._file: Any = _open_private(self._path, os.O_APPEND)
         import pyarrow as pa
 
         self._stream: Any = pa.ipc.new_stream(self._file, self.schema)
@@ -364,7 +377,10 @@ class TableWriter:
             self._file.close()
             with pa.OSFile(str(self._path)) as source, pa.ipc.open_stream(source) as stream:
                 (batch,) = stream.read_all().combine_chunks().to_batches()
-            with temporary.open("xb") as target, pa.ipc.new_stream(target, self.schema) as merged:
+            with (
+                _open_private(temporary, os.O_EXCL) as target,
+                pa.ipc.new_stream(target, self.schema) as merged,
+            ):
                 merged.write_batch(batch)
             temporary.replace(self._path)
         except (OSError, pa.ArrowInvalid) as error:
@@ -382,7 +398,7 @@ class TableWriter:
             self._merged_bytes += self._path.stat().st_size
             self._merged_count += 1
             self._path = self._folder / f"{self._name}.{self._merged_count:05d}.arrows"
-            self._file = self._path.open("xb", buffering=0)
+            self._file = _open_private(self._path, os.O_EXCL)
             self._stream = pa.ipc.new_stream(self._file, self.schema)
         except OSError as error:
             self.last_error = str(error)

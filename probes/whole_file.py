@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from probes.private_file import FILE_MODE, give_file
+
 if TYPE_CHECKING:
     Buffer = bytes | memoryview
 
@@ -20,15 +22,21 @@ _MODE = 0o666
 
 
 def replace_file(
-    path: Path, content: Buffer, *, inside: Path | None = None, is_synced: bool = True
+    path: Path,
+    content: Buffer,
+    *,
+    inside: Path | None = None,
+    is_synced: bool = True,
+    is_private: bool = False,
 ) -> None:
-    """Writes a file, with the permissions that ``open`` would give it.
+    """Writes a file, with the permissions that ``open`` would give it. It belongs to who called.
 
     Args:
         path: Where; its folder exists.
         content: All of it.
         inside: A folder above: from there on no component may be a link.
         is_synced: It is on the disk when this returns.
+        is_private: Nobody else may read it.
 
     Raises:
         OSError: No room, no permission, or a link where there may be none.
@@ -37,9 +45,10 @@ def replace_file(
     name = f".{path.name}.{secrets.token_hex(8)}"
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, _MODE, dir_fd=folder_fd)
+        fd = os.open(name, flags, FILE_MODE if is_private else _MODE, dir_fd=folder_fd)
         try:
             with os.fdopen(fd, "wb") as stream:
+                give_file(fd)
                 stream.write(content)
                 stream.flush()
                 if is_synced:

@@ -36,7 +36,7 @@ def write_report(run: RunDir, summary: Summary) -> Path:
         RunDirError: It cannot be written there.
     """
     path = run.path / REPORT
-    write_atomically(path, render(summary))
+    write_atomically(path, render(summary), is_private=True)
     return path
 
 
