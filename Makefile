@@ -46,7 +46,7 @@ test: install-dev ## lint and every test; make test ARGS='tests/analysis -x' for
 ifeq ($(strip $(ARGS)),)
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 	@$(BIN)/pytest -m 'not ($(IN_TURN) or boots)' --numprocesses 3 $(SIDE_BY_SIDE) $(call junit,ordinary)
-	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses 4 $(SIDE_BY_SIDE) $(call junit,in-turn)
+	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses 5 $(SIDE_BY_SIDE) $(call junit,in-turn)
 else
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 	@$(BIN)/pytest $(ARGS) $(call junit,some)
