@@ -50,6 +50,11 @@ class Burners:
                     )
                 )
 
+    @property
+    def pids(self) -> list[int]:
+        """Of those that were started."""
+        return [process.pid for process in self._processes]
+
     def stop(self) -> None:
         """Ends those that still burn."""
         for process in self._processes:

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from harness import child
+from harness.cgroup_folders import below, is_removed, remove_stale
 from harness.run_cgroups import Wish
 from probes.cgroup_memory import mounts, paths_of
 from probes.errors import HostError, ToolkitError
 
 _NAME = "connscope-{pid}{suffix}"
-_OURS = re.compile(r"connscope-(\d+)(-client\d+)?")
 _EMPTY_DEADLINE_S = 5.0
 
 
@@ -70,7 +69,7 @@ class Groups:
     def _make_memory(self, memory_max_bytes: int, tcp_memory_max_bytes: int) -> str:
         if "memory" in self._mounts:
             # Below our own group: whatever limits us still limits the fleet.
-            folder = self._make(_below(self._mounts["memory"], self._memberships.get("memory")))
+            folder = self._make(below(self._mounts["memory"], self._memberships.get("memory")))
             limits = {
                 "memory.limit_in_bytes": memory_max_bytes,
                 "memory.kmem.tcp.limit_in_bytes": tcp_memory_max_bytes,
@@ -98,7 +97,7 @@ class Groups:
             )
         # A group with processes of its own may have children as long as it gives them no
         # controllers ("no internal processes" of cgroups(7)).
-        return _below(self._mounts[""], self._memberships.get(""))
+        return below(self._mounts[""], self._memberships.get(""))
 
     def _parent_with_memory(self) -> Path:
         folder, top = self._parent_v2(), self._mounts[""]
@@ -112,7 +111,7 @@ class Groups:
         return folder
 
     def _make(self, parent: Path, suffix: str = "") -> Path:
-        _remove_stale(parent)
+        remove_stale(parent)
         folder = parent / _NAME.format(pid=self._pid, suffix=suffix)
         try:
             folder.mkdir(exist_ok=True)
@@ -130,13 +129,8 @@ class Groups:
             os.close(link)
         deadline_s = time.monotonic() + _EMPTY_DEADLINE_S
         for folder in reversed(self.made):
-            while not _removed(folder) and time.monotonic() < deadline_s:
+            while not is_removed(folder) and time.monotonic() < deadline_s:
                 time.sleep(0.01)
-
-
-def _below(mount: Path, membership: str | None) -> Path:
-    folder = mount.joinpath(*PurePosixPath((membership or "/").lstrip("/")).parts)
-    return folder if folder.is_dir() else mount  # in a container the mount is our own group
 
 
 def _write(path: Path, value: int) -> None:
@@ -154,24 +148,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="ascii")
     except OSError:
         return ""
-
-
-def _removed(folder: Path) -> bool:
-    try:
-        folder.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _remove_stale(parent: Path) -> None:
-    """Removes groups of runs whose supervisor is gone; those in use refuse it (EBUSY)."""
-    for folder in parent.glob("connscope-*"):
-        match = _OURS.fullmatch(folder.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
-            _removed(folder)
 
 
 def main(argv: list[str]) -> int:

@@ -153,6 +153,11 @@ class Fleet:
             os.close(config_fd)
 
     @property
+    def parent_pids(self) -> list[int]:
+        """Of the lean parents."""
+        return [parent.pid for parent in self._parents.values()]
+
+    @property
     def is_ready(self) -> bool:
         """Whether every process has reported for work.
 

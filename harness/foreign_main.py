@@ -1,12 +1,14 @@
 """The parent of a server that is not ours: ``python -P -m harness.foreign_main``.
 
-It starts the command in a session of its own and adopts whatever it leaves behind
-(PR_SET_CHILD_SUBREAPER), so that nothing of it outlives the run: SIGTERM, from the supervisor or
-from the kernel when the supervisor died, ends the command's whole process group, and after a grace
-time every descendant there still is.
+It starts the command in a session of its own, in a control group of its own where the supervisor
+made one, and adopts whatever it leaves behind (PR_SET_CHILD_SUBREAPER), so that nothing of it
+outlives the run: SIGTERM, from the supervisor or from the kernel when the supervisor died, ends the
+command's whole process group, and after a grace time every descendant there still is. When this
+process is killed itself, the supervisor does that (``harness.server_launcher``).
 
 Reports JSON lines on a pipe: ``{"started": pid}`` or ``{"failed": "why"}``, then one for each
-process that it reaps: ``{"pid", "status", "signal", "exited_ns"}``.
+process that it reaps: ``{"pid", "status", "signal", "exited_ns"}``, and ``{"asked": signal}`` when
+it is asked to end it.
 """
 
 from __future__ import annotations
@@ -20,18 +22,25 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from harness import netns
-from probes.process_tree import children_of, tree_of
+from harness import descendants, netns
+from harness.server_group import ServerGroup
+from probes.process_tree import children_of
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 _POLL_S = 0.02
 
 
 class Launch(NamedTuple):
-    """What to start and how; ``nofile`` 0 leaves the limit, ``user`` '' the user."""
+    """What to start and how.
+
+    ``nofile`` 0 leaves the limit, ``user`` '' the user.
+
+    ``group`` is the folder of the control group that it starts in, '' for this process's.
+    """
 
     supervisor_pid: int
     report_fd: int
@@ -42,6 +51,7 @@ class Launch(NamedTuple):
     folder: str
     environment: dict[str, str]
     command: list[str]
+    group: str = ""
 
 
 def main() -> int:
@@ -72,18 +82,23 @@ def main() -> int:
     if not pid:
         return 1
     _report(launch, {"started": pid})
-    grace_s = launch.grace_s
+    group = ServerGroup(Path(launch.group)) if launch.group else None
     kill_at_s = float("inf")
     while True:
         if asked and kill_at_s == float("inf"):
-            kill_at_s = time.monotonic() + grace_s
+            kill_at_s = time.monotonic() + launch.grace_s
+            _report(launch, {"asked": asked[0]})
             _ask(pid)
         if time.monotonic() >= kill_at_s:
-            _kill_all(pid)
+            if group is not None:
+                group.kill()
+            descendants.signal_below(os.getpid(), signal.SIGKILL)
         try:
             if not _reap(launch):
                 time.sleep(_POLL_S)
         except ChildProcessError:
+            if group is not None:
+                group.remove()
             return 0
 
 
@@ -108,28 +123,12 @@ def _ask(group: int) -> None:
 
     Those are children of this process in a session of their own: nobody else tells them.
     """
-    _signal_group(group, signal.SIGTERM)
-    for pid in children_of(os.getpid()):
-        with suppress(ProcessLookupError):
-            if os.getpgid(pid) != group:
-                os.kill(pid, signal.SIGTERM)
-
-
-def _kill_all(group: int) -> None:
-    _signal_group(group, signal.SIGKILL)
-    for pid in tree_of(os.getpid())[1:]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    """Signals the command's process group as long as a descendant is in it.
-
-    When its last one was reaped the number is free, and may be somebody else's group by now.
-    """
-    with suppress(ProcessLookupError):
-        if any(_group_of(pid) == group for pid in tree_of(os.getpid())[1:]):
-            os.killpg(group, number)
+    adopted = set(children_of(os.getpid()))
+    descendants.signal_below(
+        os.getpid(),
+        signal.SIGTERM,
+        wanted=lambda pid: pid in adopted or _group_of(pid) == group,
+    )
 
 
 def _group_of(pid: int) -> int:
@@ -161,6 +160,8 @@ def _become(launch: Launch, libc: ctypes.CDLL, parent_pid: int, write_fd: int) -
     what = "start it"
     try:
         os.setsid()
+        if launch.group:
+            ServerGroup(Path(launch.group)).join()  # while this is still root
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if launch.nofile:

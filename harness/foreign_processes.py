@@ -21,6 +21,7 @@ descriptors count, its connections are no clients.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -240,6 +241,33 @@ class ForeignProcesses:
                 self._count(each)
         cost_s = time.thread_time() - began_s
         self._count_due_s = now_s + max(COUNT_PERIOD_S, _COUNT_REST_FACTOR * cost_s)
+        return news
+
+    def end_together(self, alive_ns: int, at_ns: int) -> list[tuple[str, int, str]]:
+        """All of the server was killed at one moment, which nobody could report.
+
+        Args:
+            alive_ns: Until then none of them was: who was killed later was so in that moment.
+            at_ns: The moment.
+
+        Returns:
+            Like ``follow``.
+        """
+        news: list[tuple[str, int, str]] = []
+        for each in self.held:
+            stat = process_tree.read_stat(each.pid) if not each.ended_ns else None
+            if stat is not None and stat.is_alive:
+                continue  # a backend that somebody else started
+            if each.end is None:
+                self._forget(each.pid)
+                held = each.slot[Counter.OPEN_COUNT]
+                detail = f"{each.command}, killed with its launcher, held {held} descriptors"
+                news.append(("process_exited", each.pid, f"{detail} of connections"))
+            elif each.end.status >= 0 or each.end.signal not in (0, signal.SIGKILL):
+                continue
+            elif each.ended_ns < alive_ns:
+                continue  # before that
+            self._end(each, at_ns, -1, signal.SIGKILL)
         return news
 
     @property
@@ -612,17 +640,22 @@ class ForeignProcesses:
                 continue  # it is a zombie until its parent looks
             else:
                 code, number = -1, 0
-            self._ends.forget(pid)
-            del self._ended_at_s[pid]
-            self.known.pop(pid, None)
-            self._listening.discard(pid)
-            each.ended_ns = self._clock_ns() - int((now_s - since_s) * 1e9)
-            each.slot[Counter.STOPPED_NS] = each.ended_ns
-            each.end = ProcessEnd(pid, each.slot_index, each.ended_ns, code, number)
-            self._slots.give_back(each.slot_index, now_s)
+            self._forget(pid)
+            self._end(each, self._clock_ns() - int((now_s - since_s) * 1e9), code, number)
             how = f"signal {number}" if number else f"status {code}" if code >= 0 else "unseen"
             held = each.slot[Counter.OPEN_COUNT]
             # of a proxy two for each connection: which is which nobody can see any more
             detail = f"{each.command}, {how}, held {held} descriptors of connections"
             news.append(("process_exited", pid, detail))
         return news
+
+    def _forget(self, pid: int) -> None:
+        self._ends.forget(pid)
+        self._ended_at_s.pop(pid, None)
+        self.known.pop(pid, None)
+        self._listening.discard(pid)
+
+    def _end(self, each: Held, ended_ns: int, status: int, number: int) -> None:
+        each.ended_ns = each.slot[Counter.STOPPED_NS] = ended_ns
+        each.end = ProcessEnd(each.pid, each.slot_index, ended_ns, status, number)
+        self._slots.give_back(each.slot_index, self._now_s())

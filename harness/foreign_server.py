@@ -8,14 +8,10 @@ beside the ``{port}`` of the command line.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,19 +23,17 @@ from harness.foreign_processes import ForeignProcesses
 from harness.listen_failure import addresses, never_listened
 from harness.secret_words import without_query_values
 from harness.server_command import cannot_start
+from harness.server_launcher import STOP_GRACE_S, LauncherEnd, ServerLauncher
 from harness.server_output import telling_lines
 from probes import process_tree, socket_owners
 from probes.errors import HostError, ToolkitError, UsageError
 from probes.live import Live
-from probes.private_file import open_new
 from probes.socket_owners import Listener
 
 SLOTS_COUNT = 256
 """Processes of one server that can be followed at the same time."""
 
 LOG = "server.log"
-_STOP_GRACE_S = 5.0
-_HURRIED_STOP_S = 2.0
 _POLL_S = 0.02
 
 
@@ -166,9 +160,7 @@ class ForeignServer:
         self.processes = ForeignProcesses(live, SLOTS_COUNT, request.endpoint.port)
         self.log_path = run_path / "logs" / LOG
         self.pid = request.pid
-        self._parent: subprocess.Popen[bytes] | None = None
-        self._report_fd = -1
-        self._unread = b""
+        self._launcher: ServerLauncher | None = None
         self._end: dict[str, int] | None = None
         self._failure = ""
 
@@ -201,40 +193,25 @@ class ForeignServer:
             self.processes.watch_tree([self.request.pid])
             self.processes.follow()
             return
-        self._report_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(write_fd, True)
         request = self.request
         launch = Launch(
             supervisor_pid=os.getpid(),
-            report_fd=write_fd,
+            report_fd=-1,
             namespace_fd=namespace_fd,
             user=request.user,
             nofile=request.nofile,
-            grace_s=_STOP_GRACE_S,
+            grace_s=STOP_GRACE_S,
             folder=os.getcwd(),  # noqa: PTH109 - a word of the command line
             environment={**os.environ, "PORT": str(request.endpoint.port)},
             command=list(request.command),
         )
-        try:
-            with (
-                open_new(self.log_path) as log,
-                os.fdopen(os.memfd_create("launch", os.MFD_CLOEXEC), "w+b") as told,
-            ):
-                # Not in its command line, which everybody may read: it has our environment.
-                told.write(json.dumps(launch).encode())
-                told.seek(0)
-                self._parent = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "harness.foreign_main"],
-                    pass_fds=[write_fd, *([namespace_fd] if namespace_fd >= 0 else [])],
-                    stdin=told,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    cwd="/",
-                )
-        finally:
-            os.close(write_fd)
-        self.processes.watch_tree([self._parent.pid], without=self._parent.pid)
+        self._launcher = ServerLauncher(launch, self.log_path)
+        self.processes.watch_tree([self._launcher.pid], without=self._launcher.pid)
+
+    def spare(self, *pids: int) -> None:
+        """Names children of this process that are not the server's; 0 is nobody."""
+        if self._launcher is not None:
+            self._launcher.spare(*pids)
 
     def wait_until_listening(self, is_interrupted: Callable[[], bool]) -> bool:
         """Waits until the server listens and its owner is known.
@@ -268,7 +245,7 @@ class ForeignServer:
             return []
         # Its parent is in the same namespace, and is there also when the command went to the
         # background.
-        member = self._parent.pid if self._parent else self.pid
+        member = self._launcher.pid if self._launcher else self.pid
         try:
             wanted = self.request.endpoint.port if port == 0 else port
             return socket_owners.listeners(member, wanted)
@@ -278,6 +255,13 @@ class ForeignServer:
     def _raise_if_over(self) -> None:
         if self._failure:
             raise cannot_start(self._failure, self.request.command)
+        if self.launcher_end is not None:
+            raise ToolkitError(
+                f"the process that started the server command (pid {self.launcher_end.pid}) was "
+                f"ended from outside ({self.launcher_end}) before the server listened on port "
+                f"{self.request.endpoint.port}",
+                fix="run it again; journalctl -k -n 40 shows whether the kernel had no memory",
+            )
         if self._end is not None and not self._is_there():
             raise ToolkitError(
                 f"the server command ended with {self.how_it_ended()} before it listened on port "
@@ -292,7 +276,12 @@ class ForeignServer:
 
     def _is_there(self) -> bool:
         """Whether anything of the command lives; it may have gone to the background."""
-        return self._parent is not None and bool(process_tree.tree_of(self._parent.pid)[1:])
+        return self._launcher is not None and self._launcher.has_processes
+
+    @property
+    def launcher_end(self) -> LauncherEnd | None:
+        """Somebody else ended what started the command, and all of the server ended with it."""
+        return self._launcher.end if self._launcher is not None else None
 
     @property
     def has_ended(self) -> bool:
@@ -308,7 +297,7 @@ class ForeignServer:
         )
 
     def _never_listened(self) -> ToolkitError:
-        parent_pid = self._parent.pid if self._parent else self.pid
+        parent_pid = self._launcher.pid if self._launcher else self.pid
         mine: set[int] = set()
         for pid in process_tree.tree_of(parent_pid):
             mine.update(socket_owners.socket_inodes(pid))
@@ -343,24 +332,19 @@ class ForeignServer:
 
     def follow(self) -> list[tuple[str, int, str]]:
         """What happened to the server since the last call, as (event, pid, detail)."""
-        had_ended = self._end is not None
+        had_ended, was_launched = self._end is not None, self.launcher_end is None
         self._read_report()
         news = self.processes.follow()
         if self._end is not None and not had_ended:
             news.append(("server_command_ended", self.pid, self.how_it_ended() + self._said()))
+        if was_launched and self.launcher_end is not None:
+            news += self.processes.end_together(self.launcher_end.alive_ns, self.launcher_end.at_ns)
         return news
 
     def _read_report(self) -> None:
-        if self._report_fd < 0:
+        if self._launcher is None:
             return
-        try:
-            while data := os.read(self._report_fd, 65_536):
-                self._unread += data
-        except BlockingIOError:
-            pass
-        *lines, self._unread = self._unread.split(b"\n")
-        for line in lines:
-            told = json.loads(line)
+        for told in self._launcher.read_report():
             if "started" in told:
                 self.pid = told["started"]
             elif "failed" in told:
@@ -371,7 +355,7 @@ class ForeignServer:
                     self._end = told
 
     def stop(self, *, hurried: bool = False) -> bool:
-        """Asks the command's process group to end (SIGTERM) and kills what does not.
+        """Asks what the command started to end, and kills what does not.
 
         A server that ran before is left alone.
 
@@ -381,34 +365,12 @@ class ForeignServer:
         Returns:
             Whether all of it ended by itself.
         """
-        if self._parent is None or self._parent.poll() is not None:
-            return True
-        self._parent.send_signal(signal.SIGTERM)
-        limit_s = _HURRIED_STOP_S if hurried else _STOP_GRACE_S
-        orderly = True
-        try:
-            self._parent.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            orderly = False
-            self.kill()
-        return orderly
+        return self._launcher is None or self._launcher.stop(hurried=hurried)
 
     def kill(self) -> None:
         """Kills whatever is left of the command, its descendants included."""
-        if self._parent is not None:
-            for _ in range(100):
-                left = process_tree.tree_of(self._parent.pid)[1:]
-                for pid in left:
-                    with suppress(ProcessLookupError, PermissionError):
-                        os.kill(pid, signal.SIGKILL)
-                if not left:
-                    break
-                time.sleep(0.01)
-            if self._parent.poll() is None:
-                self._parent.kill()
-            self._parent.wait()
-        if self._report_fd >= 0:
+        if self._launcher is not None:
+            self._launcher.kill()
             self._read_report()
-            os.close(self._report_fd)
-            self._report_fd = -1
+            self._launcher.close()
         self.processes.close()

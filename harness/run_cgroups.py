@@ -65,6 +65,11 @@ class RunCgroups:
         self._log_path = log_path
         self._guard: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of the guard, 0 when there is none."""
+        return self._guard.pid if self._guard else 0
+
     def start(self) -> FleetConfig:
         """Makes them; returns the configuration with the groups to join.
 

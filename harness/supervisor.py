@@ -123,6 +123,7 @@ class Supervisor(Recorder):
         self._foreign: ForeignServer | None = None
         self._told_refusals_count = 0
         self._told_parents_count = 0
+        self._is_launcher_told = False
         self._burners = Burners(config.inject)
         self._cgroups = RunCgroups(config, run.path / "logs" / "cgroups.log")
 
@@ -165,6 +166,7 @@ class Supervisor(Recorder):
                     self._event("interrupted", detail=self._interrupt.signal_name)
                     return result
             self._config = self._cgroups.start()
+            self._spare(self._cgroups.pid)
             probes = ProbeProcess(
                 self._run.path,
                 self._probe_names,
@@ -172,7 +174,9 @@ class Supervisor(Recorder):
                 namespace_fd,
                 self._plan.destination_ports,
             )
+            self._spare(probes.pid)
             fleet = Fleet(self._config, live, live_fd, self._run.path, namespace_fd)
+            self._spare(*fleet.parent_pids)
             self._run_phases(fleet, probes, result)
         except BaseException:
             result.status = "failed"
@@ -233,9 +237,25 @@ class Supervisor(Recorder):
         foreign = self._foreign
         if foreign is None:
             return
-        for event, pid, detail in foreign.follow():
+        news = foreign.follow()
+        end = foreign.launcher_end
+        if end is not None and not self._is_launcher_told:
+            self._is_launcher_told = True
+            self._event("server_launcher_ended", pid=end.pid, at_ns=end.at_ns, detail=str(end))
+        for event, pid, detail in news:
             self._event(event, pid=pid, detail=detail)
         self._note_processes(foreign.processes)
+
+    def _spare(self, *pids: int) -> None:
+        """Processes of ours that nobody may take for the server's when its launcher is killed."""
+        if self._foreign is not None:
+            self._foreign.spare(*pids)
+
+    def _is_side_gone(self, fleet: Fleet) -> bool:
+        """All of one side ended with who started it, from outside: there is nothing to hold."""
+        return fleet.is_side_gone or (
+            self._foreign is not None and self._foreign.launcher_end is not None
+        )
 
     def _run_phases(self, fleet: Fleet, probes: ProbeProcess, result: RunResult) -> None:
         status = live_status.LiveStatus(fleet, self._plan)
@@ -273,6 +293,7 @@ class Supervisor(Recorder):
 
     def _ramp(self, fleet: Fleet, status: live_status.LiveStatus, result: RunResult) -> None:
         self._burners.start()
+        self._spare(*self._burners.pids)
         if self._foreign is not None:
             self._foreign.begin_load()
         at_ns = fleet.set_phase(Phase.RAMP)
@@ -283,7 +304,7 @@ class Supervisor(Recorder):
         best, best_at_s = 0, time.monotonic()
         while not self._interrupt.signal_name:
             self._note_ends(fleet)
-            if fleet.are_attempts_done:
+            if fleet.are_attempts_done or self._is_side_gone(fleet):
                 return
             established = fleet.total(Counter.ESTABLISHED_TOTAL)
             now_s = time.monotonic()
@@ -324,7 +345,7 @@ class Supervisor(Recorder):
         end_s = time.monotonic() + self._hold_s
         while not self._interrupt.signal_name and (left_s := end_s - time.monotonic()) > 0:
             self._note_ends(fleet)
-            if fleet.is_side_gone:
+            if self._is_side_gone(fleet):
                 return
             self._view.update(status.read("hold", time_left_s=left_s))
             time.sleep(min(2 * _TICK_S, left_s))

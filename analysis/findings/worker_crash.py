@@ -24,6 +24,14 @@ from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
 
 _AT_ONCE_S = 1.0
+_STARTERS = {
+    "server": {
+        "server_parent_ended": "The parent of the run's own servers",
+        "server_launcher_ended": "The process that started the server command",
+    },
+    "client": {"client_parent_ended": "The parent of the run's own clients"},
+}
+"""What started the processes of a role, by the event of its end."""
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -48,11 +56,11 @@ def find(signs: Signs) -> list[Finding]:
 
 
 def _ended_with_parent(view: RunView, dead: pd.DataFrame) -> dict[str, list[int]]:
-    """Pids by role of those that were killed because their parent, one of our own, was."""
+    """Pids by role of those that were killed because the process of ours that started them was."""
     events = view.frames["events"]
     found = {}
     for role in ("server", "client"):
-        moments = events["at_ns"][events["event"] == f"{role}_parent_ended"]
+        moments = events["at_ns"][events["event"].isin(_STARTERS[role])]
         roles = SERVER_ROLES if role == "server" else ("client",)
         mine = dead[dead["role"].isin(roles) & dead["exited_ns"].isin(moments)]
         found[role] = [int(pid) for pid in mine["pid"]]
@@ -60,10 +68,10 @@ def _ended_with_parent(view: RunView, dead: pd.DataFrame) -> dict[str, list[int]
 
 
 def _of_parent(signs: Signs, role: str, pids: list[int]) -> Finding:
-    """A lean parent ended, and all of its side with it: no word of them is about the server."""
+    """Who started a side ended, and all of it with it: no word of that is about the server."""
     view = signs.view
     events = view.frames["events"]
-    parent = events[events["event"] == f"{role}_parent_ended"].iloc[0]
+    parent = events[events["event"].isin(_STARTERS[role])].iloc[0]
     died_s, parent_pid = view.seconds(int(parent["at_ns"])), int(parent["pid"])
     live = view.frames["live_samples"]
     live = live[live["pid"].isin(pids)].drop_duplicates("pid", keep="last")
@@ -71,9 +79,9 @@ def _of_parent(signs: Signs, role: str, pids: list[int]) -> Finding:
     connections = view.connections
     ended = connections["is_lost"] | connections["is_failed"]
     gone = int((ended & (connections["closed_s"] >= died_s - 0.3)).sum())
-    side = "servers" if role == "server" else "clients"
+    who = _STARTERS[role][str(parent["event"])]
     sentence = (
-        f"The parent of the run's own {side} (pid {parent_pid}) was ended from outside, and "
+        f"{who} (pid {parent_pid}) was ended from outside, and "
         f"{len(pids):,} process{'es' if len(pids) > 1 else ''} with {connections_text(held)} ended "
         "with it"
     )

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from analysis.run_frames import RunFrames, load
-from probes.process_tree import read_stat, tree_of
+from probes.process_tree import children_of, read_stat, tree_of
 from probes.rundir import open_run_dir
 
 COMMAND = [sys.executable, "-P", "-m", "harness.cli_run"]
@@ -493,3 +493,66 @@ def test_a_killed_supervisor_leaves_no_server_behind(tmp_path, deadline):
         return not any(stat and stat.is_alive for stat in stats)
 
     deadline("all of them are gone", are_gone)
+
+
+def folders_of(cgroup_text: str) -> list[Path]:
+    """Control groups of a run that a process was in, as far as they are there."""
+    names = [line.rpartition("/")[2] for line in cgroup_text.splitlines() if "connscope-" in line]
+    return [path for name in names for path in Path("/sys/fs/cgroup").rglob(name)]
+
+
+@pytest.mark.parametrize("with_group", [True, False])
+@pytest.mark.parametrize("kind", ["daemon", "foreground"])
+def test_a_launcher_that_is_killed_leaves_nothing_of_the_server_and_is_told_as_that(
+    tmp_path, deadline, kind, with_group
+):
+    """Also what went to the background, and where no control group can be made."""
+    script = shlex.quote(str(FOREIGN / "daemons.py"))
+    command = COMMAND
+    if not with_group:
+        code = (
+            "import sys; from harness import cli_run, server_group; "
+            "server_group.ServerGroup.make = lambda: None; sys.exit(cli_run.main(sys.argv[1:]))"
+        )
+        command = [sys.executable, "-P", "-c", code]
+    run = subprocess.Popen(
+        [
+            *(*command, "--connections", "23", "--hold", "60", "--probes", "none", "--quiet"),
+            *("--json", "--no-report", "--output", str(tmp_path / "runs")),
+            *("--server-cmd", f"{shlex.quote(sys.executable)} {script} {{port}} {kind}"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+
+        def holds() -> bool:
+            manifests = [json.loads(p.read_text()) for p in tmp_path.glob("runs/2*/manifest.json")]
+            return any(s["stage"] == "hold" for each in manifests for s in each["stages"])
+
+        deadline("all are open", lambda: run.poll() is not None or holds())
+        (launcher,) = (
+            pid
+            for pid in children_of(run.pid)
+            if b"foreign_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        server = tree_of(launcher)[1:]
+        assert len(server) == 4
+        groups = {Path(f"/proc/{pid}/cgroup").read_text() for pid in server}
+        assert all(("connscope-" in group) is with_group for group in groups)
+        os.kill(launcher, signal.SIGKILL)
+        out, _ = run.communicate(timeout=DEADLINE_S)
+    finally:
+        run.kill()
+        run.communicate()
+    assert not [pid for pid in server if read_stat(pid)]
+    assert not [path for group in groups for path in folders_of(group)]
+    said = json.loads(out)
+    verdict = said["verdict"]
+    assert (verdict["cause"], verdict["side"]) == ("worker-crash", "server"), out
+    assert (
+        f"The process that started the server command (pid {launcher}) was ended from outside"
+        in verdict["sentence"]
+    )
+    assert [finding["cause"] for finding in said["findings"]] == ["worker-crash"]
+    assert run.returncode == 3
