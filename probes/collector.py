@@ -164,6 +164,8 @@ class Collector:
             entry.due_ns = at_ns
         self._flush()
         self._flush_due_ns = at_ns + FLUSH_NS
+        if self.attached:  # nobody waits with the load: a change needs what it is counted from
+            self.turn()
         self.live.header[Header.PROBES_READY_NS] = now_ns()
 
     def _follow(self) -> None:

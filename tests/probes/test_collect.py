@@ -584,6 +584,24 @@ def test_a_watch_keeps_its_budget_also_when_every_slot_is_taken(
     assert looks
 
 
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_watch_has_its_first_samples_before_it_says_that_it_is_ready(
+    run, fleet, monkeypatch, attached: bool
+):
+    """Else what happens meanwhile counts from nothing: strangers wait for nobody."""
+    live, _, _ = fleet
+    probe = FakeProbe("cpu_stacks")
+    monkeypatch.setattr(registry, "make", lambda name: probe)
+    collector = Collector(run, ["cpu_stacks"], live, frozenset(), 0)
+    collector.attached = attached
+    collector.prepare()
+    assert live.header[Header.PROBES_READY_NS] == 0
+    collector.start()
+    assert live.header[Header.PROBES_READY_NS] > 0
+    assert probe.calls.count("sample") == attached
+    collector.stop()
+
+
 def test_probes_are_told_which_processes_ended_and_who_has_the_number_next(
     run, new_live, occupy, python_child, monkeypatch, deadline
 ):
