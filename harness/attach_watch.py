@@ -238,6 +238,7 @@ class Watch(Recorder):
         self._analysis_ahead.wait()
         if processes is not None:
             self._note_processes(processes, is_last=True)
+        self._manifest.release_room()
         self._note_left_out(result)
         self._manifest.contents["notes"] = result.notes
         try:
@@ -246,6 +247,7 @@ class Watch(Recorder):
                 ends = processes.ends if processes is not None else []
                 recording.write_processes(self._run, live, ends, self._stop_ns, self._departed)
                 recording.write_events(self._run, self._events)
+            self._note_unwritten(result)
             self._manifest.finish(result.status)
         except ToolkitError:
             if result.status != "failed":

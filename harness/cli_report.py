@@ -80,18 +80,18 @@ def _written(run: RunDir, arguments: argparse.Namespace) -> int:
         _check_output(output)
     from harness.pipeline import conclude, render_only  # pandas and matplotlib: a second to import
 
+    unwritten: list[RunDirError] = []
     if output is not None and not os.access(run.path, os.W_OK):
         sys.stderr.write(f"note: {run.path} is read-only; only {output} is written\n")
         verdict = render_only(run, output)
     else:
-        verdict = conclude(run, output)
+        verdict = conclude(run, output, unwritten=unwritten)
     if arguments.json:
         print(json.dumps(verdict, indent=2))
-    print_end(
-        verdict,
-        output if output is not None else run.path / REPORT,
-        sys.stderr if arguments.json else sys.stdout,
-    )
+    page = output if output is not None else run.path / REPORT
+    print_end(verdict, None if unwritten else page, sys.stderr if arguments.json else sys.stdout)
+    if unwritten:
+        raise unwritten[0]
     return int(ExitCode.REACHED)
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness import standard_streams
-from probes.errors import ToolkitError
+from probes.errors import RunDirError, ToolkitError
 from probes.rundir import REPORT, RunDir
-from reports.terminal import print_end
+from reports.terminal import print_end, printable
 
 
 def end(
@@ -29,15 +29,17 @@ def end(
         The content of verdict.json.
 
     Raises:
-        ToolkitError: The recording cannot be read or the results not written; it is kept.
+        ToolkitError: The recording cannot be read; it is kept. What cannot be written is told, and
+            the result is shown all the same.
     """
     from harness.pipeline import conclude  # pandas and matplotlib: only now the recording is over
 
     if not quiet:
         for note in notes:
-            sys.stderr.write(f"note: {note}\n")
+            sys.stderr.write(f"note: {printable(note)}\n")
+    unwritten: list[RunDirError] = []
     try:
-        verdict = conclude(run, with_page=with_page)
+        verdict = conclude(run, with_page=with_page, unwritten=unwritten)
     except ToolkitError as error:
         raise type(error)(
             f"{error.message} (the recording is kept in {run.path})", fix=error.fix
@@ -46,6 +48,8 @@ def end(
         if as_json:
             print(json.dumps(verdict, indent=2))  # noqa: T201 - the command's own output
         report = run.path / REPORT if with_page else f"profile-report {run.path}"
+        if unwritten:
+            report = f"none: {unwritten[0].message}; make room, then profile-report {run.path}"
         print_end(verdict, report, sys.stderr if as_json else sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:  # the exit code still says how the run went

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ DERIVED = "derived"
 
 
 def conclude(
-    run: RunDir, report_path: Path | None = None, *, with_page: bool = True
+    run: RunDir,
+    report_path: Path | None = None,
+    *,
+    with_page: bool = True,
+    unwritten: list[RunDirError] | None = None,
 ) -> dict[str, Any]:
     """Understands a run and writes what follows: verdict.json, report.html, derived/*.parquet.
 
@@ -36,19 +41,32 @@ def conclude(
         run: A recorded run, also one that was interrupted or killed.
         report_path: Where the page goes; report.html of the run directory when None.
         with_page: Write it at all.
+        unwritten: Gets what could not be written, and the rest is tried all the same; None to
+            raise the first of it.
 
     Returns:
         The content of verdict.json.
 
     Raises:
-        RunDirError: The recording cannot be read, or the results cannot be written.
+        RunDirError: The recording cannot be read, or, without ``unwritten``, the results cannot be
+            written.
     """
     summary = summarise(load(run))
     verdict = document(summary)
-    write_atomically(run.path / VERDICT, json.dumps(verdict, indent=2) + "\n", is_private=True)
+    text = json.dumps(verdict, indent=2) + "\n"
+    steps: list[Callable[[], None]] = [
+        lambda: write_atomically(run.path / VERDICT, text, is_private=True),
+        lambda: write_derived(run, summary),
+    ]
     if with_page:
-        _write_page(run, report_path, summary)
-    write_derived(run, summary)
+        steps.insert(1, lambda: _write_page(run, report_path, summary))
+    for write in steps:
+        try:
+            write()
+        except RunDirError as error:
+            if unwritten is None:
+                raise
+            unwritten.append(error)
     return verdict
 
 

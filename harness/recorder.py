@@ -113,6 +113,21 @@ class Recorder:
                 f"the {self._departed.MOST:,} that the table of processes holds"
             )
 
+    def _note_unwritten(self, result: RunResult) -> None:
+        """Says what a disk without room, or that became read-only, did not take."""
+        manifest = self._manifest
+        if manifest.unwritten_count:
+            result.notes.append(
+                f"{manifest.unwritten_count} changes of the manifest could not be written when "
+                f"they were made: {manifest.last_error}"
+            )
+        unwritten = self._run.unwritten_batches
+        if names := [name for name, batches in unwritten.items() if batches]:
+            result.notes.append(
+                f"the disk did not take the rows of {' and '.join(names)}: this verdict has them, "
+                "and one that is made later has not"
+            )
+
     def _note_probes(self, probes: ProbeProcess, result: RunResult) -> None:
         """Which probes run, as the probe process answered."""
         self._manifest.contents["probes_answer"] = probes.answer
@@ -127,6 +142,7 @@ class Recorder:
 
     def _stop_probes(self, probes: ProbeProcess, deadline_s: float, result: RunResult) -> None:
         """Lets them take their last samples; says so when they do not end."""
+        self._manifest.release_room()
         self._analysis_ahead.begin()
         if not probes.stop(deadline_s):
             result.notes.append("the probe process did not end by itself; its last rows may miss")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from probes import schema
 from probes.clock import Anchor
+from probes.errors import RunDirError
 from probes.live import Counter, Live, Role
 from probes.probe import Target
 from probes.rundir import RunDir
@@ -56,10 +57,22 @@ def tool_commit() -> str:
 
 
 class Manifest:
-    """The run's manifest; every change replaces the file in one step."""
+    """The run's manifest; every change replaces the file in one step.
+
+    Attributes:
+        contents: What it says.
+        unwritten_count: Changes that could not be written when they were made. The run goes on:
+            the next one that is written has them too, and who recorded it knows them all.
+        last_error: Why, for people; '' when all were written.
+
+    Raises:
+        RunDirError: It cannot be written at the start.
+    """
 
     def __init__(self, run: RunDir, contents: dict[str, Any]) -> None:
         self._run = run
+        self.unwritten_count = 0
+        self.last_error = ""
         self.contents: dict[str, Any] = {
             "schema_version": schema.SCHEMA_VERSION,
             "tool_version": tool_version(),
@@ -70,7 +83,8 @@ class Manifest:
             "clock": {"start": _anchor(), "end": None},
             "stages": [],
         }
-        self.write()
+        run.write_manifest(self.contents)
+        run.reserve_room()
 
     def begin_stage(self, stage: str, at_ns: int | None = None) -> None:
         """Ends the current stage and begins the next."""
@@ -87,8 +101,17 @@ class Manifest:
         self.write()
 
     def write(self) -> None:
-        """Writes it as it is now."""
-        self._run.write_manifest(self.contents)
+        """Writes it as it is now; a disk that does not take it is noted."""
+        try:
+            self._run.write_manifest(self.contents)
+        except RunDirError as error:
+            self._run.unwritten_manifest = self.contents
+            self.unwritten_count += 1
+            self.last_error = error.message
+
+    def release_room(self) -> None:
+        """What is written from now on comes last, and has room that was kept for it."""
+        self._run.release_room()
 
     def _end_stage(self, at_ns: int) -> None:
         stages = self.contents["stages"]
@@ -107,7 +130,7 @@ def _anchor() -> dict[str, int]:
 
 def write_events(run: RunDir, events: Iterable[tuple[int, str, int, str]]) -> None:
     """Writes (at_ns, event, pid, detail) rows; called when the fleet is gone."""
-    writer = run.writer("events", PRODUCER)
+    writer = run.writer("events", PRODUCER, keeps_unwritten=True)
     for event in events:
         writer.append(*event)
     writer.close()
@@ -117,7 +140,7 @@ def write_connections(run: RunDir, live: Live) -> None:
     """Writes ``raw/connections`` from the records of live.bin."""
     from probes.live_records import read_connections
 
-    writer = run.writer("connections", PRODUCER)
+    writer = run.writer("connections", PRODUCER, keeps_unwritten=True)
     writer.write_columns(read_connections(live))
     writer.close()
 
@@ -131,7 +154,10 @@ def write_last_counters(run: RunDir, live: Live, at_ns: int) -> None:
     from probes.live_sampler import LiveSamplesProbe
 
     reader = LiveSamplesProbe()
-    reader.start(Target(run, processes={}, server_ports=frozenset(), live=live))
+    try:
+        reader.start(Target(run, processes={}, server_ports=frozenset(), live=live))
+    except RunDirError:
+        return  # live.bin has them too, as long as nobody counts on
     reader.stop(at_ns)
     for writer in reader.writers:
         writer.close()
@@ -213,7 +239,7 @@ def write_processes(
         departed: Rows of those that have none any more (``ProcessRows``).
     """
     by_slot = {end.slot: end for end in ends if not stop_ns or end.exited_ns < stop_ns}
-    writer = run.writer("processes", PRODUCER)
+    writer = run.writer("processes", PRODUCER, keeps_unwritten=True)
     slots = ((index, live.slot(index)) for index in range(live.slot_count))
     present = (_row(slot, index, by_slot.get(index)) for index, slot in slots if slot[Counter.PID])
     for pid, start_ns, role, *rest in chain(departed, present):

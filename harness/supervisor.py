@@ -412,6 +412,7 @@ class Supervisor(Recorder):
         self._analysis_ahead.wait()
         if self._foreign is not None:
             self._note_processes(self._foreign.processes, is_last=True)
+        self._manifest.release_room()
         self._note_left_out(result)
         self._manifest.contents["notes"] = result.notes
         if fleet is not None:
@@ -431,6 +432,7 @@ class Supervisor(Recorder):
             stop_ns = self._stop_ns or live.header[Header.PHASE_STOP_NS]
             recording.write_processes(self._run, live, ends, stop_ns, self._departed)
             recording.write_events(self._run, self._events)
+            self._note_unwritten(result)
             self._manifest.finish(result.status)
         except ToolkitError:
             if result.status != "failed":

@@ -41,9 +41,9 @@ from probes.probe import Target
 from probes.process_tree import is_32_bit, is_python
 from probes.pyspy_process import find_py_spy
 from probes.pyspy_trace import frame_text
-from probes.rundir import TableWriter
 from probes.still_process import OFF_CPU, SleepWatch, StillWatch, turns_of
 from probes.syscall_names import syscall_name
+from probes.table_writer import TableWriter
 
 LEAST_LAG_NS = 5 * NS_PER_MS
 _SERVING = (Role.SERVER, Role.ACCEPTOR)

@@ -11,7 +11,7 @@ from probes.bpf_program import BpfObject, check_bpf
 from probes.bpf_sources import SourceBuilder
 from probes.clock import now_ns
 from probes.probe import ProcessRef, Target
-from probes.rundir import TableWriter
+from probes.table_writer import TableWriter
 
 
 class BpfProbe:

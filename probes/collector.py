@@ -38,9 +38,10 @@ from probes.hot_worker import AcceptFailures, HotWorkerWatch
 from probes.live import Header, Live, Phase
 from probes.probe import Target
 from probes.process_tree import is_python
-from probes.rundir import RunDir, TableWriter
+from probes.rundir import RunDir
 from probes.schema import SERVER_ROLES
 from probes.symbols import user_symbols
+from probes.table_writer import TableWriter
 
 READY_LIMIT_S = 120.0
 PROBE_STOP_LIMIT_S = 1.8

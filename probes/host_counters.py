@@ -39,8 +39,8 @@ from probes.cgroup_memory import CgroupUse, MemoryGroups, tightest
 from probes.clock import NS_PER_S, now_ns
 from probes.neighbour_tables import FAMILIES, NeighbourTable, read_table
 from probes.probe import ProcessRef, Target
-from probes.rundir import TableWriter
 from probes.schema import SERVER_ROLES
+from probes.table_writer import TableWriter
 
 _NS_PER_TICK = NS_PER_S // os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

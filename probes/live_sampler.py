@@ -23,7 +23,7 @@ import struct
 from probes.errors import ProbeUnavailableError
 from probes.live import COUNTER_WORDS, LAG_BUCKETS, Counter, Live, Role
 from probes.probe import Target
-from probes.rundir import TableWriter
+from probes.table_writer import TableWriter
 
 _SLOT = struct.Struct(f"<{COUNTER_WORDS}q")
 _LAGS = struct.Struct(f"<{LAG_BUCKETS}q")

@@ -36,9 +36,9 @@ from probes import inet_diag, socket_dump
 from probes.clock import NS_PER_S
 from probes.descriptor_count import descriptor_count
 from probes.probe import ProcessRef, Target
-from probes.rundir import TableWriter
 from probes.schema import SERVER_ROLES
 from probes.socket_dump import InetSocket, UnixSocket
+from probes.table_writer import TableWriter
 from probes.thread_waits import Endpoint, remote_kind, waits_of
 from probes.trouble import ClientTrouble, OutsideTrouble
 

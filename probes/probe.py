@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from probes.live import Live
-from probes.rundir import RunDir, TableWriter
+from probes.rundir import RunDir
+from probes.table_writer import TableWriter
 
 
 @dataclass(frozen=True, slots=True)

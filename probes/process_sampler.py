@@ -39,7 +39,7 @@ from probes.descriptor_count import descriptor_count
 from probes.probe import ProcessRef, Target
 from probes.process_tree import own_children
 from probes.run_queue_wait import RunQueueWait
-from probes.rundir import TableWriter
+from probes.table_writer import TableWriter
 
 _COUNT_REST_FACTOR = 100
 """Counting the descriptors of all processes takes at most this part of a core."""

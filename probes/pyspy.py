@@ -45,8 +45,8 @@ from probes.own_cost import END_NICE, WATCH_NICE, stand_back
 from probes.probe import ProcessRef, Target
 from probes.pyspy_process import Window, end_words, find_py_spy, launcher
 from probes.pyspy_trace import CpuBilling, explain_failure, parse_outcome, parse_trace
-from probes.rundir import TableWriter
 from probes.schema import SERVER_ROLES
+from probes.table_writer import TableWriter
 
 LOW_RATE_PER_S = 5
 HIGH_RATE_PER_S = 100

@@ -17,13 +17,12 @@ what was cut. pyarrow is imported when a table is opened, so that listing runs s
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from probes import arrow_stream, schema
 from probes.errors import RunDirError, UsageError
-from probes.private_file import FILE_MODE, FOLDER_MODE, give_folder, make_folder
+from probes.private_file import FOLDER_MODE, give_folder, make_folder, open_new
+from probes.table_writer import TableWriter, arrow_schema
 from probes.whole_file import replace_file
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ MANIFEST = "manifest.json"
 VERDICT = "verdict.json"
 REPORT = "report.html"
 LIVE = "live.bin"
+_ROOM = ".room"
+_ROOM_BYTES = 4 << 20
+"""Health of probes, events, processes, manifest, verdict and page of a run of any size."""
 
 
 def create_run_dir(parent: Path, name: str) -> RunDir:
@@ -149,10 +152,19 @@ class TableRead:
 
 
 class RunDir:
-    """Paths and files of one run."""
+    """Paths and files of one run.
+
+    Attributes:
+        path: The directory.
+        unwritten_manifest: The manifest that a full disk did not take; who recorded the run
+            understands it all the same.
+        unwritten_batches: Rows of tables that it did not take, where they were to be kept.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.unwritten_manifest: Mapping[str, Any] | None = None
+        self.unwritten_batches: dict[str, list[Any]] = {}
 
     @property
     def run_id(self) -> str:
@@ -165,6 +177,9 @@ class RunDir:
         Raises:
             RunDirError: Missing or not JSON.
         """
+        if self.unwritten_manifest is not None:
+            unwritten: dict[str, Any] = json.loads(_manifest_text(self.unwritten_manifest))
+            return unwritten
         path = self.path / MANIFEST
         try:
             loaded = json.loads(path.read_text(encoding="utf-8"))
@@ -188,16 +203,41 @@ class RunDir:
         Raises:
             RunDirError: No room or no permission.
         """
-        text = json.dumps(manifest, indent=2, sort_keys=False, default=str)
-        write_atomically(self.path / MANIFEST, text + "\n", is_private=True)
+        write_atomically(self.path / MANIFEST, _manifest_text(manifest), is_private=True)
+        self.unwritten_manifest = None
+
+    def reserve_room(self) -> None:
+        """Takes room on the disk for what is written last; without it the run goes on."""
+        path = self.path / _ROOM
+        try:
+            with open_new(path) as stream:
+                os.posix_fallocate(stream.fileno(), 0, _ROOM_BYTES)
+        except OSError:
+            path.unlink(missing_ok=True)
+
+    def release_room(self) -> None:
+        """Gives it back: now the health of probes, the last tables and the verdict are written."""
+        with suppress(OSError):
+            (self.path / _ROOM).unlink(missing_ok=True)
 
     def table_dir(self, table: str) -> Path:
         """Where the streams of one table are."""
         return self.path / "raw" / table
 
-    def writer(self, table: str, producer: str) -> TableWriter:
-        """Opens a stream of one table for appending by this process."""
-        return TableWriter(self, table, producer)
+    def writer(self, table: str, producer: str, *, keeps_unwritten: bool = False) -> TableWriter:
+        """Opens a stream of one table for appending by this process.
+
+        Args:
+            table: Of the schema.
+            producer: Part of the file's name.
+            keeps_unwritten: What the disk does not take stays in memory, where ``read_table`` of
+                this object finds it.
+
+        Raises:
+            RunDirError: It cannot be opened, and what it is given would not be kept.
+        """
+        kept = self.unwritten_batches.setdefault(table, []) if keeps_unwritten else None
+        return TableWriter(self.table_dir(table), table, producer, kept)
 
     def read_table(self, name: str) -> TableRead:
         """Reads all streams of a table; an absent table has no rows.
@@ -228,7 +268,12 @@ class RunDir:
                     cut.append(path)
             except (pa.ArrowException, ValueError, OSError, EOFError):
                 cut.append(path)
+        batches += self.unwritten_batches.get(name, [])
         return TableRead(pa.Table.from_batches(batches, schema=wanted), cut)
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, sort_keys=False, default=str) + "\n"
 
 
 def _in_order(path: Path) -> tuple[str, str]:
@@ -271,148 +316,3 @@ def _ends_whole(path: Path) -> bool:
     with path.open("rb") as stream:
         stream.seek(-min(8, path.stat().st_size), os.SEEK_END)
         return stream.read() == _END_OF_STREAM
-
-
-def arrow_schema(table: str) -> pa.Schema:
-    """The Arrow schema of a table of ``schema.TABLES``."""
-    import pyarrow as pa
-
-    types = {
-        schema.I64: pa.int64(),
-        schema.F64: pa.float64(),
-        schema.TEXT: pa.string(),
-        schema.BOOL: pa.bool_(),
-    }
-    return pa.schema([(c.name, types[c.type]) for c in schema.TABLES[table].columns])
-
-
-def _open_private(path: Path, flags: int) -> Any:
-    flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, FILE_MODE), "wb", buffering=0)
-
-
-class TableWriter:
-    """Appends rows to one Arrow stream; ``flush`` makes one batch of what came since.
-
-    A write that fails (full disk) is counted in ``lost_rows_count`` and does not raise: the run
-    goes on, the probe's health row says what is missing.
-    """
-
-    def __init__(self, run: RunDir, table: str, producer: str) -> None:
-        self.table = table
-        self.schema = arrow_schema(table)
-        self.row_count = 0
-        self.lost_rows_count = 0
-        self.last_error = ""
-        self._rows: list[Sequence[Any]] = []
-        self._folder = run.table_dir(table)
-        self._name = f"{producer}-{os.getpid()}"
-        self._path = self._folder / f"{self._name}.arrows"
-        self._merged_bytes = self._merged_count = self._batch_count = 0
-        with _writing(self._path):
-            self._folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            self._file: Any = _open_private(self._path, os.O_APPEND)
-        import pyarrow as pa
-
-        self._stream: Any = pa.ipc.new_stream(self._file, self.schema)
-
-    @property
-    def size_bytes(self) -> int:
-        """What is written so far."""
-        return self._merged_bytes + (0 if self._file.closed else self._file.tell())
-
-    def append(self, *row: Any) -> None:
-        """Adds one row, values in the order of the schema."""
-        self._rows.append(row)
-
-    def write_columns(self, columns: Mapping[str, Any]) -> None:
-        """Writes many rows at once from arrays or lists, one per column name."""
-        import pyarrow as pa
-
-        arrays = [pa.array(columns[f.name], type=f.type) for f in self.schema]
-        self._write(pa.record_batch(arrays, schema=self.schema))
-
-    def flush(self) -> None:
-        """Writes the appended rows as one batch."""
-        if not self._rows:
-            return
-        import pyarrow as pa
-
-        rows, self._rows = self._rows, []
-        arrays = [
-            pa.array(values, type=f.type)
-            for f, values in zip(self.schema, zip(*rows, strict=True), strict=True)
-        ]
-        self._write(pa.record_batch(arrays, schema=self.schema))
-
-    def _write(self, batch: Any) -> None:
-        if self._stream is None:
-            self.lost_rows_count += batch.num_rows
-            return
-        try:
-            self._stream.write_batch(batch)
-            self._batch_count += 1
-            self.row_count += batch.num_rows
-        except OSError as error:
-            # The stream may now end inside a batch; anything after it would be unreadable.
-            self.lost_rows_count += batch.num_rows
-            self.last_error = str(error)
-            self._stream = None
-
-    def merge(self) -> None:
-        """Makes one batch of all that came since the last merge, in a file of its own.
-
-        A batch of two rows takes as much room as one of twenty, and reading a million of them takes
-        a minute. The file is replaced in one step, so a reader sees its rows once, and who kills
-        this process loses none of them. What fails leaves the batches as they are.
-        """
-        self.flush()
-        if self._stream is None or self._batch_count < 2:
-            return
-        import pyarrow as pa
-
-        temporary = self._path.with_name(f".{self._path.name}")
-        try:
-            self._stream.close()
-            self._file.close()
-            with pa.OSFile(str(self._path)) as source, pa.ipc.open_stream(source) as stream:
-                (batch,) = stream.read_all().combine_chunks().to_batches()
-            with (
-                _open_private(temporary, os.O_EXCL) as target,
-                pa.ipc.new_stream(target, self.schema) as merged,
-            ):
-                merged.write_batch(batch)
-            temporary.replace(self._path)
-        except (OSError, pa.ArrowInvalid) as error:
-            self.last_error = str(error)
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        self._begin_next()
-
-    def _begin_next(self) -> None:
-        """Goes on in another file; what this one has is whole."""
-        import pyarrow as pa
-
-        self._stream = None
-        try:
-            self._merged_bytes += self._path.stat().st_size
-            self._merged_count += 1
-            self._path = self._folder / f"{self._name}.{self._merged_count:05d}.arrows"
-            self._file = _open_private(self._path, os.O_EXCL)
-            self._stream = pa.ipc.new_stream(self._file, self.schema)
-        except OSError as error:
-            self.last_error = str(error)
-        self._batch_count = 0
-
-    def close(self) -> None:
-        """Flushes and ends the stream."""
-        self.flush()
-        if self._stream is not None:
-            try:
-                self._stream.close()
-            except OSError as error:
-                self.last_error = str(error)
-            self._stream = None
-        if not self._file.closed:
-            self._merged_bytes += self._file.tell()
-            self._file.close()

@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 from probes.clock import now_ns
 from probes.probe import ProcessRef, Target
-from probes.rundir import TableWriter
 from probes.schema import SERVER_ROLES
+from probes.table_writer import TableWriter
 
 _READ_BYTES = 256 << 10
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}

@@ -43,8 +43,8 @@ from probes import inet_diag, socket_owners
 from probes.clock import NS_PER_MS, NS_PER_S
 from probes.descriptor_count import descriptor_count
 from probes.probe import ProcessRef, Target
-from probes.rundir import TableWriter
 from probes.schema import SERVER_ROLES
+from probes.table_writer import TableWriter
 
 SOCKSTAT = Path("/proc/net/sockstat")
 

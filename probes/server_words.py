@@ -33,8 +33,8 @@ from pathlib import Path
 
 from probes.clock import NS_PER_S
 from probes.probe import ProcessRef, Target
-from probes.rundir import TableWriter
 from probes.schema import SERVER_ROLES
+from probes.table_writer import TableWriter
 
 LINE_CHARACTERS = 300
 MOST_KINDS_COUNT = 200

@@ -23,6 +23,13 @@ UID, GID = 54_321, 54_322
 BY_SUDO = {"SUDO_UID": str(UID), "SUDO_GID": str(GID), "SUDO_USER": "somebody"}
 QUICK = ["--connections", "100", "--workers", "1", "--probes", "live_samples", "--quiet"]
 
+SERVER = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print("listens", flush=True)
+sys.stdin.read()
+"""
+
 
 def everything(path: Path) -> list[Path]:
     return [path, *sorted(path.rglob("*"))]
@@ -103,14 +110,10 @@ def manifest_of(runs: Path) -> str:
 @as_root
 def test_a_watch_belongs_to_who_called_sudo(tmp_path):
     server = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import socket; s = socket.create_server(('127.0.0.1', 0)); input()",
-        ],
-        stdin=subprocess.PIPE,
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
+        assert server.stdout.readline() == b"listens\n"
         words = ["--pid", str(server.pid), "--duration", "0.3", "--probes", "light", "--quiet"]
         done = subprocess.run(
             [sys.executable, "-P", "-m", "harness.cli_attach", *words, "--output", str(tmp_path)],

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from probes import arrow_stream
 from probes.errors import RunDirError
-from probes.rundir import RunDir, arrow_schema
+from probes.rundir import RunDir
+from probes.table_writer import arrow_schema
 
 TABLE = "events"
 

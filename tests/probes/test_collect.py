@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -24,7 +25,8 @@ from probes.errors import ProbeUnavailableError, UsageError
 from probes.fleet_slots import fleet_is_ready, processes_of
 from probes.live import Counter, Header, Live, Phase, Role
 from probes.probe import Target
-from probes.rundir import RunDir, TableWriter
+from probes.rundir import RunDir
+from probes.table_writer import TableWriter
 
 pytestmark = pytest.mark.shared
 
@@ -800,6 +802,7 @@ def test_rows_that_the_disk_refused_are_in_the_health_row(run, drive):
         def sample(self, at_ns: int) -> None:
             super().sample(at_ns)
             self.writers[0]._stream = None
+            self.writers[0]._try_again_s = math.inf
             self.writers[0].last_error = "No space left on device"
 
     probe = Full("tcp_events")
