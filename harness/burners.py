@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-from harness.child import die_with_parent
+from harness.child import can_give_up_root, die_with_parent, gain_nothing, give_up_all
 from harness.faults import BURNERS_PER_CORE, faults_of, parse
 
 
@@ -69,6 +69,8 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Pid of the supervisor, seconds.
     """
+    gain_nothing()
+    give_up_all(to_nobody=can_give_up_root())
     die_with_parent(int(argv[0]))
     until_s = time.monotonic() + float(argv[1])
     while time.monotonic() < until_s:

@@ -20,6 +20,7 @@ from pathlib import Path
 from harness import child
 from harness.cgroup_folders import below, is_removed, remove_stale
 from harness.run_cgroups import Wish
+from probes import privileges
 from probes.cgroup_memory import mounts, paths_of
 from probes.errors import HostError, ToolkitError
 
@@ -159,6 +160,8 @@ def main(argv: list[str]) -> int:
         groups = Groups(int(argv[0]))
         wish = Wish(memory_bytes, tcp_bytes, [(int(c), int(n)) for c, n in failing])
         answer = groups.make(wish)
+        child.gain_nothing()
+        privileges.keep_only()  # it owns the folders, and the programs hang on descriptors
     except ToolkitError as error:
         answer = {"error": error.message, "fix": error.fix}
     try:

@@ -8,6 +8,8 @@ import pwd
 import resource
 import signal
 
+from probes import privileges
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -35,6 +37,25 @@ def join_cgroup(procs_path: str) -> None:
     """
     with open(procs_path, "w", encoding="ascii") as stream:  # noqa: PTH123 - no pathlib in the measured processes
         stream.write("0")
+
+
+def gain_nothing() -> None:
+    """This process and all that it starts can never gain a right; see ``probes.privileges``.
+
+    What it has it keeps until ``give_up_root``.
+    """
+    privileges.gain_nothing()
+    privileges.bound_by()
+
+
+def give_up_all(*, to_nobody: bool) -> None:
+    """Keeps no capability, and becomes ``nobody`` too where that is wanted and possible.
+
+    ``die_with_parent`` must follow.
+    """
+    if to_nobody:
+        give_up_root()
+    privileges.keep_only()
 
 
 def give_up_root() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from harness import child
 from harness.client import Client
 from harness.fleet_config import FleetConfig
-from harness.forker import Job, begin_parent, fork_all, report_ends
+from harness.forker import Job, begin_parent, fork_all, report_ends, stay_without_rights
 from probes.live import Live
 
 
@@ -26,7 +26,9 @@ def main(argv: list[str]) -> int:
         slot = config.first_client_slot() + index
         jobs.append((slot, partial(_work, config, index, live, record_base, report_fd)))
         record_base += sum(group.connections for group in groups)
-    report_ends(fork_all(jobs, config), report_fd)
+    slots = fork_all(jobs, config)
+    stay_without_rights(config, int(argv[0]))
+    report_ends(slots, report_fd)
     return 0
 
 

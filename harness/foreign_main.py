@@ -28,10 +28,13 @@ from typing import NamedTuple, NoReturn
 
 from harness import descendants, netns
 from harness.server_group import ServerGroup
+from probes import privileges
 from probes.process_tree import children_of
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 _POLL_S = 0.02
+LAUNCHER_KEEPS = ("kill",)
+"""What this process may do once the command runs: it ends what runs as another user."""
 
 
 class Launch(NamedTuple):
@@ -39,6 +42,7 @@ class Launch(NamedTuple):
 
     ``nofile`` 0 leaves the limit, ``user`` '' the user.
 
+    ``may_gain``: setuid bits and file capabilities of what it executes count.
     ``group`` is the folder of the control group that it starts in, '' for this process's.
     """
 
@@ -52,6 +56,7 @@ class Launch(NamedTuple):
     environment: dict[str, str]
     command: list[str]
     group: str = ""
+    may_gain: bool = False
 
 
 def main() -> int:
@@ -81,6 +86,9 @@ def main() -> int:
     pid = _start(launch, libc)
     if not pid:
         return 1
+    privileges.gain_nothing()
+    privileges.bound_by()
+    privileges.keep_only(LAUNCHER_KEEPS)
     _report(launch, {"started": pid})
     group = ServerGroup(Path(launch.group)) if launch.group else None
     kill_at_s = float("inf")
@@ -169,9 +177,11 @@ def _become(launch: Launch, libc: ctypes.CDLL, parent_pid: int, write_fd: int) -
             # Both, as ``ulimit -n`` does: Node, Java and Go raise the soft one to the hard one.
             resource.setrlimit(resource.RLIMIT_NOFILE, (launch.nofile, launch.nofile))
         environment = dict(launch.environment)
+        if not launch.may_gain:
+            privileges.gain_nothing()
         if launch.user:
             what = f"become {launch.user}"
-            environment |= _become_user(launch.user)
+            environment |= _become_user(launch.user, may_gain=launch.may_gain)
         # After the change of user, which clears the setting (prctl(2)).
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent_pid:
@@ -186,10 +196,15 @@ def _become(launch: Launch, libc: ctypes.CDLL, parent_pid: int, write_fd: int) -
     os._exit(127)
 
 
-def _become_user(name: str) -> dict[str, str]:
-    entry = pwd.getpwnam(name)
+def _become_user(name: str, *, may_gain: bool) -> dict[str, str]:
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise ValueError("there is no such user") from None
     if entry.pw_uid == os.geteuid():
         return {}
+    if not may_gain:
+        privileges.bound_by()
     os.initgroups(name, entry.pw_gid)
     os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
     os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pwd
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import endpoint, server_command
-from harness.foreign_server import SLOTS_COUNT, ForeignRequest, calling_user, check_running
+from harness.calling_user import calling_user
+from harness.foreign_server import SLOTS_COUNT, ForeignRequest, check_running
 from harness.port_groups import FIRST_DESTINATION_PORT
 from harness.secret_words import without_query_values
 from probes.errors import UsageError
+from probes.privileges import would_gain
 from probes.socket_owners import is_local_address
 
 _TIMEOUT_S = 30.0
@@ -25,7 +29,8 @@ _OUR_DEFAULTS = {
     "keepalive": 0.0,
     "gc": "on",
 }
-_NEED_FOREIGN = ("server_pid", "server_user", "server_timeout", "ca", "insecure")
+_NEED_FOREIGN = ("server_pid", "server_user", "server_timeout", "ca", "insecure",
+                 "server_may_gain_privileges")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,8 @@ def add_options(top: argparse.ArgumentParser) -> None:
            help="where it is: ws://127.0.0.1:9001/path; also wss://")  # fmt: skip
     server("--server-pid", type=_pid, metavar="PID", help="it runs already, in this process")
     server("--server-user", metavar="NAME", help="start it as this user (default: who called)")
+    server("--server-may-gain-privileges", action="store_true",
+           help="it may use setuid programs and file capabilities")  # fmt: skip
     server("--server-timeout", type=_timeout, metavar="S",
            help="how long it may take until it listens, default 30")  # fmt: skip
     server("--ca", type=Path, metavar="FILE", help="authorities of a wss:// server, PEM")
@@ -151,10 +158,15 @@ def foreign_request(
         request = ForeignRequest(endpoint=where, pid=options.server_pid or 0, timeout_s=timeout_s)
         return check_running(request)
     _require_local(where, own_namespace=own_namespace)
+    command = server_command.words(options.server_cmd, where.port)
+    user = _user(options.server_user)
+    if not options.server_may_gain_privileges:
+        _refuse_what_gains(options.server_cmd, command[0], user)
     return ForeignRequest(
         endpoint=where,
-        command=server_command.words(options.server_cmd, where.port),
-        user=_user(options.server_user),
+        command=command,
+        user=user,
+        may_gain=options.server_may_gain_privileges,
         nofile=options.nofile or 0,
         timeout_s=timeout_s,
     )
@@ -211,6 +223,22 @@ def _user(name: str | None) -> str:
             f"--server-user {name}: there is no such user", fix="getent passwd"
         ) from None
     return name
+
+
+def _refuse_what_gains(said: str, word: str, user: str) -> None:
+    """A program that lives on its setuid bit or its file capabilities would not be itself."""
+    found = shutil.which(word)
+    if found is None:
+        return
+    uid, gid = os.geteuid(), os.getegid()
+    if user:
+        entry = pwd.getpwnam(user)
+        uid, gid = entry.pw_uid, entry.pw_gid
+    if what := would_gain(Path(found), uid, gid):
+        raise UsageError(
+            f"--server-cmd: {found} {what}, and a server command gains no privileges",
+            fix=f"--server-cmd {shlex.quote(said)} --server-may-gain-privileges",
+        )
 
 
 def fleet_fields(

@@ -46,6 +46,7 @@ class ForeignRequest:
         command: Words of the command that starts it; empty for one that runs already.
         pid: The running server's process; 0 when a command starts it.
         user: Whom the command runs as, '' for the user of this process.
+        may_gain: Programs with setuid bits or file capabilities give the command what they have.
         nofile: RLIMIT_NOFILE of the command, 0 to inherit it.
         timeout_s: How long it may take until it listens.
     """
@@ -54,8 +55,14 @@ class ForeignRequest:
     command: tuple[str, ...] = ()
     pid: int = 0
     user: str = ""
+    may_gain: bool = False
     nofile: int = 0
     timeout_s: float = 30.0
+
+    @property
+    def is_root(self) -> bool:
+        """A command that starts with all that this process may do, and nobody said so."""
+        return bool(self.command) and not self.user and os.geteuid() == 0
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest's ``server``."""
@@ -69,12 +76,6 @@ class ForeignRequest:
             "user": self.user,
             "processes": [],
         }
-
-
-def calling_user() -> str:
-    """Who called: the user behind sudo, '' where that is the user of this process."""
-    name = os.environ.get("SUDO_USER", "")
-    return name if os.geteuid() == 0 and name != "root" else ""
 
 
 def check_running(request: ForeignRequest) -> ForeignRequest:
@@ -199,6 +200,7 @@ class ForeignServer:
             report_fd=-1,
             namespace_fd=namespace_fd,
             user=request.user,
+            may_gain=request.may_gain,
             nofile=request.nofile,
             grace_s=STOP_GRACE_S,
             folder=os.getcwd(),  # noqa: PTH109 - a word of the command line

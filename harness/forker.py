@@ -41,6 +41,7 @@ def begin_parent(argv: list[str]) -> tuple[FleetConfig, Live, int]:
     if namespace_fd >= 0:
         netns.enter(namespace_fd)
         os.close(namespace_fd)
+    child.gain_nothing()
     live = Live(live_fd)
     os.close(live_fd)
     return config, live, report_fd
@@ -78,6 +79,17 @@ def fork_all(jobs: list[Job], config: FleetConfig) -> dict[int, int]:
                 os._exit(status)
         slots[pid] = slot
     return slots
+
+
+def stay_without_rights(config: FleetConfig, supervisor_pid: int) -> None:
+    """After the last fork a parent only waits: it gives up all that it may do, and root.
+
+    Args:
+        config: Says whether it may become ``nobody`` here.
+        supervisor_pid: Whom it goes on to die with.
+    """
+    child.give_up_all(to_nobody=config.give_up_root)
+    child.die_with_parent(supervisor_pid)
 
 
 def report_ends(slots: dict[int, int], report_fd: int) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from harness import child
 from harness.acceptor import Acceptor
 from harness.fleet_config import FleetConfig
-from harness.forker import Job, begin_parent, fork_all, report_ends
+from harness.forker import Job, begin_parent, fork_all, report_ends, stay_without_rights
 from harness.listeners import listen
 from harness.worker import Worker
 from probes.live import Live
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     slots = fork_all(jobs, config)
     for each in shared:
         each.close()  # a copy here would hide from the acceptor that a worker is gone
+    stay_without_rights(config, int(argv[0]))
     report_ends(slots, report_fd)
     return 0
 

@@ -140,6 +140,11 @@ class Supervisor(Recorder):
                 "server and clients run as root: here it may not become nobody (a user namespace, "
                 "or a container without CAP_SETUID and CAP_SETGID)"
             )
+        if self._foreign_request is not None and self._foreign_request.is_root:
+            result.notes.append(
+                "the server command runs as root, since nobody called by sudo, doas or pkexec: "
+                "--server-user NAME starts it as another user"
+            )
         self._manifest.begin_stage("setup")
         try:
             live_fd = live_memory.create(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pwd
 import select
 import shlex
 import socket
@@ -28,6 +29,7 @@ from harness.server_command import cannot_start, words
 from harness.server_output import telling_lines
 from probes import process_tree, socket_owners
 from probes.errors import UsageError
+from probes.own_rights import parse_status
 from probes.socket_owners import Listener
 
 LOG = Path("runs/1/logs/server.log")
@@ -221,11 +223,12 @@ def test_unix_sockets_that_are_listened_on_are_found(tmp_path):
     assert not any(name.endswith("/idle") for name, _ in found)
 
 
-def launched(command, report_fd, *, grace_s=20.0, **options):
+def launched(command, report_fd, *, grace_s=20.0, user="", may_gain=False, **options):
     """The parent of a command, told what to start as the supervisor tells it."""
     launch = foreign_main.Launch(
-        supervisor_pid=os.getpid(), report_fd=report_fd, namespace_fd=-1, user="", nofile=0,
-        grace_s=grace_s, folder="/", environment=dict(os.environ), command=command,
+        supervisor_pid=os.getpid(), report_fd=report_fd, namespace_fd=-1, user=user, nofile=0,
+        may_gain=may_gain, grace_s=grace_s, folder="/", environment=dict(os.environ),
+        command=command,
     )  # fmt: skip
     words = options.pop("words", ["-m", "harness.foreign_main"])
     parent = subprocess.Popen(
@@ -289,6 +292,35 @@ def test_a_command_does_not_get_the_pipe_that_its_end_is_reported_on():
         parent.wait()
         os.close(read_fd)
         os.close(write_fd)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts a command as somebody: needs root")
+@pytest.mark.parametrize("user", ["", "nobody"])
+@pytest.mark.parametrize("may_gain", [False, True])
+def test_a_command_gains_no_right_unless_that_is_asked_for(user, may_gain):
+    read_fd, write_fd = os.pipe()
+    out_read, out_write = os.pipe()
+    # the shell between them: who is a right's first heir is not its last
+    command = ["sh", "-c", "cat /proc/self/status; :"]
+    parent = launched(command, write_fd, user=user, may_gain=may_gain, stdout=out_write)
+    os.close(out_write)
+    try:
+        with os.fdopen(out_read) as stream:
+            said = parse_status(stream.read())
+        assert parent.wait(30) == 0
+    finally:
+        parent.kill()
+        parent.wait()
+        os.close(read_fd)
+        os.close(write_fd)
+    own = parse_status(Path("/proc/self/status").read_text())
+    assert said["NoNewPrivs"] == ("0" if may_gain else "1")
+    if user:
+        assert said["Uid"].split() == [str(pwd.getpwnam(user).pw_uid)] * 4
+        assert int(said["CapEff"], 16) == int(said["CapPrm"], 16) == 0
+        assert said["CapBnd"] == (own["CapBnd"] if may_gain else "0" * 16)
+    else:  # root's server is as root's shell would start it
+        assert (said["CapEff"], said["CapBnd"]) == (own["CapEff"], own["CapBnd"])
 
 
 def test_what_went_to_the_background_is_asked_to_end_too(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shlex
 import shutil
 import signal
@@ -464,6 +465,38 @@ def test_what_is_not_there_is_usage(profile_run, tmp_path, free_port, request):
         assert run.done.returncode == 2, (arguments, run.done.stderr)
         assert said in run.error, arguments
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_program_that_lives_on_its_setuid_bit_is_refused_unless_it_may_gain(
+    profile_run, tmp_path
+):
+    program = tmp_path / "echo server"
+    shutil.copy(shutil.which("true") or "", program)
+    if os.geteuid() == 0:
+        os.chown(program, pwd.getpwnam("nobody").pw_uid, 0)
+        program.chmod(0o4755)
+    else:
+        pytest.skip("a setuid program of somebody else: needs CAP_CHOWN")
+    command = ("--connections", "5", "--server-timeout", "5", "--server-cmd", f"'{program}'")
+    refused = profile_run(*command, probes="none")
+    assert refused.done.returncode == 2
+    assert f"{program} is setuid" in refused.error
+    assert "--server-may-gain-privileges" in refused.done.stderr
+    started = profile_run(*command, "--server-may-gain-privileges", probes="none")
+    assert started.done.returncode == 5
+    assert "ended with status 0 before it listened" in started.error
+
+
+@needs_root
+@pytest.mark.parametrize("user", ["", "root"])
+def test_that_a_server_runs_as_root_is_told_unless_somebody_said_so(profile_run, user):
+    run = profile_run(
+        *("--connections", "5", "--hold", "0.1", "--server-cmd", f"{KINDS} {{port}} echo"),
+        *(("--server-user", user) if user else ()),
+        probes="none",
+    )
+    assert run.done.returncode == 0, run.done.stderr
+    assert ("the server command runs as root" in run.notes) is (not user)
 
 
 def test_a_killed_supervisor_leaves_no_server_behind(tmp_path, deadline):
