@@ -114,6 +114,26 @@ class ProbeTrust:
         said = (self._doubt(table, is_by_absence=is_by_absence) for table in tables)
         return tuple(dict.fromkeys(each for each in said if each))
 
+    def unseen(self, tables: Iterable[str]) -> tuple[str, ...]:
+        """What of these tables was asked for and not seen to the end, for people, each said once.
+
+        A probe that nobody asked for is no surprise; one that failed, that this host cannot run, or
+        whose process was killed may have hidden what the verdict says did not happen.
+
+        Args:
+            tables: Of ``probes.schema``.
+        """
+        broken = {each.probe for each in self.records if each.is_broken}
+        told = {each.probe for each in self.records}
+        asked = set(self.view.manifest.get("probes_asked") or ())
+        lacking = [
+            table
+            for table in tables
+            if (probe := PROBE_OF_TABLE.get(table, "")) in broken
+            or (probe not in told and (probe in asked or len(self.view.frames[table])))
+        ]
+        return self.doubts(lacking)
+
     @cached_property
     def broken_probes(self) -> tuple[str, ...]:
         """Probes that were asked for and did not see the run to its end, each in words."""

@@ -13,8 +13,10 @@ from analysis.alternatives import Alternative, alternatives
 from analysis.attempts import attempts_of
 from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence import Finding, Quote, Side, capitalised
+from analysis.findings import no_limit_met
 from analysis.ladder import Rung, next_wall
 from analysis.not_explained import NotExplained
+from analysis.probe_trust import ProbeTrust
 from analysis.run_view import RunView
 from analysis.unexplained import unexplained
 from probes.errors import ExitCode
@@ -43,6 +45,8 @@ class Verdict:
         alternatives: Other explanations that this run cannot rule out, and what would decide.
         quotes: What the server's log said of it; where no cause was found, what it said then.
         unexplained: Of ``not-explained`` what is known all the same, else None.
+        unseen: Of ``no-limit-met`` what would have shown a limit, was asked for and was not seen to
+            the end, with why and until when; empty when all of it was.
     """
 
     cause: str
@@ -55,6 +59,7 @@ class Verdict:
     alternatives: tuple[Alternative, ...] = ()
     quotes: tuple[Quote, ...] = ()
     unexplained: NotExplained | None = None
+    unseen: tuple[str, ...] = ()
 
 
 def conclude(
@@ -78,25 +83,33 @@ def conclude(
     known = binding.at_connections
     # What decides between rivals is a run of ours; nobody repeats what real clients did.
     rivals = () if view.is_attached else alternatives(findings)
+    unseen: tuple[str, ...] = ()
+    if binding.cause == no_limit_met.CAUSE:
+        unseen = ProbeTrust(view).unseen(no_limit_met.DECIDING_TABLES)
     return Verdict(
         cause=binding.cause,
         side=binding.side,
-        sentence=_sentence(binding, findings, wall, rivals),
+        sentence=_sentence(binding, findings, wall, rivals, unseen),
         at_connections=view.peak_count if known is None else known,
         at_s=view.hold.end_s if binding.cause in GOOD_CAUSES else binding.first_s,
         confidence=binding.confidence,
         next_rung=wall,
         alternatives=rivals,
         quotes=binding.quotes,
+        unseen=unseen,
     )
 
 
 def _sentence(
-    binding: Finding, findings: Sequence[Finding], wall: str, rivals: Sequence[Alternative]
+    binding: Finding,
+    findings: Sequence[Finding],
+    wall: str,
+    rivals: Sequence[Alternative],
+    unseen: Sequence[str],
 ) -> str:
     text = binding.sentence or binding.explanation.split(". ")[0].rstrip(".")
     if binding.cause in GOOD_CAUSES:
-        text += _harm(findings)
+        text += "".join(f"; yet {each}" for each in unseen[:1]) or _harm(findings)
         return f"{text}; {wall}." if wall else f"{text}."
     told: set[str] = set()
     for finding in findings:
@@ -205,7 +218,13 @@ def run_facts(view: RunView) -> dict[str, Any]:
 
 
 def exit_code(verdict: Verdict) -> ExitCode:
-    """0 when the target was reached or no limit was met while watching, else 3."""
+    """0 when the target was reached or no limit was met while watching, else 3.
+
+    6 where no limit was met as far as was seen, and what would have shown one was not watched to
+    the end: a script that takes 0 for "all is well" must not get it for "nobody looked".
+    """
+    if verdict.unseen:
+        return ExitCode.NOT_SEEN
     return ExitCode.REACHED if verdict.cause in GOOD_CAUSES else ExitCode.LIMIT_MET
 
 
@@ -230,6 +249,7 @@ def document(summary: Summary) -> dict[str, Any]:
             ],
             "quotes": [_quote(quote) for quote in verdict.quotes],
             "unexplained": verdict.unexplained.record() if verdict.unexplained else None,
+            "unseen": list(verdict.unseen),
         },
         "findings": [_finding(finding) for finding in summary.findings],
         "ladder": [_rung(rung) for rung in summary.ladder],

@@ -43,6 +43,7 @@ _EXIT_CODES = {
     3: "a limit was met (the report is written)",
     4: "this host cannot",
     5: "something failed",
+    6: "no limit was met, but a probe that would have shown one did not see it all",
 }
 
 _NEEDED_BYTES = 256 << 20
@@ -131,7 +132,7 @@ def profile_attach(argv: Sequence[str]) -> int:
     """Finds the target, watches it, concludes.
 
     Returns:
-        0 no limit was met, 3 one was; errors as exceptions.
+        0 no limit was met, 3 one was, 6 none was but not all was seen; errors as exceptions.
 
     Raises:
         ToolkitError: Usage, host, or run directory.
@@ -275,7 +276,10 @@ def _conclude(options: argparse.Namespace, run: RunDir, result: RunResult) -> in
         quiet=options.quiet,
         with_page=not options.no_report,
     )
-    return ExitCode.REACHED if verdict["verdict"]["cause"] == "no-limit-met" else ExitCode.LIMIT_MET
+    said = verdict["verdict"]
+    if said["unseen"]:
+        return ExitCode.NOT_SEEN
+    return ExitCode.REACHED if said["cause"] == "no-limit-met" else ExitCode.LIMIT_MET
 
 
 def _say(options: argparse.Namespace, text: str) -> None:

@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     LIMIT_MET = 3
     HOST_CANNOT = 4
     FAILED = 5
+    NOT_SEEN = 6
     INTERRUPTED = 130
 
 

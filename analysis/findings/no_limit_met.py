@@ -12,6 +12,10 @@ from analysis.listen_queues import moved_by_own, own_queues
 from analysis.signs import EMFILE, ENFILE, Signs
 from probes.schema import SERVER_ROLES
 
+CAUSE = "no-limit-met"
+DECIDING_TABLES = ("failing_syscalls", "net_counters", "process_samples")
+"""Where a limit that was met would have been seen: the verdict rests on nothing being there."""
+
 
 def find(signs: Signs) -> list[Finding]:
     """One finding for a run that only watched, none for any other."""
@@ -22,9 +26,7 @@ def find(signs: Signs) -> list[Finding]:
     processes = len(view.who[view.who["role"].isin(SERVER_ROLES)])
     refused = signs.errors[signs.errors["errno"].isin([EMFILE, ENFILE])]
     dropped = moved_by_own(signs, "TcpExtListenOverflows", own_queues(signs)).change_count
-    confidence, missing = signs.trust(
-        "failing_syscalls", "net_counters", "process_samples", is_by_absence=True
-    )
+    confidence, missing = signs.trust(*DECIDING_TABLES, is_by_absence=True)
     taken = taken_count(signs)
     evidence = (
         Evidence("peak_connections", view.peak_count, "live_samples"),
@@ -41,7 +43,7 @@ def find(signs: Signs) -> list[Finding]:
     )
     return [
         Finding(
-            cause="no-limit-met",
+            cause=CAUSE,
             severity="info",
             side="server",
             subject=Subject("server"),

@@ -117,6 +117,63 @@ def test_without_probes_it_is_believed_less(watched):
     assert (verdict.cause, verdict.confidence) == ("no-limit-met", "medium")
 
 
+DECIDING = {"failing_syscalls": "failing_syscalls", "host_counters": "net_counters",
+            "process_samples": "process_samples"}  # fmt: skip
+"""Probes without which nothing says that a limit was not met, and a table of each."""
+
+
+def verdict_with(watched, probe, **health):
+    idle(watched)
+    rows = [row for row in watched.rows["probe_health"] if row["probe"] != probe]
+    watched.rows["probe_health"] = rows
+    watched.manifest["probes_asked"] = list(DECIDING)
+    if health:
+        watched.health(probe, **health)
+    return summarise(watched.frames()).verdict
+
+
+@pytest.mark.parametrize("probe", DECIDING)
+def test_a_probe_that_failed_half_way_is_no_exit_code_0(watched, probe):
+    failed = {"state": "failed", "reason": "no memory", "failed_ns": watched.ns(2.5)}
+    verdict = verdict_with(watched, probe, **failed)
+    assert (verdict.cause, verdict.confidence) == ("no-limit-met", "medium")
+    assert verdict_module.exit_code(verdict) == ExitCode.NOT_SEEN == 6
+    (said,) = verdict.unseen
+    assert said.startswith(DECIDING[probe])
+    assert "no memory" in said
+    assert said in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("health", "code"),
+    [
+        ({"state": "unavailable", "reason": "not root"}, 6),
+        ({}, 6),  # its process was gone before it could say how it went
+        ({"state": "not_asked", "asked_for": False}, 0),
+        ({"state": "ran", "lost_count": 40_000, "seen_count": 100_000}, 0),
+        ({"state": "ran"}, 0),
+    ],
+    ids=["unavailable", "gone", "not asked", "lost", "ran"],
+)
+def test_only_what_was_asked_for_and_not_seen_has_an_exit_code_of_its_own(watched, health, code):
+    verdict = verdict_with(watched, "failing_syscalls", **health)
+    assert verdict.cause == "no-limit-met"
+    assert int(verdict_module.exit_code(verdict)) == code
+    assert bool(verdict.unseen) is (code == 6)
+
+
+def test_a_limit_that_was_seen_is_exit_code_3_whatever_failed_later(watched):
+    hold(watched, 0, 993)
+    hold(watched, 1, 100)
+    emfile(watched, 800, 40)
+    watched.rows["probe_health"] = []
+    failed = {"state": "failed", "reason": "no memory", "failed_ns": watched.ns(3.5)}
+    watched.health("failing_syscalls", **failed)
+    verdict = summarise(watched.frames()).verdict
+    assert verdict_module.exit_code(verdict) == ExitCode.LIMIT_MET
+    assert verdict.unseen == ()
+
+
 def test_a_full_worker_that_nobody_refuses_is_at_its_limit_all_the_same(watched):
     hold(watched, 0, 993)
     hold(watched, 1, 100)

@@ -471,6 +471,23 @@ def test_a_proxy_without_local_ports_is_told_from_outside(world):
     assert not [fix for fix in ports["fix"] if "profile-run" in fix["command"]]
 
 
+def test_a_watch_whose_probes_died_does_not_say_that_all_is_well(world):
+    world.plain()
+    attach = world.attach("--port", str(world.port), "--probes", "light")
+    attach.watches()
+    (probes,) = [
+        pid
+        for pid in process_tree.tree_of(attach.child.pid)
+        if b"probes.collect" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(probes, signal.SIGKILL)
+    assert attach.end() == 6, attach.said
+    verdict = json.loads((attach.run / "verdict.json").read_text())["verdict"]
+    assert (verdict["cause"], verdict["confidence"]) == ("no-limit-met", "medium")
+    assert verdict["unseen"]
+    assert verdict["unseen"][0] in verdict["sentence"]
+
+
 def test_a_killed_attach_leaves_no_process_and_no_program(world):
     server = world.plain()
     attach = world.attach("--port", str(world.port))
