@@ -70,7 +70,7 @@ def df_probe_health(view: RunView) -> pd.DataFrame:
         asked_for=True,
         state="failed",
         reason="it left no health row: the probe process was late or ended early",
-        fix="cat logs/probes.log in the run directory",
+        fix="cat -v logs/probes.log in the run directory",
         row_count=0,
         lost_count=0,
         seen_count=-1,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from probes.errors import HostError
 from probes.live import Counter, Header, Live, Phase
 from probes.private_file import open_new
 
+_LONGEST_REPORT_BYTES = 1 << 16
 _MODULES = {"server": "harness.server_main", "client": "harness.client_main"}
 
 
@@ -88,6 +90,32 @@ def write_config(config: FleetConfig) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _told(line: bytes) -> Refusal | ProcessEnd | None:
+    """What a line of the report says; None for what none of ours writes.
+
+    Clients write to this pipe, and they read what a server sends that may be anybody's: whoever
+    took one over must not end the run by half a line.
+    """
+    try:
+        told = json.loads(line)
+        if "refusal" in told:
+            refusal = Refusal(**told["refusal"])
+            numbers = (refusal.pid, refusal.at_ns, refusal.status)
+            texts = (refusal.reason, refusal.body, refusal.event)
+            is_sound = all(isinstance(text, str) and text.isprintable() for text in texts)
+            return refusal if is_sound and _are_numbers(numbers) else None
+        end = ProcessEnd(**told)
+        words = (end.pid, end.slot, end.exited_ns, end.status, end.signal)
+        return end if _are_numbers(words) else None
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _are_numbers(values: Iterable[object]) -> bool:
+    """All fit a column of a table."""
+    return all(type(each) is int and -(1 << 63) <= each < 1 << 63 for each in values)
 
 
 class Fleet:
@@ -173,7 +201,7 @@ class Fleet:
             if parent.poll() is not None or failed:
                 raise HostError(
                     f"the {side} side could not start: {self._last_log_line()}",
-                    fix=f"cat {self._run_path / 'logs'}/*.log",
+                    fix=f"cat -v {self._run_path / 'logs'}/*.log",
                 )
         return False
 
@@ -197,12 +225,14 @@ class Fleet:
         except BlockingIOError:
             pass
         *lines, self._unread = self._unread.split(b"\n")
+        if len(self._unread) > _LONGEST_REPORT_BYTES:
+            self._unread = b""
         for line in lines:
-            told = json.loads(line)
-            if "refusal" in told:
-                self.refusals.append(Refusal(**told["refusal"]))
-            else:
-                fresh.append(ProcessEnd(**told))
+            told = _told(line)
+            if isinstance(told, Refusal):
+                self.refusals.append(told)
+            elif told is not None and 0 <= told.slot < len(self.slots):
+                fresh.append(told)
         self.ends.extend(fresh)
         for parent in gone:
             orphans = self._ends_with(parent)

@@ -268,7 +268,7 @@ class ForeignServer:
             raise ToolkitError(
                 f"the server command ended with {self.how_it_ended()} before it listened on port "
                 f"{self.request.endpoint.port}{self._said()}",
-                fix=f"cat {self.log_path}",
+                fix=f"cat -v {self.log_path}",
             )
         if not self.request.command and not process_tree.tree_of(self.request.pid):
             raise ToolkitError(

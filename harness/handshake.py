@@ -52,8 +52,8 @@ _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([
 _STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([0-9]{3})(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
 _TARGET = re.compile(rb"(?:/|(?i:https?|wss?)://)[\x21-\x7e]*")
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]+")  # reg-name, IP literal, port: RFC 3986
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
-_FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")  # obs-fold: RFC 9112 section 5.2
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*)")
+_FOLD = re.compile(rb"\r\n[ \t]+")  # obs-fold: RFC 9112 section 5.2
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _CONTROL_TEXT = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -294,7 +294,9 @@ def _parse_fields(block: bytes) -> dict[bytes, list[bytes]]:
     if block[0] in b" \t":
         raise ValueError("white space before the first header")
     if b"\r\n " in block or b"\r\n\t" in block:
-        block = _FOLD.sub(b" ", block)
+        *folded, last = _FOLD.split(block)
+        # Not by the pattern: white space without a line break would be tried at each place.
+        block = b" ".join([*(line.rstrip(b" \t") for line in folded), last])
     for line in block.split(b"\r\n"):
         match = _FIELD.fullmatch(line)
         if match is None:

@@ -64,7 +64,7 @@ def never_listened(
             fix="let it listen on TCP port {port} or $PORT; clients here speak TCP",
         )
     return ToolkitError(
-        f"{at_all}{said}", fix=f"cat {log_path}; --server-timeout S gives it longer"
+        f"{at_all}{said}", fix=f"cat -v {log_path}; --server-timeout S gives it longer"
     )
 
 

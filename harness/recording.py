@@ -220,6 +220,14 @@ def _row(words: Sequence[int], slot: int, end: ProcessEnd | None) -> list[int]:
     return row
 
 
+def _role_name(word: int) -> str:
+    """Of a slot, which its process may write: of one that was taken over it may be anything."""
+    try:
+        return _ROLE_NAMES.get(Role(word), "server")
+    except ValueError:
+        return "other"
+
+
 def write_processes(
     run: RunDir,
     live: Live,
@@ -243,5 +251,5 @@ def write_processes(
     slots = ((index, live.slot(index)) for index in range(live.slot_count))
     present = (_row(slot, index, by_slot.get(index)) for index, slot in slots if slot[Counter.PID])
     for pid, start_ns, role, *rest in chain(departed, present):
-        writer.append(pid, start_ns, _ROLE_NAMES.get(Role(role), "server"), *rest)
+        writer.append(pid, start_ns, _role_name(role), *rest)
     writer.close()

@@ -96,7 +96,7 @@ class RunCgroups:
         if "join" not in answer:
             raise HostError(
                 answer.get("error", "the process that makes control groups ended"),
-                fix=answer.get("fix", f"cat {self._log_path}"),
+                fix=answer.get("fix", f"cat -v {self._log_path}"),
             )
         return self._config._replace(
             cgroups=answer["join"],

@@ -287,7 +287,7 @@ class Supervisor(Recorder):
             if not fleet_ready and waited_s > _FLEET_START_DEADLINE_S:
                 raise HostError(
                     f"the fleet was not ready within {_FLEET_START_DEADLINE_S:.0f} s",
-                    fix=f"cat {self._run.path / 'logs'}/*.log",
+                    fix=f"cat -v {self._run.path / 'logs'}/*.log",
                 )
             if fleet_ready and probes.is_late:
                 self._note_late_probes(result)

@@ -15,12 +15,19 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from probes.btf import Btf, Field
+
+_PREFIX = "connscope-tree-"
+_LEFT_AFTER_S = 600.0
+"""A compiler is given a minute."""
 
 _TYPES_H = """\
 #ifndef CONNSCOPE_LINUX_TYPES_H
@@ -119,13 +126,24 @@ def header_files(machine: str, release: str, page_size_bytes: int) -> dict[str, 
 def kernel_tree() -> Iterator[Path]:
     """Makes the tree in a directory that only this user can enter; gone after the ``with``."""
     uname = platform.uname()
-    with tempfile.TemporaryDirectory(prefix="connscope-tree-") as name:
+    _remove_left_ones()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
         root = Path(name)
         files = header_files(uname.machine, uname.release, os.sysconf("SC_PAGE_SIZE"))
         for path, text in files.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text, encoding="ascii")
         yield root
+
+
+def _remove_left_ones() -> None:
+    """Trees of compilers that were killed: no process can take its own away then."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            found = left.lstat()
+            is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+            if is_ours and found.st_mtime < time.time() - _LEFT_AFTER_S:
+                shutil.rmtree(left)
 
 
 def struct_source(btf: Btf, struct: str, fields: Mapping[str, Sequence[str]]) -> str:

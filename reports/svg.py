@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from reports.style import CSS_VARIABLES
 
+_TAG = re.compile(r"<[A-Za-z][^<>]*>")  # matplotlib escapes both signs in texts and in values
 _STYLE = re.compile(r' style="([^"]*)"')
 _ID = re.compile(r' id="([^"]+)"')
 _REFERENCE = re.compile(r'(?:url\(#|xlink:href="#)([^")]+)')
@@ -54,18 +55,24 @@ def inline_svg(figure: Figure, figure_id: str, label: str, sheet: StyleSheet) ->
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
     view = re.search(r'viewBox="([^"]+)"', text)
     assert view is not None
-    # style="a" followed by clip-path="..." etc.: only the style attribute is replaced
-    body = _STYLE.sub(lambda m: f' class="{sheet.class_of(_declarations(m.group(1)))}"', body)
-    used = set(_REFERENCE.findall(body))
-    body = _ID.sub(lambda m: f' id="{figure_id}-{m.group(1)}"' if m.group(1) in used else "", body)
-    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{figure_id}-", body)
-    body = body.replace("xlink:href", "href")
+    used = {name for tag in _TAG.findall(body) for name in _REFERENCE.findall(tag)}
+    # A text of the drawing may be a stranger's, and looks like an attribute if he wants it to.
+    body = _TAG.sub(lambda m: _own_names(m.group(), figure_id, used, sheet), body)
     body = _LONG_NUMBER.sub(r"\1", body)
     body = re.sub(r"\n\s*", "\n", body).strip()
     body = re.sub(r"<g>\s*</g>\n?", "", body)
     head = f'<svg viewBox="{view.group(1)}" role="img" aria-label="{escape(label)}">'
     # matplotlib escaped the text of the drawing; the label is escaped above.
     return Markup(f"{head}\n{body}\n</svg>")  # noqa: S704
+
+
+def _own_names(tag: str, figure_id: str, used: set[str], sheet: StyleSheet) -> str:
+    """A tag with a class instead of its style, and ids that are this figure's alone."""
+    # style="a" followed by clip-path="..." etc.: only the style attribute is replaced
+    tag = _STYLE.sub(lambda m: f' class="{sheet.class_of(_declarations(m.group(1)))}"', tag)
+    tag = _ID.sub(lambda m: f' id="{figure_id}-{m.group(1)}"' if m.group(1) in used else "", tag)
+    tag = re.sub(r'(url\(#|href="#)', rf"\g<1>{figure_id}-", tag)
+    return tag.replace("xlink:href", "href")
 
 
 def _declarations(style: str) -> str:

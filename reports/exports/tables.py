@@ -1,7 +1,8 @@
 """Every table of a run as CSV or Parquet, with a README that says units and meaning.
 
 CSV: UTF-8, text in quotes, an unknown value empty, so that readers who look tell an empty text from
-none (RFC 4180 but for its line ends). Parquet: the unit of a column is in its field's metadata
+none (RFC 4180 but for its line ends); a text that begins like a formula has an apostrophe before
+it. Parquet: the unit of a column is in its field's metadata
 under ``unit``.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -26,6 +28,8 @@ from analysis.summary import Summary
 from reports.exports.plain_text import encodable, one_line
 
 README = "README.md"
+_FORMULA = "^([=+@\\-\t\r\n\uff1d\uff0b\uff20\uff0d])"
+"""What makes a cell a formula, in the wide forms that Japanese spreadsheets take as well."""
 _UNITS = (
     ("_per_s", "1 per second"),
     ("_bytes", "bytes"),
@@ -79,8 +83,21 @@ def csv_files(summary: Summary) -> Iterator[tuple[str, bytes]]:
     yield README, readme(summary, "csv").encode()
     for name, frame in frames_of(summary):
         stream = io.BytesIO()
-        pa_csv.write_csv(_arrow(frame), stream)
+        pa_csv.write_csv(_without_formulas(_arrow(frame)), stream)
         yield f"{name}.csv", stream.getvalue()
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """Texts that a spreadsheet would take for a formula begin with an apostrophe.
+
+    Names of threads, functions and programs are a stranger's: ``=HYPERLINK(...)`` is one
+    (owasp.org, CSV Injection).
+    """
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            inert = pc.replace_substring_regex(table.column(index), _FORMULA, r"'\1")
+            table = table.set_column(index, field, inert)
+    return table
 
 
 def parquet_files(summary: Summary) -> Iterator[tuple[str, bytes]]:

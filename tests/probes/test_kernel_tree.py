@@ -1,6 +1,8 @@
 """Generated structs: the compiler must agree with BTF, and must object when it does not."""
 
+import os
 import subprocess
+import tempfile
 
 import pytest
 
@@ -103,3 +105,20 @@ def test_page_size_and_architecture_are_the_hosts():
     files = header_files("aarch64", "6.1.0", 65536)
     assert "65536" in files["include/asm/page.h"]
     assert "CONFIG_ARM64" in files["include/linux/kconfig.h"]
+
+
+def test_trees_that_a_killed_compiler_left_are_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old, fresh, victim = (tmp_path / f"connscope-tree-{name}" for name in ("old", "fresh", "link"))
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    for each in (old, fresh):
+        (each / "include").mkdir(parents=True)
+    victim.symlink_to(tmp_path / "precious")
+    os.utime(old, (0, 0))
+    os.utime(victim, (0, 0), follow_symlinks=False)
+    with kernel_tree() as tree:
+        assert tree.is_dir()
+    assert not old.exists()
+    assert fresh.is_dir()  # of somebody who compiles right now
+    assert (tmp_path / "precious" / "file").exists()
