@@ -39,7 +39,7 @@ from probes.live import Counter, Live, Role
 from probes.own_cost import WATCH_NICE, stand_back
 from probes.probe import Target
 from probes.process_tree import is_32_bit, is_python
-from probes.pyspy_process import find_py_spy
+from probes.pyspy_process import find_py_spy, launcher
 from probes.pyspy_trace import frame_text
 from probes.still_process import OFF_CPU, SleepWatch, StillWatch, turns_of
 from probes.syscall_names import syscall_name
@@ -255,7 +255,11 @@ class BlockedSamplesProbe:
         output_fd = os.memfd_create("py-spy-dump")
         try:
             child = subprocess.Popen(
-                [self._py_spy, "dump", "--nonblocking", "--json", "--pid", str(sample.pid)],
+                [
+                    *launcher(os.getpid()),
+                    str(self._py_spy),
+                    *("dump", "--nonblocking", "--json", "--pid", str(sample.pid)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=output_fd,
                 stderr=subprocess.DEVNULL,

@@ -63,6 +63,8 @@ LONGEST_REST_S = 1_800.0
 STOP_LIMIT_S = 4.0
 """py-spy sees SIGINT at its next sample, and its waits are exponential: at 5 Hz one in 400 takes
 longer than 1.2 s, one in 5e8 longer than this. On cores that are full it comes later still."""
+_NOT_EXECUTED = (126, 127)
+"""Exit statuses of what starts it."""
 _CHECK_LIMIT_S = 60.0  # 0.1 s as a rule; more than 10 s on an emulated host beside others
 _FREE_THREADED = re.compile(r"/(?:lib)?python3\.\d+td?(?:\.so[.\d]*)?$", re.MULTILINE)
 _SUB_INTERPRETERS = re.compile(r"/_(?:xxsub|xx)?interpreters\.[^/]*so$", re.MULTILINE)
@@ -145,7 +147,12 @@ class PythonStacksProbe:
         self._py_spy = find_py_spy()
         if self._py_spy is None:
             raise ProbeUnavailableError("py-spy is not installed", fix="make install")
-        command = [str(self._py_spy), "dump", "--nonblocking", "--pid", str(os.getpid())]
+        # With the rights that it will have: it may lack what reading takes.
+        self._launcher = launcher(os.getpid())
+        command = [
+            *(*self._launcher, str(self._py_spy)),
+            *("dump", "--nonblocking", "--pid", str(os.getpid())),
+        ]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_CHECK_LIMIT_S, check=False
@@ -159,6 +166,11 @@ class PythonStacksProbe:
             raise ProbeUnavailableError(
                 f"{self._py_spy} does not run: {error}", fix="make clean install"
             ) from error
+        if done.returncode in _NOT_EXECUTED:
+            said = done.stderr.strip().rpartition("\n")[2][:200]
+            raise ProbeUnavailableError(
+                f"{self._py_spy} does not run: {said}", fix="make clean install"
+            )
         if done.returncode != 0:
             message, fix = explain_failure(done.stderr, end_words(done.returncode), ptrace_scope())
             raise ProbeUnavailableError(message, fix=fix)

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from probes.clock import NS_PER_S, now_ns
+
+_TRIAL_LIMIT_S = 10.0
 
 
 def find_py_spy() -> Path | None:
@@ -23,8 +26,12 @@ def find_py_spy() -> Path | None:
     return Path(found) if found else None
 
 
+PY_SPY_KEEPS = ("dac_read_search", "sys_ptrace")
+"""Capabilities of a py-spy: it reads the memory of others, and the files that they have mapped."""
+
+
 def launcher(parent_pid: int) -> list[str]:
-    """Words before a command that make it die with its parent; none where setpriv is missing.
+    """Words before a command that let it die with its parent, and have few rights.
 
     util-linux's setpriv asks the kernel for the signal (PR_SET_PDEATHSIG survives exec); the shell
     then looks whether the parent died before that. Nothing is interpolated into its script.
@@ -32,11 +39,30 @@ def launcher(parent_pid: int) -> list[str]:
     Args:
         parent_pid: The process that starts the command.
     """
+    setpriv = _setpriv()
+    if not setpriv:
+        limited = [sys.executable, "-P", "-m", "probes.limited_start"]
+        return [*limited, str(parent_pid), ",".join(PY_SPY_KEEPS)]
+    script = 'test "$PPID" = "$0" && exec "$@"'
+    return [*setpriv, "sh", "-c", script, str(parent_pid)]
+
+
+@cache
+def _setpriv() -> tuple[str, ...]:
+    """A setpriv with its options, as tried once; empty where it is missing or lacks one."""
     setpriv = shutil.which("setpriv")
     if setpriv is None:
-        return []
-    script = 'test "$PPID" = "$0" && exec "$@"'
-    return [setpriv, "--pdeathsig", "KILL", "sh", "-c", script, str(parent_pid)]
+        return ()
+    words = [setpriv, "--pdeathsig", "KILL", "--no-new-privs"]
+    if os.geteuid() == 0:  # what root executes has all of the bounding set
+        words += ["--bounding-set", ",".join(["-all", *(f"+{name}" for name in PY_SPY_KEEPS)])]
+    try:
+        done = subprocess.run(
+            [*words, "true"], capture_output=True, timeout=_TRIAL_LIMIT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(words) if done.returncode == 0 else ()
 
 
 def end_words(returncode: int | None) -> str:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from probes import pyspy, pyspy_process
 from probes.clock import NS_PER_S, now_ns
 from probes.errors import ProbeUnavailableError
+from probes.own_rights import parse_status
+from probes.privileges import bits_of
 from probes.probe import ProcessRef, Target
 from probes.pyspy import (
     HIGH_RATE_PER_S,
@@ -237,7 +239,54 @@ def test_py_spy_is_that_of_this_environment():
     assert pyspy_process.find_py_spy() == Path(sys.executable).parent / "py-spy"
 
 
-def test_a_command_whose_parent_died_before_it_began_does_not_begin(tmp_path):
+@pytest.fixture(params=["setpriv", "python"])
+def start_kind(request, monkeypatch):
+    """With util-linux's setpriv, and where it is missing or is BusyBox's, which lacks options."""
+    pyspy_process._setpriv.cache_clear()
+    if request.param == "python":
+        monkeypatch.setattr(pyspy_process.shutil, "which", lambda name: None)
+    yield request.param
+    pyspy_process._setpriv.cache_clear()
+
+
+def test_a_setpriv_that_lacks_an_option_is_not_used(monkeypatch, tmp_path):
+    poor = tmp_path / "setpriv"
+    poor.write_text("#!/bin/sh\necho 'unrecognized option' >&2\nexit 1\n")
+    poor.chmod(0o755)
+    pyspy_process._setpriv.cache_clear()
+    monkeypatch.setattr(pyspy_process.shutil, "which", lambda name: str(poor))
+    try:
+        assert "probes.limited_start" in pyspy_process.launcher(os.getpid())
+    finally:
+        pyspy_process._setpriv.cache_clear()
+
+
+def test_a_py_spy_has_two_capabilities_and_gains_none(start_kind):
+    words = pyspy_process.launcher(os.getpid())
+    assert ("probes.limited_start" in words) is (start_kind == "python")
+    done = subprocess.run(
+        [*words, "cat", "/proc/self/status"], capture_output=True, text=True, check=True
+    )
+    said = parse_status(done.stdout)
+    own = parse_status(Path("/proc/self/status").read_text())
+    kept = bits_of(pyspy_process.PY_SPY_KEEPS) & int(own["CapPrm"], 16)
+    assert int(said["CapEff"], 16) == int(said["CapPrm"], 16) == kept
+    assert said["NoNewPrivs"] == "1"
+    if os.geteuid() == 0:
+        assert int(said["CapBnd"], 16) == kept
+    command = [*words, str(pyspy_process.find_py_spy()), "dump", "--pid"]
+    with subprocess.Popen([sys.executable, "-c", "print(1, flush=True); input()"],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as target:  # fmt: skip
+        assert target.stdout.readline() == b"1\n"
+        read = subprocess.run(
+            [*command, str(target.pid), "--nonblocking"], capture_output=True, text=True
+        )
+        target.stdin.close()
+    if os.geteuid() == 0:
+        assert "<module>" in read.stdout, read.stderr
+
+
+def test_a_command_whose_parent_died_before_it_began_does_not_begin(tmp_path, start_kind):
     witness = tmp_path / "began"
     foreign = [*pyspy_process.launcher(1), "touch", str(witness)]  # init never started it
     assert subprocess.run(foreign, check=False).returncode == 1
