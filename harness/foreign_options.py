@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import endpoint, server_command
-from harness.calling_user import calling_user
+from harness.command_user import command_user
 from harness.foreign_server import SLOTS_COUNT, ForeignRequest, check_running
 from harness.port_groups import FIRST_DESTINATION_PORT
 from harness.secret_words import without_query_values
@@ -215,7 +215,7 @@ def _require_local(where: endpoint.Endpoint, *, own_namespace: bool) -> None:
 
 def _user(name: str | None) -> str:
     if name is None:
-        return calling_user()
+        return command_user()
     try:
         pwd.getpwnam(name)
     except KeyError:

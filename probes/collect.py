@@ -1,6 +1,7 @@
 """The probe process: ``python -P -m probes.collect``, started by the supervisor.
 
-It keeps root while the fleet drops it, and speaks with the supervisor so:
+It keeps root while the fleet drops it, with the capabilities of ``KEEPS`` alone, and speaks with
+the supervisor so:
 
 * ``--ready-fd`` gets one line of JSON, ``{"ready": [name], "unavailable": [{name, reason, fix}]}``,
   when every probe runs, after ``PROBES_READY_NS`` was written to the shared memory.
@@ -23,8 +24,7 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 
-from probes import registry
-from probes.collector import Collector
+from probes import privileges, registry
 from probes.errors import ExitCode, ToolkitError, UsageError
 from probes.live import Live
 from probes.own_cost import (
@@ -36,6 +36,16 @@ from probes.own_cost import (
 )
 from probes.own_descriptors import raise_own_limit
 from probes.rundir import RunDir
+
+KEEPS = (
+    *("bpf", "perfmon", "sys_admin"),  # eBPF, perf events; before Linux 5.8 the last, and setns
+    *("sys_resource", "ipc_lock"),  # maps and limits of its own
+    *("sys_ptrace", "dac_read_search", "checkpoint_restore"),  # /proc of others, what they map
+    *("net_admin", "syslog", "sys_module"),  # sock_diag, kernel addresses, modules of both
+    *("dac_override", "chown"),  # tables in a folder of who called sudo
+    *("sys_nice", "kill", "setpcap"),  # stands back and comes back; py-spy with less than this
+)
+"""Capabilities of this process, as in ``probes.privileges``; what it starts has no more."""
 
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
@@ -113,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the probe process; returns its exit code."""
     parent_pid = os.getppid()
     arguments = _arguments(argv)
+    privileges.gain_nothing()
+    privileges.bound_by(KEEPS)
+    privileges.keep_only(KEEPS)
     die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_own_limit()
@@ -120,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.attached:
         stand_back(START_NICE)
     sys.meta_path.insert(0, NoPandas())
+    # Only now: the threads that numpy starts would have kept what this one has given up.
+    from probes.collector import Collector
+
     try:
         if arguments.netns_fd is not None:
             enter_network_namespace(arguments.netns_fd)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from harness.calling_user import user_behind
+from harness.command_user import user_behind
 from probes.errors import UsageError
 
 NOBODY = pwd.getpwnam("nobody")

@@ -1,4 +1,8 @@
-"""Who called: the user behind sudo, doas or pkexec, whom a server command is started as."""
+"""Whom a server command runs as: the user behind sudo, doas or pkexec, by name.
+
+What a run writes belongs to the same user, by number (``probes.calling_user``). There one that is
+gone gets nothing; here nothing may be started instead as somebody else.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ _NAMES = ("SUDO_USER", "DOAS_USER")
 _PKEXEC = "PKEXEC_UID"
 
 
-def calling_user() -> str:
+def command_user() -> str:
     """The user behind sudo(8), doas(1) or pkexec(1), '' where that is the user of this process.
 
     Raises:
