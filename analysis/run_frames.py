@@ -147,7 +147,7 @@ def _take_roles_of_processes(frames: RunFrames) -> None:
 def _fill_from_live(frames: RunFrames, incomplete: list[str]) -> None:
     path = frames.path / LIVE
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe waits for nobody
     except OSError as error:
         if incomplete:
             frames.missing.append(f"no {', '.join(incomplete)}: {LIVE}: {error.strerror}")

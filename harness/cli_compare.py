@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from harness.cli_report import find_run
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
+from harness.damaged_run import told_as_damage
 from probes.errors import ExitCode, UsageError
 from probes.rundir import MANIFEST, RunDir
 
@@ -22,6 +23,7 @@ _REMARKS = (
     "Runs with the same settings, plan and host are repeats of one variant. The first run named is "
     "of the base that the other variants are held against. Three repeats of each tell the noise."
 )
+_ADVICE = "leave it out, or copy the run directory again"
 _EXAMPLES = (
     Example("profile-compare runs/*-before-* runs/*-after-*", "what changed and moved"),
     Example("profile-compare runs/A runs/B --output comparison.html", "one page"),
@@ -126,8 +128,12 @@ def digest_runs(
     from analysis.summary import summarise
 
     manifests = [_manifest_of(path) for path in paths]
-    check_comparable(manifests, across_hosts=across_hosts)
-    digests = [digest(summarise(load(find_run(path)))) for path in paths]
+    with told_as_damage(Path(" and ".join(map(str, paths))), _ADVICE):
+        check_comparable(manifests, across_hosts=across_hosts)
+    digests = []
+    for path in paths:
+        with told_as_damage(path, _ADVICE):
+            digests.append(digest(summarise(load(find_run(path)))))
     caution = check_probes(
         [one.manifest for one in digests],
         [probes_that_ran(one.verdict) for one in digests],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
+from harness.damaged_run import told_as_damage
 from harness.run_archive import SUFFIX, is_bundle
 from probes.errors import ExitCode, RunDirError, UsageError
 from probes.private_file import hand_over
@@ -48,19 +49,16 @@ def _report(argv: Sequence[str]) -> int:
     _check_together(arguments)
     named: Path = arguments.run
     if not is_bundle(named) or not named.exists():
-        return _report_on(find_run(named), arguments)
+        advice = "copy the run directory again; if it is whole, it is a defect: please report it"
+        with told_as_damage(named, advice):
+            return _report_on(find_run(named), arguments)
     from harness.bundle import open_bundle
 
     run = open_bundle(named)
     sys.stderr.write(f"note: {named} is unpacked into {run.path}\n")
-    try:
+    advice = f"rm -r {run.path}; make it with profile-report RUN --bundle FILE{SUFFIX}"
+    with told_as_damage(named, advice):
         return _report_on(run, arguments)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # A stranger's manifest may hold anything; a run of ours that fails so is a bug to see.
-        raise RunDirError(
-            f"{named} holds no run that can be understood: {type(error).__name__}: {error}",
-            fix=f"rm -r {run.path}; make it with profile-report RUN --bundle FILE{SUFFIX}",
-        ) from error
 
 
 def _report_on(run: RunDir, arguments: argparse.Namespace) -> int:

@@ -62,6 +62,10 @@ class Phase(IntEnum):
     STOP = 3
 
 
+_MOST_SLOTS, _MOST_CAPACITY = 1 << 16, 1 << 24
+"""Processes and connections that one host can hold: a file with holes may claim any number."""
+
+
 class Role(IntEnum):
     """What the owner of a slot is."""
 
@@ -247,7 +251,8 @@ class Live:
         self.slot_count: int = self.header[Header.SLOT_COUNT]
         self.capacity: int = self.header[Header.CAPACITY]
         wanted_bytes = file_bytes(max(0, self.slot_count), max(0, self.capacity))
-        if size_bytes < wanted_bytes or min(self.slot_count, self.capacity) < 0:
+        is_possible = 0 <= self.slot_count <= _MOST_SLOTS and 0 <= self.capacity <= _MOST_CAPACITY
+        if size_bytes < wanted_bytes or not is_possible:
             self.close()
             raise RunDirError(
                 f"live.bin has {size_bytes} bytes of {wanted_bytes}",
