@@ -53,6 +53,7 @@ def conclude(
     """
     summary = summarise(load(run))
     verdict = document(summary)
+    run.release_room()  # of a run that was killed
     text = json.dumps(verdict, indent=2) + "\n"
     steps: list[Callable[[], None]] = [
         lambda: write_atomically(run.path / VERDICT, text, is_private=True),

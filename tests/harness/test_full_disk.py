@@ -193,6 +193,16 @@ def test_a_report_on_a_full_disk_shows_the_verdict_and_says_what_is_not_written(
     assert f"error: cannot write {path}/verdict.json" in done.stderr
 
 
+def test_the_room_that_a_killed_run_kept_is_given_back_by_its_report(disk, call):
+    done = call(cli_run.main, *QUICK, "--no-report", "--quiet", "--output", disk / "runs")
+    assert done.returncode == 0, done.stderr
+    run = RunDir(the_run(disk))
+    run.reserve_room()
+    assert (run.path / ".room").stat().st_blocks * 512 >= 4 * MIB
+    assert call(cli_report.main, run.path).returncode == 0
+    assert not (run.path / ".room").exists()
+
+
 def test_half_a_batch_is_taken_back_and_the_next_goes_on(disk):
     run = create_run_dir(disk, "run")
     writer = run.writer("events", "test")

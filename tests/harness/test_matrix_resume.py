@@ -16,6 +16,13 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files
 
 
 @pytest.fixture(autouse=True)
+def called_by_nobody(monkeypatch):
+    """Who runs the tests by sudo stands behind none of their commands."""
+    for name in ("SUDO_UID", "SUDO_GID", "SUDO_USER", "DOAS_USER", "PKEXEC_UID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def key(tmp_path, monkeypatch):
     """A key of the test's own, in the place of this user's."""
     monkeypatch.setattr(matrix_seal, "_folder_of", lambda uid: tmp_path / f"state-{uid}")

@@ -52,8 +52,15 @@ def only(folder: Path, pattern: str) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def called_by_nobody(monkeypatch):
+    """Who runs the tests by sudo stands behind none of their commands."""
+    for name in ("SUDO_UID", "SUDO_GID", "SUDO_USER", "DOAS_USER", "PKEXEC_UID"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
-def by_sudo(monkeypatch):
+def by_sudo(called_by_nobody, monkeypatch):
     for name, value in BY_SUDO.items():
         monkeypatch.setenv(name, value)
 
