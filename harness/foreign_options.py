@@ -266,12 +266,12 @@ def fleet_fields(
 
 
 def settings(speech: Speech, server: ForeignRequest | None) -> dict[str, Any]:
-    """What the manifest's ``settings`` say of it; values of headers and cookies are left out."""
+    """What the manifest's ``settings`` say of it; what is sent is left out."""
     said: dict[str, Any] = {
         "path": without_query_values(server.endpoint.path if server else speech.path),
         "headers": [name for name, _ in speech.headers],
-        "subprotocols": list(speech.subprotocols),
-        "message": speech.message,
+        "subprotocol_count": len(speech.subprotocols),
+        "message_bytes": len(speech.message.encode()),
         "message_is_text": speech.message_is_text,
     }
     if server is not None:

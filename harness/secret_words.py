@@ -1,6 +1,7 @@
-"""What a command line says that nobody else should read: values of headers, cookies and queries.
+"""What a command line says that nobody else should read.
 
-They are sent, and are recorded nowhere: a run's report goes into tickets.
+Values of headers, cookies, subprotocols and queries, and messages. They are sent, and are recorded
+nowhere: a run's report goes into tickets.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _OF_OPTION: dict[str, Callable[[str], str]] = {
     "--target": without_query_values,
     "--path": without_query_values,
     "--subprotocol": lambda _: HIDDEN,
+    "--message": lambda _: HIDDEN,
 }
 
 

@@ -17,6 +17,7 @@ from harness.secret_words import without_query_values, without_secrets
         (["--header", "no colon"], ["--header", "…"]),
         (["--cookie", "session=12=3"], ["--cookie", "session=…"]),
         (["--subprotocol", "bearer.eyJ"], ["--subprotocol", "…"]),
+        (["--message", '{"token": "eyJ"}'], ["--message", "…"]),
         (["--path", "/chat?room=1&token=2"], ["--path", "/chat?room=…&token=…"]),
         (["--target=wss://h/?t#f"], ["--target=wss://h/?…#…"]),
         (["--connections", "5", "--header"], ["--connections", "5", "--header"]),
