@@ -17,6 +17,7 @@ from analysis.confusion import confusion
 from harness import matrix_loop, matrix_resume, matrix_store, recording, scenario
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
+from harness.damaged_run import told_as_damage
 from harness.host import Host, read_host
 from harness.matrix_rows import MatrixRow, Scale, rows_of_file, rows_of_vary, scale_of
 from harness.matrix_store import Matrix
@@ -243,6 +244,8 @@ def _chosen(rows: list[MatrixRow], only: str | None) -> list[MatrixRow]:
 def _resume(options: argparse.Namespace, run_words: list[str]) -> int:
     """Goes on with a matrix, once it is sure whose commands those are."""
     matrix = matrix_store.load(options.resume)
+    if not matrix.is_own:
+        _require_sound(matrix)
     if options.list:
         _print_rows(matrix)
         return ExitCode.REACHED
@@ -252,6 +255,21 @@ def _resume(options: argparse.Namespace, run_words: list[str]) -> int:
         for row in map(matrix.row, ids):
             sys.stderr.write(f"runs  {printable(_command(row))}\n")
     return _run(options, matrix)
+
+
+def _require_sound(matrix: Matrix) -> None:
+    """Makes of what a stranger's runs came to what is made of it at the end, before hours of runs.
+
+    Raises:
+        RunDirError: It cannot be understood.
+    """
+    with told_as_damage(matrix.path / matrix_store.FILE, "begin a matrix of your own"):
+        matrix.to_dict()
+        results = matrix.results()
+        result_lines(results)
+        confusion_lines(confusion(results))
+        matrix_loop.left_s(matrix, matrix.order, [])
+        matrix_loop.page_text(matrix)
 
 
 def _vouched_for(options: argparse.Namespace, run_words: list[str], matrix: Matrix) -> Matrix:

@@ -37,7 +37,7 @@ def told_as_damage(path: Path, fix: str) -> Iterator[None]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
         raise RunDirError(
-            f"{path} holds no run that can be understood: {what} ({Path(last.filename).name}, line "
-            f"{last.lineno})",
+            f"{path} holds nothing that can be understood: {what} "
+            f"({Path(last.filename).name}, line {last.lineno})",
             fix=fix,
         ) from error

@@ -89,6 +89,13 @@ def write_page(matrix: Matrix) -> Path:
     Raises:
         RunDirError: No room or no permission.
     """
+    path = matrix.path / PAGE
+    write_atomically(path, page_text(matrix), is_private=True)
+    return path
+
+
+def page_text(matrix: Matrix) -> str:
+    """The comparison as a page."""
     from reports.matrix_page import MatrixFacts, render  # matplotlib: only when nothing runs
 
     facts = MatrixFacts(
@@ -106,9 +113,7 @@ def write_page(matrix: Matrix) -> Path:
         left_count=len(matrix.to_do()),
         is_varied=matrix.is_varied,
     )
-    path = matrix.path / PAGE
-    write_atomically(path, render(facts, matrix.results()), is_private=True)
-    return path
+    return render(facts, matrix.results())
 
 
 def _scale_words(matrix: Matrix) -> str:

@@ -108,7 +108,7 @@ class MatrixRow:
         calibration = document.get("calibration")
         return cls(
             spec=RowSpec.from_dict(document["spec"]),
-            words=tuple(document["words"]),
+            words=tuple(str(word) for word in document["words"]),
             expect=Expectation(**expect, also=also, may=may),
             client_nofile=int(document["client_nofile"]),
             deadline_s=float(document["deadline_s"]),

@@ -230,6 +230,31 @@ def test_a_file_of_another_form_is_two_lines(tmp_path, profile_matrix, text):
     assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda d: d["outcomes"][0].update(facts={"lost_connections": "many"}),
+        lambda d: d["outcomes"][0].update(verdict=[]),
+        lambda d: d["host"].update(memory_total_bytes="a lot"),
+        lambda d: d["rows"][0]["spec"].update(options=3),
+    ],
+    ids=["facts", "verdict", "host", "options"],
+)
+def test_what_a_strangers_runs_came_to_is_understood_before_anything_runs(
+    planned, profile_matrix, key, edit
+):
+    path = planned(*VARIED)
+    done = profile_matrix("--resume", path)
+    assert done.returncode == 0, done.stderr
+    key()
+    change(path, edit)
+    before = matrix_content(path)
+    done = profile_matrix("--resume", path, *VARIED)
+    assert done.returncode == 5, done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    assert matrix_content(path) == before
+
+
 @pytest.mark.parametrize("run", ["../../etc", "rows/../../etc", "/etc", "rows/a/b"])
 def test_a_run_outside_of_it_is_refused(planned, run):
     path = planned(*VARIED)
