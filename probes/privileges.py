@@ -131,6 +131,15 @@ def keep_only(names: Collection[str] = ()) -> None:
     _libc.capset(ctypes.byref(header), ctypes.byref(data))
 
 
+def kept_by_reader(names: Collection[str]) -> Collection[str]:
+    """What a process keeps that reads others: these, or all where it lacks CAP_SYS_PTRACE.
+
+    Without that one it may read only who has no capability that it lacks itself (ptrace(2), access
+    mode checking): root of a container would lose sight of a server that is root beside it.
+    """
+    return names if permitted() & bits_of({"sys_ptrace"}) else CAPABILITIES
+
+
 def permitted() -> int:
     """What this process has, as a set of bits; 0 where that cannot be read."""
     header, data = _Header(_VERSION_3, 0), (_Data * 2)()

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from probes.clock import NS_PER_S, now_ns
+from probes.privileges import kept_by_reader
 
 _TRIAL_LIMIT_S = 10.0
 
@@ -42,7 +43,7 @@ def launcher(parent_pid: int) -> list[str]:
     setpriv = _setpriv()
     if not setpriv:
         limited = [sys.executable, "-P", "-m", "probes.limited_start"]
-        return [*limited, str(parent_pid), ",".join(PY_SPY_KEEPS)]
+        return [*limited, str(parent_pid), ",".join(kept_by_reader(PY_SPY_KEEPS))]
     script = 'test "$PPID" = "$0" && exec "$@"'
     return [*setpriv, "sh", "-c", script, str(parent_pid)]
 
@@ -54,8 +55,9 @@ def _setpriv() -> tuple[str, ...]:
     if setpriv is None:
         return ()
     words = [setpriv, "--pdeathsig", "KILL", "--no-new-privs"]
-    if os.geteuid() == 0:  # what root executes has all of the bounding set
-        words += ["--bounding-set", ",".join(["-all", *(f"+{name}" for name in PY_SPY_KEEPS)])]
+    kept = kept_by_reader(PY_SPY_KEEPS)
+    if os.geteuid() == 0 and kept == PY_SPY_KEEPS:  # root executes with all of the bounding set
+        words += ["--bounding-set", ",".join(["-all", *(f"+{name}" for name in kept)])]
     try:
         done = subprocess.run(
             [*words, "true"], capture_output=True, timeout=_TRIAL_LIMIT_S, check=False

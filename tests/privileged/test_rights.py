@@ -85,7 +85,8 @@ def kind_of(pid: int, command: int) -> str:
     while above not in (0, 1, command):
         over = words_of(above)
         if "harness.foreign_main" in over:
-            return "server command"
+            is_root = process_tree.user_of(pid) == 0
+            return "server command as root" if is_root else "server command"
         if "probes.collect" in over and program in ("setpriv", "sh"):
             return "probe process"  # until it has become py-spy
         above = getattr(process_tree.read_stat(above), "ppid", 0)
@@ -195,11 +196,15 @@ def test_a_run_has_no_more_rights_than_the_table_says(tmp_path, deadline):
         looked.in_stage(deadline, "hold", wanted)
 
 
-def test_nor_has_one_with_a_server_command_of_who_called_sudo(tmp_path, deadline):
+@pytest.mark.parametrize(
+    ("caller", "kind"), [("nobody", "server command"), ("", "server command as root")]
+)
+def test_nor_has_one_with_a_server_command(tmp_path, deadline, caller, kind):
     server = f"{PYTHON} -c {shlex.quote(SERVER)} {{port}}"
     command = ["harness.cli_run", "--connections", "40", "--hold", "600", "--server-cmd", server]
-    with running(command, tmp_path, SUDO_USER="nobody") as looked:
-        wanted = FLEET | {"launcher of a server command", "server command"}
+    behind = {"SUDO_USER": caller, "DOAS_USER": "", "PKEXEC_UID": ""}
+    with running(command, tmp_path, **behind) as looked:
+        wanted = FLEET | {"launcher of a server command", kind}
         looked.in_stage(deadline, "hold", wanted)
 
 

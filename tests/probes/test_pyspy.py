@@ -286,6 +286,35 @@ def test_a_py_spy_has_two_capabilities_and_gains_none(start_kind):
         assert "<module>" in read.stdout, read.stderr
 
 
+READS_ITS_LIKE = """
+import os, subprocess, sys
+from probes import privileges, pyspy_process
+if sys.argv[1] == "python":
+    pyspy_process.shutil.which = lambda name: None
+privileges.bound_by(set(privileges.CAPABILITIES) - {"sys_ptrace"})
+privileges.keep_only(set(privileges.CAPABILITIES) - {"sys_ptrace"})
+privileges.gain_nothing()
+code = "print(1, flush=True); input()"
+target = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE)
+target.stdout.readline()
+words = [*pyspy_process.launcher(os.getpid()), str(pyspy_process.find_py_spy())]
+subprocess.run([*words, "dump", "--nonblocking", "--pid", str(target.pid)])
+target.stdin.close()
+target.wait()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="is about root of a container: needs root")
+@pytest.mark.parametrize("kind", ["setpriv", "python"])
+def test_root_of_a_container_without_sys_ptrace_reads_a_server_that_is_root_beside_it(kind):
+    """Who lacks that capability may read only who has no other that it lacks."""
+    done = subprocess.run(
+        [sys.executable, "-c", READS_ITS_LIKE, kind], capture_output=True, text=True, timeout=60
+    )
+    assert "<module>" in done.stdout, done.stderr
+
+
 def test_a_command_whose_parent_died_before_it_began_does_not_begin(tmp_path, start_kind):
     witness = tmp_path / "began"
     foreign = [*pyspy_process.launcher(1), "touch", str(witness)]  # init never started it
