@@ -242,10 +242,13 @@ def launched(command, report_fd, *, grace_s=20.0, user="", may_gain=False, **opt
 
 WATCHED = """
 import os, sys
-from harness import foreign_main
+from harness import descendants, foreign_main
 def told(group, number):
-    print(f"killpg {group} {number}", flush=True)
-os.killpg = told
+    print("group", group, flush=True)
+def send(pid, number, is_meant):
+    print("process", pid, flush=True)
+    really(pid, number, is_meant)
+os.killpg, really, descendants.send = told, descendants.send, send
 sys.exit(foreign_main.main())
 """
 
@@ -268,7 +271,12 @@ def test_a_process_group_that_is_gone_is_not_signalled(tmp_path):
         parent.terminate()
         out, _ = parent.communicate(timeout=30)
         assert parent.returncode == 0
-        assert out == b""
+        leader = next(each["started"] for line in told.splitlines()
+                      if "started" in (each := json.loads(line)))  # fmt: skip
+        assert b"group" not in out
+        signalled = {int(word) for word in out.split() if word.isdigit()}
+        assert signalled
+        assert leader not in signalled
     finally:
         parent.kill()
         parent.communicate()
