@@ -48,7 +48,8 @@ ROLES = {
 """What there is to kill, by way."""
 HEALTHY = {"reached", "no-limit-met", "not-explained"}
 """What may be the verdict where nobody of the fleet was killed, or before it began."""
-CROWDED = "host-cpu-saturated"
+MAY = {"host-cpu-saturated", "accept-imbalance"}
+"""Of a host that others keep busy, and of a server's own way to share its listener."""
 OF_THE_FLEET = {"server_parent", "worker", "client_parent", "client", "launcher", "server"}
 """Whose end is the run's: it is told, and may be named."""
 _LATEST_S = 6.0
@@ -119,7 +120,7 @@ def roles_in(root_pid: int) -> dict[int, str]:
             continue
         with suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            found[pid] = role_of(words, found.get(stat.parent_pid, ""))
+            found[pid] = role_of(words, found.get(stat.ppid, ""))
     return found
 
 
@@ -134,7 +135,7 @@ def complaints(role: str, verdict: dict[str, Any], pids: set[int]) -> list[str]:
     wrong = []
     for finding in verdict["findings"]:
         cause, subject = finding["cause"], finding["subject"]["pid"]
-        if cause in HEALTHY or cause == CROWDED:
+        if cause in HEALTHY or cause in MAY:
             continue
         if role in OF_THE_FLEET and cause == "worker-crash" and subject in pids:
             continue
@@ -335,14 +336,14 @@ def _kill(
                 parent = process_tree.read_stat(pid)
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                    return pid, below | ({parent.parent_pid} if parent else set())
+                    return pid, below | ({parent.ppid} if parent else set())
         time.sleep(_LOOK_S)
     return 0, set()
 
 
 def _report(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The verdict of a run, made now where it is not there; (it, what was wrong)."""
-    words = [sys.executable, "-P", "-m", "harness.cli_report", str(run), "--quiet"]
+    words = [sys.executable, "-P", "-m", "harness.cli_report", str(run)]
     done = subprocess.run(
         words, cwd=ROOT, capture_output=True, text=True, timeout=_REPORT_S, check=False
     )
@@ -353,9 +354,9 @@ def _report(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return json.loads(verdict.read_text()), missing
 
 
-def draws(count: int, seed: int) -> Iterator[tuple[int, str, str, float]]:
-    """(number, way, role, moment in s) of each kill; all roles equally often."""
-    roles = [(way, role) for way in WAYS for role in ROLES[way]]
+def draws(count: int, seed: int, only: str = "") -> Iterator[tuple[int, str, str, float]]:
+    """(number, way, role, moment in s) of each kill; all roles equally often, or one alone."""
+    roles = [(way, role) for way in WAYS for role in ROLES[way] if f"{way},{role}".startswith(only)]
     draw = random.Random(seed)
     for number in range(count):
         way, role = roles[number % len(roles)]
@@ -382,6 +383,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kills", type=int, default=200, metavar="N")
     parser.add_argument("--seed", type=int, default=2016, metavar="N")
+    parser.add_argument("--only", metavar="WAY,ROLE", help="for example own,cgroup_guard")
+    parser.add_argument("--at", type=float, metavar="S", help="the moment, default: any")
     parser.add_argument("--output", type=Path, default=Path("runs/kill-matrix"), metavar="DIR")
     options = parser.parse_args(argv)
     if os.geteuid() != 0:
@@ -397,18 +400,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = {each["number"] for each in done}
     try:
         with orphans_come_here(), lines.open("a") as stream:
-            for number, way, role, at_s in draws(options.kills, options.seed):
+            for number, way, role, at_s in draws(options.kills, options.seed, options.only or ""):
                 if number in known:
                     continue
                 folder = options.output / f"{options.seed}-{number}"
                 shutil.rmtree(folder, ignore_errors=True)
                 which = random.Random(f"{options.seed} {number}")
-                kill = kill_one(number, way, role, at_s, folder, which)
+                moment_s = at_s if options.at is None else options.at
+                kill = kill_one(number, way, role, moment_s, folder, which)
                 done.append(asdict(kill))
                 stream.write(json.dumps(asdict(kill)) + "\n")
                 stream.flush()
                 what = "; ".join(kill.wrong) or "right"
-                say(f"{number + 1:>4} {way:<8} {role:<14} {at_s:4.1f} s  {kill.cause:<16} {what}")
+                say(
+                    f"{number + 1:>4} {way:<8} {role:<14} {kill.at_s:4.1f} s  "
+                    f"{kill.cause:<16} {what}"
+                )
     except KeyboardInterrupt:
         return 130
     wrong = [each for each in done if each["wrong"]]

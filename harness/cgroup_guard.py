@@ -27,6 +27,9 @@ from probes.errors import HostError, ToolkitError
 _NAME = "connscope-{pid}{suffix}"
 _EMPTY_DEADLINE_S = 5.0
 
+GUARD_KEEPS = ("dac_override",)
+"""The root of a tree of control groups lets nobody remove what is in it without (mode 0555)."""
+
 
 class Groups:
     """The groups of one run.
@@ -161,7 +164,7 @@ def main(argv: list[str]) -> int:
         wish = Wish(memory_bytes, tcp_bytes, [(int(c), int(n)) for c, n in failing])
         answer = groups.make(wish)
         child.gain_nothing()
-        privileges.keep_only()  # it owns the folders, and the programs hang on descriptors
+        privileges.keep_only(GUARD_KEEPS)  # the programs hang on descriptors
     except ToolkitError as error:
         answer = {"error": error.message, "fix": error.fix}
     try:

@@ -33,8 +33,12 @@ from probes.process_tree import children_of
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 _POLL_S = 0.02
-LAUNCHER_KEEPS = ("kill",)
-"""What this process may do once the command runs: it ends what runs as another user."""
+LAUNCHER_KEEPS = ("kill", "dac_override")
+"""What this process may do once the command runs: it ends what runs as another user.
+
+And it removes the control group, also from the root of the tree, where even root may write by that
+capability alone (its mode is 0555).
+"""
 
 
 class Launch(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.cgroup_guard import GUARD_KEEPS
 from harness.foreign_main import LAUNCHER_KEEPS
 from probes.collect import KEEPS as PROBES_KEEP
 from probes.privileges import CAPABILITIES
@@ -58,12 +59,12 @@ TABLE = (
     Rights("worker, acceptor, client", "load", NOBODY, (), (), True, "sockets"),
     Rights("burner", "set-up", ROOT, ALL, ALL, False, "--inject burn; until it is imported"),
     Rights("burner", "load", NOBODY, (), (), True, "calculates"),
-    Rights("guard of control groups", "load", ROOT, (), (), True,
-           "owns the folders that it removes at the end"),
+    Rights("guard of control groups", "load", ROOT, GUARD_KEEPS, (), True,
+           "removes folders at the end, also from the root of the tree"),
     Rights("launcher of a server command", "set-up", ROOT, ALL, ALL, False,
            "enters the namespace, starts the command as another user"),
     Rights("launcher of a server command", "load", ROOT, LAUNCHER_KEEPS, (), True,
-           "ends what runs as another user"),
+           "ends what runs as another user, removes its group"),
     Rights("server command", "load", CALLER, (), (), True,
            "is the user's own; see --server-may-gain-privileges"),
     Rights("server command as root", "load", ROOT, ALL, ALL, True,

@@ -12,15 +12,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from harness import faults
+from harness.cgroup_folders import is_removed
 from harness.fleet_config import FleetConfig
 from probes.errors import HostError
 from probes.private_file import open_new
 
 _STOP_DEADLINE_S = 8.0
+_EMPTY_DEADLINE_S = 3.0
+_POLL_S = 0.01
 CONNECT_ENOBUFS = "connect-enobufs"
 
 
@@ -64,6 +68,7 @@ class RunCgroups:
         self._config = config
         self._log_path = log_path
         self._guard: subprocess.Popen[bytes] | None = None
+        self._folders: list[Path] = []
 
     @property
     def pid(self) -> int:
@@ -98,6 +103,9 @@ class RunCgroups:
                 answer.get("error", "the process that makes control groups ended"),
                 fix=answer.get("fix", f"cat -v {self._log_path}"),
             )
+        self._folders = [
+            Path(path).parent for path in (*answer["join"], *answer["clients"].values())
+        ]
         return self._config._replace(
             cgroups=answer["join"],
             client_cgroups=answer["clients"],
@@ -114,6 +122,9 @@ class RunCgroups:
         try:
             guard.wait(_STOP_DEADLINE_S)
         except subprocess.TimeoutExpired:
-            guard.kill()  # what it leaves is removed when the next run begins
+            guard.kill()
             guard.wait()
         guard.stdout.close()
+        end_s = time.monotonic() + _EMPTY_DEADLINE_S  # a guard that was killed left them
+        while not all(map(is_removed, self._folders)) and time.monotonic() < end_s:
+            time.sleep(_POLL_S)

@@ -38,6 +38,7 @@ settings.load_profile("connscope")
 TESTS = Path(__file__).parent
 SPREAD = (
     "bench/test_bench.py",
+    "bench/test_kill_matrix.py",
     "bench/test_predictions.py",
     "harness/test_cli_doctor.py",
     "harness/test_cli_run.py",

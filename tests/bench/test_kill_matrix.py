@@ -1,0 +1,84 @@
+"""The matrix of kills: what it takes for wrong, and one kill of each kind for real.
+
+``python -m bench.kill_matrix`` makes hundreds of them, at any moment.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import kill_matrix
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 200
+
+
+@pytest.mark.parametrize(
+    ("words", "parent", "role"),
+    [
+        (["python", "-P", "-m", "probes.collect", "--run-dir", "x"], "supervisor", "probes"),
+        (["py-spy", "record"], "probes", "py_spy"),
+        (["python", "-P", "-m", "harness.server_main"], "supervisor", "server_parent"),
+        (["python", "-P", "-m", "harness.server_main"], "server_parent", "worker"),
+        (["python", "-P", "-m", "harness.client_main"], "client_parent", "client"),
+        (["python", "-P", "-m", "harness.foreign_main"], "supervisor", "launcher"),
+        (["nginx: worker process"], "server", "server"),
+        (["sh"], "supervisor", "other"),
+    ],
+)
+def test_a_process_is_known_by_what_it_runs_and_by_its_parent(words, parent, role):
+    assert kill_matrix.role_of(words, parent) == role
+
+
+def finding(cause: str, pid: int = 0) -> dict:
+    return {"cause": cause, "subject": {"pid": pid}}
+
+
+@pytest.mark.parametrize(
+    ("role", "found", "is_right"),
+    [
+        ("probes", finding("reached"), True),
+        ("worker", finding("worker-crash", 7), True),
+        ("worker", finding("worker-crash", 8), False),
+        ("supervisor", finding("worker-crash", 7), False),
+        ("client", finding("memory-exhausted"), False),
+    ],
+)
+def test_nobody_else_may_be_blamed_for_a_kill(role, found, is_right):
+    assert (kill_matrix.complaints(role, {"findings": [found]}, {7}) == []) is is_right
+
+
+def test_all_roles_are_drawn_equally_often_and_the_same_again():
+    drawn = list(kill_matrix.draws(200, 2016))
+    assert drawn == list(kill_matrix.draws(200, 2016))
+    pairs = [(way, role) for _, way, role, _ in drawn]
+    assert {pairs.count(pair) for pair in pairs} <= {11, 12}
+    assert len(set(pairs)) == sum(map(len, kill_matrix.ROLES.values()))
+
+
+@pytest.mark.privileged
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "only",
+    [
+        *("own,supervisor", "own,cgroup_guard", "own,server_parent"),
+        *("command,supervisor", "command,launcher", "watch,probes"),
+    ],
+)
+def test_whoever_is_killed_there_is_a_report_and_nothing_is_left(tmp_path, only):
+    words = ["--kills", "1", "--at", "3", "--only", only, "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.kill_matrix", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = (tmp_path / "kills-2016.jsonl").read_text().splitlines()
+    kill = json.loads(line)
+    assert kill["killed_pid"] > 0
+    assert kill["wrong"] == []
+    assert kill["cause"]
