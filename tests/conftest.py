@@ -33,6 +33,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # A busy machine is no defect of the code under test.
 settings.register_profile("connscope", deadline=None)
+settings.register_profile("hard", deadline=None, max_examples=100_000)  # --hypothesis-profile
 settings.load_profile("connscope")
 
 TESTS = Path(__file__).parent
