@@ -44,6 +44,9 @@ SPREAD = (
     "harness/test_cli_doctor.py",
     "harness/test_cli_run.py",
     "harness/test_foreign_server.py",
+    "harness/test_full_disk.py",
+    "harness/test_matrix_resume.py",
+    "harness/test_private_files.py",
     "privileged/test_attach.py",
     "privileged/test_attached_causes.py",
     "privileged/test_causes.py",
@@ -71,6 +74,10 @@ LONG = (
     "reports/test_figures.py",
     "reports/test_exports_in_browser.py",
     "harness/test_foreign_server.py",
+    "harness/test_full_disk.py",
+    "harness/test_matrix_resume.py",
+    "harness/test_private_files.py",
+    "bench/test_fuzz_recordings.py",
 )
 """Files of 20 s and more: one that began last would keep the others waiting."""
 
