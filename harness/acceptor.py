@@ -64,7 +64,7 @@ class Acceptor:
         self._own_code_ns = int(sum(fault.value for fault in slow) * 1000)
         if config.give_up_root:
             child.give_up_root()
-        child.die_with_parent(os.getppid())
+        child.die_with_parent(config.parent_pid)
         slot[Counter.ROLE] = Role.ACCEPTOR
         slot[Counter.STARTED_NS] = time.monotonic_ns()
         slot[Counter.NOFILE_SOFT_COUNT] = config.worker_nofile_count

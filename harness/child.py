@@ -17,10 +17,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def die_with_parent(parent_pid: int) -> None:
     """Asks the kernel for SIGKILL when the parent dies, and exits at once if it already has.
 
-    Must come after every change of credentials: those clear the setting (prctl(2)).
+    Must come after every change of credentials: those clear the setting (prctl(2)). And the signal
+    is the parent's own: one that has become ``nobody`` cannot send it to a child that is still
+    root, which finds out here.
 
     Args:
-        parent_pid: Who the parent was when this process was started.
+        parent_pid: Who the parent was when this process was started, as that parent knew it:
+            os.getppid(2) may be whoever adopted this process since.
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         number = ctypes.get_errno()

@@ -84,7 +84,7 @@ class Client(Opening):
             gc.disable()
         if config.give_up_root:
             child.give_up_root()
-        child.die_with_parent(os.getppid())
+        child.die_with_parent(config.parent_pid)
         slot[Counter.ROLE] = Role.CLIENT
         slot[Counter.WORKER] = index
         slot[Counter.STARTED_NS] = time.monotonic_ns()

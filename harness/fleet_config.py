@@ -32,6 +32,7 @@ class FleetConfig(NamedTuple):
     process of the fleet joins, ``client_cgroups`` one more by number of the client; the limits of
     ``memory_max_bytes`` and ``tcp_memory_max_bytes`` (0: none) are theirs. ``stall_s`` is how long
     a client goes on while every attempt fails; ``retry_count`` 0 makes no connection again.
+    ``parent_pid`` is of the lean parent, which says it to its children; 0 in what it is told.
     """
 
     server_address: str
@@ -74,6 +75,7 @@ class FleetConfig(NamedTuple):
     retry_count: int = 0
     retry_first_s: float = 1.0
     retry_longest_s: float = 10.0
+    parent_pid: int = 0
 
     @property
     def is_foreign(self) -> bool:

@@ -37,7 +37,7 @@ def begin_parent(argv: list[str]) -> tuple[FleetConfig, Live, int]:
     # Both parents have the same open file: neither may move its offset.
     text = os.pread(config_fd, os.fstat(config_fd).st_size, 0)
     os.close(config_fd)
-    config = FleetConfig.from_json(text.decode())
+    config = FleetConfig.from_json(text.decode())._replace(parent_pid=os.getpid())
     if namespace_fd >= 0:
         netns.enter(namespace_fd)
         os.close(namespace_fd)

@@ -123,7 +123,7 @@ class Worker:
             gc.disable()
         if config.give_up_root:
             child.give_up_root()
-        child.die_with_parent(os.getppid())
+        child.die_with_parent(config.parent_pid)
         own_fds_count = child.own_descriptors_count()
         self._capacity = config.worker_nofile_count - own_fds_count
         slot[Counter.ROLE] = Role.SERVER

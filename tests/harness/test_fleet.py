@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.client import Client
 from harness.limits import OWN_DESCRIPTORS_COUNT
+from harness.worker import Worker
 from probes.live import CloseKind, Counter, Stage
 
 ROOT = os.geteuid() == 0
@@ -228,3 +231,28 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+@pytest.mark.parametrize("make", [Worker, Client], ids=["worker", "client"])
+@pytest.mark.parametrize("knows_its_parent", [True, False])
+def test_a_process_ends_whose_parent_ended_before_it_was_ready(small_fleet, make, knows_its_parent):
+    """Killed in the set-up by whoever adopted it, it would stay for ever: nobody tells it."""
+    fleet = small_fleet(workers=1, clients=1, connections=10, own_namespace=False)
+    read_fd, write_fd = os.pipe()
+    parent_pid = os.fork()
+    if parent_pid == 0:
+        try:
+            parent_pid = os.getpid()
+            if os.fork() == 0:
+                while os.getppid() == parent_pid:
+                    time.sleep(0.001)
+                known_pid = parent_pid if knows_its_parent else os.getppid()
+                config = fleet.config._replace(parent_pid=known_pid, destination_ports=[0])
+                make(config, 0, fleet.live, *([0] if make is Client else []))
+                os.write(write_fd, b"is there")
+        finally:
+            os._exit(0)
+    os.close(write_fd)
+    os.waitpid(parent_pid, 0)
+    with os.fdopen(read_fd) as told:
+        assert told.read() == ("" if knows_its_parent else "is there")
