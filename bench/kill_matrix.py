@@ -1,5 +1,7 @@
 """``python -m bench.kill_matrix``: SIGKILL of each process of a run or a watch, at any moment.
 
+``--how stop`` stops it for ten seconds instead, ``--how interrupt`` is Ctrl-C one to three times.
+
 A run of our own fleet, one against a server command and a watch of a server in service are played
 again and again; each time one process of the tree, of a kind that the draw says, is killed at a
 moment that the draw says. Afterwards a report is there or ``profile-report`` makes one, nothing but
@@ -52,6 +54,9 @@ MAY = {"host-cpu-saturated", "accept-imbalance"}
 """Of a host that others keep busy, and of a server's own way to share its listener."""
 OF_THE_FLEET = {"server_parent", "worker", "client_parent", "client", "launcher", "server"}
 """Whose end is the run's: it is told, and may be named."""
+HOW = ("kill", "stop", "interrupt")
+_STOPPED_S = 10.0
+_BETWEEN_CTRL_C_S = 1.5
 _LATEST_S = 6.0
 _END_S = 60.0
 _GONE_S = 20.0
@@ -124,13 +129,14 @@ def roles_in(root_pid: int) -> dict[int, str]:
     return found
 
 
-def complaints(role: str, verdict: dict[str, Any], pids: set[int]) -> list[str]:
+def complaints(role: str, verdict: dict[str, Any], pids: set[int], how: str = "kill") -> list[str]:
     """What a verdict says that it should not, of a run without any fault but the kill.
 
     Args:
         role: What was killed.
         verdict: As in verdict.json.
         pids: Of the killed process and of those that end with it.
+        how: Of ``HOW``. What stood still may be named for whatever that did.
     """
     wrong = []
     for finding in verdict["findings"]:
@@ -138,6 +144,8 @@ def complaints(role: str, verdict: dict[str, Any], pids: set[int]) -> list[str]:
         if cause in HEALTHY or cause in MAY:
             continue
         if role in OF_THE_FLEET and cause == "worker-crash" and subject in pids:
+            continue
+        if how == "stop" and role in OF_THE_FLEET and subject in pids:
             continue
         wrong.append(f"{cause} of pid {subject} is named after {role} was killed")
     return wrong
@@ -273,7 +281,13 @@ def wait_for(what: str, condition: Callable[[], Any], most_s: float = _END_S) ->
 
 
 def kill_one(
-    number: int, way: str, role: str, at_s: float, folder: Path, which: random.Random
+    number: int,
+    way: str,
+    role: str,
+    at_s: float,
+    folder: Path,
+    which: random.Random,
+    how: str = "kill",
 ) -> Kill:
     """Plays it, kills, and looks at what came of it.
 
@@ -284,12 +298,13 @@ def kill_one(
         at_s: When to kill, after the start.
         folder: Does not exist yet.
         which: Draws among several of one role.
+        how: Of ``HOW``.
     """
     player = Player(folder)
     host = Host(player.temporary)
     child = player.start(way)
     try:
-        killed, ends_with_it = _kill(child, role, at_s, which)
+        killed, ends_with_it = _kill(child, role, at_s, which, how)
         wrong = []
         try:
             exit_code = child.wait(_END_S)
@@ -314,7 +329,7 @@ def kill_one(
         wrong += more
         if verdict is not None:
             cause = verdict["verdict"]["cause"]
-            wrong += complaints(role, verdict, ends_with_it)
+            wrong += complaints(role, verdict, ends_with_it, how)
     elif role != "supervisor" and killed:
         wrong.append(f"no recording, though the supervisor lived: {said[-300:]}")
     if not wrong:
@@ -323,7 +338,7 @@ def kill_one(
 
 
 def _kill(
-    child: subprocess.Popen[bytes], role: str, at_s: float, which: random.Random
+    child: subprocess.Popen[bytes], role: str, at_s: float, which: random.Random, how: str
 ) -> tuple[int, set[int]]:
     """Kills one of that role as soon as it is time and there is one; (its pid, those below it)."""
     begin_s = time.monotonic()
@@ -335,10 +350,27 @@ def _kill(
                 below = set(process_tree.tree_of(pid)) | {pid}
                 parent = process_tree.read_stat(pid)
                 with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                    _send(pid, how, which)
                     return pid, below | ({parent.ppid} if parent else set())
         time.sleep(_LOOK_S)
     return 0, set()
+
+
+def _send(pid: int, how: str, which: random.Random) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        if how == "kill":
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        elif how == "stop":
+            signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+            time.sleep(_STOPPED_S)  # how long it stands still
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+        else:
+            for _ in range(which.choice((1, 2, 3))):
+                signal.pidfd_send_signal(pidfd, signal.SIGINT)
+                time.sleep(which.uniform(0.0, _BETWEEN_CTRL_C_S))  # how fast a person is
+    finally:
+        os.close(pidfd)
 
 
 def _report(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -384,6 +416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=200, metavar="N")
     parser.add_argument("--seed", type=int, default=2016, metavar="N")
     parser.add_argument("--only", metavar="WAY,ROLE", help="for example own,cgroup_guard")
+    parser.add_argument("--how", choices=HOW, default="kill")
     parser.add_argument("--at", type=float, metavar="S", help="the moment, default: any")
     parser.add_argument("--output", type=Path, default=Path("runs/kill-matrix"), metavar="DIR")
     options = parser.parse_args(argv)
@@ -394,20 +427,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 4
     end_on_sigterm()
     options.output.mkdir(parents=True, exist_ok=True)
-    lines = options.output / f"kills-{options.seed}.jsonl"
+    only = options.only or ""
+    lines = options.output / f"{options.how}s-{options.seed}.jsonl"
     done = [json.loads(line) for line in lines.read_text().split("\n") if line] \
         if lines.exists() else []  # fmt: skip
     known = {each["number"] for each in done}
     try:
         with orphans_come_here(), lines.open("a") as stream:
-            for number, way, role, at_s in draws(options.kills, options.seed, options.only or ""):
+            for number, way, drawn, at_s in draws(options.kills, options.seed, only):
                 if number in known:
                     continue
                 folder = options.output / f"{options.seed}-{number}"
                 shutil.rmtree(folder, ignore_errors=True)
                 which = random.Random(f"{options.seed} {number}")
+                role = "supervisor" if options.how == "interrupt" else drawn
                 moment_s = at_s if options.at is None else options.at
-                kill = kill_one(number, way, role, moment_s, folder, which)
+                kill = kill_one(number, way, role, moment_s, folder, which, options.how)
                 done.append(asdict(kill))
                 stream.write(json.dumps(asdict(kill)) + "\n")
                 stream.flush()

@@ -53,6 +53,13 @@ def test_nobody_else_may_be_blamed_for_a_kill(role, found, is_right):
     assert (kill_matrix.complaints(role, {"findings": [found]}, {7}) == []) is is_right
 
 
+def test_what_stood_still_may_be_named_for_what_that_did():
+    verdict = {"findings": [finding("worker-blocked", 7)]}
+    assert kill_matrix.complaints("worker", verdict, {7}, "stop") == []
+    assert kill_matrix.complaints("worker", verdict, {7}, "kill")
+    assert kill_matrix.complaints("probes", verdict, {7}, "stop")
+
+
 def test_all_roles_are_drawn_equally_often_and_the_same_again():
     drawn = list(kill_matrix.draws(200, 2016))
     assert drawn == list(kill_matrix.draws(200, 2016))
