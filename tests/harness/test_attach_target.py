@@ -7,6 +7,7 @@ import os
 import pwd
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +41,12 @@ LISTENS_ON = (
 )
 
 
+def end_group(leader_pid: int) -> None:
+    """With what it has started itself."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader_pid, signal.SIGKILL)
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a child that says a line when it is there; all end with the test."""
@@ -50,7 +57,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 words, stdout=subprocess.PIPE, text=True, start_new_session=True, **options
             )
             stack.callback(child.__exit__, None, None, None)
-            stack.callback(child.kill)
+            stack.callback(end_group, child.pid)
             assert child.stdout is not None
             assert child.stdout.readline()
             return child

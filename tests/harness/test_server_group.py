@@ -170,8 +170,8 @@ def test_a_number_that_is_somebody_else_s_by_now_gets_no_signal():
 def test_spared_children_and_all_below_them_get_no_signal():
     words = ["sh", "-c", "sleep 600 & echo up; wait"]
     with (
-        subprocess.Popen(words, stdout=subprocess.PIPE) as ended,
-        subprocess.Popen(words, stdout=subprocess.PIPE) as spared,
+        subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as ended,
+        subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as spared,
     ):
         assert ended.stdout is not None
         assert spared.stdout is not None
@@ -185,6 +185,6 @@ def test_spared_children_and_all_below_them_get_no_signal():
             assert spared.poll() is None
             assert len(descendants.below(spared.pid)) == 1
         finally:
-            for each in (ended, spared):
-                descendants.signal_below(each.pid, signal.SIGKILL)
-                each.kill()
+            for each in (ended, spared):  # also what lost its parent first, and was nobody's then
+                with suppress(ProcessLookupError):
+                    os.killpg(each.pid, signal.SIGKILL)
