@@ -25,7 +25,12 @@ _ON_CORE_SHARE, _LEAST_CORE_SHARE = 0.6, 0.3
 _OFF_CORE_SHARE = 0.5
 _TAKEN_SHARE = 0.02
 _WAITS_SHARE = 0.3
-"""From here on it is the host that keeps it from answering."""
+"""From here on it may be the host that keeps it from answering."""
+_LONG_S, _HAD_CORE_S = 1.5, 0.05
+"""But not who had a core for so long in such a gap: a thousand accepts take no longer.
+
+It asks for a file or a disk again and again, and waits for a core each time that it has its answer.
+"""
 _SETTLED_S = 0.05
 """What was accepted before the gap is counted by then."""
 
@@ -109,7 +114,10 @@ class Hiccup(NamedTuple):
         """It was in neither for long, did not want a core, and let those wait who stood in line."""
         if self.is_on_core or self.is_off_core or self.wait_share is None:
             return False
-        return self.wait_share < _WAITS_SHARE and self.untaken_count >= _LEAST_WAITING
+        length_s = self.gap.length_s
+        had_core = length_s >= _LONG_S and self.cpu_share * length_s >= _HAD_CORE_S
+        may_run = self.wait_share < _WAITS_SHARE or had_core
+        return may_run and self.untaken_count >= _LEAST_WAITING
 
 
 def gaps(view: RunView) -> list[Gap]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from analysis import answer_gaps
+from analysis.answer_gaps import Gap
 from analysis.summary import summarise
 
 SERVER = 800
@@ -149,6 +151,21 @@ def test_a_server_that_waits_for_a_core_does_not_stand_still(hiccup):
     hiccup.takes()
     hiccup.runs(still_pct=15, wait_pct=80)
     assert named(hiccup.summary()) == []
+
+
+@pytest.mark.parametrize(
+    ("length_s", "cpu_share", "is_named"),
+    [(2.0, 0.05, True), (2.0, 0.11, True), (2.0, 0.01, False), (1.0, 0.11, False)],
+)
+def test_who_had_a_core_for_long_and_took_nobody_was_not_only_kept_from_one(
+    length_s, cpu_share, is_named
+):
+    """It asks a disk again and again on a crowded host: in none of its states for long."""
+    gap = Gap(1.0, 1.0 + length_s, 100, 0)
+    seen = answer_gaps.Hiccup(SERVER, gap, cpu_share, 0.2, 0.6, 100, length_s - 0.25)
+    assert not seen.is_on_core
+    assert not seen.is_off_core
+    assert seen.is_elsewhere is is_named
 
 
 def test_a_moment_that_nobody_noticed_is_worth_knowing_only(hiccup):
