@@ -91,6 +91,7 @@ def test_options_that_are_named_exist():
             known |= {name for action in actions for name in action.option_strings}
     others = {  # of other programs, and of the benches
         "--load",
+        "--how",
         "--cap-add", "--ulimit", "--volume", "--privileged", "--pid", "--rm", "--workdir",
         "--format", "--port", "--subprocesses", "--nonblocking",
         "--max-old-space-size", "--max-semi-space-size",
