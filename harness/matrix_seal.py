@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.calling_user import calling_user
+from probes.private_file import open_new
 
 ROOTS_FOLDER = Path("/var/lib/connscope")
 KEY_FILE = "matrix.key"
@@ -86,13 +87,9 @@ def _own_key() -> bytes:
     temporary = path.with_name(f".{KEY_FILE}.{secrets.token_hex(8)}")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o600)
-        try:
-            os.write(fd, secrets.token_bytes(_KEY_BYTES))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        with open_new(temporary) as stream:
+            stream.write(secrets.token_bytes(_KEY_BYTES))
+            os.fsync(stream.fileno())
         with suppress(FileExistsError):  # somebody was quicker: his counts
             os.link(temporary, path)
     except OSError:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from probes.calling_user import own_uids
 from probes.errors import UsageError
-
-_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+from probes.private_file import WRITABLE_BY_OTHERS
 
 
 def require_own(path: Path, folder_fd: int, files: Iterable[str], folders: Iterable[str]) -> None:
@@ -54,7 +53,7 @@ def _require(
             f"{path} belongs to {_name(found.st_uid)}, and what is in it is not believed",
             fix="run it as that user, or begin a matrix of your own",
         )
-    if found.st_mode & _WRITABLE_BY_OTHERS:
+    if found.st_mode & WRITABLE_BY_OTHERS:
         raise UsageError(
             f"{path} can be written by other users (mode {stat.S_IMODE(found.st_mode):04o}), and "
             "what is in it is not believed",

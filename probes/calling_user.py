@@ -2,7 +2,7 @@
 
 What a command writes is that user's, and a folder of that user's is the caller's own. Who is root
 without any of these (a login, ``su``, a service, a container) is nobody else. Numbers are enough
-for an owner; ``harness/calling_user.py`` has the name that a server command is started as, and
+for an owner; ``harness/command_user.py`` has the name that a server command is started as, and
 refuses a user that is gone.
 
 Source: sudo(8) "Environment" (SUDO_UID, SUDO_GID), doas(1) (DOAS_USER), pkexec(1) (PKEXEC_UID).

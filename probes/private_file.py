@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,10 +20,19 @@ from probes.calling_user import CallingUser, calling_user
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
-_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _OURS = {"manifest.json", "matrix.json"}
 _MOST_DEPTH = 16
 """A matrix has its runs' tables five folders down."""
+
+
+@contextmanager
+def _opened(name: str | Path, flags: int, folder_fd: int | None = None) -> Iterator[int]:
+    fd = os.open(name, flags | os.O_CLOEXEC, dir_fd=folder_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def make_folder(path: Path) -> None:
@@ -61,14 +71,10 @@ def give_folder(path: Path) -> None:
     user = calling_user()
     if user is None:
         return
-    with suppress(OSError):
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            found = os.fstat(fd)
-            if found.st_uid == 0 and (stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode)):
-                os.chown(f"/proc/self/fd/{fd}", user.uid, user.gid)  # the very one, link or not
-        finally:
-            os.close(fd)
+    with suppress(OSError), _opened(path, os.O_PATH | os.O_NOFOLLOW) as fd:
+        found = os.fstat(fd)
+        if found.st_uid == 0 and (stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+            os.chown(f"/proc/self/fd/{fd}", user.uid, user.gid)  # the very one, link or not
 
 
 def hand_over(path: Path) -> None:
@@ -84,14 +90,10 @@ def hand_over(path: Path) -> None:
     user = calling_user()
     if user is None:
         return
-    with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            is_private = not os.fstat(fd).st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-            if is_private and _OURS & _names(fd):
-                _give_tree(fd, user, _MOST_DEPTH)
-        finally:
-            os.close(fd)
+    with suppress(OSError), _opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        is_private = not os.fstat(fd).st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+        if is_private and _OURS & _names(fd):
+            _give_tree(fd, user, _MOST_DEPTH)
 
 
 def _names(folder_fd: int) -> set[str]:
@@ -101,26 +103,19 @@ def _names(folder_fd: int) -> set[str]:
 
 def _give_tree(folder_fd: int, user: CallingUser, depth: int) -> None:
     found = os.fstat(folder_fd)
-    if found.st_uid != 0 or found.st_mode & _WRITABLE_BY_OTHERS or not depth:
+    if found.st_uid != 0 or found.st_mode & WRITABLE_BY_OTHERS or not depth:
         return
     for name in _names(folder_fd):
-        with suppress(OSError):
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
-            try:
-                _give(fd, name, folder_fd, user, depth)
-            finally:
-                os.close(fd)
+        with suppress(OSError), _opened(name, os.O_PATH | os.O_NOFOLLOW, folder_fd) as fd:
+            _give(fd, name, folder_fd, user, depth)
     os.fchown(folder_fd, user.uid, user.gid)  # last: from now on that user may change it
 
 
 def _give(fd: int, name: str, folder_fd: int, user: CallingUser, depth: int) -> None:
     found = os.fstat(fd)
     if stat.S_ISDIR(found.st_mode):
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        below_fd = os.open(name, flags, dir_fd=folder_fd)
-        try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        with _opened(name, flags, folder_fd) as below_fd:
             _give_tree(below_fd, user, depth - 1)
-        finally:
-            os.close(below_fd)
     elif found.st_uid == 0 and (found.st_nlink == 1 or stat.S_ISLNK(found.st_mode)):
         os.chown(f"/proc/self/fd/{fd}", user.uid, user.gid)
