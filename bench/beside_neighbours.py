@@ -11,7 +11,6 @@ Exit code: 0 when all runs were green, 1 when one was not, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import shutil
 import signal
@@ -28,6 +27,7 @@ from xml.etree import ElementTree
 
 from bench.command import end_on_sigterm, say, wait_until_quiet
 from bench.figures import QUIET_PCT
+from harness.descendants import adopt_orphans
 from probes import process_tree
 from tests.neighbours.program import Neighbour, beside_noisy
 
@@ -35,7 +35,6 @@ ROOT = Path(__file__).resolve().parents[1]
 _LATER_S = 60.0
 _INTERRUPT_S = 20.0
 _ENDING_S = 5.0
-_PR_SET_CHILD_SUBREAPER = 36
 _OF_OTHERS = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VIRTUAL_ENV", "PYTHONPATH", "PYTEST_ADDOPTS")
 """What a ``make`` or an environment above this program must not pass on to the clone."""
 
@@ -112,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.output and options.output.exists():
         parser.error(f"{options.output} is there already: name a new folder")
     end_on_sigterm()
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     output = (options.output or ROOT / "runs" / f"suite-{stamp}").resolve()
     output.mkdir(parents=True)

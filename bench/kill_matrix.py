@@ -16,7 +16,6 @@ Exit code: 0 when nothing was wrong, 1 otherwise, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import random
@@ -26,14 +25,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.command import end_on_sigterm, say
+from bench.recordings.watched import wait_until
 from harness import netns
+from harness.descendants import adopt_orphans
 from probes import process_tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +63,6 @@ _END_S = 60.0
 _GONE_S = 20.0
 _REPORT_S = 90.0
 _LOOK_S = 0.02
-_PR_SET_CHILD_SUBREAPER = 36
 _PORT = 9001
 _CONNECTIONS = "300"
 _HOLD_S = "2"
@@ -233,7 +233,7 @@ class Player:
         os.close(namespace_fd)
         self.own = [served, clients]
         table = Path(f"/proc/{served.pid}/net/tcp")
-        wait_for(
+        wait_until(
             "the server listens", lambda: f":{_PORT:04X} 00000000:0000 0A" in table.read_text()
         )
         assert clients.stdin is not None
@@ -265,19 +265,6 @@ class Player:
             each.kill()
             each.communicate()
         self.own = []
-
-
-def wait_for(what: str, condition: Callable[[], Any], most_s: float = _END_S) -> None:
-    """Waits for a sign.
-
-    Raises:
-        TimeoutError: It did not come.
-    """
-    end_s = time.monotonic() + most_s
-    while not condition():
-        if time.monotonic() > end_s:
-            raise TimeoutError(f"waited {most_s:g} s for: {what}")
-        time.sleep(_LOOK_S)
 
 
 def kill_one(
@@ -395,17 +382,6 @@ def draws(count: int, seed: int, only: str = "") -> Iterator[tuple[int, str, str
         yield number, way, role, draw.uniform(0.0, _LATEST_S)
 
 
-@contextmanager
-def orphans_come_here() -> Iterator[None]:
-    """What loses its parent becomes a child of this process, where it can be seen (prctl(2))."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    try:
-        yield
-    finally:
-        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Kills, and says what was wrong; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -426,6 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 4
     end_on_sigterm()
+    adopt_orphans()  # what loses its parent becomes a child of this process, where it is seen
     options.output.mkdir(parents=True, exist_ok=True)
     only = options.only or ""
     lines = options.output / f"{options.how}s-{options.seed}.jsonl"
@@ -433,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if lines.exists() else []  # fmt: skip
     known = {each["number"] for each in done}
     try:
-        with orphans_come_here(), lines.open("a") as stream:
+        with lines.open("a") as stream:
             for number, way, drawn, at_s in draws(options.kills, options.seed, only):
                 if number in known:
                     continue

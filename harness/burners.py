@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 from harness.child import can_give_up_root, die_with_parent, gain_nothing, give_up_all
 from harness.faults import BURNERS_PER_CORE, faults_of, parse
+from harness.own_process import start_module
 
 
 class Burners:
@@ -36,17 +37,15 @@ class Burners:
     def start(self) -> None:
         """Starts them all."""
         for fault in self._wanted:
-            command = [sys.executable, "-P", "-m", "harness.burners"]
-            command += [str(os.getpid()), str(fault.value)]
             count = fault.number or BURNERS_PER_CORE * len(os.sched_getaffinity(0))
             for _ in range(count):
                 self._processes.append(
-                    subprocess.Popen(
-                        command,
+                    start_module(
+                        "harness.burners",
+                        [str(os.getpid()), str(fault.value)],
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
-                        cwd="/",
-                        start_new_session=True,  # sched_autogroup gives each session a share
+                        stderr=None,
                     )
                 )
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+_POLL_S = 0.01
 _OURS = re.compile(r"connscope-(\d+)(-client\d+|-server-[0-9a-f]{8})?")
 
 
@@ -24,22 +27,29 @@ def below(mount: Path, membership: str | None) -> Path:
     return folder if folder.is_dir() else mount
 
 
-def is_removed(folder: Path) -> bool:
-    """Removes a group; False while something is in it."""
-    try:
-        folder.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
 def remove_tree(folder: Path) -> None:
     """Removes a group and those that its members made below it, as far as they are empty."""
     for path, _, _ in os.walk(folder, topdown=False):
         with suppress(OSError):
             os.rmdir(path)  # noqa: PTH106 - a word of os.walk
+
+
+def remove_when_empty(folders: Iterable[Path], most_s: float) -> None:
+    """Removes groups as soon as nothing is in them; what is not empty by then stays.
+
+    A process that has been reaped may be in its group for a moment more: on newer kernels it leaves
+    when it is switched out for the last time (cgroup_task_dead).
+
+    Args:
+        folders: Those that are gone already are no error.
+        most_s: To wait for all of them together.
+    """
+    end_s = time.monotonic() + most_s
+    for folder in folders:
+        remove_tree(folder)
+        while folder.exists() and time.monotonic() < end_s:
+            time.sleep(_POLL_S)
+            remove_tree(folder)
 
 
 def remove_stale(parent: Path) -> None:

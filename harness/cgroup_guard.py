@@ -13,12 +13,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 from harness import child
-from harness.cgroup_folders import below, is_removed, remove_stale
+from harness.cgroup_folders import below, remove_stale, remove_when_empty
 from harness.run_cgroups import Wish
 from probes import privileges
 from probes.cgroup_memory import mounts, paths_of
@@ -131,10 +130,7 @@ class Groups:
         """Detaches, waits until the groups are empty, removes them."""
         for link in self.links:
             os.close(link)
-        deadline_s = time.monotonic() + _EMPTY_DEADLINE_S
-        for folder in reversed(self.made):
-            while not is_removed(folder) and time.monotonic() < deadline_s:
-                time.sleep(0.01)
+        remove_when_empty(reversed(self.made), _EMPTY_DEADLINE_S)
 
 
 def _write(path: Path, value: int) -> None:

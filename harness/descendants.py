@@ -7,12 +7,30 @@ descriptor refers to never changes (pidfd_open(2), pidfd_send_signal(2)).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from probes.process_tree import children_of, read_stat, tree_of
+
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def adopt_orphans(*, is_one: bool = True) -> bool:
+    """Makes this process the one that descendants come to when they lose their parent, or no more.
+
+    Source: prctl(2), PR_SET_CHILD_SUBREAPER. It does not hold for its children.
+
+    Returns:
+        Whether it was one before.
+    """
+    before = ctypes.c_int()
+    _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(is_one), 0, 0, 0)
+    return bool(before.value)
 
 
 def below(root_pid: int, *, spared: Collection[int] = ()) -> list[int]:

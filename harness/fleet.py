@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.fleet_config import FleetConfig
+from harness.own_process import start_module
 from probes.errors import HostError
 from probes.live import Counter, Header, Live, Phase
 from probes.private_file import open_new
@@ -152,26 +152,14 @@ class Fleet:
                 if side == "server" and config.is_foreign:
                     continue
                 with open_new(run_path / "logs" / f"{side}.log") as log:
-                    # -P: a folder named like one of our packages in the working directory is not
-                    # imported. Own session: Ctrl-C is for the supervisor alone.
-                    self._parents[side] = subprocess.Popen(
-                        [
-                            sys.executable,
-                            "-P",
-                            "-m",
-                            module,
-                            str(os.getpid()),
-                            str(config_fd),
-                            str(live_fd),
-                            str(write_fd),
-                            str(namespace_fd),
-                        ],
+                    words = (os.getpid(), config_fd, live_fd, write_fd, namespace_fd)
+                    self._parents[side] = start_module(
+                        module,
+                        [str(word) for word in words],
                         pass_fds=inherited,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
-                        start_new_session=True,
-                        cwd="/",
                     )
         except BaseException:
             self.kill()

@@ -31,7 +31,7 @@ from harness.server_group import ServerGroup
 from probes import privileges
 from probes.process_tree import children_of
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _POLL_S = 0.02
 LAUNCHER_KEEPS = ("kill", "dac_override")
 """What this process may do once the command runs: it ends what runs as another user.
@@ -80,7 +80,7 @@ def main() -> int:
         asked.append(number)
 
     signal.signal(signal.SIGTERM, ask)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    descendants.adopt_orphans()
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != launch.supervisor_pid:
         return 1

@@ -6,11 +6,11 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from harness.own_process import start_module
 from harness.start_patience import StartPatience, wanted_cpu_ns
 from probes import process_tree
 from probes.driven import LONGEST_STOP_S, USUAL_STOP_S
@@ -68,14 +68,13 @@ class ProbeProcess:
             inherited.append(namespace_fd)
         try:
             with open_new(run_path / "logs" / "probes.log") as log:
-                self._child = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "probes.collect", *arguments],
+                self._child = start_module(
+                    "probes.collect",
+                    arguments,
                     pass_fds=inherited,
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,
-                    cwd="/",
                 )
         finally:
             os.close(write_fd)

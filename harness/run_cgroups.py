@@ -11,20 +11,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 from harness import faults
-from harness.cgroup_folders import is_removed
+from harness.cgroup_folders import remove_when_empty
 from harness.fleet_config import FleetConfig
+from harness.own_process import start_module
 from probes.errors import HostError
 from probes.private_file import open_new
 
 _STOP_DEADLINE_S = 8.0
 _EMPTY_DEADLINE_S = 3.0
-_POLL_S = 0.01
 CONNECT_ENOBUFS = "connect-enobufs"
 
 
@@ -85,16 +83,12 @@ class RunCgroups:
         if wish.is_empty:
             return self._config
         with open_new(self._log_path) as log:
-            self._guard = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "harness.cgroup_guard"),
-                    *(str(os.getpid()), json.dumps(wish)),
-                ],
+            self._guard = start_module(
+                "harness.cgroup_guard",
+                [str(os.getpid()), json.dumps(wish)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,
-                cwd="/",
             )
         assert self._guard.stdout is not None
         answer = json.loads(self._guard.stdout.readline() or b"{}")
@@ -125,6 +119,4 @@ class RunCgroups:
             guard.kill()
             guard.wait()
         guard.stdout.close()
-        end_s = time.monotonic() + _EMPTY_DEADLINE_S  # a guard that was killed left them
-        while not all(map(is_removed, self._folders)) and time.monotonic() < end_s:
-            time.sleep(_POLL_S)
+        remove_when_empty(self._folders, _EMPTY_DEADLINE_S)  # a guard that was killed left them

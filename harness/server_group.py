@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness import descendants
-from harness.cgroup_folders import below, remove_stale, remove_tree
+from harness.cgroup_folders import below, remove_stale, remove_tree, remove_when_empty
 from harness.cgroup_members import members
 from probes.cgroup_memory import mounts, paths_of
 
@@ -93,15 +93,8 @@ class ServerGroup:
             descendants.send(pid, signal.SIGKILL, lambda each: each in members([self.folder]))
 
     def remove(self) -> None:
-        """Removes it, when it is empty at last; may be called by each that knows it, and twice.
-
-        A process that has been reaped may be in its group for a moment more: on newer kernels it
-        leaves when it is switched out for the last time (cgroup_task_dead).
-        """
-        end_s = time.monotonic() + _EMPTY_DEADLINE_S
-        while self.folder.exists() and time.monotonic() < end_s:
-            remove_tree(self.folder)
-            time.sleep(_POLL_S)
+        """Removes it, when it is empty at last; may be called by each that knows it, and twice."""
+        remove_when_empty([self.folder], _EMPTY_DEADLINE_S)
 
 
 def _write(path: Path, text: str) -> None:

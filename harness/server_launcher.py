@@ -8,12 +8,10 @@ control group for them (``harness.server_group``).
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Any
 
 from harness import descendants
 from harness.foreign_main import Launch
+from harness.own_process import start_module
 from harness.server_group import ServerGroup
 from probes import process_tree
 from probes.private_file import open_new
@@ -31,8 +30,6 @@ _HURRIED_STOP_S = 2.0
 _KILL_DEADLINE_S = 5.0
 _POLL_S = 0.01
 _REAP_S = 0.5
-_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37  # prctl(2)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ class ServerLauncher:
         self._is_stopping = False
         self._alive_ns = time.monotonic_ns()
         self._spared = set(process_tree.children_of(os.getpid()))
-        self._was_subreaper = _set_subreaper(is_one=True)
+        self._was_subreaper = descendants.adopt_orphans()
         try:
             self._start(launch, log_path)
         except BaseException:
@@ -100,14 +97,12 @@ class ServerLauncher:
                 # Not in its command line, which everybody may read: it has our environment.
                 told.write(json.dumps(launch).encode())
                 told.seek(0)
-                self._parent = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "harness.foreign_main"],
+                self._parent = start_module(
+                    "harness.foreign_main",
                     pass_fds=[write_fd, *namespaces],
                     stdin=told,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,
-                    cwd="/",
                 )
         finally:
             os.close(write_fd)
@@ -173,7 +168,7 @@ class ServerLauncher:
         if self._group is not None:
             self._group.remove()
         if not self._was_subreaper:
-            _set_subreaper(is_one=False)
+            descendants.adopt_orphans(is_one=False)
 
     def close(self) -> None:
         """No more reports."""
@@ -209,11 +204,3 @@ class ServerLauncher:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
         return bool(left)
-
-
-def _set_subreaper(*, is_one: bool) -> bool:
-    """Makes this process one that adopts orphans, or no more; returns whether it was one."""
-    before = ctypes.c_int()
-    _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(is_one), 0, 0, 0)
-    return bool(before.value)

@@ -9,7 +9,6 @@ could tell one from a child that a test is going to wait for.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import threading
@@ -20,11 +19,11 @@ from typing import Any
 
 import pytest
 
+from harness.descendants import adopt_orphans
 from probes import process_tree
 
 ENDING_S = 3.0
 _REAP_S = 0.05
-_PR_SET_CHILD_SUBREAPER = 36
 _MOST_CHARACTERS = 160
 
 
@@ -70,7 +69,7 @@ class Orphans:
         del node
         self._own |= self._children()
         if self._reaper is None:  # the tests' own children are children of other processes
-            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            adopt_orphans()
             self._reaper = threading.Thread(target=self._reap, daemon=True)
             self._reaper.start()
 
