@@ -28,7 +28,7 @@ is left; samples are half a second apart, in which a fleet takes a gigabyte at m
 _BEFORE_END_S, _AFTER_END_S = 1.0, 0.3
 """A process is reaped up to so long after it was killed: its memory is given back first."""
 _HARM_S = 2.0
-_LEAST_LEFT_SHARE, _LEAST_LEFT_COUNT = 0.01, 20
+_LEAST_LEFT_SHARE, _LEAST_LEFT_COUNT = 0.005, 20
 """So many ended at that moment: more than those that come and go, of whatever length of a run."""
 
 
@@ -232,17 +232,37 @@ def harmed(view: RunView, at_s: float) -> bool:
 
 
 def _left_around(view: RunView, at_s: float) -> float:
-    """Of the connections of a watched server the share that ended around a moment.
+    """Of the connections of a watched server the share that ended soon after a moment.
 
     Its clients are not seen, so nobody says which of them were lost: one that was killed takes all
-    that it had along at once.
+    that it had along at once. A busy server notices each of their ends only when its turn comes, so
+    that two seconds count, without what ended as usual until then.
     """
     live = view.frames["live_samples"]
     live = live[live["role"] == "server"]
     live = live.assign(
         at_s=view.seconds_of(live["at_ns"]), left=live["established_total"] - live["open_count"]
     )
-    span = (at_s - _AFTER_END_S, at_s + _AFTER_END_S)
-    left = sum(max(0, grown_around(mine, "left", span)) for _, mine in live.groupby("pid"))
+    span = (at_s - _AFTER_END_S, at_s + _HARM_S)
+    left = sum(_left_in(mine, span) for _, mine in live.groupby("pid"))
     most = int(live.groupby("pid")["open_count"].max().sum()) if len(live) else 0
     return left / most if left >= _LEAST_LEFT_COUNT else 0.0
+
+
+def _left_in(samples: pd.DataFrame, span_s: tuple[float, float]) -> float:
+    """Connections of one process that ended around a span, beyond its usual number.
+
+    Args:
+        samples: With ``at_s`` and ``left``, in order.
+        span_s: First and last moment.
+    """
+    at_s, left = samples["at_s"].to_numpy(), samples["left"].to_numpy()
+    before = at_s < span_s[0]
+    usual_per_s = 0.0
+    if before.sum() > 1:
+        first, last = int(before.argmax()), int(before.sum()) - 1
+        usual_per_s = float((left[last] - left[first]) / (at_s[last] - at_s[first]))
+    start = max(0, int(before.sum()) - 1)
+    end = min(len(at_s) - 1, int(at_s.searchsorted(span_s[1], side="right")))
+    usual = usual_per_s * float(at_s[end] - at_s[start])
+    return max(0.0, grown_around(samples, "left", span_s) - max(0.0, usual))

@@ -85,6 +85,9 @@ class WaitingFleet:
         self._fleet = Fleet(cgroups.start(), Live(live_fd), live_fd, path, namespace_fd)
         self._stack.callback(self._fleet.kill)
         wait_until("the fleet is ready", lambda: self._fleet.is_ready)
+        for slot in range(config.first_client_slot()):
+            # Clients are in the same control group: chance would say whom its limit ends.
+            Path(f"/proc/{self.pid_of_slot(slot)}/oom_score_adj").write_text("500")
 
     def pid_of_slot(self, slot: int) -> int:
         """Of worker 0, 1, …, and of the acceptor after them."""

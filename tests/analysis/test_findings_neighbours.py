@@ -211,17 +211,27 @@ def test_somebody_else_in_the_group_of_the_run_counts_where_the_run_lost_somethi
     assert ("memory-exhausted" in causes(summarise(run.frames()))) == is_harmed
 
 
+@pytest.mark.parametrize("noticed_s", [2.25, 3.8])
 @pytest.mark.parametrize("left_count", [0, 60])
 def test_somebody_in_the_group_of_a_watched_server_counts_where_connections_ended(
-    watched, left_count
+    watched, left_count, noticed_s
 ):
     groups(watched, 800, 801)
     memory(watched, own={"max_bytes": GB, "limit_hits_total": 90, "own_ooms_total": 1})
     for row in watched.rows["live_samples"]:
-        if row["at_ns"] >= watched.ns(2.25):
+        if row["at_ns"] >= watched.ns(noticed_s):
             row["open_count"] -= left_count
     watched.add("oom_kills", at_s=2.19, pid=4711, cgroup_id=OWN, killed_count=1)
     assert ("memory-exhausted" in causes(summarise(watched.frames()))) == (left_count > 0)
+
+
+def test_connections_that_end_as_before_are_no_harm_of_somebody_in_the_group(watched):
+    groups(watched, 800, 801)
+    memory(watched, own={"max_bytes": GB, "limit_hits_total": 90, "own_ooms_total": 1})
+    for row in watched.rows["live_samples"]:
+        row["established_total"] += 20 * (row["at_ns"] - watched.ns(0.0)) // 10**9
+    watched.add("oom_kills", at_s=2.19, pid=4711, cgroup_id=OWN, killed_count=1)
+    assert "memory-exhausted" not in causes(summarise(watched.frames()))
 
 
 def test_what_is_sampled_late_of_a_watched_server_counts(watched):
