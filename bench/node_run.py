@@ -20,6 +20,7 @@ from harness import netns, run_options
 from harness.host import Host
 from harness.plan import Plan, make_plan
 from probes.live import Phase
+from probes.own_user import own_user
 
 _SERVER = Path(__file__).resolve().parent / "node" / "server.js"
 _MODULES = Path(__file__).resolve().parent.parent / "tests" / "node_modules"
@@ -62,7 +63,7 @@ def measure(figures: RunFigures, connections: int, host: Host) -> None:
         ToolkitError: The plan or the namespace cannot be made here.
     """
     plan = plan_of(connections, host)
-    config = run_options.fleet_config(_options(connections), plan, give_up_root=host.is_root)
+    config = run_options.fleet_config(_options(connections), plan, own_user())
     namespace_fd = netns.create(plan.sysctls) if plan.own_namespace else -1
     try:
         with tempfile.TemporaryDirectory(prefix="connscope-bench-") as name:

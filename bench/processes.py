@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from harness import child, netns
+from probes.parent_death import die_with_parent
 
 _TERMINATE_S = 10.0
 _GONE_S = 20.0
@@ -41,7 +42,7 @@ def start(
     parent_pid = os.getpid()
 
     def prepare() -> None:
-        child.die_with_parent(parent_pid)  # execve(2) keeps it, as no credentials change
+        die_with_parent(parent_pid)  # execve(2) keeps it, as no credentials change
         if namespace_fd >= 0:
             netns.enter(namespace_fd)
         if nofile_count:

@@ -19,6 +19,7 @@ from harness.event_loop import IDLE_WAIT_S, MAX_EVENTS, PHASE_WORD, STOP, Turns
 from harness.fleet_config import FleetConfig
 from harness.listeners import Admission
 from probes.live import Counter, Live, Role
+from probes.parent_death import die_with_parent
 
 _ACCEPT_MOST = 64
 _RETRY_WAIT_S = 0.001  # a worker's queue is full: it will have moved on by then
@@ -62,9 +63,8 @@ class Acceptor:
         self._waiting: list[int] = []
         slow = faults.faults_of(config.inject, "acceptor", 0)
         self._own_code_ns = int(sum(fault.value for fault in slow) * 1000)
-        if config.give_up_root:
-            child.give_up_root()
-        child.die_with_parent(config.parent_pid)
+        child.give_up_root(config.own_uid, config.own_gid)
+        die_with_parent(config.parent_pid)
         slot[Counter.ROLE] = Role.ACCEPTOR
         slot[Counter.STARTED_NS] = time.monotonic_ns()
         slot[Counter.NOFILE_SOFT_COUNT] = config.worker_nofile_count

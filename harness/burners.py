@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import Iterable
 
-from harness.child import can_give_up_root, die_with_parent, gain_nothing, give_up_all
+from harness.child import gain_nothing, give_up_all
 from harness.faults import BURNERS_PER_CORE, faults_of, parse
 from harness.own_process import start_module
+from probes.own_user import own_user
+from probes.parent_death import die_with_parent
 
 
 class Burners:
@@ -69,7 +71,8 @@ def main(argv: list[str]) -> int:
         argv: Pid of the supervisor, seconds.
     """
     gain_nothing()
-    give_up_all(to_nobody=can_give_up_root())
+    user = own_user()
+    give_up_all(user.uid if user else 0, user.gid if user else 0)
     die_with_parent(int(argv[0]))
     until_s = time.monotonic() + float(argv[1])
     while time.monotonic() < until_s:

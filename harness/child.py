@@ -1,35 +1,12 @@
-"""What every child process of a run does first: dies with its parent, gives up root, is limited."""
+"""What every child process of a run does first: gives up root, joins its group, is limited."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import pwd
 import resource
 import signal
 
 from probes import privileges
-
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Asks the kernel for SIGKILL when the parent dies, and exits at once if it already has.
-
-    Must come after every change of credentials: those clear the setting (prctl(2)). And the signal
-    is the parent's own: one that has become ``nobody`` cannot send it to a child that is still
-    root, which finds out here.
-
-    Args:
-        parent_pid: Who the parent was when this process was started, as that parent knew it:
-            os.getppid(2) may be whoever adopted this process since.
-    """
-    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl: {os.strerror(number)}")
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 def join_cgroup(procs_path: str) -> None:
@@ -51,41 +28,29 @@ def gain_nothing() -> None:
     privileges.bound_by()
 
 
-def give_up_all(*, to_nobody: bool) -> None:
-    """Keeps no capability, and becomes ``nobody`` too where that is wanted and possible.
+def give_up_all(uid: int, gid: int) -> None:
+    """Keeps no capability, and becomes another user too; see ``give_up_root``.
 
-    ``die_with_parent`` must follow.
+    ``probes.parent_death`` must follow.
     """
-    if to_nobody:
-        give_up_root()
+    give_up_root(uid, gid)
     privileges.keep_only()
 
 
-def give_up_root() -> None:
-    """Becomes ``nobody`` for good when this process is root; else does nothing."""
-    if os.geteuid() != 0:
-        return
-    nobody = pwd.getpwnam("nobody")
-    os.setgroups([])
-    os.setresgid(nobody.pw_gid, nobody.pw_gid, nobody.pw_gid)
-    os.setresuid(nobody.pw_uid, nobody.pw_uid, nobody.pw_uid)
+def give_up_root(uid: int, gid: int) -> None:
+    """Becomes a user for good when this process is root; else does nothing.
 
+    ``probes.own_user`` chooses one; it is not imported here, since it is large.
 
-def can_give_up_root() -> bool:
-    """Whether ``give_up_root`` works here, found out by a child that ends at once.
-
-    It does not without CAP_SETUID and CAP_SETGID, nor in a user namespace that has no number for
-    ``nobody`` (user_namespaces(7)), nor where no such user is known.
+    Args:
+        uid: Of whom, 0 to stay who it is.
+        gid: Its only group.
     """
-    pid = os.fork()
-    if pid == 0:
-        try:
-            give_up_root()
-        except (OSError, KeyError):
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    return status == 0
+    if not uid or os.geteuid() != 0:
+        return
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 
 
 def limit_descriptors(soft_count: int) -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness import foreign_options, recording, run_options
-from harness.child import can_give_up_root
 from harness.command_end import end
 from harness.command_line import run_command
 from harness.foreign_plan import make_foreign_plan
@@ -22,6 +21,7 @@ from harness.server_settings import settings_of_command
 from harness.supervisor import Interrupt, Supervisor
 from probes import registry
 from probes.errors import ExitCode
+from probes.own_user import own_user
 from probes.private_file import hand_over
 from probes.rundir import RunDir, create_run_dir
 from reports.terminal import LiveView
@@ -97,7 +97,6 @@ def _record(
         },
     )
     remarks = [f"plan: {rung_text(rung)}" for rung in plan.rungs]
-    give_up_root = host.is_root and can_give_up_root()
     with (
         _metrics(options, run, plan, remarks),
         LiveView(plan.target_connections, not options.quiet, remarks=remarks) as view,
@@ -105,7 +104,7 @@ def _record(
         return Supervisor(
             run=run,
             plan=plan,
-            config=run_options.fleet_config(options, plan, give_up_root=give_up_root),
+            config=run_options.fleet_config(options, plan, own_user()),
             probes=probes,
             manifest=manifest,
             hold_s=options.hold,

@@ -30,6 +30,7 @@ from harness.protocol import BinaryMessage, Close, Connection, Ping, TextMessage
 from harness.protocol import Role as End
 from harness.refusals import RefusalReport
 from probes.live import CloseKind, Counter, Live, Role, Stage
+from probes.parent_death import die_with_parent
 
 _PACE_MESSAGES_S = 0.01
 
@@ -82,9 +83,8 @@ class Client(Opening):
         ]
         if not config.gc:
             gc.disable()
-        if config.give_up_root:
-            child.give_up_root()
-        child.die_with_parent(config.parent_pid)
+        child.give_up_root(config.own_uid, config.own_gid)
+        die_with_parent(config.parent_pid)
         slot[Counter.ROLE] = Role.CLIENT
         slot[Counter.WORKER] = index
         slot[Counter.STARTED_NS] = time.monotonic_ns()

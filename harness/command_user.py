@@ -7,13 +7,10 @@ gone gets nothing; here nothing may be started instead as somebody else.
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Mapping
 
+from probes.calling_user import told_caller
 from probes.errors import UsageError
-
-_NAMES = ("SUDO_USER", "DOAS_USER")
-_PKEXEC = "PKEXEC_UID"
 
 
 def command_user() -> str:
@@ -31,26 +28,12 @@ def user_behind(environment: Mapping[str, str], uid: int) -> str:
     Raises:
         UsageError: There is no such user (any more).
     """
-    if uid != 0:
+    told = told_caller(environment) if uid == 0 else None
+    if told is None or told.uid == 0:
         return ""
-    for variable in _NAMES:
-        if name := environment.get(variable, ""):
-            try:
-                return name if pwd.getpwnam(name).pw_uid != 0 else ""
-            except (KeyError, ValueError):
-                raise _nobody(f"{variable}={name!r}") from None
-    number = environment.get(_PKEXEC, "")
-    if not number:
-        return ""
-    try:
-        found = pwd.getpwuid(int(number))
-    except (KeyError, ValueError, OverflowError):
-        raise _nobody(f"{_PKEXEC}={number!r}") from None
-    return found.pw_name if found.pw_uid != 0 else ""
-
-
-def _nobody(said: str) -> UsageError:
-    return UsageError(
-        f"the server command is to run as who called, but there is no such user: {said}",
-        fix="--server-user NAME  # getent passwd shows who there is",
-    )
+    if not told.name:
+        raise UsageError(
+            "the server command is to run as who called, but there is no such user: " + told.said,
+            fix="--server-user NAME  # getent passwd shows who there is",
+        )
+    return told.name

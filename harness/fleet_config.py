@@ -32,6 +32,7 @@ class FleetConfig(NamedTuple):
     process of the fleet joins, ``client_cgroups`` one more by number of the client; the limits of
     ``memory_max_bytes`` and ``tcp_memory_max_bytes`` (0: none) are theirs. ``stall_s`` is how long
     a client goes on while every attempt fails; ``retry_count`` 0 makes no connection again.
+    ``own_uid`` and ``own_gid`` are whom they become, 0 where they stay who they are.
     ``parent_pid`` is of the lean parent, which says it to its children; 0 in what it is told.
     """
 
@@ -55,7 +56,8 @@ class FleetConfig(NamedTuple):
     connect_timeout_s: float
     gc: bool
     inject: list[str]
-    give_up_root: bool
+    own_uid: int
+    own_gid: int
     bind: str = "late"
     host: str = ""
     path: str = "/"

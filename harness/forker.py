@@ -17,6 +17,7 @@ from collections.abc import Callable
 from harness import child, netns
 from harness.fleet_config import FleetConfig
 from probes.live import Live
+from probes.parent_death import die_with_parent
 
 Job = tuple[int, Callable[[], None]]  # slot, and what the process does
 
@@ -33,7 +34,7 @@ def begin_parent(argv: list[str]) -> tuple[FleetConfig, Live, int]:
     """
     supervisor_pid, config_fd, live_fd, report_fd, namespace_fd = map(int, argv[:5])
     child.leave_terminal()
-    child.die_with_parent(supervisor_pid)
+    die_with_parent(supervisor_pid)
     # Both parents have the same open file: neither may move its offset.
     text = os.pread(config_fd, os.fstat(config_fd).st_size, 0)
     os.close(config_fd)
@@ -67,7 +68,7 @@ def fork_all(jobs: list[Job], config: FleetConfig) -> dict[int, int]:
         if pid == 0:
             status = 1
             try:
-                child.die_with_parent(parent_pid)
+                die_with_parent(parent_pid)
                 for path in config.cgroups_of(slot):
                     child.join_cgroup(path)
                 job()
@@ -85,11 +86,11 @@ def stay_without_rights(config: FleetConfig, supervisor_pid: int) -> None:
     """After the last fork a parent only waits: it gives up all that it may do, and root.
 
     Args:
-        config: Says whether it may become ``nobody`` here.
+        config: Says whom it becomes.
         supervisor_pid: Whom it goes on to die with.
     """
-    child.give_up_all(to_nobody=config.give_up_root)
-    child.die_with_parent(supervisor_pid)
+    child.give_up_all(config.own_uid, config.own_gid)
+    die_with_parent(supervisor_pid)
 
 
 def report_ends(slots: dict[int, int], report_fd: int) -> None:

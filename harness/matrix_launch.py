@@ -10,13 +10,13 @@ import os
 import resource
 import sys
 
-from harness import child
+from probes.parent_death import die_with_parent
 
 
 def main(argv: list[str]) -> None:
     """Does not return."""
     parent_pid, nofile, *words = argv
-    child.die_with_parent(int(parent_pid))  # kept over execve (prctl(2))
+    die_with_parent(int(parent_pid))  # kept over execve (prctl(2))
     if int(nofile):
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(nofile), int(nofile)))
     command = [sys.executable, "-P", "-m", "harness.cli_run", *words]

@@ -16,7 +16,7 @@ from probes.privileges import CAPABILITIES
 from probes.pyspy_process import PY_SPY_KEEPS
 
 ALL = tuple(CAPABILITIES)
-ROOT, NOBODY, CALLER = "root", "nobody", "caller"
+ROOT, OWN, CALLER = "root", "own", "caller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Rights:
     Attributes:
         process: What it is.
         phase: ``set-up``, or ``load`` for all that follows: ramp, hold, watch, collect, stop.
-        user: ``ROOT``, ``NOBODY``, or ``CALLER`` (who called sudo).
+        user: ``ROOT``, ``OWN`` (``probes.own_user``), or ``CALLER`` (who called sudo).
         has: Permitted capabilities at most; effective are no more.
         may_gain: The bounding set at most.
         gains_nothing: no_new_privs is set.
@@ -55,10 +55,10 @@ TABLE = (
            "reads memory and mapped files of others"),
     Rights("parent of servers or clients", "set-up", ROOT, ALL, (), True,
            "enters the namespace, raises limits, forks"),
-    Rights("parent of servers or clients", "load", NOBODY, (), (), True, "waits"),
-    Rights("worker, acceptor, client", "load", NOBODY, (), (), True, "sockets"),
+    Rights("parent of servers or clients", "load", OWN, (), (), True, "waits"),
+    Rights("worker, acceptor, client", "load", OWN, (), (), True, "sockets"),
     Rights("burner", "set-up", ROOT, ALL, ALL, False, "--inject burn; until it is imported"),
-    Rights("burner", "load", NOBODY, (), (), True, "calculates"),
+    Rights("burner", "load", OWN, (), (), True, "calculates"),
     Rights("guard of control groups", "load", ROOT, GUARD_KEEPS, (), True,
            "removes folders at the end, also from the root of the tree"),
     Rights("launcher of a server command", "set-up", ROOT, ALL, ALL, False,

@@ -16,6 +16,7 @@ from harness.command_parser import Example, Parser
 from harness.fleet_config import FleetConfig, GroupShare
 from harness.plan import ACCEPT_MODES, Plan, PlanRequest
 from probes.errors import UsageError
+from probes.own_user import OwnUser
 
 if TYPE_CHECKING:
     from harness.host import Host
@@ -387,7 +388,7 @@ def settings(options: argparse.Namespace, probes: list[str]) -> dict[str, Any]:
     }
 
 
-def fleet_config(options: argparse.Namespace, plan: Plan, *, give_up_root: bool) -> FleetConfig:
+def fleet_config(options: argparse.Namespace, plan: Plan, user: OwnUser | None) -> FleetConfig:
     """What the fleet is told."""
     config = FleetConfig(
         server_address=plan.server_address,
@@ -419,7 +420,8 @@ def fleet_config(options: argparse.Namespace, plan: Plan, *, give_up_root: bool)
         inject=options.inject,
         memory_max_bytes=options.memory_max,
         tcp_memory_max_bytes=options.tcp_memory_max,
-        give_up_root=give_up_root,
+        own_uid=user.uid if user else 0,
+        own_gid=user.gid if user else 0,
         bind=options.bind,
         accept_weights=list(plan.accept_weights),
     )

@@ -135,10 +135,10 @@ class Supervisor(Recorder):
                 recorded until then stays.
         """
         result = RunResult("finished")
-        if os.geteuid() == 0 and not self._config.give_up_root:
+        if os.geteuid() == 0 and not self._config.own_uid:
             result.notes.append(
-                "server and clients run as root: here it may not become nobody (a user namespace, "
-                "or a container without CAP_SETUID and CAP_SETGID)"
+                "server and clients run as root: here it may not become another user (a user "
+                "namespace, or a container without CAP_SETUID and CAP_SETGID)"
             )
         if self._foreign_request is not None and self._foreign_request.is_root:
             result.notes.append(

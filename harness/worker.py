@@ -23,6 +23,7 @@ from harness.listeners import Admission, Sweep, listen
 from harness.protocol import BinaryMessage, Connection, Ping, Pong, TextMessage, Violation
 from harness.protocol import Role as End
 from probes.live import Counter, Live, Role
+from probes.parent_death import die_with_parent
 
 _FREE, _ACCEPTED, _OPEN = 0, 1, 2
 _ACCEPT_MOST = 64  # connections taken in one turn: keeps turns near a millisecond
@@ -121,9 +122,8 @@ class Worker:
             gc_clock.watch(slot)
         else:
             gc.disable()
-        if config.give_up_root:
-            child.give_up_root()
-        child.die_with_parent(config.parent_pid)
+        child.give_up_root(config.own_uid, config.own_gid)
+        die_with_parent(config.parent_pid)
         own_fds_count = child.own_descriptors_count()
         self._capacity = config.worker_nofile_count - own_fds_count
         slot[Counter.ROLE] = Role.SERVER

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 
 from probes import privileges, registry
-from probes.errors import ExitCode, ToolkitError, UsageError
+from probes.errors import ToolkitError, UsageError
 from probes.live import Live
 from probes.own_cost import (
     END_NICE,
@@ -35,6 +35,7 @@ from probes.own_cost import (
     stand_back,
 )
 from probes.own_descriptors import raise_own_limit
+from probes.parent_death import die_with_parent
 from probes.rundir import RunDir
 
 KEEPS = (
@@ -47,20 +48,7 @@ KEEPS = (
 )
 """Capabilities of this process, as in ``probes.privileges``; what it starts has no more."""
 
-_PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Asks the kernel for SIGKILL when the parent dies (prctl(2)); exits when it is gone already.
-
-    Args:
-        parent_pid: ``os.getppid()``, read as early as possible.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        sys.exit(ExitCode.FAILED)
 
 
 def enter_network_namespace(fd: int) -> None:

@@ -8,26 +8,21 @@ process has them.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 
 from probes import privileges
-
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+from probes.parent_death import die_with_parent
 
 
 def main(argv: list[str]) -> int:
-    """Becomes the command; returns 1 when the parent is gone, 127 when it cannot be executed."""
+    """Becomes the command; ends with 1 when the parent is gone, 127 when it cannot be executed."""
     parent_pid, names, command = int(argv[0]), argv[1], argv[2:]
     privileges.gain_nothing()
     kept = [name for name in names.split(",") if name]
     privileges.bound_by(kept)
     privileges.keep_only(kept)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # it survives execve(2)
-    if os.getppid() != parent_pid:
-        return 1
+    die_with_parent(parent_pid)
     try:
         os.execvp(command[0], command)  # noqa: S606 - no shell, as is meant
     except OSError as error:

@@ -25,6 +25,7 @@ from harness.plan import make_plan
 from harness.run_cgroups import RunCgroups
 from probes import live as live_memory
 from probes.live import Counter, Live, Phase
+from probes.own_user import own_user
 
 DEADLINE_S = 60
 HOLD_MOST_S = 4.0
@@ -66,7 +67,7 @@ class WaitingFleet:
         options = run_options.parse(row.arguments())
         host = run_options.limited(read_host(), options)
         plan = make_plan(run_options.plan_request(options, own_namespace=True), host)
-        config = run_options.fleet_config(options, plan, give_up_root=True)
+        config = run_options.fleet_config(options, plan, own_user())
         self._hold_s = float(
             row.extra.get("attached", {}).get("hold", min(HOLD_MOST_S, options.hold))
         )

@@ -61,7 +61,8 @@ class SmallFleet:
             "connect_timeout_s": 10.0,
             "gc": True,
             "inject": [],
-            "give_up_root": True,
+            "own_uid": 65534,
+            "own_gid": 65534,
         }
         values.update(changes)
         self.config = FleetConfig(**values)

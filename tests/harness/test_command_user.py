@@ -24,6 +24,9 @@ NOBODY = pwd.getpwnam("nobody")
         ({"SUDO_USER": "root"}, ""),
         ({"DOAS_USER": "root", "PKEXEC_UID": "0"}, ""),
         ({"PKEXEC_UID": "0"}, ""),
+        ({"SUDO_UID": str(NOBODY.pw_uid)}, "nobody"),
+        ({"SUDO_UID": "0", "SUDO_USER": "root"}, ""),
+        ({"SUDO_UID": str(NOBODY.pw_uid), "SUDO_USER": "nobody", "PKEXEC_UID": "0"}, "nobody"),
         ({"USER": "nobody"}, ""),
         ({}, ""),
     ],
@@ -37,6 +40,7 @@ def test_the_user_behind_root_is_found(environment, user):
     "environment",
     [
         {"SUDO_USER": "no-such-user"},
+        {"SUDO_UID": "4123456789", "SUDO_GID": "1"},
         {"DOAS_USER": "a\nb"},
         {"PKEXEC_UID": "4123456789"},
         {"PKEXEC_UID": "x"},

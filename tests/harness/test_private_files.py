@@ -233,6 +233,8 @@ def test_a_private_folder_is_private_from_its_first_moment(tmp_path):
         ({"PKEXEC_UID": "65534"}, CallingUser(65534, 65534)),
         ({"DOAS_USER": "nobody"}, CallingUser(65534, 65534)),
         ({"DOAS_USER": "root"}, None),
+        ({"SUDO_USER": "nobody"}, CallingUser(65534, 65534)),  # whom a server command runs as
+        ({"SUDO_USER": "gone", "SUDO_UID": "1000", "SUDO_GID": "1001"}, CallingUser(1000, 1001)),
         ({"DOAS_USER": "no such user"}, None),
         ({}, None),
     ],

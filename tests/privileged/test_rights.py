@@ -19,9 +19,10 @@ import pytest
 
 from harness import process_rights
 from harness.burners import Burners
-from harness.process_rights import CALLER, NOBODY, TABLE, Rights, rights_of
+from harness.process_rights import CALLER, OWN, TABLE, Rights, rights_of
 from probes import process_tree
 from probes.own_rights import parse_status
+from probes.own_user import FIRST_ID, LAST_ID
 from probes.privileges import bits_of, names_of
 
 pytestmark = [pytest.mark.privileged, pytest.mark.shared]
@@ -96,7 +97,8 @@ def kind_of(pid: int, command: int) -> str:
 def excess(pid: int, allowed: Rights) -> list[str]:
     """What a process or one of its threads may do beyond the table."""
     found: list[str] = []
-    users = {NOBODY: {NOBODY_UID}, CALLER: {NOBODY_UID}}.get(allowed.user, {0})
+    own = set(range(FIRST_ID, LAST_ID + 1))
+    users = {OWN: own, CALLER: {NOBODY_UID}}.get(allowed.user, {0})
     for path in Path(f"/proc/{pid}/task").glob("*/status"):
         try:
             said = parse_status(path.read_text())

@@ -1,0 +1,107 @@
+"""A user id of our own for processes that need no rights, which no other process has.
+
+``nobody`` is shared: every daemon that runs as it may signal and trace every other (kill(2),
+ptrace(2)). So a number is taken of the range that systemd keeps for users that nobody has named
+(systemd.exec(5), DynamicUser=): one without a name, and of which no process is there. Its group has
+the same number. Where there is none (a container that has not these numbers, user_namespaces(7))
+it is ``nobody``.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+FIRST_ID, LAST_ID = 61_184, 65_519
+_TRIALS_COUNT = 16
+_IDS = re.compile(rb"^(?:Uid|Gid|Groups):[ \t]*(.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnUser:
+    """Whom a process of ours becomes.
+
+    Attributes:
+        uid: Above 0.
+        gid: Its only group.
+    """
+
+    uid: int
+    gid: int
+
+
+def own_user(besides: Collection[int] = ()) -> OwnUser | None:
+    """A user of our own, else ``nobody``; None where this process may become neither.
+
+    Args:
+        besides: Numbers that are taken already, though no process has them yet.
+    """
+    if os.geteuid() != 0:
+        return None
+    taken = ids_in_use() | set(besides)
+    for _ in range(_TRIALS_COUNT):
+        number = FIRST_ID + secrets.randbelow(LAST_ID - FIRST_ID + 1)
+        if number not in taken and not _has_name(number) and can_become(OwnUser(number, number)):
+            return OwnUser(number, number)
+    try:
+        entry = pwd.getpwnam("nobody")
+    except KeyError:
+        return None
+    nobody = OwnUser(entry.pw_uid, entry.pw_gid)
+    return nobody if can_become(nobody) else None
+
+
+def become(user: OwnUser) -> None:
+    """Becomes that user for good.
+
+    Raises:
+        OSError: It is not permitted, or there is no such number in this user namespace.
+    """
+    os.setgroups([])
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
+
+
+def can_become(user: OwnUser) -> bool:
+    """Whether ``become`` works here, found out by a child that ends at once.
+
+    It does not without CAP_SETUID and CAP_SETGID, nor in a user namespace without that number.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            become(user)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return status == 0
+
+
+def ids_in_use() -> set[int]:
+    """Users and groups of all processes that this one can see (proc(5), status)."""
+    found: set[int] = set()
+    for path in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = path.read_bytes()
+        except OSError:
+            continue  # it has ended
+        for ids in _IDS.findall(text):
+            found.update(map(int, ids.split()))
+    return found
+
+
+def _has_name(number: int) -> bool:
+    for look_up in (pwd.getpwuid, grp.getgrgid):
+        try:
+            look_up(number)
+        except KeyError:
+            continue
+        return True
+    return False
