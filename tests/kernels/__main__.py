@@ -17,17 +17,26 @@ from tests.kernels.fetch import CannotFetchError
 from tests.kernels.page import Tried, keep, kept, page, parse
 
 JOB = Path(__file__).with_name("checks.py")
-TIMEOUT_S = 1_500
+CHECK_TIMEOUT_S = 600
+"""For each check; on a crowded machine an attach took that long."""
 
 
 def attempt(
-    kernel: Kernel, names: list[str], *, timeout_s: float = TIMEOUT_S, echo: bool = False
+    kernel: Kernel, names: list[str], *, timeout_s: float | None = None, echo: bool = False
 ) -> Tried:
     """Boots one kernel and does the checks in it.
+
+    Args:
+        kernel: Which.
+        names: Of the checks.
+        timeout_s: For all of it; None is ``CHECK_TIMEOUT_S`` for each.
+        echo: Also show what it prints.
 
     Raises:
         CannotFetchError: There is no such kernel here.
     """
+    if timeout_s is None:
+        timeout_s = CHECK_TIMEOUT_S * len(names)
     try:
         output = guest.run(kernel, JOB, names, timeout_s=timeout_s, echo=echo)
     except guest.GuestFailedError as error:
