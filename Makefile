@@ -19,7 +19,7 @@ junit = $(if $(RESULTS),--junitxml='$(RESULTS)/$(1).xml')
 # Where a container sets it, each of hundreds of processes would compile the tree anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev install-peers run test test-beside-neighbours test-kernels test-hard bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
+.PHONY: help install install-dev install-peers run test test-beside-neighbours test-kernels test-containers test-hard bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -57,6 +57,9 @@ test-beside-neighbours: install-dev ## make test in fresh clones, quiet and besi
 
 test-kernels: install-dev ## boot stock kernels in QEMU: docs/kernels.md; ARGS='6.1 --checks run,attach' for some
 	@$(BIN)/python -m tests.kernels $(if $(strip $(ARGS)),$(ARGS),--markdown docs/kernels.md)
+
+test-containers: install-dev ## try it in containers of each kind: docs/containers.md; ARGS='docker --checks run' for some
+	@$(BIN)/python -m tests.containers $(if $(strip $(ARGS)),$(ARGS),--markdown docs/containers.md)
 
 test-hard: install-dev ## 200 kills, 10,000 damaged recordings, 100,000 examples a property: hours
 	@$(BIN)/python -m bench.kill_matrix --kills 200

@@ -1,7 +1,7 @@
 """Whose a control group is, by its path: a unit, a container, a pod; and the commands that move it.
 
 Source: systemd.unit(5), systemd.resource-control(5); the names that Docker, Podman, containerd and
-CRI-O give their groups with both cgroup drivers.
+CRI-O give their groups with both cgroup drivers; systemd.exec(5) and docker-run(1) for limits.
 """
 
 from __future__ import annotations
@@ -96,3 +96,25 @@ def tasks_command(cgroup: str, tasks_count: int) -> str:
     if owner.kind == "pod":
         return f"podPidsLimit: {tasks_count}  # in the kubelet's configuration of that node"
     return f"echo {tasks_count} > {shlex.quote(f'{cgroup}/pids.max')}"
+
+
+def nofile_command(cgroup: str, nofile_count: int) -> str:
+    """How the processes of a group get another RLIMIT_NOFILE when they are started again.
+
+    Args:
+        cgroup: Its folder, '' when not known.
+        nofile_count: The limit.
+    """
+    owner = owner_of(cgroup)
+    if owner.kind == "container":
+        return (
+            f"{owner.tool} run --ulimit nofile={nofile_count}:{nofile_count}  # container "
+            f"{owner.name} made anew: {owner.tool} update cannot"
+        )
+    if owner.kind == "pod":
+        return (
+            f"LimitNOFILE={nofile_count}  # in the unit of that node's container runtime "
+            "(containerd.service, crio.service)"
+        )
+    name = owner.name if owner.name.endswith(".service") else "NAME.service"
+    return f"systemctl edit {shlex.quote(name)}  # [Service] LimitNOFILE={nofile_count}"

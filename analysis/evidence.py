@@ -129,11 +129,6 @@ class Fix:
     effect: str
 
 
-def unit_limit_command(nofile_count: int) -> str:
-    """The command that gives a systemd service another RLIMIT_NOFILE (systemd.exec(5))."""
-    return f"systemctl edit NAME.service  # [Service] LimitNOFILE={nofile_count}"
-
-
 @dataclass(frozen=True, slots=True)
 class Subject:
     """The process a finding is about; the default is the host as a whole.

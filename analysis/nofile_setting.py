@@ -1,4 +1,4 @@
-"""Where a server's limit on descriptors was set, when its launcher did it and not the run."""
+"""Where a server's limit on descriptors was set, and what sets it for good."""
 
 from __future__ import annotations
 
@@ -6,10 +6,24 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from analysis.control_group import nofile_command
 from analysis.run_view import RunView
 
 _SETS_NOFILE = re.compile(r"ulimit|nofile|setrlimit", re.IGNORECASE)
 """A line that sets it: of a shell, prlimit(1), a unit, nginx (worker_rlimit_nofile), a program."""
+
+
+def lasting_limit_command(view: RunView, pid: int, nofile_count: int) -> str:
+    """The command that gives a process another RLIMIT_NOFILE whenever it is started.
+
+    Args:
+        view: The run.
+        pid: The process.
+        nofile_count: The limit.
+    """
+    groups = view.frames["cgroups"]
+    own = groups[(groups["pid"] == pid) & (groups["level"] == 0)]["path"]
+    return nofile_command(str(own.iloc[0]) if len(own) else "", nofile_count)
 
 
 def raised_where_it_is_set(view: RunView, pid: int, soft_count: int, new_count: int) -> str | None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import Evidence, Finding, Fix, capitalised, times, unit_limit_command
+from analysis.evidence import Evidence, Finding, Fix, capitalised, times
+from analysis.nofile_setting import lasting_limit_command
 from analysis.signs import EMFILE, Signs
 
 _ROOM_PART = 0.02
@@ -68,7 +69,7 @@ def find(signs: Signs) -> list[Finding]:
                     f"the connections go to the worker with room for {room:,} more",
                 ),
                 Fix(
-                    unit_limit_command(max(65_535, 2 * soft)),
+                    lasting_limit_command(signs.view, pid, max(65_535, 2 * soft)),
                     f"no worker is full before {max(65_535, 2 * soft):,} descriptors",
                 ),
             ),

@@ -5,7 +5,9 @@ Each probe is started for a moment (``probes/trial.py``): what is called availab
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -24,7 +26,11 @@ from probes.registry import ProbeCheck
 from probes.trial import check_all
 
 _INDENT = "    "
-
+_NAMESPACE_FIXES = {
+    errno.EPERM: "docker run --security-opt seccomp=unconfined, or --privileged",
+    errno.ENOSPC: "sysctl -w user.max_net_namespaces=1024",
+    errno.EINVAL: "boot a kernel with CONFIG_NET_NS=y",
+}
 
 _EXAMPLES = (
     Example("profile-doctor", "limits, probes, and what to fix"),
@@ -214,6 +220,14 @@ class Examination:
     def _isolation_lines(self) -> Iterator[str]:
         if self.host.may_own_namespace:
             yield "A run gets a network namespace of its own; nothing on the host is changed."
+            return
+        if self.host.namespace_errno:
+            yield from wrapped(
+                "A run uses the host's own network and port range: network namespaces are refused "
+                f"({os.strerror(self.host.namespace_errno)})."
+            )
+            fix = _NAMESPACE_FIXES.get(self.host.namespace_errno, "docker run --privileged")
+            yield f"{_INDENT}fix: {fix}"
             return
         yield from wrapped(
             "A run uses the host's own network and port range: making a network namespace needs "

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from harness import netns
 from probes import pid_namespace
 from probes.errors import HostError
 
@@ -60,6 +61,7 @@ class Host:
         cpu_count: Cores this process may use: its affinity, cut by the group's CPU quota.
         allowed_cpus: Their numbers by affinity alone (sched_getaffinity(2), which a cpuset cuts).
         effective_capabilities: Bit set CapEff of this process.
+        namespace_errno: Why it may make no network namespace in spite of these; 0 when it may.
         nofile_soft_count: RLIMIT_NOFILE now; any process may raise it to the hard one.
         nofile_hard_count: Hard RLIMIT_NOFILE.
         nr_open_count: What even CAP_SYS_RESOURCE cannot pass.
@@ -83,6 +85,7 @@ class Host:
     allowed_cpus: tuple[int, ...] = ()
     is_root: bool
     effective_capabilities: int
+    namespace_errno: int = 0
     has_btf: bool
     nofile_soft_count: int
     nofile_hard_count: int
@@ -124,7 +127,8 @@ class Host:
     @property
     def may_own_namespace(self) -> bool:
         """Whether this process may make a network namespace and bring its loopback up."""
-        return self.has_capability(CAP_SYS_ADMIN) and self.has_capability(CAP_NET_ADMIN)
+        has_capabilities = self.has_capability(CAP_SYS_ADMIN) and self.has_capability(CAP_NET_ADMIN)
+        return has_capabilities and not self.namespace_errno
 
     @property
     def nofile_ceiling_count(self) -> int:
@@ -236,7 +240,7 @@ def read_host(root: Path = Path("/")) -> Host:
     tcp_mem = _ints(sysctl / "net/ipv4/tcp_mem")
     ports = _ints(sysctl / "net/ipv4/ip_local_port_range")
     conntrack = sysctl / "net/netfilter"
-    return Host(
+    host = Host(
         kernel=_text(sysctl / "kernel/osrelease").strip() or platform.release(),
         machine=platform.machine(),
         python=platform.python_version(),
@@ -266,6 +270,13 @@ def read_host(root: Path = Path("/")) -> Host:
         netdev_max_backlog_count=_first_int(sysctl / "net/core/netdev_max_backlog"),
         cgroup=cgroup,
     )
+    # trying costs a few milliseconds, which a host without any sign of a refusal saves
+    is_doubtful = status.get("Seccomp", "0") != "0" or not _first_int(
+        sysctl / "user/max_net_namespaces"
+    )
+    if root == Path("/") and is_doubtful and host.may_own_namespace:
+        return replace(host, namespace_errno=netns.refusal())
+    return host
 
 
 def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -55,6 +56,26 @@ def inside(namespace_fd: int) -> Iterator[None]:
             enter(home_fd)
     finally:
         os.close(home_fd)
+
+
+def refusal() -> int:
+    """Why this process may not make a network namespace although it has the capabilities.
+
+    A thread tries, whose namespace ends with it.
+
+    Returns:
+        An errno: EPERM of a filter of calls (seccomp(2)), ENOSPC of user.max_net_namespaces, EINVAL
+        without CONFIG_NET_NS (unshare(2)); 0 when it may.
+    """
+    found: list[int] = []
+
+    def attempt() -> None:
+        found.append(ctypes.get_errno() if _libc.unshare(CLONE_NEWNET) != 0 else 0)
+
+    thread = threading.Thread(target=attempt, name="namespace")
+    thread.start()
+    thread.join()
+    return found[0]
 
 
 def create(sysctls: Mapping[str, str]) -> int:

@@ -36,7 +36,7 @@ def control_group(
     folder.mkdir()
     try:
         for name, value in limits.items():
-            for file, text in _of_version_1(name, value) if is_first else [(name, value)]:
+            for file, text in files_of(name, value, is_first_version=is_first):
                 (folder / file).write_text(text)
         yield folder
     finally:
@@ -51,8 +51,17 @@ def control_group(
                 time.sleep(0.01)
 
 
-def _of_version_1(name: str, value: str) -> list[tuple[str, str]]:
-    if name != "cpu.max":
+def files_of(name: str, value: str, *, is_first_version: bool) -> list[tuple[str, str]]:
+    """What to write into which files of a group for a limit in the words of version 2.
+
+    Args:
+        name: The file of version 2.
+        value: What would be written there.
+        is_first_version: The group is one of version 1.
+    """
+    if not is_first_version:
         return [(name, value)]
-    quota, period = value.split()
-    return [("cpu.cfs_period_us", period), ("cpu.cfs_quota_us", quota)]
+    if name == "cpu.max":
+        quota, period = value.split()
+        return [("cpu.cfs_period_us", period), ("cpu.cfs_quota_us", quota)]
+    return [("memory.limit_in_bytes" if name == "memory.max" else name, value)]

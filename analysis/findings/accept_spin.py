@@ -30,8 +30,9 @@ from analysis.accept_caller import (
 )
 from analysis.accept_outcomes import is_closing_at_once
 from analysis.cpu import wants_full_core
-from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role, unit_limit_command
+from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.hot_worker import runs_of
+from analysis.nofile_setting import lasting_limit_command
 from analysis.signs import EMFILE, Signs
 
 _SPIN_PER_S = 10_000
@@ -204,7 +205,7 @@ def _finding(
             ),
             *_runtime_fixes(caller),
             Fix(
-                unit_limit_command(65_535),
+                lasting_limit_command(view, pid, 65_535),
                 "the worker does not meet the limit at this load, so it never begins to spin",
             ),
         ),

@@ -25,9 +25,8 @@ from analysis.evidence import (
     capitalised,
     side_of_role,
     times,
-    unit_limit_command,
 )
-from analysis.nofile_setting import raised_where_it_is_set
+from analysis.nofile_setting import lasting_limit_command, raised_where_it_is_set
 from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
 from probes.schema import SERVER_ROLES
 
@@ -219,9 +218,9 @@ def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
     )
     if row["role"] == "client":
         return Fix(f"ulimit -n {new}", moves), more
-    systemd = Fix(unit_limit_command(new), moves)
+    lasting = Fix(lasting_limit_command(view, int(str(row["pid"])), new), moves)
     if not view.is_foreign:
-        return systemd, Fix(f"profile-run --nofile {new}", moves), more
+        return lasting, Fix(f"profile-run --nofile {new}", moves), more
     more = Fix(
         f"start {max(len(peers) + 1, per_target)} processes of it (cluster, workers, replicas)",
         more.effect,
@@ -231,5 +230,5 @@ def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
     if where_set is not None:  # more for its launcher would not reach it
         return Fix(where_set, moves), more
     if view.server_command:
-        return Fix(f"profile-run --nofile {new}", moves), systemd, more
-    return Fix(f"prlimit --pid {row['pid']} --nofile={new}", moves), systemd, more
+        return Fix(f"profile-run --nofile {new}", moves), lasting, more
+    return Fix(f"prlimit --pid {row['pid']} --nofile={new}", moves), lasting, more

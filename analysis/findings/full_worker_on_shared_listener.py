@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import watched_full_worker
-from analysis.evidence import Evidence, Finding, Fix, capitalised, unit_limit_command
+from analysis.evidence import Evidence, Finding, Fix, capitalised
+from analysis.nofile_setting import lasting_limit_command
 from analysis.signs import EMFILE, Signs
 
 _ROOM_PART = 0.01
@@ -171,7 +172,7 @@ def _finding(signs: Signs, full: _Full) -> Finding:
                 f"moves from {total:,} to {sum_of_limits:,} connections",
             ),
             Fix(
-                unit_limit_command(max(65_535, needed)),
+                lasting_limit_command(view, subject.pid, max(65_535, needed)),
                 f"no worker is full at a share of {100 * share:.0f} % of {wanted:,} connections",
             ),
             Fix(

@@ -12,7 +12,8 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.accept_outcomes import CLOSED_LEAST_SHARE, refused_at_once, resets_sent
-from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role, unit_limit_command
+from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
+from analysis.nofile_setting import lasting_limit_command
 from analysis.signs import EMFILE, Signs
 from probes.schema import SERVER_ROLES
 
@@ -71,7 +72,7 @@ def find(signs: Signs) -> list[Finding]:
             ),
             fix=(
                 Fix(
-                    unit_limit_command(65_535),
+                    lasting_limit_command(view, subject.pid, 65_535),
                     f"the {len(refused):,} resets go away until 65,535 descriptors are in use",
                 ),
                 Fix(
@@ -129,7 +130,7 @@ def _seen_from_the_server(signs: Signs, emfile: pd.DataFrame, full_s: float) -> 
             ),
             fix=(
                 Fix(
-                    unit_limit_command(65_535),
+                    lasting_limit_command(view, subject.pid, 65_535),
                     f"the {count:,} resets go away until 65,535 descriptors are in use",
                 ),
                 Fix(

@@ -196,6 +196,18 @@ def test_emfile_names_the_limit_and_the_connections_of_that_moment(watched):
     assert "server-resets-when-full" not in causes(summary)
 
 
+def test_the_limit_of_a_server_in_a_container_is_raised_by_its_engine(watched):
+    hold(watched, 0, 200, 984)
+    hold(watched, 1, 100)
+    emfile(watched, 800, 23)
+    watched.add("cgroups", pid=801, level=0, cgroup_id=7, path="/system.slice/other.service")
+    watched.add("cgroups", pid=800, level=1, cgroup_id=8, path="/docker")
+    watched.add("cgroups", pid=800, level=0, cgroup_id=9, path="/docker/" + "ab12" * 16)
+    fixes = [fix.command for fix in named(summarise(watched.frames()), "fd-limit-process").fix]
+    assert any(fix.startswith("docker run --ulimit nofile=") for fix in fixes)
+    assert not any("systemctl" in fix for fix in fixes)
+
+
 def test_resets_at_the_limit_are_told_by_what_the_server_sent(watched):
     hold(watched, 0, 993)
     hold(watched, 1, 100)

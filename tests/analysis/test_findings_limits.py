@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from analysis.control_group import cpu_quota_command, owner_of, tasks_command
+from analysis.control_group import cpu_quota_command, nofile_command, owner_of, tasks_command
 from analysis.summary import summarise
 
 GIB = 1 << 30
@@ -88,6 +88,22 @@ def test_the_command_is_that_of_the_owner():
     assert tasks_command(unit, 512) == "systemctl set-property chat.service TasksMax=512"
     assert tasks_command(DOCKER, 512) == "docker update --pids-limit 512 ab12ab12ab12"
     assert tasks_command("/sys/fs/cgroup/a b", 512) == "echo 512 > '/sys/fs/cgroup/a b/pids.max'"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "command"),
+    [
+        ("/system.slice/chat.service", "systemctl edit chat.service"),
+        ("/user.slice/session-3.scope", "systemctl edit NAME.service"),  # no scope has a limit
+        ("", "systemctl edit NAME.service"),
+        (DOCKER, "docker run --ulimit nofile=65535:65535  # container ab12ab12ab12"),
+        ("/machine.slice/libpod-" + "c" * 64 + ".scope", "podman run --ulimit nofile=65535:65535"),
+        ("/kubepods.slice/kubepods-pod1.slice/docker-" + "0" * 64 + ".scope", "LimitNOFILE=65535"),
+    ],
+)
+def test_a_limit_of_descriptors_is_raised_where_its_owner_sets_it(cgroup, command):
+    assert nofile_command(cgroup, 65_535).startswith(command)
+    assert "65535" in nofile_command(cgroup, 65_535)
 
 
 # -- cpu-quota ---------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Reading the host: any host in a folder, and this one for real."""
 
+import errno
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import pytest
 from harness.host import format_ranges, parse_ranges, read_host
 from probes.errors import HostError
 
+CALL_FILTER = Path(__file__).parents[1] / "containers" / "call_filter.py"
 TCP_TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:2329 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1
@@ -116,6 +118,33 @@ def test_capabilities_decide_and_not_the_uid(host_at):
     weak = replace(host, effective_capabilities=1 << 21 | 1 << 12)
     assert weak.may_own_namespace
     assert weak.nofile_ceiling_count == weak.nofile_hard_count
+
+
+def test_a_refused_namespace_is_none_whatever_the_capabilities(host_at):
+    able = replace(host_at(), effective_capabilities=1 << 21 | 1 << 12)
+    assert not replace(able, namespace_errno=errno.EPERM).may_own_namespace
+
+
+ASK = (
+    "from harness.host import read_host; host = read_host(); "
+    "print(host.namespace_errno, host.may_own_namespace)"
+)
+
+
+def asked(*before):
+    command = [*before, sys.executable, "-P", "-c", ASK]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.privileged
+def test_who_refuses_a_namespace_is_found_by_trying():
+    assert asked() == "0 True"
+    filtered = (sys.executable, "-P", str(CALL_FILTER))
+    assert asked(*filtered) == f"{errno.EPERM} False"
+    # the number that is allowed belongs to the user namespace, so this host keeps its own
+    none_left = 'echo 0 >/proc/sys/user/max_net_namespaces && exec "$@"'
+    inner = ("unshare", "--user", "--map-root-user", "sh", "-c", none_left, "sh")
+    assert asked(*inner) == f"{errno.ENOSPC} False"
 
 
 def test_what_the_kernel_does_not_have_is_none_and_the_rest_is_read(host_at):

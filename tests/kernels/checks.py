@@ -1,7 +1,7 @@
-"""What is tried in a guest: prints one JSON line for each check that its arguments name.
+"""What is tried in a guest, or in a container: a JSON line for each check that is named.
 
-Nothing is judged here: the lines are facts, and ``tests/kernels/judge.py`` says what they should
-be. All checks share this process, since importing pandas takes ten seconds under emulation.
+Nothing is judged here: the lines are facts, and ``judge.py`` of either says what they should be.
+All checks share this process, since importing pandas takes ten seconds under emulation.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def doctor() -> dict[str, Any]:
     """What profile-doctor says of every probe."""
     from harness import cli_doctor
 
-    code, out, _ = called(cli_doctor.main, "--json")
+    code, out, err = called(cli_doctor.main, "--json")
+    if not out.strip():
+        return {"exit": code, "stderr": err[-1500:]}
     found = json.loads(out)
     return {"exit": code, "probes": found["probes"], "kernel_lacks": found["kernel_lacks"]}
 
@@ -113,16 +115,18 @@ def profile_run(*words: str) -> dict[str, Any]:
     return verdict_of(cli_run.main, *words)
 
 
-def profile_attach(*words: str) -> dict[str, Any]:
+def profile_attach(*words: str, runs: Path = RUNS) -> dict[str, Any]:
     """A watch and its verdict."""
     from harness import cli_attach
 
-    return verdict_of(cli_attach.main, *words)
+    return verdict_of(cli_attach.main, *words, runs=runs)
 
 
-def verdict_of(main: Callable[[Sequence[str]], int], *words: str) -> dict[str, Any]:
+def verdict_of(
+    main: Callable[[Sequence[str]], int], *words: str, runs: Path = RUNS
+) -> dict[str, Any]:
     """What a command found, without what it is not judged by."""
-    code, out, err = called(main, "--output", str(RUNS), "--json", "--no-report", *words)
+    code, out, err = called(main, "--output", str(runs), "--json", "--no-report", *words)
     if not out.strip():
         return {"exit": code, "stderr": err[-1500:]}
     found = json.loads(out)
@@ -138,7 +142,8 @@ def verdict_of(main: Callable[[Sequence[str]], int], *words: str) -> dict[str, A
         "confidence": verdict["confidence"],
         "sentence": verdict["sentence"],
         "findings": [finding["cause"] for finding in found["findings"]],
-        **told_by_manifest(RUNS / found["run"]["id"]),
+        "fixes": [fix["command"] for each in found["findings"] for fix in each["fix"]],
+        **told_by_manifest(runs / found["run"]["id"]),
         "probes": [probe for probe in probes if probe["state"] != "not_asked"],
     }
 
