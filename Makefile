@@ -2,6 +2,9 @@
 # make test   every check: lint, types, imports, tests (the privileged ones for real when root)
 # Both start from a bare Debian or Ubuntu machine and install only what is missing.
 
+ifeq ($(wildcard /bin/bash /usr/bin/bash),)
+$(error bash is missing (to get it: apk add bash, or the command of your distribution))
+endif
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help

@@ -15,9 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+from probes.distribution import bindings
 from probes.errors import ProbeUnavailableError
-
-INSTALL = "apt-get install python3-bpfcc"
 
 # Debian and Ubuntu; packages built from source; Fedora and openSUSE
 _PLACES = (
@@ -52,10 +51,12 @@ def find_bcc(directories: Iterable[Path]) -> Path:
         unrelated = package
     if unrelated is not None:
         raise ProbeUnavailableError(
-            f"{unrelated} is not the eBPF bindings but PyPI's unrelated package bcc", fix=INSTALL
+            f"{unrelated} is not the eBPF bindings but PyPI's unrelated package bcc",
+            fix=bindings().install,
         )
     raise ProbeUnavailableError(
-        "the eBPF bindings (Python package bcc of the distribution) are not installed", fix=INSTALL
+        "the eBPF bindings (Python package bcc of the distribution) are not installed",
+        fix=bindings().install,
     )
 
 
@@ -83,6 +84,6 @@ def import_bcc() -> ModuleType:
             del sys.modules[name]
         raise ProbeUnavailableError(
             f"the eBPF bindings in {package} do not load: {error}",
-            fix="apt-get install --reinstall python3-bpfcc",
+            fix=bindings().again,
         ) from error
     return module
