@@ -18,11 +18,13 @@ BIN := $(VENV)/bin
 # cores. tests/conftest.py has the order in each. Kernels boot on demand (test-kernels).
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 IN_TURN := alone or shared or in_turn
+# make test-all takes the variants as well.
+WITHOUT := boots or variant
 junit = $(if $(RESULTS),--junitxml='$(RESULTS)/$(1).xml')
 # Where a container sets it, each of hundreds of processes would compile the tree anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev install-peers run test test-beside-neighbours test-kernels test-containers test-hard bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
+.PHONY: help install install-dev install-peers run test test-all test-beside-neighbours test-kernels test-containers test-hard bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -48,12 +50,15 @@ format: install-dev ## let ruff format the tree
 test: install-dev ## lint and every test; make test ARGS='tests/analysis -x' for some
 ifeq ($(strip $(ARGS)),)
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
-	@$(BIN)/pytest -m 'not ($(IN_TURN) or boots)' --numprocesses 3 $(SIDE_BY_SIDE) $(call junit,ordinary)
-	@$(BIN)/pytest -m '$(IN_TURN)' --numprocesses 5 $(SIDE_BY_SIDE) $(call junit,in-turn)
+	@$(BIN)/pytest -m 'not ($(IN_TURN) or $(WITHOUT))' --numprocesses 3 $(SIDE_BY_SIDE) $(call junit,ordinary)
+	@$(BIN)/pytest -m '($(IN_TURN)) and not ($(WITHOUT))' --numprocesses 5 $(SIDE_BY_SIDE) $(call junit,in-turn)
 else
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint install-peers
 	@$(BIN)/pytest $(ARGS) $(call junit,some)
 endif
+
+test-all: ## make test with the variants of what it proves: other servers, rows and neighbours
+	@$(MAKE) --no-print-directory test WITHOUT=boots
 
 test-beside-neighbours: install-dev ## make test in fresh clones, quiet and beside noisy neighbours; ARGS='--repeats 1'
 	@$(BIN)/python -m bench.beside_neighbours $(ARGS)

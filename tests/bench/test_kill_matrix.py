@@ -73,8 +73,9 @@ def test_all_roles_are_drawn_equally_often_and_the_same_again():
 @pytest.mark.parametrize(
     "only",
     [
-        *("own,supervisor", "own,cgroup_guard", "own,server_parent"),
-        *("command,supervisor", "command,launcher", "watch,probes"),
+        *("own,supervisor", "own,server_parent", "command,launcher", "watch,probes"),
+        pytest.param("own,cgroup_guard", marks=pytest.mark.variant),
+        pytest.param("command,supervisor", marks=pytest.mark.variant),
     ],
 )
 def test_whoever_is_killed_there_is_a_report_and_nothing_is_left(tmp_path, only):

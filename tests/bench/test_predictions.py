@@ -7,6 +7,7 @@ timing.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,16 +17,18 @@ from harness import run_options
 COUNTED = [row.id for row in predictions.scenario().rows if row.extra["limit"] != "cpu_worker"]
 SPREAD = "SO_REUSEPORT"
 """How even the kernel's hash spreads connections is judged where nothing times out."""
+IS_VARIANT = (SPREAD, "of a client")
+
+
+def marked(row_id: str) -> Any:
+    """A row with its cores, as a variant where it is one."""
+    marks = [pytest.mark.in_turn(cores=0 if SPREAD in row_id else 0.5)]
+    is_variant = any(words in row_id for words in IS_VARIANT)
+    return pytest.param(row_id, marks=[*marks, *([pytest.mark.variant] if is_variant else [])])
 
 
 @pytest.mark.privileged
-@pytest.mark.parametrize(
-    "row_id",
-    [
-        pytest.param(row_id, marks=pytest.mark.in_turn(cores=0 if SPREAD in row_id else 0.5))
-        for row_id in COUNTED
-    ],
-)
+@pytest.mark.parametrize("row_id", [marked(row_id) for row_id in COUNTED])
 def test_a_run_below_the_wall_says_where_it_is(machine, tmp_path, row_id):
     row = predictions.scenario().row(row_id)
     # others may take the cores, of the suite or not: what is counted stays what it is

@@ -137,7 +137,7 @@ def last_open(frames: RunFrames, role: str) -> int:
 
 @pytest.mark.node
 @needs_node
-@pytest.mark.parametrize("scheduling", ["rr", "none"])
+@pytest.mark.parametrize("scheduling", ["rr", pytest.param("none", marks=pytest.mark.variant)])
 def test_every_connection_of_a_node_cluster_is_counted_in_its_worker(profile_run, scheduling):
     run = profile_run(
         *("--connections", "600", "--hold", "2"),
@@ -535,8 +535,15 @@ def folders_of(cgroup_text: str) -> list[Path]:
     return [path for name in names for path in Path("/sys/fs/cgroup").rglob(name)]
 
 
-@pytest.mark.parametrize("with_group", [True, False])
-@pytest.mark.parametrize("kind", ["daemon", "foreground"])
+@pytest.mark.parametrize(
+    ("kind", "with_group"),
+    [
+        ("daemon", True),
+        ("foreground", False),
+        pytest.param("daemon", False, marks=pytest.mark.variant),
+        pytest.param("foreground", True, marks=pytest.mark.variant),
+    ],
+)
 def test_a_launcher_that_is_killed_leaves_nothing_of_the_server_and_is_told_as_that(
     tmp_path, deadline, kind, with_group
 ):

@@ -264,7 +264,7 @@ def test_asyncio_at_its_descriptor_limit_is_named_and_the_duration_ends_it(world
 
 
 @pytest.mark.node
-@pytest.mark.parametrize("scheduling", ["rr", "none"])
+@pytest.mark.parametrize("scheduling", ["rr", pytest.param("none", marks=pytest.mark.variant)])
 def test_a_node_cluster_at_its_limit_is_named_by_its_worker(world, scheduling):
     words = ["node", str(FOREIGN / "cluster.cjs"), str(world.port), "2", scheduling]
     assert shutil.which("node")
@@ -359,6 +359,7 @@ def test_an_event_loop_that_stands_still_or_burns_is_named(world, path, cause, w
 
 @pytest.mark.node
 @pytest.mark.alone
+@pytest.mark.variant
 def test_node_at_the_end_of_its_heap_is_told_from_hot_code(world):
     node = shutil.which("node")
     assert node

@@ -47,6 +47,11 @@ CORES = {
     row.id: row.extra["attached"].get("cores", row.extra.get("cores", 0)) for row in ROWS.values()
 }
 """How many a row and its watch take, 0 for all."""
+VARIANTS = {
+    *("syn-backlog", "full-worker-shared", "tcp-memory-pressure", "receive-buffer-full"),
+    "hot-acceptor",
+}
+"""Rows that are told from outside by the same tables as in a run of their own."""
 
 
 def watch(machine: Any, path: Path, row: scenario.Row) -> dict[str, Any]:
@@ -121,7 +126,14 @@ def watched(once: Callable[..., Any], machine: Any) -> Callable[[str], Watched]:
 
 @pytest.mark.parametrize(
     "row_id",
-    [pytest.param(row_id, marks=pytest.mark.in_turn(cores=CORES[row_id])) for row_id in ROWS],
+    [
+        pytest.param(
+            row_id,
+            marks=[pytest.mark.in_turn(cores=CORES[row_id])]
+            + [pytest.mark.variant] * (row_id in VARIANTS),
+        )
+        for row_id in ROWS
+    ],
 )
 def test_the_cause_is_named_from_outside_with_its_process_and_a_fix_for_its_owner(
     watched, beside_others, row_id

@@ -7,6 +7,7 @@ What more a row proves is checked below, or in the other modules of this folder.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,17 @@ from harness import scenario
 
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
-ROWS = [
-    pytest.param(row.id, marks=pytest.mark.in_turn(cores=row.extra.get("cores", 0)))
-    for row in scenario.load("every-cause").rows
-]
+VARIANTS = {"healthy-20000", "healthy-handoff", "worker-crash-at-limit"}
+"""Rows of a cause that another one provokes as well, and of a size between two others."""
+
+
+def marked(row: scenario.Row) -> Any:
+    """A row with its cores, as a variant where it is one."""
+    marks = [pytest.mark.in_turn(cores=row.extra.get("cores", 0))]
+    return pytest.param(row.id, marks=marks + [pytest.mark.variant] * (row.id in VARIANTS))
+
+
+ROWS = [marked(row) for row in scenario.load("every-cause").rows]
 
 
 @pytest.mark.parametrize("row_id", ROWS)

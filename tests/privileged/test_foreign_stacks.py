@@ -175,6 +175,7 @@ def test_the_retry_loop_of_asyncio_is_explained_down_to_its_function(profile_run
 
 
 @pytest.mark.node
+@pytest.mark.variant
 @pytest.mark.in_turn(cores=HALF_A_CORE)
 def test_node_without_its_reserve_descriptor_is_explained_with_half_of_a_core(
     profile_run, has_symbols, quota
@@ -252,6 +253,7 @@ def test_java_methods_are_named_by_the_map_of_jcmd_and_the_hot_thread_by_its_nam
     assert "Compiler.perfmap" not in page
 
 
+@pytest.mark.variant
 def test_java_without_a_map_is_told_the_commands(profile_run):
     if not (CLASSES / "HotServer.class").is_file():
         pytest.skip("no JDK and its classes: make install-peers")

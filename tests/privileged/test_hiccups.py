@@ -17,6 +17,7 @@ FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 STILL = {"worker-blocked", "hot-worker-code"}
 SECONDS, ANSWERED, WANTED = 2, 150, 300
 NODE = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+NODE_TOO = (NODE, pytest.mark.variant)
 
 
 @pytest.fixture
@@ -51,10 +52,10 @@ def of_still(verdict: dict[str, Any]) -> list[dict[str, Any]]:
         ("stands_still.py", "asks", {"worker-blocked"}, "an answer from a socket"),
         ("stands_still.py", "calculate", {"hot-worker-code"}, "of a core"),
         # a file system in memory takes no time but that of the core
-        ("stands_still.py", "flush", STILL, ""),
-        pytest.param("stands_still.cjs", "sleep", {"worker-blocked"}, "a lock", marks=NODE),
+        pytest.param("stands_still.py", "flush", STILL, "", marks=pytest.mark.variant),
+        pytest.param("stands_still.cjs", "sleep", {"worker-blocked"}, "a lock", marks=NODE_TOO),
         pytest.param("stands_still.cjs", "calculate", {"hot-worker-code"}, "of a core", marks=NODE),
-        pytest.param("stands_still.cjs", "flush", STILL, "", marks=NODE),
+        pytest.param("stands_still.cjs", "flush", STILL, "", marks=NODE_TOO),
     ],
 )
 def test_a_server_that_stands_still_is_named_with_those_who_waited(ran, server, kind, causes, word):

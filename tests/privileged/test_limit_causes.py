@@ -202,6 +202,7 @@ def test_a_full_heap_of_v8_is_the_cause_and_the_crash_follows(profile_run):
 # -- attach ------------------------------------------------------------------------------------
 
 
+@pytest.mark.variant
 def test_attach_names_the_task_limit_of_a_server_in_service(world, machine):
     with machine.shared(), control_group("pids", {"pids.max": "40"}) as group:
         watched = world.serve(*SERVER, str(world.port), "threads")
@@ -252,6 +253,7 @@ def test_attach_names_a_quota_that_stops_the_server(world, machine):
         watched.wait()
 
 
+@pytest.mark.variant
 def test_attach_names_a_worker_that_is_replaced(world, machine):
     with machine.shared():
         watched = world.serve(*SERVER, str(world.port), "replaces", "60")

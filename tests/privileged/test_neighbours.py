@@ -38,21 +38,21 @@ ELSEWHERE = [
     ("oom",),
     ("conntrack",),
     ("listener",),
-    ("listener", "--queue", "half-open"),
+    pytest.param(("listener", "--queue", "half-open"), marks=pytest.mark.variant),
     ("files",),
     ("tcp_memory",),
-    ("tcp_memory", "--limit", "2000000"),
+    pytest.param(("tcp_memory", "--limit", "2000000"), marks=pytest.mark.variant),
     ("drops",),
     ("burner",),
     ("disk",),
 ]
 SAME_NAMESPACE = [
     ("listener", "--here"),
-    ("listener", "--here", "--queue", "half-open"),
+    pytest.param(("listener", "--here", "--queue", "half-open"), marks=pytest.mark.variant),
     ("tcp_memory", "--here"),
-    ("tcp_memory", "--here", "--limit", "2000000"),
+    pytest.param(("tcp_memory", "--here", "--limit", "2000000"), marks=pytest.mark.variant),
     ("drops", "--here"),
-    ("time_wait", "--here"),
+    pytest.param(("time_wait", "--here"), marks=pytest.mark.variant),
 ]
 SYSCTLS = {"net/ipv4/tcp_syncookies": "0"}  # with them nothing of a half-open queue is dropped
 
@@ -178,7 +178,11 @@ def test_a_healthy_run_in_the_hosts_namespace_is_reached_beside_it(
     assert_healthy(verdict, "reached")
 
 
-@pytest.mark.parametrize("words", [("oom",), ("files",), *SAME_NAMESPACE], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [("oom",), pytest.param(("files",), marks=pytest.mark.variant), *SAME_NAMESPACE],
+    ids=" ".join,
+)
 def test_a_healthy_server_that_is_watched_beside_it_meets_no_limit(served, namespace_fd, words):
     def look() -> None:
         with beside(*words, namespace_fd=namespace_fd) as neighbour:
@@ -209,7 +213,9 @@ def time_to_be_seen() -> None:
     time.sleep(4.5)  # the length of the workload
 
 
-@pytest.mark.parametrize("attempt", range(5))
+@pytest.mark.parametrize(
+    "attempt", [0, *(pytest.param(again, marks=pytest.mark.variant) for again in range(1, 5))]
+)
 def test_a_crash_beside_a_group_that_is_killed_again_and_again_is_a_crash_alone(
     stack, tmp_path, attempt
 ):

@@ -69,6 +69,16 @@ EXPECTED = {
         1, "java EchoServer", "accept-spin", True, calls=("accept",), function="accept", wait_s=3.0
     ),
 }  # fmt: skip
+VARIANTS = {"node-rr", "socketify", "websockets", "picows", "hypercorn"}
+"""Of a runtime that another one of them has, or that says the same."""
+SPINNING = [name for name, each in EXPECTED.items() if each.function]
+
+
+def marked(name: str) -> Any:
+    """A peer with its cores and, where it is one, as a variant."""
+    marks = [pytest.mark.in_turn(cores=0.0 if name in SPINNING else 0.5)]
+    marks += [pytest.mark.variant] if name in VARIANTS else []
+    return pytest.param(name, marks=marks)
 
 
 class Run:
@@ -150,13 +160,7 @@ def full(once: Callable[..., Any], machine: Any) -> Callable[[str], Run]:
     return get
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.in_turn(cores=0.0 if expected.function else 0.5))
-        for name, expected in EXPECTED.items()
-    ],
-)
+@pytest.mark.parametrize("name", [marked(name) for name in EXPECTED])
 def test_the_limit_and_what_follows_from_it_are_named(full, name):
     run, expected = full(name), EXPECTED[name]
     said = run.verdict["verdict"]
@@ -188,7 +192,7 @@ def test_the_limit_and_what_follows_from_it_are_named(full, name):
 
 
 @pytest.mark.in_turn(cores=0.0)
-@pytest.mark.parametrize("name", [name for name, each in EXPECTED.items() if each.function])
+@pytest.mark.parametrize("name", [marked(name) for name in SPINNING])
 def test_a_worker_that_spins_is_explained_down_to_the_function(full, name):
     run, expected = full(name), EXPECTED[name]
     spin = run.finding("accept-spin")
