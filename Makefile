@@ -24,7 +24,7 @@ junit = $(if $(RESULTS),--junitxml='$(RESULTS)/$(1).xml')
 # Where a container sets it, each of hundreds of processes would compile the tree anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev install-peers run test test-all test-beside-neighbours test-kernels test-containers test-hard bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
+.PHONY: help install install-dev install-peers run test test-all test-beside-neighbours test-kernels test-containers test-distributions test-hard bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -68,6 +68,9 @@ test-kernels: install-dev ## boot stock kernels in QEMU: docs/kernels.md; ARGS='
 
 test-containers: install-dev ## try it in containers of each kind: docs/containers.md; ARGS='docker --checks run' for some
 	@$(BIN)/python -m tests.containers $(if $(strip $(ARGS)),$(ARGS),--markdown docs/containers.md)
+
+test-distributions: install-dev ## make run from nothing on other Debians and Ubuntus: docs/distributions.md
+	@$(BIN)/python -m tests.distributions $(if $(strip $(ARGS)),$(ARGS),--markdown docs/distributions.md)
 
 test-hard: install-dev ## 200 kills, 10,000 damaged recordings, 100,000 examples a property: hours
 	@$(BIN)/python -m bench.kill_matrix --kills 200

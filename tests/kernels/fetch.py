@@ -89,8 +89,8 @@ def _module_base(root: Path) -> str:
 def _apt_options(kernel: Kernel, work: Path) -> list[str]:
     keyring = _UBUNTU_KEYRING if kernel.is_ubuntu else _DEBIAN_KEYRING
     trust = f"signed-by={keyring}" if keyring.exists() else "trusted=yes"
-    mirror = "http://archive.ubuntu.com" if kernel.is_ubuntu else _mirror()
-    line = f"deb [{trust}] {mirror}/{kernel.archive} {kernel.suite} main\n"
+    server = "http://archive.ubuntu.com" if kernel.is_ubuntu else mirror()
+    line = f"deb [{trust}] {server}/{kernel.archive} {kernel.suite} main\n"
     (work / "sources.list").write_text(line)
     values = {
         "APT::Sandbox::User": "root",
@@ -109,7 +109,7 @@ def _apt_options(kernel: Kernel, work: Path) -> list[str]:
     return ["-q=2", *(word for name, value in values.items() for word in ("-o", f"{name}={value}"))]
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """The mirror of this machine's own sources, which is known to be reachable; else Debian's."""
     texts = [
         path.read_text(errors="replace")

@@ -142,7 +142,7 @@ def test_a_machine_without_qemu_says_so_in_one_line(monkeypatch):
 
 def test_a_mirror_that_is_not_there_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(fetch, "FOLDER", tmp_path)
-    monkeypatch.setattr(fetch, "_mirror", lambda: "http://127.0.0.1:9")
+    monkeypatch.setattr(fetch, "mirror", lambda: "http://127.0.0.1:9")
     with pytest.raises(CannotFetchError) as caught:
         fetch.kernel_image(BY_KEY["6.1"])
     assert "\n" not in str(caught.value)
