@@ -14,6 +14,7 @@ from harness.own_process import start_module
 from harness.start_patience import StartPatience, wanted_cpu_ns
 from probes import process_tree
 from probes.driven import LONGEST_STOP_S, USUAL_STOP_S
+from probes.fair_deadline import FairDeadline
 from probes.private_file import open_new
 
 _LOOK_PERIOD_S = 1.0
@@ -134,17 +135,25 @@ class ProbeProcess:
     def stop(self, deadline_s: float) -> bool:
         """Waits for its end and kills it when it is late.
 
+        What it waits for a core does not count, unless it is to hurry.
+
+        Args:
+            deadline_s: How long it may take.
+
         Returns:
             Whether it ended by itself and well.
         """
         if self._child is None:
             return True
         self._request_stop(deadline_s)
-        end_s = time.monotonic() + deadline_s
-        try:
-            status = self._child.wait(max(0.05, end_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-            return False
-        return status == 0
+        longest_s = LONGEST_STOP_S if deadline_s >= USUAL_STOP_S else deadline_s
+        deadline = FairDeadline(deadline_s, longest_s, self._child.pid)
+        while True:
+            try:
+                return self._child.wait(max(0.05, deadline.left_s())) == 0
+            except subprocess.TimeoutExpired:
+                if deadline.left_s() > 0:
+                    continue
+                self._child.kill()
+                self._child.wait()
+                return False

@@ -7,9 +7,8 @@ emulated or crowded host. A start that hangs neither uses a core nor waits for o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from probes.own_cost import process_cpu_ns
+from probes.own_cost import core_wait_ns, process_cpu_ns
 
 STILL_S = 30.0
 """Of a process that wants less than ``LEAST_CPU_NS`` in so long nothing more comes."""
@@ -19,15 +18,8 @@ LONGEST_START_S = 600.0
 
 
 def wanted_cpu_ns(pid: int) -> int:
-    """CPU time of a process, and how long its first thread waited for a core; 0 when it is gone.
-
-    Source: Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat.
-    """
-    try:
-        waited_ns = int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):  # gone, or a kernel without CONFIG_SCHED_INFO
-        waited_ns = 0
-    return max(0, process_cpu_ns(pid)) + waited_ns
+    """CPU time of a process, and how long its first thread waited for a core; 0 when it is gone."""
+    return max(0, process_cpu_ns(pid)) + core_wait_ns(pid)
 
 
 class StartPatience:

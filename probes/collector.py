@@ -27,11 +27,13 @@ from probes.driven import (
     STOP_LIMIT_S,
     Driven,
     ProbeHangs,
+    longest_stop_s,
     next_due_ns,
     stop_limit_s,
     time_limit,
 )
 from probes.errors import ProbeUnavailableError
+from probes.fair_deadline import FairDeadline
 from probes.fleet_slots import FollowedSlots, fleet_is_ready, has_free_slots, processes_of
 from probes.governor import aligned_ns
 from probes.hot_worker import AcceptFailures, HotWorkerWatch
@@ -273,9 +275,10 @@ class Collector:
 
     def stop(self) -> None:
         """Takes the last samples, stops every probe, writes their health and ends all streams."""
-        limit = threading.Timer(self._stop_limit_s, self._give_up)
-        limit.daemon = True
-        limit.start()
+        deadline = self._deadline(self._stop_limit_s)
+        is_done = threading.Event()
+        arguments = (deadline, is_done)
+        threading.Thread(target=self._give_up_late, args=arguments, daemon=True).start()
         if self._target is not None:
             stop_ns = int((self._stop_limit_s - _HEALTH_S) * NS_PER_S)
             self._target.stop_by_ns = self.clock_ns() + stop_ns
@@ -294,11 +297,21 @@ class Collector:
             self._stop_one(entry)
         with self._stop_lock:
             self._finish()
-        limit.cancel()
+        is_done.set()
+
+    def _deadline(self, limit_s: float) -> FairDeadline:
+        return FairDeadline(limit_s, longest_stop_s(self._stop_limit_s))
+
+    def _give_up_late(self, deadline: FairDeadline, is_done: threading.Event) -> None:
+        """Waits in a thread of its own for whichever comes first."""
+        while (left_s := deadline.left_s()) > 0:
+            if is_done.wait(left_s):
+                return
+        self._give_up()
 
     def _stop_one(self, entry: Driven) -> None:
         assert entry.probe is not None
-        with self._guarded(entry), time_limit(self._stop_limit_s_of(entry)):
+        with self._guarded(entry), time_limit(self._deadline(self._stop_limit_s_of(entry))):
             entry.probe.stop(self.clock_ns())
         entry.running = False
         with self._stop_lock:
@@ -310,7 +323,7 @@ class Collector:
         return limit_s * max(1.0, self._stop_limit_s / STOP_LIMIT_S)
 
     def _give_up(self) -> None:
-        """Runs in the timer's thread: a probe hangs in code that no signal reaches."""
+        """Runs in a thread of its own: a probe hangs in code that no signal reaches."""
         with self._stop_lock:
             faulthandler.dump_traceback(all_threads=True)
             for entry in self.driven:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from probes.fair_deadline import FairDeadline
 from probes.probe import Probe
 
 STOP_LIMIT_S = 6.5
@@ -17,6 +18,7 @@ USUAL_STOP_S = 8.0
 LONGEST_STOP_S = 60.0
 """Likewise on a host where everything takes long."""
 _HEALTH_S = 0.15
+_LEAST_WAIT_S = 0.01
 
 
 @dataclass(slots=True)
@@ -79,15 +81,31 @@ def stop_limit_s(told_s: float) -> float:
     return STOP_LIMIT_S * min(told_s, LONGEST_STOP_S) / USUAL_STOP_S
 
 
+def longest_stop_s(limit_s: float) -> float:
+    """How long they may take on a crowded host: whoever is in a hurry waits for nobody.
+
+    Args:
+        limit_s: How long they may take with a core at hand.
+    """
+    return limit_s if limit_s < STOP_LIMIT_S else stop_limit_s(LONGEST_STOP_S)
+
+
 @contextlib.contextmanager
-def time_limit(limit_s: float) -> Iterator[None]:
-    """Raises ProbeHangs inside the block after so long, as far as a signal reaches it."""
+def time_limit(deadline: FairDeadline) -> Iterator[None]:
+    """Raises ProbeHangs inside the block when the deadline has come, if a signal reaches it.
+
+    Args:
+        deadline: Of this process.
+    """
 
     def hangs(_number: int, _frame: FrameType | None) -> None:
-        raise ProbeHangs
+        left_s = deadline.left_s()
+        if left_s <= 0:
+            raise ProbeHangs
+        signal.setitimer(signal.ITIMER_REAL, max(left_s, _LEAST_WAIT_S))
 
     before = signal.signal(signal.SIGALRM, hangs)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    signal.setitimer(signal.ITIMER_REAL, max(deadline.left_s(), _LEAST_WAIT_S))
     try:
         yield
     finally:

@@ -57,6 +57,17 @@ def process_cpu_ns(pid: int) -> int:
         return -1
 
 
+def core_wait_ns(pid: int) -> int:
+    """How long the first thread of a process was runnable and had no core; 0 when it is gone.
+
+    Source: Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):  # gone, or a kernel without CONFIG_SCHED_INFO
+        return 0
+
+
 class OwnCost:
     """Adds up what this process, its parent and its children use.
 

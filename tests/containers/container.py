@@ -22,13 +22,20 @@ from tests.control_groups import files_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 _EMPTY_S = 10.0
-# A /tmp of its own, in which the project stays visible if it lies below that.
+# A /dev of its own, so that nothing in it can harm the host's; and a /tmp, in which the project
+# stays visible if it lies below that.
 _SCRIPT = """
 ip link set lo up || exit 90
 mount -t tmpfs -o mode=1777 tmpfs "$folder" || exit 91
 seen="$folder${{project#/tmp}}"
 case $project in /tmp/*) mkdir -p "$seen" && mount --bind "$project" "$seen" || exit 92 ;; esac
 mount --move "$folder" /tmp || exit 93
+mkdir /tmp/dev && mount -t tmpfs -o mode=755 tmpfs /tmp/dev || exit 96
+for each in null zero full random urandom tty; do
+  : >/tmp/dev/$each && mount --bind /dev/$each /tmp/dev/$each || exit 97
+done
+ln -s /proc/self/fd /tmp/dev/fd && mkdir -m 1777 /tmp/dev/shm
+mount --move /tmp/dev /dev && rmdir /tmp/dev || exit 98
 {groups}
 cd "$project" || exit 94
 unset project folder seen

@@ -114,7 +114,11 @@ def run(
             "overlay root",
             "mkdir -p root/src && mount --bind src root/src",
             "mount -t proc proc root/proc && mount --rbind /sys root/sys",
-            "mount --rbind /dev root/dev && mount -t tmpfs -o mode=1777 tmpfs root/tmp",
+            "mount -t tmpfs -o mode=755 tmpfs root/dev",  # what it does to /dev is not the host's
+            "for each in null zero full random urandom tty; do "
+            ": >root/dev/$each && mount --bind /dev/$each root/dev/$each; done",
+            "ln -s /proc/self/fd root/dev/fd && mkdir -m 1777 root/dev/shm",
+            "mount -t tmpfs -o mode=1777 tmpfs root/tmp",
             "cp /etc/resolv.conf root/etc/resolv.conf",
             f"[ ! -e {AUTHORITIES} ] || cp {AUTHORITIES} root/etc/authorities.crt",
             'exec chroot root sh -c "$@"',
