@@ -23,9 +23,6 @@ _PASSING_SHARE = 0.05
 _STANDING_LOOKS = 2
 """Looks in a row (half a second apart) in which a queue must stand."""
 
-THREAD_KINDS = ("name_server", "remote", "unix", "own_connection", "lock", "sleep", "pipe")
-"""What a thread can wait for instead of serving; what tells most comes first."""
-
 
 @dataclass(frozen=True, slots=True)
 class ClosedAtOnce:
@@ -106,27 +103,6 @@ class Stuck:
         return self.unread_count + self.unanswered_count + self.unaccepted_count
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadWait:
-    """What threads of a process waited for, in most looks.
-
-    Attributes:
-        kind: See the table ``thread_waits``.
-        syscall: The call that they slept in.
-        address: Of the other end, '' for none.
-        thread_count: How many at a time (median of the looks that saw some).
-        share: Part of the looks that saw some.
-        is_main: The process's first thread is one of them.
-    """
-
-    kind: str
-    syscall: str
-    address: str
-    thread_count: int
-    share: float
-    is_main: bool
-
-
 def closed_at_once(view: RunView) -> list[ClosedAtOnce]:
     """Processes that closed connections at once, those with most first."""
     rows = _latest(view)
@@ -190,7 +166,7 @@ def standing_queues(view: RunView) -> list[StandingQueue]:
 
 
 def _standing_tcp(view: RunView) -> list[StandingQueue]:
-    looks = _before_stop(view, "open_fates")
+    looks = before_stop(view, "open_fates")
     waiting = looks[looks["fate"] == "unaccepted"]
     listeners = view.frames["listeners"].groupby("local_port")
     backlogs, inodes = listeners["backlog_count"].max(), listeners["socket_inode"].nunique()
@@ -218,7 +194,7 @@ def _standing_tcp(view: RunView) -> list[StandingQueue]:
 
 
 def _standing_unix(view: RunView) -> list[StandingQueue]:
-    looks = _before_stop(view, "unix_listeners")
+    looks = before_stop(view, "unix_listeners")
     found = []
     for (pid, path), mine in looks[looks["accept_queue_count"] > 0].groupby(["pid", "path"]):
         span = _standing(looks, mine, "accept_queue_count")
@@ -267,15 +243,14 @@ def _owners_of_port(view: RunView, port: int) -> list[int]:
 
 def stuck(view: RunView) -> list[Stuck]:
     """Processes with connections that they accepted and did not serve, the most first."""
-    looks = _before_stop(view, "open_fates")
+    looks = before_stop(view, "open_fates")
     found = []
     for pid, mine in looks[looks["pid"] > 0].groupby("pid"):
         waiting = mine[mine["fate"].isin(["unread", "unanswered"])]
         totals = waiting.groupby("at_s")["socket_count"].sum()
         if len(totals) < _STANDING_LOOKS:
             continue
-        most_s = float(totals.index[int(totals.to_numpy().argmax())])
-        then = mine[mine["at_s"] == most_s].groupby("fate")["socket_count"].sum()
+        then = _fullest_look(mine, totals)
         found.append(
             Stuck(
                 pid=int(str(pid)),
@@ -294,50 +269,26 @@ def stuck(view: RunView) -> list[Stuck]:
     return sorted(found, key=lambda each: -each.count)
 
 
+def _fullest_look(mine: pd.DataFrame, totals: pd.Series[int]) -> pd.Series[int]:
+    """By fate, the look with the most that waited; of several that with the most answered.
+
+    A server that answers slowly has answered nobody when as many wait as clients may try at once.
+    """
+    fullest = totals[totals >= totals.max()].index
+    counts = mine[mine["at_s"].isin(fullest)].pivot_table(
+        index="at_s", columns="fate", values="socket_count", aggfunc="sum", fill_value=0
+    )
+    answered = counts.get("answered")
+    best = 0 if answered is None else int(answered.to_numpy().argmax())
+    return counts.iloc[best]
+
+
 def _with_queue(each: Stuck, queue: StandingQueue | None) -> Stuck:
     return each if queue is None else replace(each, unaccepted_count=queue.count)
 
 
-def thread_waits(view: RunView, pid: int) -> list[ThreadWait]:
-    """What the threads of a process waited for, other than work; what tells most comes first."""
-    rows = _before_stop(view, "thread_waits")
-    rows = rows[rows["pid"] == pid]
-    looks = rows["at_s"].nunique()
-    found = []
-    for (kind, syscall, address), mine in rows.groupby(["waits_for", "syscall", "address"]):
-        if kind not in THREAD_KINDS:
-            continue
-        counts = mine.groupby("at_s")["thread_count"].sum()
-        found.append(
-            ThreadWait(
-                kind=str(kind),
-                syscall=str(syscall),
-                address=str(address),
-                thread_count=int(counts.median()),
-                share=len(counts) / looks,
-                is_main=bool(mine["is_main"].any()),
-            )
-        )
-    return sorted(found, key=lambda each: (THREAD_KINDS.index(each.kind), -each.thread_count))
-
-
-def main_thread_polls(view: RunView, pid: int) -> bool:
-    """The first thread of a process waited for events in most looks: it is free to work."""
-    rows = _before_stop(view, "thread_waits")
-    mine = rows[(rows["pid"] == pid) & rows["is_main"]]
-    return len(mine) > 0 and float((mine["waits_for"] == "event_loop").mean()) > 0.5
-
-
-def some_thread_polls(view: RunView, pid: int) -> bool:
-    """Some thread of a process waited for events in most looks, as Go's and the JVM's do."""
-    rows = _before_stop(view, "thread_waits")
-    mine = rows[rows["pid"] == pid]
-    looks = mine["at_s"].nunique()
-    polling = mine["at_s"][mine["waits_for"] == "event_loop"].nunique()
-    return looks > 0 and polling > looks / 2
-
-
-def _before_stop(view: RunView, table: str) -> pd.DataFrame:
+def before_stop(view: RunView, table: str) -> pd.DataFrame:
+    """Rows of a table until clients were told to stop, with their moment as ``at_s``."""
     rows = view.frames[table]
     rows = rows.assign(at_s=view.seconds_of(rows["at_ns"]))
     return rows[rows["at_s"] <= view.stop_s + 0.5]
@@ -355,30 +306,6 @@ def servers(view: RunView) -> list[int]:
     return [int(pid) for pid in who["pid"][who["role"].isin(SERVER_ROLES)]]
 
 
-def blocking_wait(view: RunView, each: Stuck) -> ThreadWait | None:
-    """What keeps a process from serving the connections that it took, by what its threads wait for.
-
-    A thread that waits for an answer of somebody else, or that one connection holds, explains it.
-    Threads that wait for a lock are usually an idle pool: they do only when there is one for each
-    connection that was read and not answered. None when no thread waits for anything but work.
-    """
-    waits = [wait for wait in thread_waits(view, each.pid) if wait.share >= _MOST_LOOKS]
-    for wait in waits:
-        if wait.kind in ("name_server", "remote") or (wait.kind == "unix" and wait.address):
-            return wait
-        if wait.kind == "own_connection":
-            # Each thread has one that it answered, and there are others that it took and nobody
-            # reads. Who takes no more has a limit of its own.
-            is_pool = wait.thread_count >= _HELD_SHARE * each.answered_count > 0
-            if wait.is_main or (is_pool and each.unread_count > 0):
-                return wait
-        elif wait.kind in ("lock", "sleep"):
-            least = max(LEAST_COUNT, _HELD_SHARE * each.unanswered_count)
-            if each.unanswered_count and wait.thread_count >= least:
-                return wait
-    return None
-
-
 def deepest(view: RunView, pids: Iterable[int]) -> list[int]:
     """Of several processes those that work behind the others, where there are any.
 
@@ -387,7 +314,3 @@ def deepest(view: RunView, pids: Iterable[int]) -> list[int]:
     some = list(pids)
     behind = [pid for pid in backend_pids(view) if pid in some]
     return behind or some
-
-
-_MOST_LOOKS = 0.5
-_HELD_SHARE = 0.8

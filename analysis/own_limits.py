@@ -135,7 +135,7 @@ def name_limit(
                 if found is not None:
                     return replace(found, is_of_all=position > 0)
     for position, count in enumerate(counts):
-        found = _by_value(facts, count, wanted)
+        found = _by_value(command, facts, count, wanted)
         if found is not None:
             return replace(found, is_of_all=position > 0)
     return None
@@ -154,16 +154,27 @@ def _configured(
     return NamedLimit(known.setting, value, where, known.raise_it.format(value=needed))
 
 
-def _by_value(facts: Mapping[str, Any], connections: int, wanted: int) -> NamedLimit | None:
+def _by_value(
+    command: str, facts: Mapping[str, Any], connections: int, wanted: int
+) -> NamedLimit | None:
     # a comment only says what a line of code sets
     settings = sorted(
-        facts.get("settings") or [], key=lambda each: bool(_COMMENT.match(str(each.get("text"))))
+        facts.get("settings") or [],
+        key=lambda each: (
+            bool(_COMMENT.match(str(each.get("text")))),
+            not (each["name"] or each.get("text")),
+        ),
     )
     for each in settings:
         value = int(each["value"])
         if abs(value - connections) <= 1:
             where, needed = _where(each), _round(wanted * 1.1)
             if not each.get("file"):
+                if not each["name"] and not each.get("text"):
+                    raise_it = (
+                        f"{needed} instead of {value} as an argument of {command or 'its command'}"
+                    )
+                    return NamedLimit("", value, "its command line", raise_it)
                 name = f"--{each['name']}"
                 return NamedLimit(name, value, where, f"{name}={needed}  # {where}")
             # What the number is called is not known for sure: the line says it.

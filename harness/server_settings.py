@@ -7,6 +7,7 @@ here: ``own-limit`` looks for the one whose value is the number of connections t
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ _LINE = re.compile(
     r"(?<![\w.])(?P<value>\d{1,3}(?:_\d{3})+|\d{1,8})(?![\w.])"
 )
 _SECRET = re.compile(r"pass|secret|token|key|pin|auth|credential", re.IGNORECASE)
+_FLAG = re.compile(r"--?[A-Za-z][\w\-]*")
 _OPTION = re.compile(r"--?(?P<name>[A-Za-z][\w\-]{0,59})=(?P<value>\d+)")
 
 
@@ -104,7 +106,7 @@ def _settings_of(pid: int, *, with_usual: bool = True) -> list[Setting]:
     words = [word.decode("utf-8", "replace") for word in raw.split(b"\0") if word]
     if len(words) == 1:  # nginx and others write a title over their words
         words = words[0].split()
-    found = of_words(words)
+    found = of_words(words) + of_arguments(words)
     for path in files_named(words, folder, with_usual=with_usual):
         text = stranger_file.read_start(pid, path, _FILE_BYTES).decode("utf-8", "replace")
         found += of_text(text, path)
@@ -118,8 +120,17 @@ def of_words(words: list[str]) -> list[Setting]:
         match = _OPTION.fullmatch(word)
         if match:
             found += _kept(match["name"], match["value"])
-        elif re.fullmatch(r"--?[A-Za-z][\w\-]*", word) and after.isdigit():
+        elif _FLAG.fullmatch(word) and after.isdigit():
             found += _kept(word.lstrip("-"), after)
+    return found
+
+
+def of_arguments(words: list[str]) -> list[Setting]:
+    """Numbers of a command line that no option names."""
+    found: list[Setting] = []
+    for before, word in itertools.pairwise(words):
+        if re.fullmatch(r"\d{1,8}", word) and not _FLAG.fullmatch(before):
+            found += _kept("", word) if not _SECRET.search(before) else []
     return found
 
 
@@ -130,9 +141,13 @@ def of_text(text: str, file: str) -> list[Setting]:
         if _SECRET.search(line):
             continue
         for match in _LINE.finditer(line[:_LINE_MOST]):
-            name, text = match["name"] or "", line.strip()[:_TEXT_MOST]
+            name, text = match["name"] or "", _shortened(line.strip())
             found += _kept(name, match["value"], file, number, text)
     return found
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _TEXT_MOST else text[: _TEXT_MOST - 1] + "…"
 
 
 def _kept(name: str, value: str, file: str = "", line: int = 0, text: str = "") -> list[Setting]:

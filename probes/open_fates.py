@@ -63,7 +63,8 @@ def fate_of(each: InetSocket) -> str:
         return "unaccepted"
     if each.bytes_sent > 0:
         return "answered"
-    if each.receive_queue_bytes > 0:
+    # the end of a peer that gave up counts as a byte that nobody has read
+    if each.receive_queue_bytes > (each.state == socket_dump.CLOSE_WAIT):
         return "unread"
     return "unanswered" if each.bytes_received > 0 else "silent"
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import stat
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -123,8 +124,7 @@ def waits_of(pid: int, sockets: Mapping[int, Endpoint]) -> list[tuple[Wait, int]
 
 def _wait_of(pid: int, tid: int, sockets: Mapping[int, Endpoint]) -> Wait | None:
     folder = f"/proc/{pid}/task/{tid}"
-    stat = _read(f"{folder}/stat")
-    head, bracket, rest = stat.rpartition(b")")
+    head, bracket, rest = _read(f"{folder}/stat").rpartition(b")")
     if not bracket:
         return None
     name = head.partition(b"(")[2].decode("utf-8", "replace")
@@ -167,10 +167,18 @@ def _endpoint(pid: int, fd: int, sockets: Mapping[int, Endpoint]) -> Endpoint | 
         return None
     match = _LINK.fullmatch(link)
     if match is None:
-        return None
+        return Endpoint("pipe") if _is_fifo(f"/proc/{pid}/fd/{fd}") else None
     if match[1] == "pipe":
         return Endpoint("pipe")
     return sockets.get(int(match[2])) if match[1] == "socket" else None
+
+
+def _is_fifo(path: str) -> bool:
+    """A pipe with a name: its link is that name. Looking at it opens nothing."""
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)  # noqa: PTH116 - follows a link of procfs
+    except OSError:
+        return False
 
 
 def _polled(pid: int, address: int, count: int) -> list[int]:

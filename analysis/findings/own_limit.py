@@ -19,12 +19,14 @@ from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.own_limits import FD_SETSIZE, NamedLimit, name_limit
 from analysis.run_view import RunView
 from analysis.signs import EMFILE, ENFILE, Signs
+from analysis.thread_waits import blocking_wait, main_wait, some_thread_polls, thread_waits
 
 _FULL_USE = 0.98
 _LET_IN_SHARE = 0.1
 """Of the attempts begun after the limit was met, so many may still get in: some were on their way,
 or took the place of one that left."""
 _ON_ITS_WAY_S = 0.1
+_PARENTS_CALLS = ("wait4", "waitid")
 _WANTS = (EMFILE, ENFILE, 12, 11)  # ENOMEM; EAGAIN of clone
 
 
@@ -99,7 +101,7 @@ def _queueing(signs: Signs) -> list[_Met]:
     """Processes that have stopped accepting, and are idle."""
     view = signs.view
     found = []
-    waiting = {each.pid for each in fates.stuck(view) if fates.blocking_wait(view, each)}
+    waiting = {each.pid for each in fates.stuck(view) if blocking_wait(view, each)}
     for queue in fates.standing_queues(view):
         accepted = fates.accepted_count(view, queue.pid)
         if not queue.pid or accepted <= 0 or not is_harmed_by_waiting(signs):
@@ -156,7 +158,7 @@ def _silent(signs: Signs) -> list[_Met]:
         if (
             not is_unread
             or not is_harmed_by_waiting(signs)
-            or fates.blocking_wait(view, each) is not None
+            or blocking_wait(view, each) is not None
         ):
             continue
         if not each.answered_count or not _is_free(signs, each.pid, each.first_s, each.last_s):
@@ -232,19 +234,24 @@ def _is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
     if signs.is_busy(pid, first_s, last_s):
         return False
     view = signs.view
-    waits = [wait for wait in fates.thread_waits(view, pid) if wait.share > 0.5]
-    main = next((wait for wait in waits if wait.is_main), None)
+    main = main_wait(view, pid)
     if main is None:
         return True
     if main.kind == "sleep":
         return _is_at_select(_descriptors(signs, pid))
-    if main.kind not in ("lock", "pipe"):
+    if main.kind not in ("lock", "pipe") and main.syscall not in _PARENTS_CALLS:
         return False
+    if main.syscall.startswith("write"):
+        return False  # nobody reads what it says
     # A thread for each connection, and the one that accepts waits until one of them is done; or
     # the first thread has nothing to do but to wait for its parent's word, and another one has the
     # events.
-    held = sum(wait.thread_count for wait in waits if wait.kind == "own_connection")
-    return held >= fates.LEAST_COUNT or fates.some_thread_polls(view, pid)
+    held = sum(
+        wait.thread_count
+        for wait in thread_waits(view, pid)
+        if wait.kind == "own_connection" and wait.share > 0.5
+    )
+    return held >= fates.LEAST_COUNT or some_thread_polls(view, pid)
 
 
 def _is_at_select(descriptors: int) -> bool:

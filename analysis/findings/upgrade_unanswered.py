@@ -14,6 +14,7 @@ from __future__ import annotations
 from analysis import fates
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.signs import Signs
+from analysis.thread_waits import blocking_wait
 
 _LEAST_SHARE = 0.5
 
@@ -30,7 +31,7 @@ def find(signs: Signs) -> list[Finding]:
     ]
     if in_handshake.empty or len(in_handshake) < _LEAST_SHARE * len(connections):
         return []
-    if any(fates.blocking_wait(view, each) is not None for each in fates.stuck(view)):
+    if any(blocking_wait(view, each) is not None for each in fates.stuck(view)):
         return []  # it speaks the protocol, and waits for somebody else
     live = view.frames["live_samples"]
     taken = live[live["role"].isin(["server", "acceptor"])].groupby("pid")["open_count"].max()

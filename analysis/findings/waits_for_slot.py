@@ -15,11 +15,12 @@ import re
 
 from analysis import fates
 from analysis.evidence import Evidence, Finding, Fix, capitalised
-from analysis.fates import Stuck, ThreadWait
+from analysis.fates import Stuck
 from analysis.findings.own_limit import is_harmed_by_waiting, unserved_count
 from analysis.own_limits import name_limit
 from analysis.run_view import RunView
 from analysis.signs import Signs
+from analysis.thread_waits import ThreadWait, blocking_wait, is_held_up, is_taken_pool, thread_waits
 
 _LATE_S = 1.0
 
@@ -44,7 +45,7 @@ def _waiting(signs: Signs) -> dict[int, tuple[Stuck, ThreadWait | None]]:
     for each in fates.stuck(view):
         if each.count < fates.LEAST_COUNT or signs.is_busy(each.pid, each.first_s, each.last_s):
             continue
-        wait = fates.blocking_wait(view, each)
+        wait = blocking_wait(view, each)
         if wait is not None and wait.is_main and wait.kind != "own_connection":
             continue  # the event loop itself stands still: worker-blocked
         if wait is None and not _waits_inside(signs, each):
@@ -62,10 +63,28 @@ def _late_count(signs: Signs) -> int:
 def _waits_inside(signs: Signs, each: Stuck) -> bool:
     """Requests were read, others were answered, and no thread waits: the program queues them.
 
-    A proxy that waits for an answer waits for what is behind it, which is looked at itself.
+    A proxy that waits for an answer waits for what is behind it, which is looked at itself: only
+    where that takes whatever comes and has time is it a pool of the one in front that is short.
     """
+    view = signs.view
     is_read = each.unanswered_count > max(each.unread_count, each.unaccepted_count)
-    return is_read and each.answered_count > 0 and not fates.backend_pids(signs.view)
+    if not is_read or not each.answered_count or is_held_up(view, each.pid):
+        return False
+    return all(_has_time(signs, each, pid) for pid in fates.backend_pids(view))
+
+
+def _has_time(signs: Signs, each: Stuck, pid: int) -> bool:
+    """Nothing was seen of a process behind another that keeps it from answering."""
+    view = signs.view
+    blocked = view.frames["blocked_samples"]
+    held_up = {stuck.pid for stuck in fates.stuck(view)}
+    held_up |= {queue.pid for queue in fates.standing_queues(view)}
+    return (
+        pid not in held_up
+        and not signs.is_busy(pid, each.first_s, each.last_s)
+        and not (blocked["pid"] == pid).any()
+        and not (signs.errors["pid"] == pid).any()
+    )
 
 
 def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None) -> Finding:
@@ -102,15 +121,14 @@ def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None) -> Finding:
     if wait is None:
         confidence = "medium"
         missing += ("what they wait for: no thread of the process waits for it",)
-    elif wait.thread_count == 1 and not wait.is_main and confidence == "high":
+    elif _is_few(each, wait) and confidence == "high":
         confidence = "medium"
     waiting = _waiting_words(each)
+    held = f"{served:,} connection{'s' if served != 1 else ''}"
     holder = _holder(view, each, wait)
-    why = _why(wait, served)
+    why = _why(wait) + (_behind(view) if wait is None else "")
     if holder is not None:
-        why += (
-            f", while one thread waits in {holder.syscall} for {_what(holder)}, as it seems with it"
-        )
+        why += f", while one thread waits in {holder.syscall}{_what(holder)}, as it seems with it"
     return Finding(
         cause="waits-for-slot",
         severity="warning",
@@ -120,16 +138,35 @@ def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None) -> Finding:
         last_s=each.last_s,
         evidence=tuple(evidence),
         explanation=(
-            f"{name} served {served:,} connections while {waiting}{used}. {capitalised(why)}. More "
+            f"{name} served {held} while {waiting}{used}. {capitalised(why)}. More "
             "cores or descriptors do not help: nothing of them is short."
         ),
         fix=_fixes(view, each, wait, holder),
         at_connections=served,
         confidence=confidence,
         missing=missing,
-        sentence=f"{name} served {served:,} connections while {waiting}{used}: {why}",
+        sentence=f"{name} served {held} while {waiting}{used}: {why}",
         explained_count=unserved_count(signs),
     )
+
+
+def _is_few(each: Stuck, wait: ThreadWait) -> bool:
+    """Requests may as well wait for something else than these threads do."""
+    if wait.kind in ("sleep", "pipe", "call"):
+        return wait.thread_count < each.unanswered_count
+    return wait.thread_count == 1 and not wait.is_main
+
+
+def _behind(view: RunView) -> str:
+    """Who works behind it, and what threads of those do, for people."""
+    told = []
+    for pid in fates.backend_pids(view)[:_BEHIND_MOST_COUNT]:
+        waits = [wait for wait in thread_waits(view, pid) if is_taken_pool(wait)]
+        told.append(f"{view.subject(pid)}" + (f", where {_why(waits[0])}" if waits else ""))
+    return f", or for an answer of {' or of '.join(told)}" if told else ""
+
+
+_BEHIND_MOST_COUNT = 2
 
 
 def _waiting_words(each: Stuck) -> str:
@@ -150,7 +187,7 @@ def _waits_in(wait: ThreadWait) -> str:
     return f"{wait.syscall} for {where or wait.address or wait.kind}"
 
 
-def _why(wait: ThreadWait | None, served: int) -> str:
+def _why(wait: ThreadWait | None) -> str:
     if wait is None:
         return "its event loop is free and the requests wait inside of the program"
     many = f"{wait.thread_count:,} thread{'s' if wait.thread_count != 1 else ''}"
@@ -164,7 +201,10 @@ def _why(wait: ThreadWait | None, served: int) -> str:
     if wait.kind == "lock":
         return f"{many} {waits} for a lock, or for something that is handed out under one"
     if wait.kind == "sleep":
-        return f"{many} of it sleep in {wait.syscall}"
+        return f"{many} of it sleep{'s' if wait.thread_count == 1 else ''} in {wait.syscall}"
+    if wait.kind in ("pipe", "call"):
+        what = " for the other end of a pipe" if wait.kind == "pipe" else ""
+        return f"{many} of it {waits} in {wait.syscall}{what}"
     return f"{many} of it {waits} in {wait.syscall} for {wait.address}"
 
 
@@ -182,7 +222,7 @@ def _holder(view: RunView, each: Stuck, wait: ThreadWait | None) -> ThreadWait |
         return None
     others = [
         other
-        for other in fates.thread_waits(view, each.pid)
+        for other in thread_waits(view, each.pid)
         if other.kind in _HELD_UP_BY and other.thread_count == 1 and not other.is_main
     ]
     return others[0] if len(others) == 1 else None
@@ -205,7 +245,16 @@ def _fixes(
         look = Fix("look for the pool or limit that requests queue for in the application", effect)
         facts, wanted = view.process_facts(each.pid), max(view.target_count, served + each.count)
         known = name_limit(view.subject(each.pid).command, facts, served, 0, wanted)
-        return (look,) if known is None else (Fix(f"{known.raise_it}, as it seems", effect), look)
+        if known is not None:
+            return Fix(f"{known.raise_it}, as it seems", effect), look
+        behind = [
+            Fix(
+                _stacks_command(view, pid) + f"  # in the next run: what {view.subject(pid)} does",
+                "what it answers late, or not",
+            )
+            for pid in fates.backend_pids(view)[:_BEHIND_MOST_COUNT]
+        ]
+        return look, *behind
     if wait.kind == "name_server":
         return (
             Fix(
@@ -226,9 +275,16 @@ def _fixes(
             ),
         )
     if wait.kind == "lock":
-        return (Fix("enlarge the pool (database, threads) that the requests queue for", effect),)
-    if wait.kind == "sleep":
-        return (Fix("take the sleep out of the way of requests", effect),)
+        return (
+            Fix(
+                _stacks_command(view, each.pid)
+                + "  # in the next run: which thread does not wait for it",
+                "that one has the lock; let it wait for nothing meanwhile",
+            ),
+            Fix("enlarge the pool (database, threads) that the requests queue for", effect),
+        )
+    if wait.kind in ("sleep", "pipe", "call"):
+        return _larger_pool(view, each, wait, effect)
     return (
         Fix(
             f"make {wait.address} answer faster, ask it less often, or enlarge the pool of "
@@ -236,6 +292,37 @@ def _fixes(
             effect,
         ),
     )
+
+
+_STACKS_OF = (
+    (re.compile(r"python|gunicorn|uvicorn"), "py-spy dump --pid {pid}"),
+    (re.compile(r"java"), "jstack {pid}"),
+    (re.compile(r"ruby|puma"), "rbspy snapshot --pid {pid}"),
+)
+_STACKS = "gdb -p {pid} -batch -ex 'thread apply all backtrace'"
+
+
+def _stacks_command(view: RunView, pid: int) -> str:
+    """The command that shows the stacks of all threads, as this runtime has them."""
+    command = view.subject(pid).command
+    shown = next((words for program, words in _STACKS_OF if program.search(command)), _STACKS)
+    return shown.format(pid=pid)
+
+
+def _larger_pool(view: RunView, each: Stuck, wait: ThreadWait, effect: str) -> tuple[Fix, ...]:
+    """More threads for what threads are held up by, or none of them."""
+    count = wait.thread_count
+    wanted = max(view.target_count, each.answered_count + each.count)
+    facts = view.process_facts(each.pid)
+    known = name_limit(view.subject(each.pid).command, facts, count, 0, wanted)
+    larger = (
+        f"give the pool more than {count:,} threads  # Python: ThreadPoolExecutor(max_workers=...);"
+        " Java: newFixedThreadPool(...)"
+        if known is None
+        else known.raise_it
+    )
+    without = f"wait in the event loop, not in {wait.syscall} of a thread"
+    return Fix(larger, effect), Fix(without, "no request waits for a thread")
 
 
 _THREADS_OF = (

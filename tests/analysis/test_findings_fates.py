@@ -242,3 +242,105 @@ def test_a_limit_on_the_rate_is_told_to_those_who_come(foreign):
                 first_s=0.0, last_s=1.6)  # fmt: skip
     finding = named(foreign, "own-limit")
     assert any(fix.command.startswith("profile-run --ramp ") for fix in finding.fix)
+
+
+def waits(build, *threads, unanswered=40, answered=60, pid=800, unread=0):
+    """Three looks: connections by fate, and threads as (name, is_main, syscall, kind, count)."""
+    for at_s in (1.5, 2.0, 2.5):
+        row = {"at_s": at_s, "pid": pid, "local_port": 9000}
+        counts = {"unanswered": unanswered, "answered": answered, "unread": unread}
+        for fate, count in counts.items():
+            if count:
+                build.add("open_fates", **row, fate=fate, socket_count=count)
+        for name, is_main, syscall, kind, count in threads:
+            build.add("thread_waits", at_s=at_s, pid=pid, thread_name=name, is_main=is_main,
+                      syscall=syscall, waits_for=kind, thread_count=count)  # fmt: skip
+
+
+LOOP = ("app", True, "epoll_wait", "event_loop", 1)
+
+
+@pytest.mark.parametrize(
+    ("syscall", "kind"),
+    [("clock_nanosleep", "sleep"), ("read", "pipe"), ("wait4", "other"), ("flock", "other")],
+)
+def test_a_pool_that_is_held_up_is_smaller_than_what_waits_for_it(foreign, syscall, kind):
+    """ThreadPoolExecutor's six threads, each in a call that lasts; a hundred requests wait."""
+    served(foreign, 12)
+    kept_out(foreign, "timeout")
+    waits(foreign, LOOP, ("app", False, syscall, kind, 6))
+    finding = named(foreign, "waits-for-slot")
+    assert "6 threads of it " in finding.sentence
+    assert syscall in finding.sentence
+    assert "more than 6 threads" in finding.fix[0].command
+
+
+def test_an_idle_pool_beside_a_loop_that_queues_is_not_what_is_waited_for(foreign):
+    served(foreign)
+    kept_out(foreign, "timeout")
+    waits(foreign, LOOP, ("app", False, "futex", "lock", 8), ("log", False, "clock_nanosleep",
+          "sleep", 1))  # fmt: skip
+    assert "inside of the program" in named(foreign, "waits-for-slot").sentence
+
+
+def test_who_has_answered_nobody_when_most_wait_has_answered_later(foreign):
+    """A slow pool: at first all that may come wait, and nobody has an answer yet."""
+    served(foreign, 12)
+    kept_out(foreign, "timeout")
+    foreign.add("open_fates", at_s=1.2, pid=800, local_port=9000, fate="unanswered",
+                socket_count=40)  # fmt: skip
+    waits(foreign, LOOP, answered=12)
+    assert named(foreign, "waits-for-slot").value_of("served_connections") == 12
+
+
+def test_threads_at_a_lock_are_not_the_one_that_has_it(foreign):
+    """Java: a monitor that is held while its owner waits for its client."""
+    served(foreign, 1)
+    kept_out(foreign, "timeout")
+    waits(
+        foreign,
+        ("java", True, "futex", "lock", 1),
+        ("conn", False, "futex", "lock", 39),
+        ("GC Thread#", False, "futex", "lock", 2),
+        ("conn", False, "read", "own_connection", 1),
+        unanswered=39, answered=1, unread=20,
+    )  # fmt: skip
+    finding = named(foreign, "waits-for-slot")
+    assert finding.value_of("waiting_threads", "futex for a lock") == 39
+    assert "waits in read for its client" in finding.fix[0].command
+    assert "served 1 connection while" in finding.sentence
+
+
+@pytest.mark.parametrize("has_time", [True, False])
+def test_a_pool_of_connections_to_what_is_behind_is_short(foreign, has_time):
+    """Ten connections to a database that stands: its threads are on no port of the clients."""
+    served(foreign, 80)
+    kept_out(foreign, "timeout")
+    behind = foreign.process("backend", 0)
+    waits(foreign, LOOP, answered=80)
+    for at_s in (1.5, 2.0, 2.5):
+        foreign.add("thread_waits", at_s=at_s, pid=behind, thread_name="db", thread_count=10,
+                    syscall="clock_nanosleep", waits_for="sleep")  # fmt: skip
+    if not has_time:
+        block(foreign, behind, from_s=1.0, until_s=2.5, syscall="flock", wait_channel="flock_lock")
+    found = [f for f in summarise(foreign.frames()).findings if f.cause == "waits-for-slot"]
+    assert bool(found) is has_time
+    if has_time:
+        assert found[0].subject.pid == 800
+        assert "10 threads of it sleep in clock_nanosleep" in found[0].sentence
+
+
+def test_a_loop_that_stands_in_a_write_has_no_limit_of_its_own(foreign):
+    """Its log goes into a pipe that nobody reads."""
+    served(foreign)
+    kept_out(foreign, "timeout")
+    foreign.add("connection_fates", at_s=2.0, pid=800, fate="accepted", connection_total=60,
+                first_s=0.0, last_s=0.9)  # fmt: skip
+    for at_s in (1.5, 2.0, 2.5):
+        foreign.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                    socket_count=40)  # fmt: skip
+    waits(foreign, ("app", True, "write", "pipe", 1), unanswered=0, unread=0)
+    block(foreign, 800, from_s=1.0, until_s=2.5, syscall="write", wait_channel="anon_pipe_write")
+    causes = {f.cause for f in summarise(foreign.frames()).findings}
+    assert "own-limit" not in causes
+    assert "worker-blocked" in causes

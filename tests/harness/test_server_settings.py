@@ -12,6 +12,7 @@ from analysis.own_limits import name_limit
 from harness import server_settings
 from harness.server_settings import (
     files_named,
+    of_arguments,
     of_text,
     of_words,
     settings_of,
@@ -31,6 +32,21 @@ def test_options_and_lines_keep_their_names_and_places():
     assert ("worker_connections", 1024) in numbers(found)
     assert [each["line"] for each in found if each["value"] == 200] == [4, 5]
     assert found[-1]["text"] == "POOL, QUEUE = 200, 32"
+
+
+def test_an_argument_without_an_option_names_a_limit():
+    words = ["/srv/app", "9001", "sem", "120", "--threads", "50", "pin", "4711"]
+    found = of_arguments(words)
+    assert numbers(found) == [("", 9001), ("", 120)]
+    limit = name_limit("app", {"settings": found}, 120, 140, 500)
+    assert limit.where == "its command line"
+    assert limit.raise_it == "550 instead of 120 as an argument of app"
+
+
+def test_a_long_line_ends_where_it_was_cut():
+    (told,) = of_text("x" * 70 + ".serve(120).run()", "/a.py")
+    assert told["text"].endswith("…")
+    assert len(told["text"]) == 80
 
 
 def test_what_may_be_a_secret_is_not_kept():

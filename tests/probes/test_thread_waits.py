@@ -25,6 +25,13 @@ for connection in mute[1:3]:
     threading.Thread(target=poll, args=(connection,), daemon=True).start()
 for _ in range(4):
     threading.Thread(target=lock.acquire, daemon=True).start()
+import tempfile
+fifo = tempfile.mktemp()
+os.mkfifo(fifo)
+mine = os.open(fifo, os.O_RDWR)
+os.unlink(fifo)
+for _ in range(2):
+    threading.Thread(target=os.read, args=(mine, 1), daemon=True).start()
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 ready(" ".join(str(os.fstat(c.fileno()).st_ino) for c in mute))
 select.epoll().poll()
@@ -47,6 +54,7 @@ def test_threads_are_counted_by_what_they_wait_for(python_child, deadline):
                 ("remote", "recvfrom"): 3,
                 ("name_server", "poll"): 2,
                 ("lock", "futex"): 4,
+                ("pipe", "read"): 2,
                 ("sleep", "clock_nanosleep"): 1,
                 ("event_loop", "epoll_wait"): 1,
             }
