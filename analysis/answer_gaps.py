@@ -184,10 +184,42 @@ def _hiccup(view: RunView, pid: int, gap: Gap) -> Hiccup | None:
         _share_of(view, pid, gap, "cpu_user_ns_total", "cpu_system_ns_total") or 0.0,
         _off_core_share(view, pid, gap),
         _share_of(view, pid, gap, "run_queue_wait_ns_total"),
-        _untaken_count(view, int(mine["at_ns"].iloc[-1])),
+        _untaken_of(view, pid, gap, int(mine["at_ns"].iloc[-1])),
         float(looks_s[-1] - looks_s[0]),
     )
     return hiccup if hiccup.is_on_core or hiccup.is_off_core or hiccup.is_elsewhere else None
+
+
+def _untaken_of(view: RunView, pid: int, gap: Gap, at_ns: int) -> int:
+    """Connections that a process could have taken, and did not.
+
+    Where each has a listener of its own (SO_REUSEPORT) they are those in its own queue: what stands
+    in that of a sibling is not for it. Nothing is known of a queue that was not looked at in the
+    gap, and then one that waits for events is believed to be empty.
+    """
+    untaken = _untaken_count(view, at_ns)
+    listeners, owners = view.frames["listeners"], view.frames["listener_owners"]
+    mine = set(owners["socket_inode"][owners["pid"] == pid])
+    ours = set(listeners["socket_inode"][listeners["local_port"].isin(view.server_ports)])
+    if not mine & ours or mine >= ours:
+        return untaken
+    at_s = view.seconds_of(listeners["at_ns"])
+    inside = (at_s >= gap.since_s) & (at_s <= gap.until_s)
+    looks = listeners[listeners["socket_inode"].isin(mine).to_numpy() & inside]
+    if len(looks):
+        return min(untaken, int(looks["accept_queue_count"].max()))
+    return 0 if _waits_for_events(view, pid, gap) else untaken
+
+
+def _waits_for_events(view: RunView, pid: int, gap: Gap) -> bool:
+    """Each look at a process in a gap found it where an event loop waits."""
+    rows = view.frames["process_samples"]
+    at_s = view.seconds_of(rows["at_ns"])
+    mine = rows[(rows["pid"] == pid).to_numpy() & (at_s >= gap.since_s) & (at_s <= gap.until_s)]
+    return len(mine) > 0 and bool(mine["wait_channel"].str.startswith(_EPOLL_CHANNELS).all())
+
+
+_EPOLL_CHANNELS = ("ep_poll", "do_epoll")
 
 
 def _untaken_count(view: RunView, at_ns: int) -> int:

@@ -9,7 +9,8 @@ lock as a rule. Of these nothing is said. Nor is it of a process that takes conn
 main thread does not run at all (Ruby's puma): another thread serves them.
 
 A loop that waits with epoll and is found in poll or select asks something else meanwhile: so wait
-a blocking client with a timeout and the resolver of the C library.
+a blocking client with a timeout and the resolver of the C library. One that is found in wait4 waits
+for a child that it has started.
 
 Source: ``/proc/PID/stat`` (state), ``/proc/PID/wchan`` (fs/proc/base.c, proc_pid_wchan),
 ``/proc/PID/schedstat`` (turns on a core); Go's src/runtime/proc.go (findRunnable).
@@ -44,7 +45,7 @@ POLL_CHANNELS = (
 )
 """Where an event loop, a blocking accept or a parent of workers waits for something to do."""
 _EPOLL_CHANNELS = ("ep_poll", "do_epoll")
-_OTHER_POLL_CHANNELS = ("do_sys_poll", "do_poll", "do_select", "poll_schedule")
+_OTHER_POLL_CHANNELS = ("do_sys_poll", "do_poll", "do_select", "poll_schedule", "do_wait")
 _SETTLED_NS = 300_000_000
 """Connections are counted four times a second: so late is a count of what was accepted before."""
 

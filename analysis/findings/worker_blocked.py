@@ -58,6 +58,19 @@ _WAITS: dict[str, tuple[str, str]] = {
     ),
     **dict.fromkeys(_DISK_CALLS, ("the disk", "write and sync in a thread, or less often")),
 }
+_PIPES: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        ("write", "writev"),
+        "a full pipe that nobody reads",
+        "let the reader of its log or output go on, or write to a file or in a thread",
+    ),
+    (
+        ("read", "readv"),
+        "a pipe into which nobody writes",
+        "read it when the event loop says that there is something, or in a thread",
+    ),
+)
+_PIPE_CHANNELS = ("pipe_", "anon_pipe_", "fifo_")
 _ELSE = ("something else", "make that call non-blocking, or in a thread")
 _FROZEN, _FROZEN_CHANNELS = "frozen", ("do_freezer_trap", "__refrigerator")
 _HALTED = {
@@ -93,6 +106,7 @@ class _Block(NamedTuple):
         table: Where this comes from.
         state: Letter of the state that it was in most, '' unknown.
         hiccup: What clients saw of it, None when nobody waited or that is not known.
+        channel: Where in the kernel it slept most, '' unknown.
     """
 
     pid: int
@@ -105,12 +119,15 @@ class _Block(NamedTuple):
     table: str
     state: str = ""
     hiccup: Hiccup | None = None
+    channel: str = ""
 
 
 def find(signs: Signs) -> list[Finding]:
     """One finding for each blocked server process, the longest first."""
     held = waits_for_slot.pids_of_one_client(signs)
-    return [_finding(signs, block) for block in _blocks(signs) if block.pid not in held]
+    blocks = [block for block in _blocks(signs) if block.pid not in held]
+    halted = tuple(sorted(block.pid for block in blocks if block.state == "T"))
+    return [_finding(signs, block, halted) for block in blocks]
 
 
 def blocked_pids(signs: Signs) -> set[int]:
@@ -211,7 +228,18 @@ def _described(
         evidence.append(Evidence("blocked_function_samples", 100 * part, table, of=function))
         frame = _most(leaves[leaves.map(function_name) == function])[0]
     state = _FROZEN if channel.startswith(_FROZEN_CHANNELS) else _most(rows["state"])[0]
-    return _Block(pid, since_s, until_s, share_pct, tuple(evidence), syscall, frame, table, state)
+    return _Block(
+        pid,
+        since_s,
+        until_s,
+        share_pct,
+        tuple(evidence),
+        syscall,
+        frame,
+        table,
+        state,
+        channel=channel,
+    )
 
 
 def _most(values: pd.Series[str]) -> tuple[str, float]:
@@ -256,12 +284,21 @@ def _inferred(signs: Signs, pid: int) -> _Block | None:
     return _Block(pid, since_s, until_s, 100 - cpu_pct, tuple(evidence), "", "", "live_samples")
 
 
-def _finding(signs: Signs, block: _Block) -> Finding:
+def _waits_for(block: _Block) -> tuple[str, str]:
+    """What such a call waits for, and what to do instead."""
+    if block.channel.startswith(_PIPE_CHANNELS):
+        for calls, kind, remedy in _PIPES:
+            if block.syscall in calls:
+                return kind, remedy
+    return _WAITS.get(block.syscall, _ELSE)
+
+
+def _finding(signs: Signs, block: _Block, halted: tuple[int, ...] = ()) -> Finding:
     view = signs.view
     subject = view.subject(block.pid)
     since_s, until_s = block.since_s, block.until_s
     name = capitalised(str(subject))
-    kind, remedy = _WAITS.get(block.syscall, _ELSE)
+    kind, remedy = _waits_for(block)
     evidence = [
         *block.evidence,
         Evidence("span_length", until_s - since_s, block.table, since_s),
@@ -305,7 +342,8 @@ def _finding(signs: Signs, block: _Block) -> Finding:
     command = f"move {place} off the event loop: {remedy}"
     if block.state in _HALTED:
         where, command = _HALTED[block.state]
-        command = command.format(pid=block.pid)
+        pids = halted if block.state == "T" else (block.pid,)
+        command = command.format(pid=" ".join(map(str, pids)))
         if block.state == "T" and until_s < view.stop_s - _GAP_S and not view.is_attached:
             command = _WHO_STOPS
     elif not block.syscall and hiccup is not None:

@@ -189,3 +189,25 @@ def test_a_frozen_group_is_told_from_a_call(hiccup):
         row["wait_channel"] = "do_freezer_trap"
     finding = next(f for f in hiccup.summary().findings if f.cause == "worker-blocked")
     assert "docker unpause" in finding.fix[0].command
+
+
+@pytest.mark.parametrize(
+    ("queue_count", "listeners", "names"), [(0, 2, False), (30, 2, True), (0, 1, True)]
+)
+def test_who_has_nobody_in_its_own_queue_does_not_stand_still(
+    hiccup, queue_count, listeners, names
+):
+    """SO_REUSEPORT: a sibling is stopped, and has in its queue all that clients may try at once."""
+    hiccup.waiting()
+    hiccup.takes()
+    hiccup.runs(still_pct=1)
+    build = hiccup.build
+    other = build.process("server", 1)
+    for number, pid in enumerate((SERVER, other)):
+        inode = 70 + (number if listeners == 2 else 0)
+        build.add("listener_owners", at_s=-0.1, pid=pid, socket_inode=inode)
+        if number < listeners:
+            build.add("listeners", at_s=1.5, local_port=9000, socket_inode=inode,
+                      accept_queue_count=queue_count if number == 0 else 60)  # fmt: skip
+    pids = {f.subject.pid for f in hiccup.summary().findings if f.cause in STILL}
+    assert (SERVER in pids) is names

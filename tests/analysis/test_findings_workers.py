@@ -97,6 +97,21 @@ def test_what_it_waits_for_is_named(held, syscall, word):
 
 
 @pytest.mark.parametrize(
+    ("channel", "word"), [("anon_pipe_write", "nobody reads"), ("n_tty_write", "something else")]
+)
+def test_a_full_pipe_is_told_from_another_write(held, channel, word):
+    block(held, 801, syscall="write", wait_channel=channel)
+    assert word in by_cause(summarise(held.frames()), "worker-blocked").sentence
+
+
+def test_all_that_were_stopped_go_on_by_one_command(held):
+    for pid in (800, 801):
+        block(held, pid, state="T", syscall="epoll_pwait", python_stack="")
+    found = [f for f in summarise(held.frames()).findings if f.cause == "worker-blocked"]
+    assert [f.fix[0].command for f in found] == ["kill -CONT 800 801"] * 2
+
+
+@pytest.mark.parametrize(
     ("state", "said", "command"),
     [
         ("T", "stopped by a signal", "kill -CONT 801"),

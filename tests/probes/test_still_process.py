@@ -37,6 +37,9 @@ pytestmark = pytest.mark.alone
         # a blocking client with a timeout waits in poll, and the loop is one of epoll
         ([("S", "ep_poll"), ("S", "do_sys_poll"), ("S", "do_sys_poll")], [0, 0, 2]),
         ([("S", "do_sys_poll"), ("S", "do_sys_poll"), ("S", "do_sys_poll")], [0, 0, 0]),
+        # a loop of epoll that started a child and waits for its end; a parent does nothing else
+        ([("S", "ep_poll"), ("S", "do_wait"), ("S", "do_wait")], [0, 0, 2]),
+        ([("S", "do_wait"), ("S", "do_wait"), ("S", "do_wait")], [0, 0, 0]),
     ],
 )
 def test_two_looks_outside_of_the_poll_are_a_loop_that_stands_still(looks, expected):
