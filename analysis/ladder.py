@@ -11,10 +11,20 @@ from analysis import slopes
 from analysis.ladder_cpu import accept_queue_rung, host_cpu_rung, worker_cpu_rung
 from analysis.ports import by_source
 from analysis.run_view import RunView
-from analysis.rung import Rung, blind, next_wall, ordered, predict
+from analysis.rung import (
+    HARDWARE,
+    PLAN,
+    SETTING,
+    Rung,
+    blind,
+    layout_wall,
+    next_wall,
+    ordered,
+    predict,
+)
 from probes.schema import SERVER_ROLES
 
-__all__ = ["Rung", "build_ladder", "next_wall", "ordered", "predict"]
+__all__ = ["Rung", "build_ladder", "layout_wall", "next_wall", "ordered", "predict"]
 
 _MET_SHARE = 0.995
 
@@ -88,9 +98,33 @@ def _descriptor_rungs(view: RunView, descriptors: pd.DataFrame) -> list[Rung]:
                 source=f"processes (getrlimit), {row['table']}",
                 note=note,
                 met=met,
+                moved_by=_moved_by(view, "server" if subject.role == "server" else "client"),
             )
         )
     return rungs
+
+
+_LAID_OUT_BY = {
+    "server": {"workers", "nofile", "accept_weights"},
+    "client": {"clients"},
+    "ports": {"source_addresses", "destination_ports", "port_range"},
+}
+"""What the user decides by which option; what is left to the planner moves with the target."""
+
+
+def _moved_by(view: RunView, what: str) -> str:
+    """Whether the planner lays out this part of a run, or somebody has to.
+
+    Args:
+        view: The run.
+        what: A key of ``_LAID_OUT_BY``.
+    """
+    fixed = view.plan.get("fixed")
+    if not isinstance(fixed, list):  # recorded by an earlier version, or a watch
+        return SETTING
+    if view.is_foreign and what != "client":  # neither its processes nor its addresses are ours
+        return SETTING
+    return SETTING if _LAID_OUT_BY[what] & set(map(str, fixed)) else PLAN
 
 
 def _share_slope(view: RunView, pid: int) -> slopes.Slope | None:
@@ -136,6 +170,7 @@ def _port_rung(view: RunView, ports: pd.DataFrame) -> Rung:
         source=source if top["source"] == "port_groups" else "connections, ip_local_port_range",
         note="more source addresses or a wider range raise it" + (others if len(ports) > 1 else ""),
         met=used >= capacity or int(top["refused_count"]) > 0,
+        moved_by=_moved_by(view, "ports"),
     )
 
 
@@ -161,6 +196,7 @@ def _fitted(
     note: str,
     peak_count: int,
     of_run: float = float("inf"),
+    moved_by: str = SETTING,
 ) -> Rung:
     """A rung of a table of the whole host.
 
@@ -174,6 +210,7 @@ def _fitted(
         note: For people.
         peak_count: Most connections of the run.
         of_run: What processes of the run used at most, where that is known.
+        moved_by: See ``Rung``.
     """
     line = slopes.fit(x, y)
     used = float(y.max())
@@ -192,6 +229,7 @@ def _fitted(
         source=source,
         note=why or note,
         met=used >= _MET_SHARE * capacity,
+        moved_by=moved_by,
     )
 
 
@@ -258,11 +296,12 @@ def _memory_rung(view: RunView) -> Rung:
     if host.empty:
         return blind("memory", "host", "bytes", "the host's memory was not sampled", source)
     before = host.iloc[0]
-    capacity = float(before["available_bytes"])
+    capacity, moved_by = float(before["available_bytes"]), HARDWARE
     if int(before["cgroup_max_bytes"]) > 0:
         room = float(before["cgroup_max_bytes"] - before["cgroup_used_bytes"])
         if room < capacity:
             capacity, source = room, "slab and resident sets of the fleet against memory.max"
+            moved_by = SETTING
     samples = view.frames["process_samples"]
     fleet = samples[samples["role"].isin([*SERVER_ROLES, "client"])]
     rounds = fleet.groupby("at_ns")["rss_bytes"].agg(["sum", "count"])
@@ -281,6 +320,7 @@ def _memory_rung(view: RunView) -> Rung:
         source=source,
         note="kernel slab of both ends and user memory of the fleet, above the first sample",
         peak_count=view.peak_count,
+        moved_by=moved_by,
     )
 
 

@@ -9,7 +9,7 @@ from analysis.evidence import side_of_role
 from analysis.host_facts import quota_cores
 from analysis.keepalive import PingWork, fleet_cpu_pct, ping_work
 from analysis.run_view import RunView
-from analysis.rung import Rung, blind
+from analysis.rung import HARDWARE, SETTING, Rung, blind
 
 _MET_SHARE = 0.97
 _IDLE_PCT = 2.0
@@ -107,6 +107,7 @@ def _cpu_rung(
         source=source,
         note=note,
         met=predicted is not None and used_pct >= _MET_SHARE * capacity_pct,
+        moved_by=HARDWARE if limit == "cpu_host" else SETTING,
     )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from analysis import slopes
 
+PLAN, SETTING, HARDWARE = "plan", "setting", "hardware"
+"""What moves a limit: ``Rung.moved_by``."""
 _NO_LIMIT = 10**12
 """A capacity beyond this is "unlimited" written as a number (fs.file-max is 2^63 - 1 today)."""
 
@@ -31,6 +33,9 @@ class Rung:
         source: Where capacity and use come from.
         note: For people: what raises it, or why there is no prediction.
         met: The run was at this limit.
+        moved_by: ``plan`` where the planner laid it out so, and lays it out otherwise for a larger
+            target; ``setting`` where somebody has to set it; ``hardware`` where only more memory or
+            cores move it.
     """
 
     limit: str
@@ -45,6 +50,7 @@ class Rung:
     source: str
     note: str = ""
     met: bool = False
+    moved_by: str = SETTING
 
 
 def ordered(rungs: Sequence[Rung]) -> list[Rung]:
@@ -62,9 +68,23 @@ def ordered(rungs: Sequence[Rung]) -> list[Rung]:
 
 
 def next_wall(rungs: Sequence[Rung]) -> Rung | None:
-    """The nearest limit that the run did not meet, None when no rung has a prediction."""
-    open_rungs = [r for r in rungs if not r.met and r.predicted_connections is not None]
-    return open_rungs[0] if open_rungs else None
+    """The nearest limit that the run did not meet, None when no rung has a prediction.
+
+    One that the next plan moves by itself is a wall only where no other is known.
+    """
+    open_rungs = _open(rungs)
+    lasting = [rung for rung in open_rungs if rung.moved_by != PLAN]
+    return next(iter(lasting or open_rungs), None)
+
+
+def layout_wall(rungs: Sequence[Rung]) -> Rung | None:
+    """The limit of this layout that is met before the next wall, None where there is none."""
+    first, wall = next(iter(_open(rungs)), None), next_wall(rungs)
+    return first if first is not wall else None
+
+
+def _open(rungs: Sequence[Rung]) -> list[Rung]:
+    return [rung for rung in rungs if not rung.met and rung.predicted_connections is not None]
 
 
 _FEW_COUNT = 50

@@ -14,10 +14,11 @@ from analysis.attempts import attempts_of
 from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence import Finding, Quote, Side, capitalised
 from analysis.findings import no_limit_met
-from analysis.ladder import Rung, next_wall
+from analysis.ladder import Rung, layout_wall, next_wall
 from analysis.not_explained import NotExplained
 from analysis.probe_trust import ProbeTrust
 from analysis.run_view import RunView
+from analysis.rung import PLAN
 from analysis.unexplained import unexplained
 from probes.errors import ExitCode
 
@@ -177,14 +178,25 @@ def _without_cause(view: RunView, wall: str, said: tuple[Quote, ...]) -> Verdict
 
 
 def wall_sentence(ladder: Sequence[Rung]) -> str:
-    """The next wall in words, '' when no rung has a prediction."""
+    """The next wall in words, '' when no rung has a prediction.
+
+    The wall of a layout is no wall of the host: a run for more connections has another layout.
+    """
     wall = next_wall(ladder)
-    if wall is None or wall.predicted_connections is None:
+    if wall is None:
         return ""
-    error = f" (± {wall.fit_error_pct:.0f} %)" if (wall.fit_error_pct or 0) >= 1 else ""
+    if wall.moved_by == PLAN:
+        return f"the next limit is {_wall_words(wall)}, which a run for more plans around"
+    if layout_wall(ladder) is None:
+        return f"the next limit is {_wall_words(wall)}"
+    return f"the next limit that no plan moves is {_wall_words(wall)}"
+
+
+def _wall_words(rung: Rung) -> str:
+    error = f" (± {rung.fit_error_pct:.0f} %)" if (rung.fit_error_pct or 0) >= 1 else ""
     return (
-        f"the next limit is {_LIMIT_WORDS.get(wall.limit, wall.limit)} of {wall.subject}, "
-        f"at about {wall.predicted_connections:,} connections{error}"
+        f"{_LIMIT_WORDS.get(rung.limit, rung.limit)} of {rung.subject}, "
+        f"at about {rung.predicted_connections or 0:,} connections{error}"
     )
 
 
@@ -309,6 +321,7 @@ def _rung(rung: Rung) -> dict[str, Any]:
         "source": rung.source,
         "note": rung.note,
         "met": rung.met,
+        "moved_by": rung.moved_by,
     }
 
 

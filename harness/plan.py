@@ -52,6 +52,11 @@ FEW_SOURCE_ADDRESSES = 250
 """So many source addresses are used before a second destination port is."""
 MAX_DESTINATION_PORTS = 16
 
+LAYOUT = (
+    *("workers", "clients", "nofile", "source_addresses", "destination_ports", "port_range"),
+    "accept_weights",
+)
+"""Fields of PlanRequest that decide how many connections a layout can hold."""
 MIN_SHARE_COUNT = 1_000
 """Fewer connections than this do not deserve a further process."""
 IN_FLIGHT_COUNT = 256
@@ -187,6 +192,8 @@ class Plan:
             (accept queue, TCP memory) come last.
         constraints: Everything that was checked.
         notes: What else a person should know.
+        fixed: Fields of PlanRequest that the user decided; the others are the planner's own, which
+            it decides anew for another target.
     """
 
     target_connections: int
@@ -215,6 +222,7 @@ class Plan:
     rungs: tuple[Rung, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     notes: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: the manifest's ``plan``."""
@@ -313,6 +321,7 @@ def make_plan(request: PlanRequest, host: Host) -> Plan:
         else {},
         bind=request.bind,
         accept_weights=request.accept_weights,
+        fixed=tuple(name for name in LAYOUT if getattr(request, name)),
     )
     asked_low, asked_high = request.port_range or port_range
     constraints, rungs = plan_checks.check(

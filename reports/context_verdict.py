@@ -10,6 +10,7 @@ from analysis.causes import CAUSES, GOOD_CAUSES
 from analysis.evidence import Finding, Quote, times
 from analysis.ladder import Rung
 from analysis.not_explained import NotExplained
+from analysis.rung import HARDWARE, PLAN, SETTING
 from reports import formatting
 from reports.tables import Cell, Heading, Table, table_of, text_column
 from reports.view import PART_OF_TABLE, View, is_watched
@@ -32,6 +33,11 @@ _COUNTED = {
     "ephemeral_ports": "ports",
     "accept_queue": "connections",
     "conntrack": "entries",
+}
+_MOVED_BY = {
+    PLAN: "the plan of a run for more",
+    SETTING: "a setting",
+    HARDWARE: "more memory or cores",
 }
 _SEVERITY_WORDS = {
     "binding": "stopped the run",
@@ -315,10 +321,12 @@ def _step(rung: Rung, peak: float) -> dict[str, Any]:
     elif rung.predicted_connections is not None:
         ratio = formatting.significant(rung.predicted_connections / peak, 2) if peak else ""
         times = f", {ratio} times this run's peak" if peak else ""
-        wall = f"wall at {rung.predicted_connections:,} connections{times}"
+        whose = " of this layout" if rung.moved_by == PLAN else ""
+        wall = f"wall{whose} at {rung.predicted_connections:,} connections{times}"
     else:
         wall = "no prediction"
-    tone = "bad" if rung.met else "warn" if share is not None and share >= NEAR_SHARE else "calm"
+    is_near = share is not None and share >= NEAR_SHARE and rung.moved_by != PLAN
+    tone = "bad" if rung.met else "warn" if is_near else "calm"
     return {
         "name": LIMIT_NAMES.get(rung.limit, rung.limit),
         "id": rung.limit,
@@ -352,7 +360,7 @@ def _ladder_table(rungs: list[Rung]) -> Table:
         "unit",
         "per_connection",
     )
-    columns += ("fit_error_pct", "predicted_connections", "source", "note", "met")
+    columns += ("fit_error_pct", "predicted_connections", "source", "note", "met", "moved_by")
     frame = pd.DataFrame([{c: getattr(r, c) for c in columns} for r in rungs], dtype=object)
 
     def amount(column: str) -> Any:
@@ -391,6 +399,10 @@ def _ladder_table(rungs: list[Rung]) -> Table:
             (Heading("Per connection", is_number=True), amount("per_connection")),
             (Heading("Slope error", "standard error", is_number=True), slope_error),
             (Heading("Met at", "connections of the run", is_number=True), wall),
+            (
+                Heading("Moved by"),
+                lambda r: Cell(_MOVED_BY.get(str(r["moved_by"]), str(r["moved_by"]))),
+            ),
             text_column("From", "source"),
             text_column("Note", "note"),
         ],

@@ -447,7 +447,12 @@ def next_rung(verdict: Mapping[str, Any]) -> Mapping[str, Any] | None:
     peak_connections = verdict.get("run", {}).get("peak_connections") or 0
     known = [r for r in verdict.get("ladder", []) if r.get("predicted_connections") is not None]
     beyond = [r for r in known if r["predicted_connections"] > peak_connections]
-    return min(beyond, key=lambda r: float(r["predicted_connections"]), default=None)
+    # What the next plan moves by itself is worth a line only where nothing else is known.
+    return min(
+        beyond,
+        key=lambda r: (r.get("moved_by") == "plan", float(r["predicted_connections"])),
+        default=None,
+    )
 
 
 def rung_sentence(rung: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from analysis.causes import CAUSES, GOOD_CAUSES
 from analysis.evidence import Finding, times
 from analysis.ladder import Rung
+from analysis.rung import PLAN
 from analysis.summary import Summary
 from reports import formatting
 from reports.exports.plain_text import one_line
@@ -114,6 +115,7 @@ def _rung(rung: Rung) -> list[str]:
         wall = "met in this run"
     elif rung.predicted_connections is not None:
         wall = f"about {rung.predicted_connections:,} connections"
+        wall += ", which a run for more plans around" if rung.moved_by == PLAN else ""
     else:
         wall = rung.note or "no prediction"
     return [rung.limit, rung.subject, used_text, formatting.quantity(capacity, rung.unit), wall]

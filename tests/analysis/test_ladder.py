@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 
 from analysis.descriptors import df_descriptors
-from analysis.ladder import build_ladder
+from analysis.ladder import build_ladder, layout_wall, next_wall
 from analysis.memory import df_memory_over_time, df_memory_per_connection
 from analysis.ports import df_ports
 from analysis.run_view import RunView
 from analysis.timeline import df_listeners
+from analysis.verdict import wall_sentence
 
 
 def ladder_of(build):
@@ -220,3 +221,57 @@ def test_messages_at_a_rate_of_the_whole_run_predict_nothing(ramped):
     for limit in ("cpu_worker", "cpu_host"):
         assert ladder[limit].predicted_connections is None
         assert "fixed rate" in ladder[limit].note
+
+
+@pytest.mark.parametrize(
+    ("fixed", "server", "client", "ports"),
+    [
+        (None, "setting", "setting", "setting"),
+        ([], "plan", "plan", "plan"),
+        (["workers"], "setting", "plan", "plan"),
+        (["nofile", "port_range"], "setting", "plan", "setting"),
+        (["clients", "source_addresses"], "plan", "setting", "setting"),
+    ],
+)
+def test_what_the_planner_laid_out_by_itself_moves_with_the_target(
+    ramped, fixed, server, client, ports
+):
+    ramped.manifest["plan"] = {} if fixed is None else {"fixed": fixed}
+    ladder = ladder_of(ramped)
+    assert ladder["worker 0 (pid 800, server)"].moved_by == server
+    assert ladder["client 0 (pid 900, client)"].moved_by == client
+    assert ladder["ephemeral_ports"].moved_by == ports
+
+
+def test_neither_processes_nor_addresses_of_somebody_elses_server_are_the_planners(ramped):
+    ramped.manifest["server"] = {"foreign": True, "command": [], "processes": []}
+    ramped.manifest["plan"] = {"fixed": []}
+    ladder = ladder_of(ramped)
+    assert ladder["worker 0 (pid 800, server)"].moved_by == "setting"
+    assert ladder["client 0 (pid 900, client)"].moved_by == "plan"
+    assert ladder["ephemeral_ports"].moved_by == "setting"
+
+
+def test_the_verdict_names_the_wall_of_the_host_and_not_that_of_the_layout(ramped):
+    ramped.manifest["plan"] = {"fixed": []}
+    sample_host(ramped)
+    view = RunView(ramped.frames())
+    rungs = build_ladder(view, df_descriptors(view), df_ports(view), df_listeners(view))
+    assert layout_wall(rungs).subject == "worker 0 (pid 800, server)"
+    wall = next_wall(rungs)
+    assert (wall.limit, wall.moved_by) == ("file_max", "setting")
+    assert (
+        f"no plan moves is the file table (fs.file-max) of the host, at about {wall.predicted_connections:,} "
+        in wall_sentence(rungs)
+    )
+
+
+def test_the_wall_of_the_layout_is_named_where_no_other_is_known(ramped):
+    ramped.manifest["plan"] = {"fixed": []}
+    view = RunView(ramped.frames())
+    rungs = build_ladder(view, df_descriptors(view), df_ports(view), df_listeners(view))
+    assert next_wall(rungs).subject == "worker 0 (pid 800, server)"
+    assert layout_wall(rungs) is None
+    assert wall_sentence(rungs).endswith(
+        "at about 1,655 connections, which a run for more plans around"
+    )

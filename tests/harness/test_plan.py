@@ -594,3 +594,18 @@ def test_every_plan_satisfies_what_it_read_or_says_where_it_will_not(case):
     # It can be shown.
     assert max(map(len, plan_text(plan).splitlines())) <= 80
     assert json.loads(plan_json(plan)) == plan.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("asked", "fixed"),
+    [
+        ({}, ()),
+        ({"workers": 7}, ("workers",)),
+        ({"nofile": 700, "source_addresses": 2}, ("nofile", "source_addresses")),
+        ({"port_range": (40_000, 40_999)}, ("port_range",)),
+    ],
+)
+def test_a_plan_knows_what_the_user_decided(asked, fixed):
+    plan = plan_for(1_000, **asked)
+    assert plan.fixed == fixed
+    assert plan.to_dict()["fixed"] == list(fixed)
