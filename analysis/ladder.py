@@ -188,7 +188,7 @@ def _sampled(view: RunView, table: str) -> pd.DataFrame:
 def _fitted(
     limit: str,
     x: pd.Series[int],
-    y: pd.Series[int],
+    y: pd.Series[int] | pd.Series[float],
     capacity: float,
     *,
     unit: str,
@@ -196,6 +196,7 @@ def _fitted(
     note: str,
     peak_count: int,
     of_run: float = float("inf"),
+    used: float | None = None,
     moved_by: str = SETTING,
 ) -> Rung:
     """A rung of a table of the whole host.
@@ -203,17 +204,18 @@ def _fitted(
     Args:
         limit: Its name.
         x: Connections open.
-        y: Use, whoever's.
+        y: Use by connections: whoever's, or the run's on top of what others mostly use.
         capacity: Where it ends.
         unit: Of both.
         source: Where they come from.
         note: For people.
         peak_count: Most connections of the run.
         of_run: What processes of the run used at most, where that is known.
+        used: Most that was used, whoever's; that of ``y`` when None.
         moved_by: See ``Rung``.
     """
     line = slopes.fit(x, y)
-    used = float(y.max())
+    used = float(y.max()) if used is None else used
     predicted, why = predict(capacity, line, peak_count, min(used, of_run))
     usable = line is not None and line.is_usable
     return Rung(
@@ -239,24 +241,41 @@ def _file_max_rung(view: RunView) -> Rung:
     rows = rows[rows["file_max_count"] > 0]
     if rows.empty:
         return blind("file_max", "host", "count", "the host's counters were not sampled", source)
+    own = _descriptors_over_time(view, rows["at_ns"])
+    used = rows["file_nr_count"].astype(float)
+    if own is not None:  # the files of others come and go meanwhile: they stay what they mostly are
+        used = own + max(0.0, float((used - own).median()))
     return _fitted(
         "file_max",
         rows["open_count"],
-        rows["file_nr_count"],
+        used,
         float(rows["file_max_count"].iloc[-1]),
         unit="count",
         source=source,
         note="sysctl fs.file-max raises it",
         peak_count=view.peak_count,
+        used=float(rows["file_nr_count"].max()),
         of_run=_descriptors_of_run(view),
     )
 
 
-def _descriptors_of_run(view: RunView) -> float:
-    """Descriptors of all processes of the run together, each at its most; inf when not sampled.
+def _descriptors_over_time(view: RunView, at_ns: pd.Series[int]) -> pd.Series[float] | None:
+    """Descriptors of all processes of the run together at each moment; None when not sampled.
 
-    Each is a file of the host at most: what the table grows by beyond them is of others.
+    Each is a file of the host at most, and no other process moves their number.
     """
+    samples = view.frames["process_samples"]
+    fleet = samples[samples["role"].isin([*SERVER_ROLES, "client"])]
+    if fleet.empty or (fleet["fd_count"] < 0).any():
+        return None
+    total = pd.Series(0.0, index=at_ns.index)
+    for _, mine in fleet.groupby(["pid", "worker"]):
+        total += np.interp(at_ns, mine["at_ns"], mine["fd_count"], right=0.0)
+    return total
+
+
+def _descriptors_of_run(view: RunView) -> float:
+    """Descriptors of all processes of the run together, each at its most; inf when not sampled."""
     samples, processes = view.frames["process_samples"], view.frames["processes"]
     fleet = processes["pid"][processes["role"].isin([*SERVER_ROLES, "client"])]
     most = samples[samples["pid"].isin(fleet)].groupby("pid")["fd_count"].max()

@@ -260,10 +260,8 @@ def test_the_verdict_names_the_wall_of_the_host_and_not_that_of_the_layout(rampe
     assert layout_wall(rungs).subject == "worker 0 (pid 800, server)"
     wall = next_wall(rungs)
     assert (wall.limit, wall.moved_by) == ("file_max", "setting")
-    assert (
-        f"no plan moves is the file table (fs.file-max) of the host, at about {wall.predicted_connections:,} "
-        in wall_sentence(rungs)
-    )
+    said = "no plan moves is the file table (fs.file-max) of the host, at about"
+    assert f"{said} {wall.predicted_connections:,} " in wall_sentence(rungs)
 
 
 def test_the_wall_of_the_layout_is_named_where_no_other_is_known(ramped):
@@ -275,3 +273,23 @@ def test_the_wall_of_the_layout_is_named_where_no_other_is_known(ramped):
     assert wall_sentence(rungs).endswith(
         "at about 1,655 connections, which a run for more plans around"
     )
+
+
+@pytest.mark.parametrize("is_sampled", [True, False])
+def test_files_that_others_close_meanwhile_are_not_those_of_the_run(ramped, is_sampled):
+    """1,000 connections take 2,000 files; a neighbour gives back 1,500 during the ramp."""
+    for half in range(-1, 14):
+        at_s = half / 2
+        count = max(0, min(1000, round(1000 * at_s)))
+        others = 5000 if at_s < 0.5 else 3500
+        ramped.add("sockstat", at_s=at_s, file_nr_count=others + 2 * count, file_max_count=203_500,
+                   conntrack_max_count=-1)  # fmt: skip
+    for pid, role, share in ((800, "server", 0.6), (801, "server", 0.4), (900, "client", 1.0)):
+        for half in range(-1, 14 if is_sampled else -1):
+            count = max(0, min(1000, round(1000 * half / 2)))
+            ramped.add("process_samples", at_s=half / 2, pid=pid, role=role,
+                       worker=pid % 100, fd_count=round(share * count))  # fmt: skip
+    rung = ladder_of(ramped)["file_max"]
+    assert rung.used_at_peak == 5500
+    exact = rung.predicted_connections == pytest.approx(100_000, rel=0.01)
+    assert exact is is_sampled
