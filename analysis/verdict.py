@@ -186,10 +186,10 @@ def wall_sentence(ladder: Sequence[Rung]) -> str:
     if wall is None:
         return ""
     if wall.moved_by == PLAN:
-        return f"the next limit is {_wall_words(wall)}, which a run for more plans around"
+        return f"the next limit is {_wall_words(wall)}, which the planner moves for a larger target"
     if layout_wall(ladder) is None:
         return f"the next limit is {_wall_words(wall)}"
-    return f"the next limit that no plan moves is {_wall_words(wall)}"
+    return f"the next limit that the planner cannot move is {_wall_words(wall)}"
 
 
 def _wall_words(rung: Rung) -> str:

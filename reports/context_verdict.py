@@ -35,7 +35,7 @@ _COUNTED = {
     "conntrack": "entries",
 }
 _MOVED_BY = {
-    PLAN: "the plan of a run for more",
+    PLAN: "the planner, for a larger target",
     SETTING: "a setting",
     HARDWARE: "more memory or cores",
 }

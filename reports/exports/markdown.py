@@ -115,7 +115,7 @@ def _rung(rung: Rung) -> list[str]:
         wall = "met in this run"
     elif rung.predicted_connections is not None:
         wall = f"about {rung.predicted_connections:,} connections"
-        wall += ", which a run for more plans around" if rung.moved_by == PLAN else ""
+        wall += ", which the planner moves for a larger target" if rung.moved_by == PLAN else ""
     else:
         wall = rung.note or "no prediction"
     return [rung.limit, rung.subject, used_text, formatting.quantity(capacity, rung.unit), wall]

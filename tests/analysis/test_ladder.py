@@ -260,7 +260,7 @@ def test_the_verdict_names_the_wall_of_the_host_and_not_that_of_the_layout(rampe
     assert layout_wall(rungs).subject == "worker 0 (pid 800, server)"
     wall = next_wall(rungs)
     assert (wall.limit, wall.moved_by) == ("file_max", "setting")
-    said = "no plan moves is the file table (fs.file-max) of the host, at about"
+    said = "planner cannot move is the file table (fs.file-max) of the host, at about"
     assert f"{said} {wall.predicted_connections:,} " in wall_sentence(rungs)
 
 
@@ -271,7 +271,7 @@ def test_the_wall_of_the_layout_is_named_where_no_other_is_known(ramped):
     assert next_wall(rungs).subject == "worker 0 (pid 800, server)"
     assert layout_wall(rungs) is None
     assert wall_sentence(rungs).endswith(
-        "at about 1,655 connections, which a run for more plans around"
+        "at about 1,655 connections, which the planner moves for a larger target"
     )
 
 
