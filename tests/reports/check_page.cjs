@@ -158,12 +158,14 @@ async function copy(page, context) {
     command: await page.locator("#verdict .fix .command code").first().textContent() };
 }
 
-async function axe(page) {
+// Contrast, most of the work, goes by the colours and not by the width: looked at in one of them.
+async function axe(page, width) {
   await page.evaluate(axeSource);
   await page.evaluate(() => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
   // A figure is one image with one label (role=img): what it is drawn of is presentational.
   const what = { include: [["html"]], exclude: [["figure svg > *"]] };
-  const report = await page.evaluate((w) => window.axe.run(w, { resultTypes: ["violations"] }), what);
+  const rules = { "color-contrast": { enabled: width >= 1000 } };
+  const report = await page.evaluate(([w, r]) => window.axe.run(w, { resultTypes: ["violations"], rules: r }), [what, rules]);
   return report.violations.map((v) => `${v.id} (${v.impact}): ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(" | ")}`);
 }
 
@@ -190,7 +192,7 @@ async function check(browser, file, thorough) {
       result.copy = await withClipboard(() => copy(page, context));
     }
     const huge = (await page.locator("#processes-table tbody tr").count()) > 150;
-    if (thorough || !huge) { result.axe[name] = await axe(page); }
+    if (thorough || !huge) { result.axe[name] = await axe(page, width); }
     result.background = result.background || {};
     result.background[name] = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
     if (name === "1400-dark") {
