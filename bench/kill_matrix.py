@@ -42,11 +42,14 @@ FOREIGN = ROOT / "tests" / "harness" / "foreign"
 WAYS = ("own", "command", "watch")
 ROLES = {
     "own": (
-        *("supervisor", "cgroup_guard", "probes", "py_spy", "server_parent", "worker"),
-        *("client_parent", "client"),
+        *("supervisor", "cgroup_guard", "probes", "name_parser", "py_spy"),
+        *("server_parent", "worker", "client_parent", "client"),
     ),
-    "command": ("supervisor", "probes", "py_spy", "launcher", "server", "client_parent", "client"),
-    "watch": ("supervisor", "probes", "py_spy"),
+    "command": (
+        *("supervisor", "probes", "name_parser", "py_spy"),
+        *("launcher", "server", "client_parent", "client"),
+    ),
+    "watch": ("supervisor", "probes", "name_parser", "py_spy"),
 }
 """What there is to kill, by way."""
 HEALTHY = {"reached", "no-limit-met", "not-explained"}
@@ -111,6 +114,8 @@ def role_of(words: Sequence[str], parent: str) -> str:
         "server_parent": "worker", "client_parent": "client", "launcher": "server",
         "server": "server", "probes": "py_spy",
     }  # fmt: skip
+    if "probes.name_parser_main" in words:
+        return "name_parser"
     if parent in below:
         return below[parent]
     return next((role for module, role in modules.items() if module in words), "other")

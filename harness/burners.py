@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from harness.child import gain_nothing, give_up_all
 from harness.faults import BURNERS_PER_CORE, faults_of, parse
-from harness.own_process import start_module
+from probes.own_process import start_module
 from probes.own_user import own_user
 from probes.parent_death import die_with_parent
 

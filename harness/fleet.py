@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.fleet_config import FleetConfig
-from harness.own_process import start_module
 from probes.errors import HostError
 from probes.live import Counter, Header, Live, Phase
+from probes.own_process import start_module
 from probes.private_file import open_new
 
 _LONGEST_REPORT_BYTES = 1 << 16

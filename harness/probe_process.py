@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.own_process import start_module
 from harness.start_patience import StartPatience, wanted_cpu_ns
 from probes import process_tree
 from probes.driven import LONGEST_STOP_S, USUAL_STOP_S
 from probes.fair_deadline import FairDeadline
+from probes.own_process import start_module
 from probes.private_file import open_new
 
 _LOOK_PERIOD_S = 1.0

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from harness import faults
 from harness.cgroup_folders import remove_when_empty
 from harness.fleet_config import FleetConfig
-from harness.own_process import start_module
 from probes.errors import HostError
+from probes.own_process import start_module
 from probes.private_file import open_new
 
 _STOP_DEADLINE_S = 8.0

@@ -20,9 +20,9 @@ from typing import Any
 
 from harness import descendants
 from harness.foreign_main import Launch
-from harness.own_process import start_module
 from harness.server_group import ServerGroup
 from probes import process_tree
+from probes.own_process import start_module
 from probes.private_file import open_new
 
 STOP_GRACE_S = 5.0

@@ -34,9 +34,11 @@ from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import CPU_FREQUENCY_HZ, SourceBuilder
 from probes.clock import NS_PER_S
+from probes.kernel_symbols import kernel_symbols
 from probes.probe import ProcessRef, Target
 from probes.row_budget import STACKS_MOST_COUNT
-from probes.symbols import frames_of, kernel_symbols, user_symbols
+from probes.stacks import frames_of
+from probes.symbols import user_symbols
 
 OTHERS = "[stacks with few samples]"
 """The frame of what was not kept apart, to keep the recording of a long watch small."""
@@ -90,8 +92,8 @@ class CpuStacksProbe(BpfProbe):
 
     @property
     def note(self) -> str:
-        """What it could not use, for the row of its health: perf maps of a stranger."""
-        return "; ".join(self._user.map_refusals())
+        """Why frames have no names, for the row of its health."""
+        return "; ".join(self._user.troubles)
 
     def _read(self, loaded: BpfObject, at_ns: int) -> None:
         self._write(loaded, at_ns, *loaded.maps["cpu_samples"].items(delete=True))
@@ -111,25 +113,35 @@ class CpuStacksProbe(BpfProbe):
         self._recorded_count += sum(count for _, (count, _) in rows)
         if self._target is not None and self._target.is_coarse:
             rows = self._largest(rows, at_ns)
+        self._name_user_stacks(loaded, {(key[0], key[3]) for key, _ in rows}, versions)
         for (pid, tid, kernel_id, user_id), (count, comm) in rows:
             if any(each < 0 and each != _FAULT for each in (kernel_id, user_id)):
                 self._lost_stacks_count += count
             if kernel_id not in self._kernel_names:
                 self._kernel_names[kernel_id] = self._kernel.stack(self._stack(loaded, kernel_id))
-            version, user_stack = self._user_names.get((pid, user_id), (-1, ""))
-            if version != versions[pid]:
-                user_stack = self._user.stack(pid, self._stack(loaded, user_id))
-                self._user_names[pid, user_id] = versions[pid], user_stack
             writer.append(
                 at_ns,
                 pid,
                 tid,
                 comm.decode(errors="replace"),
                 self._kernel_names[kernel_id],
-                user_stack,
+                self._user_names[pid, user_id][1],
                 count,
                 period_ns,
             )
+
+    def _name_user_stacks(
+        self, loaded: BpfObject, wanted: set[tuple[int, int]], versions: dict[int, int]
+    ) -> None:
+        """Names those that are new, or whose names are out of date, all of a process at once."""
+        by_pid: dict[int, list[int]] = {}
+        for pid, user_id in wanted:
+            if self._user_names.get((pid, user_id), (-1, ""))[0] != versions[pid]:
+                by_pid.setdefault(pid, []).append(user_id)
+        for pid, ids in by_pid.items():
+            stacks = self._user.stacks(pid, [self._stack(loaded, each) for each in ids])
+            for user_id, stack in zip(ids, stacks, strict=True):
+                self._user_names[pid, user_id] = versions[pid], stack
 
     def _largest(self, rows: list[Row], at_ns: int) -> list[Row]:
         """The stacks with most samples; of the others one row a thread says how many there were."""

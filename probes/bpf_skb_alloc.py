@@ -22,8 +22,8 @@ from probes import bpf_shared, bpf_sources
 from probes.bpf_probe import BpfProbe
 from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
+from probes.kernel_symbols import kernel_symbols
 from probes.probe import Target
-from probes.symbols import kernel_symbols
 
 
 class SkbAllocsProbe(BpfProbe):

@@ -40,11 +40,13 @@ from probes.bpf_sources import SourceBuilder
 from probes.clock import NS_PER_S, now_ns
 from probes.governor import KernelPurse
 from probes.hot_worker import AcceptFailures
+from probes.kernel_symbols import kernel_symbols
 from probes.limit_readings import MEMORY_CALLS, LimitReader, LimitReading, sizes_of
 from probes.live import Counter
 from probes.probe import ProcessRef, Target
 from probes.schema import SERVER_ROLES
-from probes.symbols import frames_of, kernel_symbols, user_symbols
+from probes.stacks import frames_of
+from probes.symbols import user_symbols
 from probes.syscall_names import CallNames
 
 _NEVER = np.iinfo(np.uint64).max

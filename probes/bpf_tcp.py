@@ -33,8 +33,8 @@ from probes.bpf_program import BpfObject
 from probes.bpf_sources import SourceBuilder
 from probes.btf import Btf, MissingTypeError
 from probes.errors import ProbeUnavailableError
+from probes.kernel_symbols import kernel_symbols
 from probes.probe import Target
-from probes.symbols import kernel_symbols
 from probes.tcp_names import SIDES, state_name
 
 EVENTS = {  # program: raw tracepoint

@@ -27,6 +27,7 @@ from types import ModuleType
 from probes import privileges, registry
 from probes.errors import ToolkitError, UsageError
 from probes.live import Live
+from probes.name_parser_process import name_parser
 from probes.own_cost import (
     END_NICE,
     START_NICE,
@@ -111,14 +112,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the probe process; returns its exit code."""
     parent_pid = os.getppid()
     arguments = _arguments(argv)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    go_first_without_memory()
+    with contextlib.suppress(ToolkitError):  # a name that is none is told below
+        if registry.read_strangers(registry.resolve(arguments.probes)):
+            name_parser().start()  # now, while it may become another user
     privileges.gain_nothing()
     kept = privileges.kept_by_reader(KEEPS)
     privileges.bound_by(kept)
     privileges.keep_only(kept)
     die_with_parent(parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_own_limit()
-    go_first_without_memory()
     if arguments.attached:
         stand_back(START_NICE)
     sys.meta_path.insert(0, NoPandas())

@@ -2,7 +2,7 @@
 
 A file is read piece by piece and never mapped: it belongs to whoever runs the watched program, and
 a mapped file that its owner cuts kills its reader with SIGBUS. All that a file says of itself is
-bounded before it is believed.
+bounded before it is believed, and it is read in a process without rights (``probes.name_parser``).
 Source: elf(5); the GNU notes and .gnu_debuglink: binutils' bfd/opncls.c.
 """
 
@@ -13,12 +13,9 @@ import struct
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
-from probes import stranger_file
 
 MAX_TABLE_BYTES = 256 << 20  # a debug build of a browser has 150 MB of symbols
 MAX_NAME_BYTES = 4096
@@ -72,7 +69,7 @@ _LAYOUTS = {
 }
 """By EI_CLASS: ELFCLASS32 and ELFCLASS64."""
 
-BAD_FILE = (OSError, ValueError, IndexError, OverflowError, struct.error)
+BAD_FILE = (OSError, ValueError, IndexError, OverflowError, MemoryError, struct.error)
 """What reading a file that lies about itself raises."""
 
 
@@ -92,26 +89,23 @@ class ElfFile:
     """Segments and sections of a little-endian ELF file, of 32 or 64 bits.
 
     Args:
-        path: A regular file; it stays open as long as this object lives. Without a root a link of
-            the kernel, as ``/proc/PID/exe``, or a path of ours.
-        root: The root of the process that named the path.
+        source: A descriptor of a regular file, which is closed with this object; or the file.
 
     Raises:
-        OSError: It cannot be opened or read, or is no regular file.
+        OSError: It cannot be read.
         ValueError, struct.error: It is not such a file.
     """
 
-    def __init__(self, path: Path, root: str = "") -> None:
-        self._fd = (
-            stranger_file.open_regular(root, str(path))
-            if root
-            else stranger_file.open_link(str(path))
-        )
-        weakref.finalize(self, os.close, self._fd)
-        self.size_bytes = os.fstat(self._fd).st_size
+    def __init__(self, source: int | bytes) -> None:
+        self._source = source
+        if isinstance(source, int):
+            weakref.finalize(self, os.close, source)
+            self.size_bytes = os.fstat(source).st_size
+        else:
+            self.size_bytes = len(source)
         header = self.read(0, 64)
         if header[:4] != b"\x7fELF" or header[4] not in _LAYOUTS or header[5] != 1:
-            raise ValueError(f"{path} is not a little-endian ELF file")
+            raise ValueError("it is not a little-endian ELF file")
         self._layout = layout = _LAYOUTS[header[4]]
         self.entry, segments_at, sections_at = layout.header.unpack_from(header, 24)
         each, count, section_each, section_count, names_index = struct.unpack_from(
@@ -150,7 +144,9 @@ class ElfFile:
         """
         if size_bytes > MAX_TABLE_BYTES:
             raise ValueError(f"{size_bytes} bytes in one table")
-        return os.pread(self._fd, size_bytes, offset)
+        if isinstance(self._source, int):
+            return os.pread(self._source, size_bytes, offset)
+        return self._source[offset : offset + size_bytes] if offset >= 0 else b""
 
     def string(self, offset: int) -> bytes:
         """The bytes from an offset up to the next zero, MAX_NAME_BYTES at most."""

@@ -4,10 +4,9 @@ Node writes one with ``--perf-basic-prof``, Python 3.12 and newer with ``-X perf
 ``jcmd PID Compiler.perfmap`` (JDK 17) or perf-map-agent. Its name is ``/tmp/perf-PID.map``, in the
 process's own file system and with its pid there. Each line is begin, size (both hex) and name.
 
-The file is whatever the program wrote, or whoever can write there: it counts only as a regular file
-that belongs to the process's user or to root, as with perf itself; links are not followed. What
-cannot be read is skipped, a name is cut and loses what a terminal would obey, and the amount read
-is bounded.
+The file is whatever the program wrote, or whoever can write there (``probes.perf_map_file`` says
+whose counts), so it is read in a process without rights (``probes.name_parser``). What cannot be
+read is skipped, a name is cut and loses what a terminal would obey, and the amount read is bounded.
 
 A name is written as FlameGraph's scripts do, with ``_[j]`` at its end, and in the form of our
 Python frames, so that a function has one name whatever tier of the compiler made it::
@@ -27,45 +26,29 @@ from __future__ import annotations
 import heapq
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from probes import stranger_file
+from probes.clean_name import clean_name
 
 Addresses = npt.NDArray[np.uint64]
 
-MAP_SUFFIX = "_[j]"
 MAX_MAP_BYTES = 64 << 20  # of one process; 600,000 functions of Node
 MAX_READ_BYTES = 1 << 20  # at once: 15,000 lines, 0.1 s; 0.5 s of the shortest in the worst order
 MAX_LINE_BYTES = 4096
-MAX_NAME_CHARACTERS = 300
 _MATCHED_CHARACTERS = 1000
 
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
-)
 _V8 = re.compile(r"(?:JS|LazyCompile|Function|Script|Eval|Module):[~^+*']*(.*)")
 _V8_PLACE = re.compile(r"(.*?) ?(?:file://(.*?)|(\S*?)):(\d+):\d+$")
 _PYTHON = re.compile(r"py::(.*?):(.*)")
 _PYTHON_LIBRARY = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+t?)/")
 _JAVA = re.compile(r"L([\w/$]+);::(.*)")
 _JDK = re.compile(r"[\w.$]+(?:\[\])* ([\w.$]+?)(?:[/+]0x[0-9a-f]+)?\.([\w$]+|<\w+>)\([^()]*\)")
-_SUFFIXES = re.compile(r"(?:_\[[a-z]\])+$")
-
-
-def clean_name(name: str) -> str:
-    """A name without what a terminal or a text direction would obey, and of bounded length."""
-    name = _UNPRINTABLE.sub("?", name)
-    if len(name) > MAX_NAME_CHARACTERS:
-        name = name[: MAX_NAME_CHARACTERS - 1] + "…"
-    # only we say what is a kernel's or a runtime's frame
-    return _SUFFIXES.sub("", name) or "?"
 
 
 def frame_name(written: str) -> str:
-    """The name of a frame from the name that the runtime wrote."""
+    """The name of a frame, without its suffix, from the name that the runtime wrote."""
     name = written.strip()[:_MATCHED_CHARACTERS]  # the patterns take the square of it
     if match := _V8.fullmatch(name):
         name = match[1].strip()
@@ -79,7 +62,7 @@ def frame_name(written: str) -> str:
         name = f"{match[1].replace('/', '.')}::{match[2]}"
     elif match := _JDK.fullmatch(name):
         name = f"{match[1]}::{match[2]}"
-    return clean_name(name) + MAP_SUFFIX
+    return clean_name(name)
 
 
 def parse_line(line: bytes) -> tuple[int, int, str] | None:
@@ -218,20 +201,11 @@ class MapBudget:
 
 
 class PerfMap:
-    """The map of one process, read on as it grows.
+    """The map of one process, read on as it grows."""
 
-    Attributes:
-        refused: Why a file that is there does not count, '' otherwise.
-        version: Grows with every change, so that names looked up before can be told from newer.
-    """
-
-    def __init__(self, pid: int, budget: MapBudget | None = None) -> None:
-        self.refused = ""
-        self.version = 0
-        self._pid = pid
+    def __init__(self, budget: MapBudget | None = None) -> None:
         self._budget = budget or MapBudget()
         self._code = CodeMap()
-        self._fd = -1
         self._file = (0, 0)
         self._read_bytes = 0
         self._frames: dict[str, str] = {}
@@ -239,28 +213,18 @@ class PerfMap:
     def __len__(self) -> int:
         return len(self._code)
 
-    def refresh(self) -> bool:
-        """Reads what was written since; never raises for what it finds.
+    def read_on(self, fd: int) -> bool:
+        """Reads what was written since.
+
+        Args:
+            fd: Of the map, which stays open; another file than before is begun anew.
 
         Returns:
             Whether there are new names.
-        """
-        try:
-            fd = _open_map(self._pid)
-        except stranger_file.NotRegularError as error:
-            self.refused = str(error.strerror)
-            return False
-        except (OSError, ValueError):
-            return False  # there is none, or the process is gone: what was read stays
-        try:
-            self.refused = _refusal(fd, self._pid)
-            return not self.refused and self._read_on(fd)
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
 
-    def _read_on(self, fd: int) -> bool:
+        Raises:
+            OSError: It cannot be read.
+        """
         status = os.fstat(fd)
         if (status.st_dev, status.st_ino) != self._file or status.st_size < self._read_bytes:
             self.forget()
@@ -273,7 +237,6 @@ class PerfMap:
         self._read_bytes += len(text)
         self._budget.left_bytes -= len(text)
         self._code.add(text)
-        self.version += 1
         return True
 
     def forget(self) -> None:
@@ -291,25 +254,3 @@ class PerfMap:
         if known is None:
             known = self._frames[written] = frame_name(written)
         return known
-
-
-def _open_map(pid: int) -> int:
-    """Opens the map without following links, in the file system that the process sees."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    namespace_pids = re.search(r"^NSpid:\s*(.*)$", status, re.MULTILINE)
-    inner_pid = int(namespace_pids[1].split()[-1]) if namespace_pids else pid
-    path = f"tmp/perf-{inner_pid}.map"
-    return stranger_file.open_regular(stranger_file.root_of(pid), path, follow=False)
-
-
-def _refusal(fd: int, pid: int) -> str:
-    """Why an opened map does not count, '' when it does.
-
-    The owner of ``/proc/PID`` is the process's user, or root for one that may not be dumped.
-    """
-    status = os.fstat(fd)
-    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    users = re.search(r"^Uid:\s*(.*)$", text, re.MULTILINE)
-    if status.st_uid and (users is None or str(status.st_uid) not in users[1].split()):
-        return f"it belongs to user {status.st_uid}, not to the process's user or root"
-    return ""

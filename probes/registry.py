@@ -24,11 +24,13 @@ class ProbeEntry:
         name: What ``--probes`` and ``probe_health`` call it.
         factory: ``module:class``, called without arguments.
         sets: The sets that contain it.
+        reads_strangers: It needs the parser of names (``probes.name_parser_process``).
     """
 
     name: str
     factory: str
     sets: tuple[str, ...]
+    reads_strangers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,10 @@ _ENTRIES: tuple[ProbeEntry, ...] = (
     ProbeEntry("python_stacks", "probes.pyspy:PythonStacksProbe", ("auto", "full")),
     ProbeEntry("live_samples", "probes.live_sampler:LiveSamplesProbe", ("light", "auto", "full")),
     ProbeEntry(
-        "blocked_samples", "probes.blocked_worker:BlockedSamplesProbe", ("light", "auto", "full")
+        "blocked_samples",
+        "probes.blocked_worker:BlockedSamplesProbe",
+        ("light", "auto", "full"),
+        reads_strangers=True,
     ),
     ProbeEntry(
         "process_samples", "probes.process_sampler:ProcessSamplesProbe", ("light", "auto", "full")
@@ -68,7 +73,10 @@ _ENTRIES: tuple[ProbeEntry, ...] = (
     ),
     ProbeEntry("tcp_snapshot", "probes.tcp_snapshot:TcpSnapshotProbe", ("light", "auto", "full")),
     ProbeEntry(
-        "failing_syscalls", "probes.bpf_syscalls:FailingSyscallsProbe", ("light", "auto", "full")
+        "failing_syscalls",
+        "probes.bpf_syscalls:FailingSyscallsProbe",
+        ("light", "auto", "full"),
+        reads_strangers=True,
     ),
     ProbeEntry("oom_kills", "probes.bpf_oom:OomKillsProbe", ("light", "auto", "full")),
     ProbeEntry("open_fates", "probes.open_fates:OpenFatesProbe", ("light", "auto", "full")),
@@ -83,7 +91,9 @@ _ENTRIES: tuple[ProbeEntry, ...] = (
     ),
     ProbeEntry("server_words", "probes.server_words:ServerWordsProbe", ("light", "auto", "full")),
     ProbeEntry("tcp_events", "probes.bpf_tcp:TcpEventsProbe", ("auto", "full")),
-    ProbeEntry("cpu_stacks", "probes.bpf_cpu:CpuStacksProbe", ("auto", "full")),
+    ProbeEntry(
+        "cpu_stacks", "probes.bpf_cpu:CpuStacksProbe", ("auto", "full"), reads_strangers=True
+    ),
     ProbeEntry("syscall_mix", "probes.bpf_syscall_mix:SyscallMixProbe", ("auto", "full")),
     ProbeEntry("runq_latency", "probes.bpf_runq:RunqLatencyProbe", ("full",)),
     ProbeEntry("skb_allocs", "probes.bpf_skb_alloc:SkbAllocsProbe", ("full",)),
@@ -122,6 +132,11 @@ def resolve(spec: str) -> list[str]:
             known = ", ".join((*SETS, "none (alone)", *PROBES))
             raise UsageError(f"--probes knows no {word!r}", fix=f"choose from: {known}")
     return [name for name in PROBES if name in wanted]
+
+
+def read_strangers(names: list[str]) -> bool:
+    """Whether one of these probes has files of others read."""
+    return any(PROBES[name].reads_strangers for name in names)
 
 
 def sparing() -> list[str]:

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from pathlib import Path
 
-from probes.elf import BAD_FILE, ElfFile
-from probes.go_symbols import GO_SECTIONS
+from probes import stranger_file
+from probes.name_parser_process import name_parser
 from probes.process_tree import children_of
+from probes.symbols import MOST_MAPS_BYTES
 
 OFF_CPU = ("S", "D", "T", "t")
 """Sleeping, uninterruptible, stopped, traced (proc(5))."""
@@ -158,12 +158,12 @@ def turns_of(schedstat: str) -> int:
 def threads_share_the_loop(pid: int) -> bool:
     """Whether it is a Go program or a JVM; False where that cannot be read."""
     try:
-        if ElfFile(Path(f"/proc/{pid}/exe")).section(*GO_SECTIONS) is not None:
+        if name_parser().is_go(stranger_file.open_link(f"/proc/{pid}/exe")):
             return True
-        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
-    except BAD_FILE:
+        with open(f"/proc/{pid}/maps", "rb") as stream:  # noqa: PTH123 - a bounded read
+            return b"/libjvm.so" in stream.read(MOST_MAPS_BYTES)
+    except (OSError, ValueError):
         return False
-    return "/libjvm.so" in maps
 
 
 def _channels_of_threads(pid: int) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import math
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import (
@@ -117,6 +118,14 @@ def call() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
 
     return called
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parser_of_names() -> Iterator[None]:
+    """What probes in this process have started ends with it: the parser of names."""
+    yield
+    if (module := sys.modules.get("probes.name_parser_process")) is not None:
+        module.name_parser().close()
 
 
 def _common_folder(config: pytest.Config) -> Path | None:

@@ -123,7 +123,7 @@ failing, _ = loaded.maps["failures"].items()
 told |= {
     "alive": processes.pids, "held": len(processes.held), "watched": watched.tolist(),
     "failing_keys": len(failing), "targets": len(collector._target.processes),
-    "symbols": len(user_symbols()._by_pid), "names": len(user_symbols()._known),
+    "symbols": len(user_symbols()._processes), "names": len(user_symbols()._known),
     "numbers": len(seen), "distinct": len(set(seen)),
     "failed": [e.name for e in collector.driven if e.state != "ran"],
     "files": sum(1 for _ in folder.rglob("*.arrows")),

@@ -102,7 +102,7 @@ def cpu_pct_of(spin: dict[str, Any]) -> float:
 @pytest.fixture(scope="module")
 def has_symbols() -> bool:
     """Whether this node names its static functions: a distribution's may be stripped."""
-    return symbol_table(ElfFile(Path(NODE).resolve())) is not None
+    return symbol_table(ElfFile(os.open(Path(NODE).resolve(), os.O_RDONLY))) is not None
 
 
 @pytest.mark.node

@@ -34,6 +34,7 @@ NOBODY_UID = pwd.getpwnam("nobody").pw_uid
 BY_MODULE = {
     "probes.collect": "probe process",
     "probes.bpf_compile": "eBPF compiler",
+    "probes.name_parser_main": "parser of names",
     "probes.limited_start": "probe process",  # until it has become py-spy
     "harness.burners": "burner",
     "harness.cgroup_guard": "guard of control groups",
@@ -116,6 +117,8 @@ def excess(pid: int, allowed: Rights) -> list[str]:
                 found.append(f"{name} of {path.parent.name}: {names_of(beyond)}")
         if not set(map(int, said["Uid"].split())) <= users:
             found.append(f"Uid {said['Uid']}")
+        if allowed.process == "parser of names" and allowed.user == OWN and said["Seccomp"] != "2":
+            found.append(f"{path.parent.name} may call what it will")
         if allowed.gains_nothing and said["NoNewPrivs"] != "1":
             found.append(f"{path.parent.name} may gain privileges")
     return found
@@ -184,7 +187,10 @@ def running(command: list[str], output: Path, **environment: str) -> Iterator[Lo
             process.communicate()
 
 
-FLEET = {"supervisor", "probe process", "parent of servers or clients", "worker, acceptor, client"}
+FLEET = {
+    *("supervisor", "probe process", "parser of names"),
+    *("parent of servers or clients", "worker, acceptor, client"),
+}
 
 
 def test_a_run_has_no_more_rights_than_the_table_says(tmp_path, deadline):
@@ -222,7 +228,9 @@ def test_nor_has_a_watch(tmp_path, deadline):
 
             deadline("the server listens", listens)
             with running(["harness.cli_attach", "--port", str(port)], tmp_path) as looked:
-                looked.in_stage(deadline, "watch", {"supervisor", "probe process", "py-spy"})
+                looked.in_stage(
+                    deadline, "watch", {"supervisor", "probe process", "parser of names", "py-spy"}
+                )
         finally:
             server.kill()
 

@@ -1,6 +1,7 @@
 """ELF files against binutils: symbol tables, build ids, debug files, Go's function tables."""
 
 import lzma
+import os
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -9,15 +10,30 @@ from pathlib import Path
 import pytest
 
 from probes import debug_files
-from probes.debug_files import embedded_debug_file, find_debug_file
+from probes.debug_files import embedded_debug_file, is_debug_file_of
+from probes.debug_places import open_candidates
 from probes.demangle import demangle, without_parameters
 from probes.elf import ElfFile, symbol_table
+from probes.elf_symbols import ElfSymbols
 from probes.go_symbols import go_table
-from probes.symbols import ElfSymbols
 
 PROGRAMS = Path(__file__).parent / "programs"
 NODE_MODULES = Path(__file__).parents[1] / "node_modules"
 GO_VERSIONS = ("go1.2", "go1.16", "go1.18", "go1.26")  # each with another layout of its table
+
+
+def opened(path):
+    return ElfFile(os.open(path, os.O_RDONLY))
+
+
+def named(path, mapped_as="", roots=()):
+    """The names of a file, as the probe process and its parser find them together."""
+    symbols = ElfSymbols(os.open(path, os.O_RDONLY))
+    if symbols.wants_debug:
+        offers = open_candidates(symbols.build_id, symbols.debug_name, mapped_as, roots)
+        any(symbols.offer_debug(fd) for fd in offers)
+    symbols.finish()
+    return symbols
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +52,7 @@ def functions_by_nm(path):
 
 
 def test_every_function_of_the_symbol_table_is_found(library):
-    table = symbol_table(ElfFile(library))
+    table = symbol_table(opened(library))
     expected = {}
     for start, size, name in functions_by_nm(library):
         expected.setdefault(start, set()).add(name)
@@ -48,8 +64,8 @@ def test_every_function_of_the_symbol_table_is_found(library):
 
 def test_the_build_id_is_the_one_that_readelf_says(library):
     done = subprocess.run(["readelf", "-n", library], capture_output=True, text=True, check=True)
-    assert ElfFile(library).build_id() in done.stdout
-    assert len(ElfFile(library).build_id()) == 40
+    assert opened(library).build_id() in done.stdout
+    assert len(opened(library).build_id()) == 40
 
 
 @pytest.fixture
@@ -61,7 +77,7 @@ def stripped(library, tmp_path):
     debug = tmp_path / "lib.debug"
     subprocess.run(["objcopy", "--only-keep-debug", place, debug], check=True)
     subprocess.run(["strip", "--strip-all", place], check=True)
-    assert symbol_table(ElfFile(place)) is None
+    assert symbol_table(opened(place)) is None
     return place, debug
 
 
@@ -75,14 +91,14 @@ def test_a_stripped_library_is_named_by_the_debug_file_of_its_build_id(library, 
     place, debug = stripped
     start, name = a_local_function(library)
     roots = (str(tmp_path), "/nowhere")
-    assert ElfSymbols(place, "/opt/lib.so", roots).name(start) != demangle(name)
-    build_id = ElfFile(place).build_id()
+    assert named(place, "/opt/lib.so", roots).name(start) != demangle(name)
+    build_id = opened(place).build_id()
     folder = tmp_path / "usr/lib/debug/.build-id" / build_id[:2]
     folder.mkdir(parents=True)
     (folder / f"{build_id[2:]}.debug").write_bytes(library.read_bytes()[:100])  # a torn one
-    assert ElfSymbols(place, "/opt/lib.so", roots).name(start) != demangle(name)
+    assert named(place, "/opt/lib.so", roots).name(start) != demangle(name)
     shutil.copy(debug, folder / f"{build_id[2:]}.debug")
-    assert ElfSymbols(place, "/opt/lib.so", roots).name(start) == demangle(name)
+    assert named(place, "/opt/lib.so", roots).name(start) == demangle(name)
 
 
 def test_a_debug_link_counts_only_with_its_checksum(library, stripped, tmp_path):
@@ -94,15 +110,16 @@ def test_a_debug_link_counts_only_with_its_checksum(library, stripped, tmp_path)
         ["objcopy", "--remove-section=.note.gnu.build-id", f"--add-gnu-debuglink={debug}", place],
         check=True,
     )
-    elf = ElfFile(place)
+    elf = opened(place)
     assert elf.build_id() == ""
     assert elf.debug_link()[0] == "lib.debug"
     start, name = a_local_function(library)
     roots = (str(tmp_path),)
-    assert ElfSymbols(place, "/opt/lib.so", roots).name(start) == demangle(name)
+    assert named(place, "/opt/lib.so", roots).name(start) == demangle(name)
     with linked.open("ab") as stream:
         stream.write(b"other")
-    assert find_debug_file(elf, "/opt/lib.so", roots) is None
+    assert not is_debug_file_of(elf, opened(linked))
+    assert named(place, "/opt/lib.so", roots).name(start) != demangle(name)
 
 
 def with_embedded(place, payload):
@@ -123,9 +140,9 @@ def test_a_program_of_fedora_is_named_by_what_it_carries_compressed(library, str
     shutil.copy(debug, mini)
     subprocess.run(["objcopy", "-S", f"--keep-symbols={keep}", mini], check=True)
     subprocess.run(["xz", mini], check=True)
-    assert ElfSymbols(place).name(start) != demangle(name)
+    assert named(place).name(start) != demangle(name)
     with_embedded(place, (tmp_path / "mini.xz").read_bytes())
-    symbols = ElfSymbols(place)
+    symbols = named(place)
     assert symbols.name(start) == demangle(name)
     start, name = next((s, n) for s, _, n in functions_by_nm(library) if n in others)
     assert symbols.name(start) == demangle(name)  # what others may call is in .dynsym alone
@@ -147,9 +164,9 @@ def test_what_a_program_carries_is_not_trusted(library, stripped, monkeypatch, k
         }[kind],
     )
     with pytest.raises(ValueError, match=r"gnu_debugdata|ELF"):
-        embedded_debug_file(ElfFile(place))
+        embedded_debug_file(opened(place))
     start, name = a_local_function(library)
-    assert ElfSymbols(place).name(start) != demangle(name)
+    assert named(place).name(start) != demangle(name)
 
 
 def assembled(tmp_path, bits, *link):
@@ -173,8 +190,8 @@ def assembled(tmp_path, bits, *link):
 )
 def test_32_bit_and_static_programs_name_their_functions(tmp_path, bits, link):
     program = assembled(tmp_path, bits, *link)
-    elf = ElfFile(program)
-    symbols = ElfSymbols(program)
+    elf = opened(program)
+    symbols = named(program)
     functions = {"_start", "turns_outer", "turns_inner"}
     nm = subprocess.run(["nm", program], capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in nm.splitlines()]
@@ -199,7 +216,7 @@ def test_a_stripped_go_program_names_its_functions(version):
     path = NODE_MODULES / version / "bin" / "esbuild"
     if not path.is_file():
         pytest.skip("the npm packages of the tests are not installed (cd tests && npm ci)")
-    elf = ElfFile(path)
+    elf = opened(path)
     assert symbol_table(elf) is None
     table = go_table(elf)
     assert len(table) > 4000
@@ -212,7 +229,7 @@ def test_a_stripped_go_program_names_its_functions(version):
     assert table.find(start) == table.find(end - 1) != table.find(end)
     assert table.find(int(table._starts[0]) - 1) is None
     offset, _, address = next(s for s in elf.segments if s[2] <= elf.entry < s[2] + s[1])
-    assert ElfSymbols(path).name(elf.entry - address + offset) == "_rt0_amd64_linux"
+    assert named(path).name(elf.entry - address + offset) == "_rt0_amd64_linux"
 
 
 @pytest.mark.node
@@ -222,19 +239,19 @@ def test_a_go_table_that_lies_has_no_names(tmp_path, at):
     if not path.is_file():
         pytest.skip("the npm packages of the tests are not installed (cd tests && npm ci)")
     raw = bytearray(path.read_bytes())
-    begin = ElfFile(path).section(".gopclntab").offset
+    begin = opened(path).section(".gopclntab").offset
     raw[begin + at : begin + at + 8] = b"\xfe" * 8
     broken = tmp_path / "broken"
     broken.write_bytes(raw)
-    symbols = ElfSymbols(broken)
-    named = [symbols.name(offset) for offset in range(0x1000, 0x3000, 0x100)]
-    assert all(name is None or len(name) < 4096 for name in named)
+    symbols = named(broken)
+    names = [symbols.name(offset) for offset in range(0x1000, 0x3000, 0x100)]
+    assert all(name is None or len(name) < 4096 for name in names)
 
 
 def test_a_file_that_shrinks_loses_its_names_and_nothing_else(library, tmp_path):
     path = tmp_path / "lib.so"
     shutil.copy(library, path)
-    symbols = ElfSymbols(path)
+    symbols = named(path)
     start = functions_by_nm(library)[0][0]
     path.write_bytes(b"")
     assert symbols.name(start) is None

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes import perf_map
-from probes.perf_map import CodeMap, MapBudget, PerfMap, clean_name, frame_name, parse_line
+from probes.clean_name import MAX_NAME_CHARACTERS, clean_name
+from probes.perf_map import CodeMap, MapBudget, PerfMap, frame_name, parse_line
+from probes.perf_map_file import MapRefusedError, open_map
 from probes.symbols import UserSymbols
 
 # Captured from CPython 3.12.1, python -X perf spin.py
@@ -52,11 +54,11 @@ TRAMPOLINE = b"""\
     ],
 )
 def test_a_name_is_the_function_and_says_where_it_comes_from(written, name):
-    assert frame_name(written) == name + "_[j]"
+    assert frame_name(written) == name
 
 
 def test_a_name_is_of_bounded_length():
-    assert len(clean_name("x" * 100_000)) == perf_map.MAX_NAME_CHARACTERS
+    assert len(clean_name("x" * 100_000)) == MAX_NAME_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_pieces_give_what_the_whole_gives():
     for at in range(len(TRAMPOLINE)):
         pieces.add(TRAMPOLINE[at : at + 1])
     assert whole.rows == pieces.rows
-    assert frame_name(whole.find(0x7F9DA4FCD7BC)) == "spin (/tmp/spin.py)_[j]"
+    assert frame_name(whole.find(0x7F9DA4FCD7BC)) == "spin (/tmp/spin.py)"
 
 
 @pytest.fixture
@@ -102,6 +104,27 @@ def own_map():
     yield path
     if os.path.lexists(path):
         os.unlink(path)
+
+
+def read_on(perf_map):
+    """What the probe process and its parser do together."""
+    try:
+        fd = open_map(os.getpid())
+    except OSError:
+        return False
+    try:
+        return perf_map.read_on(fd)
+    finally:
+        os.close(fd)
+
+
+def refusal(pid):
+    """Why a map does not count, '' when it does."""
+    try:
+        os.close(open_map(pid))
+    except MapRefusedError as error:
+        return str(error.strerror)
+    return ""
 
 
 def write(path, text):
@@ -139,8 +162,8 @@ def test_a_piece_at_once_gives_what_its_lines_give_one_after_the_other(spans, cu
 def test_the_worst_order_of_addresses_is_read(own_map):
     lines = [b"%x 1 a\n" % (0x10000000 - 2 * i) for i in range(60_000)]
     write(own_map, b"".join(lines))
-    found = PerfMap(os.getpid())
-    while found.refresh():
+    found = PerfMap()
+    while read_on(found):
         pass
     assert len(found) == len(lines)
 
@@ -148,40 +171,38 @@ def test_the_worst_order_of_addresses_is_read(own_map):
 def test_all_maps_of_a_process_of_probes_have_one_budget(own_map):
     write(own_map, b"".join(b"%x 10 f%d\n" % (0x1000 + 16 * i, i) for i in range(100)))
     budget = MapBudget(400)
-    found = PerfMap(os.getpid(), budget)
-    other = PerfMap(os.getpid(), budget)
-    assert found.refresh()
-    assert not other.refresh()
+    found = PerfMap(budget)
+    other = PerfMap(budget)
+    assert read_on(found)
+    assert not read_on(other)
     assert budget.left_bytes == 0
     found.forget()
     assert budget.left_bytes == 400
-    assert other.refresh()
+    assert read_on(other)
     assert len(found) == 0 < len(other)
 
 
 def test_a_map_is_read_on_as_it_grows(own_map):
-    found = PerfMap(os.getpid())
-    assert not found.refresh()
+    found = PerfMap()
+    assert not read_on(found)
     write(own_map, b"1000 10 py::one:/a.py\n1010 10 py::tw")
-    assert found.refresh()
-    assert not found.refresh()
+    assert read_on(found)
+    assert not read_on(found)
     write(own_map, b"o:/a.py\n")
-    version = found.version
-    assert found.refresh()
-    assert found.version > version
-    assert [found.find(at) for at in (0x1000, 0x1010)] == ["one (/a.py)_[j]", "two (/a.py)_[j]"]
+    assert read_on(found)
+    assert [found.find(at) for at in (0x1000, 0x1010)] == ["one (/a.py)", "two (/a.py)"]
     os.unlink(own_map)  # the process was replaced by another, or began anew
     write(own_map, b"1000 10 py::other:/a.py\n")
-    assert found.refresh()
-    assert (found.find(0x1000), found.find(0x1010)) == ("other (/a.py)_[j]", None)
+    assert read_on(found)
+    assert (found.find(0x1000), found.find(0x1010)) == ("other (/a.py)", None)
 
 
 def test_what_is_read_of_one_process_is_bounded(own_map, monkeypatch):
     monkeypatch.setattr(perf_map, "MAX_READ_BYTES", 100)
     monkeypatch.setattr(perf_map, "MAX_MAP_BYTES", 250)
     write(own_map, b"".join(b"%x 10 f%d\n" % (0x1000 + 16 * i, i) for i in range(100)))
-    found = PerfMap(os.getpid())
-    assert [found.refresh() for _ in range(5)] == [True, True, True, False, False]
+    found = PerfMap()
+    assert [read_on(found) for _ in range(5)] == [True, True, True, False, False]
     assert 15 < len(found) < 25
 
 
@@ -189,13 +210,11 @@ def test_a_link_and_a_pipe_are_not_read(own_map, tmp_path):
     real = tmp_path / "real.map"
     real.write_bytes(TRAMPOLINE)
     os.symlink(real, own_map)
-    found = PerfMap(os.getpid())
-    assert not found.refresh()
+    with pytest.raises(OSError, match="symbolic"):
+        open_map(os.getpid())
     os.unlink(own_map)
     os.mkfifo(own_map)
-    assert not found.refresh()
-    assert found.refused == "it is not a regular file"
-    assert len(found) == 0
+    assert refusal(os.getpid()) == "it is not a regular file"
 
 
 @pytest.mark.skipif(
@@ -204,12 +223,10 @@ def test_a_link_and_a_pipe_are_not_read(own_map, tmp_path):
 def test_a_map_counts_only_of_the_process_user_or_root(own_map):
     write(own_map, TRAMPOLINE)
     os.chown(own_map, 12345, 12345)
-    found = PerfMap(os.getpid())
-    assert not found.refresh()
-    assert found.refused == "it belongs to user 12345, not to the process's user or root"
+    refused = "it belongs to user 12345, not to the process's user or root"
+    assert refusal(os.getpid()) == refused
     os.chown(own_map, 0, 0)
-    assert found.refresh()
-    assert not found.refused
+    assert not refusal(os.getpid())
     # a process of another user: its own map and root's count
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, user=12345) as child:
         path = f"/tmp/perf-{child.pid}.map"
@@ -217,7 +234,7 @@ def test_a_map_counts_only_of_the_process_user_or_root(own_map):
             write(path, TRAMPOLINE)
             for owner, counts in ((0, True), (12345, True), (54321, False)):
                 os.chown(path, owner, owner)
-                assert PerfMap(child.pid).refresh() is counts
+                assert (not refusal(child.pid)) is counts
         finally:
             os.unlink(path)
             child.kill()

@@ -120,22 +120,37 @@ def test_of_a_go_program_whose_main_thread_rests_on_a_lock_nothing_is_said():
     assert not threads_share_the_loop(os.getpid())
 
 
+PARENT = """
+import subprocess, sys
+print("up", flush=True)
+sys.stdin.readline()
+polls = "import select; print('up', flush=True); select.select([0], [], [], 20)"
+worker = subprocess.Popen([sys.executable, "-c", polls], stdin=subprocess.PIPE, stdout=-1)
+worker.stdout.readline()
+print(worker.pid, flush=True)
+sys.stdin.readline()
+worker.communicate()
+"""
+
+
 def test_a_parent_that_sleeps_while_its_workers_poll_is_left_alone():
     """A prefork master in sleep or pause is at its work; without a worker it is a loop that is."""
-    watch, pid = StillWatch(), os.getpid()
     looks = (1, "S", "hrtimer_nanosleep"), (2, "S", "hrtimer_nanosleep")
-    assert [watch.since_ns(at, pid, state, channel) for at, state, channel in looks] == [0, 1]
-    code = "import select\nprint('up', flush=True)\nselect.select([0], [], [], 20)"
-    worker = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    with worker:
-        assert worker.stdout is not None
-        worker.stdout.readline()
-        while not _channel(str(worker.pid), worker.pid).startswith(POLL_CHANNELS):
-            assert worker.poll() is None
-        watch = StillWatch()
-        assert [watch.since_ns(at, pid, state, channel) for at, state, channel in looks] == [0, 0]
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, bufsize=1) as parent:
+        try:
+            parent.stdout.readline()
+            watch = StillWatch()
+            assert [watch.since_ns(at, parent.pid, *look) for at, *look in looks] == [0, 1]
+            parent.stdin.write("begin\n")
+            worker = int(parent.stdout.readline())
+            while not _channel(str(worker), worker).startswith(POLL_CHANNELS):
+                assert parent.poll() is None
+            watch = StillWatch()
+            assert [watch.since_ns(at, parent.pid, *look) for at, *look in looks] == [0, 0]
+            parent.stdin.write("end\n")
+        finally:
+            parent.kill()
 
 
 def _channel(thread: str, pid: int | str = "self") -> str:

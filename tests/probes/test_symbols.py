@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from probes.symbols import ElfSymbols, KernelSymbols, UserSymbols, frames_of, join_stack, parse_maps
+from probes.elf_symbols import ElfSymbols
+from probes.kernel_symbols import KernelSymbols
+from probes.mappings import parse_maps
+from probes.stacks import frames_of, join_stack
+from probes.symbols import UserSymbols
 
 KALLSYMS = """\
 ffffffff81000000 T _stext
@@ -66,7 +70,7 @@ def test_frames_come_root_first_and_keep_the_separator():
 def test_every_function_that_nm_lists_is_found():
     path = Path(zlib_path())
     done = subprocess.run(["nm", "-D", "-S", path], capture_output=True, text=True, check=True)
-    symbols = ElfSymbols(path)
+    symbols = symbols_of(path)
     functions = [line.split() for line in done.stdout.splitlines() if " T " in line]
     sizes = {int(value, 16): int(size, 16) for value, size, _, _ in functions}
     names = {}
@@ -77,6 +81,12 @@ def test_every_function_that_nm_lists_is_found():
         # libz is linked so that offsets in its text are addresses; the segments say so
         assert symbols.name(value) in names[value]
         assert symbols.name(value + size - 1) in names[value]
+
+
+def symbols_of(path):
+    symbols = ElfSymbols(os.open(path, os.O_RDONLY))
+    symbols.finish()
+    return symbols
 
 
 def zlib_path():
@@ -117,19 +127,19 @@ def test_a_process_that_ended_keeps_its_names():
 
 def test_maps_keep_the_executable_ones():
     text = (
-        "1000-2000 r--p 00000000 08:01 1 /bin/a b\n"
-        "2000-3000 r-xp 00001000 08:01 1 /bin/a b\n"
-        "5000-6000 r-xp 00000000 00:00 0\n"
+        b"1000-2000 r--p 00000000 08:01 1 /bin/a b\n"
+        b"2000-3000 r-xp 00001000 08:01 1 /bin/a b\n"
+        b"5000-6000 r-xp 00000000 00:00 0\n"
     )
     maps = parse_maps(text)
     assert maps.starts == [0x2000, 0x5000]
     rows = [(row.end, row.file_offset, row.path, row.is_file) for row in maps.rows]
-    assert rows == [(0x3000, 0x1000, "/bin/a b", True), (0x6000, 0, "[anon]", False)]
+    assert rows == [(0x3000, 0x1000, b"/bin/a b", True), (0x6000, 0, b"[anon]", False)]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF", b"\x7fELF\x02\x01" + b"\xff" * 80, b"text"])
 def test_what_is_no_elf_has_no_names(tmp_path, content):
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert ElfSymbols(path).name(0) is None
-    assert ElfSymbols(tmp_path / "none").name(0) is None
+    assert symbols_of(path).name(0) is None
+    assert ElfSymbols(content).name(0) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 
@@ -16,6 +16,7 @@ def start_module(
     stdout: int | IO[bytes],
     stderr: int | IO[bytes] | None,
     pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Starts ``python -P -m MODULE``.
 
@@ -30,6 +31,7 @@ def start_module(
         stdout: Output.
         stderr: Log, None for that of this process.
         pass_fds: Descriptors that it inherits under the same numbers.
+        environment: That of this process when None.
     """
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
@@ -39,4 +41,5 @@ def start_module(
         stderr=stderr,
         start_new_session=True,
         cwd="/",
+        env=environment,
     )
