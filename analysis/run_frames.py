@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -130,7 +129,7 @@ def load(run: RunDir) -> RunFrames:
             "the run did not finish: its supervisor ended before it wrote the last status"
         )
     if incomplete or frames.is_cut_short:
-        _fill_from_live(frames, incomplete)
+        _fill_from_live(run, frames, incomplete)
     return frames
 
 
@@ -144,22 +143,21 @@ def _take_roles_of_processes(frames: RunFrames) -> None:
         frames.put(name, sampled.assign(role=sampled["pid"].map(roles).fillna(sampled["role"])))
 
 
-def _fill_from_live(frames: RunFrames, incomplete: list[str]) -> None:
-    path = frames.path / LIVE
+def _fill_from_live(run: RunDir, frames: RunFrames, incomplete: list[str]) -> None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe waits for nobody
+        stream = run.open_file(LIVE)
     except OSError as error:
         if incomplete:
             frames.missing.append(f"no {', '.join(incomplete)}: {LIVE}: {error.strerror}")
         return
     try:
-        live = Live(fd, writable=False)
+        live = Live(stream.fileno(), writable=False)
     except RunDirError as error:
         if incomplete:
             frames.missing.append(f"no {', '.join(incomplete)}: {error.message}")
         return
     finally:
-        os.close(fd)
+        stream.close()
     try:
         connections = pd.DataFrame(read_connections(live))
         slots = read_slots(live)

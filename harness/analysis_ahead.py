@@ -2,12 +2,14 @@
 
 pandas, and matplotlib for a page, take half a second of one core. They are not wanted while a run
 is watched; once the probes have been asked to stop, the supervisor only waits, for py-spy above
-all.
+all. For root another process imports them (``harness.conclusion``).
 """
 
 from __future__ import annotations
 
 import threading
+
+from harness import conclusion
 
 _LAST_SAMPLES_S = 0.1
 """The probes take their last samples meanwhile; they would see the import as CPU time of others."""
@@ -21,12 +23,16 @@ class AnalysisAhead:
     """
 
     def __init__(self, *, with_page: bool = True) -> None:
+        self._with_page = with_page
         self._timer = threading.Timer(_LAST_SAMPLES_S, _import_analysis, (with_page,))
         self._timer.daemon = True
 
     def begin(self) -> None:
         """Called when the probes have been asked to stop."""
-        self._timer.start()
+        if conclusion.is_apart():
+            conclusion.begin(with_page=self._with_page, after_s=_LAST_SAMPLES_S)
+        else:
+            self._timer.start()
 
     def wait(self) -> None:
         """Waits for its end: two threads should not import the same packages."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness import conclusion
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.damaged_run import told_as_damage
@@ -76,14 +77,12 @@ def _written(run: RunDir, arguments: argparse.Namespace) -> int:
         return _export(run, arguments)
     if output is not None:
         _check_output(output)
-    from harness.pipeline import conclude, render_only  # pandas and matplotlib: a second to import
-
     unwritten: list[RunDirError] = []
     if output is not None and not os.access(run.path, os.W_OK):
         sys.stderr.write(f"note: {run.path} is read-only; only {output} is written\n")
-        verdict = render_only(run, output)
+        verdict = conclusion.render_only(run, output)
     else:
-        verdict = conclude(run, output, unwritten=unwritten)
+        verdict = conclusion.conclude(run, output, unwritten=unwritten)
     if arguments.json:
         print(json.dumps(verdict, indent=2))
     page = output if output is not None else run.path / REPORT

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from harness import standard_streams
+from harness import conclusion, standard_streams
 from probes.errors import RunDirError, ToolkitError
 from probes.rundir import REPORT, RunDir
 from reports.terminal import print_end, printable
@@ -32,14 +32,12 @@ def end(
         ToolkitError: The recording cannot be read; it is kept. What cannot be written is told, and
             the result is shown all the same.
     """
-    from harness.pipeline import conclude  # pandas and matplotlib: only now the recording is over
-
     if not quiet:
         for note in notes:
             sys.stderr.write(f"note: {printable(note)}\n")
     unwritten: list[RunDirError] = []
     try:
-        verdict = conclude(run, with_page=with_page, unwritten=unwritten)
+        verdict = conclusion.conclude(run, with_page=with_page, unwritten=unwritten)
     except ToolkitError as error:
         raise type(error)(
             f"{error.message} (the recording is kept in {run.path})", fix=error.fix

@@ -1,13 +1,14 @@
 """From a recorded run to its verdict and page: the sequence that every command shares.
 
 Imported only after the fleet is gone: pandas comes with it, and matplotlib when a page is wanted.
+What root has to understand is understood by another process (``harness.conclusion``).
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,11 @@ from typing import Any
 import pandas as pd
 
 from analysis.run_frames import load
-from analysis.summary import Summary, summarise
+from analysis.summary import summarise
 from analysis.verdict import document
+from harness.run_results import DERIVED, Result, write_results
 from probes.errors import RunDirError
-from probes.private_file import give_folder, make_folder
-from probes.rundir import VERDICT, RunDir, write_atomically
-from probes.whole_file import replace_file
-
-DERIVED = "derived"
+from probes.rundir import REPORT, VERDICT, RunDir
 
 
 def conclude(
@@ -32,17 +30,13 @@ def conclude(
     with_page: bool = True,
     unwritten: list[RunDirError] | None = None,
 ) -> dict[str, Any]:
-    """Understands a run and writes what follows: verdict.json, report.html, derived/*.parquet.
-
-    The verdict is written first, the largest part last, so that a full disk costs least. The
-    recording itself is never changed.
+    """Understands a run in this process and writes what follows: verdict, page, derived tables.
 
     Args:
         run: A recorded run, also one that was interrupted or killed.
         report_path: Where the page goes; report.html of the run directory when None.
         with_page: Write it at all.
-        unwritten: Gets what could not be written, and the rest is tried all the same; None to
-            raise the first of it.
+        unwritten: See ``run_results.write_results``.
 
     Returns:
         The content of verdict.json.
@@ -51,72 +45,29 @@ def conclude(
         RunDirError: The recording cannot be read, or, without ``unwritten``, the results cannot be
             written.
     """
+    return write_results(run, results(run, with_page=with_page), report_path, unwritten=unwritten)
+
+
+def results(run: RunDir, *, with_page: bool = True, with_derived: bool = True) -> Iterator[Result]:
+    """Name and content of each file that follows from a recording; nothing is written.
+
+    Args:
+        run: A recorded run.
+        with_page: report.html among them.
+        with_derived: ``derived/<name>.parquet`` of every frame of the summary among them.
+
+    Raises:
+        RunDirError: The recording cannot be read.
+    """
     summary = summarise(load(run))
-    verdict = document(summary)
-    run.release_room()  # of a run that was killed
-    text = json.dumps(verdict, indent=2) + "\n"
-    steps: list[Callable[[], None]] = [
-        lambda: write_atomically(run.path / VERDICT, text, is_private=True),
-        lambda: write_derived(run, summary),
-    ]
+    yield VERDICT, (json.dumps(document(summary), indent=2) + "\n").encode()
     if with_page:
-        steps.insert(1, lambda: _write_page(run, report_path, summary))
-    for write in steps:
-        try:
-            write()
-        except RunDirError as error:
-            if unwritten is None:
-                raise
-            unwritten.append(error)
-    return verdict
+        from reports.page import render  # matplotlib: only for a page
 
-
-def _write_page(run: RunDir, report_path: Path | None, summary: Summary) -> None:
-    from reports.page import render, write_report  # matplotlib: only for a page
-
-    if report_path is None:
-        write_report(run, summary)
-    else:
-        write_atomically(report_path, render(summary))
-
-
-def render_only(run: RunDir, report_path: Path) -> dict[str, Any]:
-    """Writes the page of a run directory that may not be written, and nothing else.
-
-    Returns:
-        What verdict.json would hold.
-
-    Raises:
-        RunDirError: The recording cannot be read, or the page cannot be written.
-    """
-    summary = summarise(load(run))
-    _write_page(run, report_path, summary)
-    return document(summary)
-
-
-def write_derived(run: RunDir, summary: Summary) -> None:
-    """Writes every frame of the summary as ``derived/<name>.parquet``.
-
-    Raises:
-        RunDirError: No room or no permission.
-    """
-    folder = run.path / DERIVED
-    for field in fields(summary):
+        yield REPORT, render(summary).encode()
+    for field in fields(summary) if with_derived else ():
         frame = getattr(summary, field.name)
-        if not isinstance(frame, pd.DataFrame):
-            continue
-        path = folder / f"{field.name}.parquet"
-        content = io.BytesIO()
-        frame.to_parquet(content, index=False, compression="zstd")
-        try:
-            if not folder.exists():
-                make_folder(folder)
-                give_folder(folder)
-            replace_file(
-                path, content.getbuffer(), inside=run.path, is_synced=False, is_private=True
-            )
-        except OSError as error:
-            raise RunDirError(
-                f"cannot write {path}: {error.strerror or error}",
-                fix=f"df -h {folder}; make room, then profile-report {run.path}",
-            ) from error
+        if isinstance(frame, pd.DataFrame):
+            content = io.BytesIO()
+            frame.to_parquet(content, index=False, compression="zstd")
+            yield f"{DERIVED}/{field.name}.parquet", content.getvalue()

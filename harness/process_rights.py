@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.analysis_main import KEEPS_AT_MOST as ANALYSIS_KEEPS
 from harness.cgroup_guard import GUARD_KEEPS
 from harness.foreign_main import LAUNCHER_KEEPS
 from probes.collect import KEEPS as PROBES_KEEP
@@ -25,7 +26,8 @@ class Rights:
 
     Attributes:
         process: What it is.
-        phase: ``set-up``, or ``load`` for all that follows: ramp, hold, watch, collect, stop.
+        phase: ``set-up``, or ``load`` for all that follows: ramp, hold, watch, collect, stop; or
+            ``end``, when the recording is complete and understood.
         user: ``ROOT``, ``OWN`` (``probes.own_user``), or ``CALLER`` (who called sudo).
         has: Permitted capabilities at most; effective are no more.
         may_gain: The bounding set at most.
@@ -68,6 +70,9 @@ TABLE = (
            "enters the namespace, starts the command as another user"),
     Rights("launcher of a server command", "load", ROOT, LAUNCHER_KEEPS, (), True,
            "ends what runs as another user, removes its group"),
+    Rights("analysis", "load", ROOT, ALL, (), True, "until it is imported"),
+    Rights("analysis", "end", OWN, ANALYSIS_KEEPS, (), True,
+           "reads the recording, by descriptors; this much where it cannot read our own files"),
     Rights("server command", "load", CALLER, (), (), True,
            "is the user's own; see --server-may-gain-privileges"),
     Rights("server command as root", "load", ROOT, ALL, ALL, True,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from harness import faults, live_status, netns, recording
+from harness import conclusion, faults, live_status, netns, recording
 from harness.attempts import StopReason, attempts_record
 from harness.burners import Burners
 from harness.fleet import Fleet
@@ -369,6 +369,7 @@ class Supervisor(Recorder):
         hurried = bool(self._interrupt.signal_name)
         deadline_s = _INTERRUPTED_PROBE_STOP_S if hurried else probes.stop_deadline_s
         self._stop_probes(probes, deadline_s, result)
+        self._spare(*conclusion.pids())
         self._burners.stop()
         self._note_ends(fleet)
         at_ns = time.monotonic_ns()

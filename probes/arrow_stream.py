@@ -7,6 +7,8 @@ Source: Arrow's format/Message.fbs; FlatBuffers' internals (tables and their vta
 
 from __future__ import annotations
 
+import io
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,17 @@ if TYPE_CHECKING:
 _HEADER, _COMPRESSION = 2, 3  # fields of Message and of RecordBatch
 
 
-def read_schema(path: Path) -> pa.Schema:
+def opened(file: Path | int) -> Any:
+    """A stream of a path, or of a descriptor that stays open, from its begin."""
+    import pyarrow as pa
+
+    if isinstance(file, Path):
+        return pa.OSFile(str(file))
+    os.lseek(file, 0, os.SEEK_SET)
+    return pa.PythonFile(io.FileIO(file, closefd=False), mode="r")
+
+
+def read_schema(file: Path | int) -> pa.Schema:
     """The schema of a stream.
 
     Raises:
@@ -26,15 +38,15 @@ def read_schema(path: Path) -> pa.Schema:
     """
     import pyarrow as pa
 
-    with pa.OSFile(str(path)) as source:
+    with opened(file) as source:
         return pa.ipc.read_schema(source)
 
 
-def batches(path: Path, schema: pa.Schema) -> Iterator[Any]:
+def batches(file: Path | int, schema: pa.Schema) -> Iterator[Any]:
     """The record batches of a stream, each looked through before it is given.
 
     Args:
-        path: The file.
+        file: Path or descriptor.
         schema: What ``read_schema`` said, without dictionaries.
 
     Raises:
@@ -43,7 +55,7 @@ def batches(path: Path, schema: pa.Schema) -> Iterator[Any]:
     """
     import pyarrow as pa
 
-    with pa.OSFile(str(path)) as source:
+    with opened(file) as source:
         messages = pa.ipc.MessageReader.open_stream(source)
         messages.read_next_message()  # the schema
         while True:

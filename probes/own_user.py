@@ -18,6 +18,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from probes import privileges
+
 FIRST_ID, LAST_ID = 61_184, 65_519
 _TRIALS_COUNT = 16
 _IDS = re.compile(rb"^(?:Uid|Gid|Groups):[ \t]*(.*)$", re.MULTILINE)
@@ -57,15 +59,23 @@ def own_user(besides: Collection[int] = ()) -> OwnUser | None:
     return nobody if can_become(nobody) else None
 
 
-def become(user: OwnUser) -> None:
+def become(user: OwnUser, keeps: Collection[str] = ()) -> None:
     """Becomes that user for good.
+
+    Args:
+        user: Whom.
+        keeps: Capabilities that the calling thread has afterwards; others have none.
 
     Raises:
         OSError: It is not permitted, or there is no such number in this user namespace.
     """
+    if keeps:
+        privileges.outlive_user()
     os.setgroups([])
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
+    if keeps:
+        privileges.keep_only(keeps)
 
 
 def can_become(user: OwnUser) -> bool:

@@ -59,7 +59,7 @@ CAPABILITIES = (
 )
 """Names by bit number, without ``CAP_``."""
 
-_PR_SET_DUMPABLE = 4
+_PR_SET_DUMPABLE, _PR_SET_KEEPCAPS = 4, 8
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
@@ -101,6 +101,11 @@ def names_of(bits: int) -> list[str]:
 def gain_nothing() -> None:
     """No program that this process or a child of it executes gains a right (no_new_privs)."""
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def outlive_user() -> None:
+    """What this thread may do outlives the next change of its user (PR_SET_KEEPCAPS)."""
+    _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
 
 
 def be_undumpable() -> None:

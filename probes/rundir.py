@@ -17,16 +17,18 @@ what was cut. pyarrow is imported when a table is opened, so that listing runs s
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from probes import arrow_stream, schema
 from probes.errors import RunDirError, UsageError
@@ -41,6 +43,7 @@ MANIFEST = "manifest.json"
 VERDICT = "verdict.json"
 REPORT = "report.html"
 LIVE = "live.bin"
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe waits for nobody
 _ROOM = ".room"
 _ROOM_BYTES = 4 << 20
 """Health of probes, events, processes, manifest, verdict and page of a run of any size."""
@@ -154,6 +157,11 @@ class TableRead:
 class RunDir:
     """Paths and files of one run.
 
+    Args:
+        path: The directory.
+        held: Its files as ``open_files`` opened them: they are all that there is. None to open them
+            when they are read.
+
     Attributes:
         path: The directory.
         unwritten_manifest: The manifest that a full disk did not take; who recorded the run
@@ -161,8 +169,9 @@ class RunDir:
         unwritten_batches: Rows of tables that it did not take, where they were to be kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, held: Mapping[str, int] | None = None) -> None:
         self.path = path
+        self._held = held
         self.unwritten_manifest: Mapping[str, Any] | None = None
         self.unwritten_batches: dict[str, list[Any]] = {}
 
@@ -182,7 +191,8 @@ class RunDir:
             return unwritten
         path = self.path / MANIFEST
         try:
-            loaded = json.loads(path.read_text(encoding="utf-8"))
+            with self.open_file(MANIFEST) as stream:
+                loaded = json.loads(stream.read().decode("utf-8"))
         except OSError as error:
             raise RunDirError(
                 f"{self.path} is not a run directory: {MANIFEST}: {error.strerror}",
@@ -220,6 +230,52 @@ class RunDir:
         with suppress(OSError):
             (self.path / _ROOM).unlink(missing_ok=True)
 
+    def unwritten_files(self) -> dict[str, int]:
+        """What a full disk did not take of the tables, as files in memory, by name, open."""
+        found: dict[str, int] = {}
+        if not any(self.unwritten_batches.values()):
+            return found
+        import pyarrow as pa
+
+        for table, batches in self.unwritten_batches.items():
+            if batches:
+                name = f"raw/{table}/~unwritten.arrows"  # sorted behind those that were written
+                found[name] = os.memfd_create(table, os.MFD_CLOEXEC)
+                with (
+                    os.fdopen(found[name], "wb", closefd=False) as stream,
+                    pa.ipc.new_stream(stream, batches[0].schema) as sink,
+                ):
+                    for batch in batches:
+                        sink.write_batch(batch)
+        return found
+
+    def open_file(self, name: str) -> BinaryIO:
+        """A file of it, to be read.
+
+        Raises:
+            OSError: There is none.
+        """
+        if self._held is None:
+            return os.fdopen(os.open(self.path / name, _READ), "rb")
+        if name not in self._held:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        os.lseek(self._held[name], 0, os.SEEK_SET)
+        return os.fdopen(self._held[name], "rb", closefd=False)
+
+    def _streams_of(self, table: str) -> list[tuple[Path, Path | int]]:
+        """Path and what to read of each stream of a table, in order."""
+        folder = self.table_dir(table)
+        if self._held is not None:
+            start = f"raw/{table}/"
+            found: list[tuple[Path, Path | int]] = [
+                (self.path / name, fd)
+                for name, fd in self._held.items()
+                if name.startswith(start) and name.endswith(".arrows")
+            ]
+        else:
+            found = [(each, each) for each in folder.glob("*.arrows")] if folder.is_dir() else []
+        return sorted(found, key=lambda each: _in_order(each[0]))
+
     def table_dir(self, table: str) -> Path:
         """Where the streams of one table are."""
         return self.path / "raw" / table
@@ -249,27 +305,45 @@ class RunDir:
         wanted = arrow_schema(name)
         batches: list[Any] = []
         cut: list[Path] = []
-        folder = self.table_dir(name)
-        for path in sorted(folder.glob("*.arrows"), key=_in_order) if folder.is_dir() else []:
-            if path.stat().st_size == 0:
+        for path, file in self._streams_of(name):
+            if os.stat(file).st_size == 0:  # noqa: PTH116 - or a descriptor
                 cut.append(path)
                 continue
             try:
-                found = arrow_stream.read_schema(path)
+                found = arrow_stream.read_schema(file)
                 lacking = _lacking(found, name)
                 if lacking is None:
                     raise RunDirError(
                         f"{path} has other columns than schema {schema.SCHEMA_VERSION}",
                         fix="read the run with the connscope version in its manifest.json",
                     )
-                for batch in arrow_stream.batches(path, found):
+                for batch in arrow_stream.batches(file, found):
                     batches.append(_completed(batch, lacking, wanted))  # noqa: PERF401 - kept when cut
-                if not _ends_whole(path):
+                if not _ends_whole(file):
                     cut.append(path)
             except (pa.ArrowException, ValueError, OSError, EOFError):
                 cut.append(path)
         batches += self.unwritten_batches.get(name, [])
         return TableRead(pa.Table.from_batches(batches, schema=wanted), cut)
+
+
+def open_files(path: Path) -> dict[str, int]:
+    """Opens all that is read of a run, by name; what is no regular file is not there.
+
+    Who has the descriptors may read the run without having rights in its folder: ``RunDir.held``.
+    """
+    found: dict[str, int] = {}
+    streams = (f"raw/{each.parent.name}/{each.name}" for each in path.glob("raw/*/*.arrows"))
+    for name in (MANIFEST, LIVE, *streams):
+        try:
+            fd = os.open(path / name, _READ | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            found[name] = fd
+        else:
+            os.close(fd)
+    return found
 
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:
@@ -312,7 +386,7 @@ def _completed(batch: pa.RecordBatch, lacking: Mapping[str, int], wanted: pa.Sch
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def _ends_whole(path: Path) -> bool:
-    with path.open("rb") as stream:
-        stream.seek(-min(8, path.stat().st_size), os.SEEK_END)
+def _ends_whole(file: Path | int) -> bool:
+    with open(file, "rb", closefd=not isinstance(file, int)) as stream:
+        stream.seek(-min(8, os.fstat(stream.fileno()).st_size), os.SEEK_END)
         return stream.read() == _END_OF_STREAM

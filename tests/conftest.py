@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from harness import conclusion
 from tests.machine import CALM_CORES, Machine
 from tests.orphans import Orphans
 
@@ -103,15 +104,17 @@ def deadline() -> Callable[..., Any]:
 def call() -> Callable[..., subprocess.CompletedProcess[str]]:
     """``call(main, argument...)``: a command in this process, which has imported it already.
 
-    It returns what ``subprocess.run`` would, for half a second less. Each command has other tests
-    that start it as its users do.
+    It returns what ``subprocess.run`` would, for half a second less, and has the recording
+    understood here, too (``harness.conclusion``). Each command has other tests that start it as its
+    users do.
     """
 
     def called(
         main: Callable[[Sequence[str]], int], *arguments: str | Path
     ) -> subprocess.CompletedProcess[str]:
         words = [str(argument) for argument in arguments]
-        with ExitStack() as streams:
+        with ExitStack() as streams, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(conclusion, "is_apart", lambda: False)
             stdout = streams.enter_context(redirect_stdout(io.StringIO()))
             stderr = streams.enter_context(redirect_stderr(io.StringIO()))
             code = main(words)

@@ -34,7 +34,7 @@ def test_work_goes_on_when_nobody_reads_what_it_says(tmp_path: Path, redirection
 
 
 def test_a_verdict_that_nobody_reads_still_is_the_exit_code(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("harness.pipeline.conclude", lambda run, **_: {"verdict": {}})
+    monkeypatch.setattr("harness.conclusion.conclude", lambda run, **_: {"verdict": {}})
     run: Any = type("Run", (), {"path": tmp_path})
     read_fd, write_fd = os.pipe()
     os.close(read_fd)

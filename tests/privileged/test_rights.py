@@ -36,6 +36,7 @@ BY_MODULE = {
     "probes.bpf_compile": "eBPF compiler",
     "probes.name_parser_main": "parser of names",
     "probes.limited_start": "probe process",  # until it has become py-spy
+    "harness.analysis_main": "analysis",
     "harness.burners": "burner",
     "harness.cgroup_guard": "guard of control groups",
     "harness.foreign_main": "launcher of a server command",

@@ -1,0 +1,130 @@
+"""Understands a recording without rights: ``python -P -m harness.analysis_main``.
+
+Root starts it (``harness.analysis_process``). It imports what it needs, becomes a user of its own
+and gives up all that it may do; then it gets descriptors of the recording's files, and answers with
+the content of those that follow from it. It writes nothing itself.
+
+Where that user cannot read our own files (an environment in root's home) it keeps
+CAP_DAC_READ_SEARCH, without which no package could be imported at its first use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from harness.analysis_process import DONE, FAILURE, FRAME, MOST_FDS, READY, RESULT
+from probes import privileges
+from probes.errors import RunDirError, ToolkitError
+from probes.own_descriptors import raise_own_limit
+from probes.own_user import OwnUser, become, own_user
+from probes.parent_death import die_with_parent
+from probes.rundir import RunDir
+
+KEEPS_AT_MOST = ("dac_read_search",)
+
+
+def main(argv: list[str]) -> int:
+    """Imports, gives up, waits for a recording, answers."""
+    parent_pid, asked = int(argv[0]), socket.socket(fileno=int(argv[1]))
+    with_page, after_s = argv[2] == "1", float(argv[3])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is its parent's
+    die_with_parent(parent_pid)
+    time.sleep(after_s)
+    raise_own_limit()
+    privileges.gain_nothing()  # before the import: its threads inherit it
+    privileges.bound_by()
+    import harness.pipeline
+
+    if with_page:
+        import reports.page  # noqa: F401 - its import is what takes long
+    if (user := own_user()) is not None:
+        keeps = () if _reads_own_files(user) else KEEPS_AT_MOST
+        become(user, keeps)
+        if not keeps:
+            privileges.keep_only()
+    else:
+        privileges.keep_only()
+    die_with_parent(parent_pid)
+    asked.sendall(READY)
+    try:
+        run, told = _received(asked)
+        for name, content in harness.pipeline.results(
+            run, with_page=told["page"], with_derived=told["derived"]
+        ):
+            _answer(asked, RESULT, name, content)
+        _answer(asked, DONE, "", b"")
+    except EOFError:  # not wanted after all
+        return 0
+    except Exception as error:  # noqa: BLE001 - told to who asked
+        _answer(asked, FAILURE, "", json.dumps(_told(error)).encode())
+    return 0
+
+
+def _received(asked: socket.socket) -> tuple[RunDir, dict[str, Any]]:
+    (size_bytes,) = struct.unpack("<I", _take(asked, 4))
+    told: dict[str, Any] = json.loads(_take(asked, size_bytes))
+    fds: list[int] = []
+    while len(fds) < len(told["files"]):
+        word, some, _, _ = socket.recv_fds(asked, 1, MOST_FDS)
+        if not word:
+            raise EOFError
+        fds += some
+    run = RunDir(Path(told["path"]), dict(zip(told["files"], fds, strict=True)))
+    run.unwritten_manifest = told["manifest"]
+    return run, told
+
+
+def _take(asked: socket.socket, size_bytes: int) -> bytes:
+    taken = asked.recv(size_bytes, socket.MSG_WAITALL)
+    if len(taken) != size_bytes:
+        raise EOFError
+    return taken
+
+
+def _answer(asked: socket.socket, kind: int, name: str, content: bytes) -> None:
+    asked.sendall(FRAME.pack(kind, len(name), len(content)) + name.encode())
+    asked.sendall(content)
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    if isinstance(error, RunDirError):
+        return {"kind": "run_dir", "message": error.message, "fix": error.fix}
+    if isinstance(error, ToolkitError):
+        code = int(error.exit_code)
+        told = {"kind": "toolkit", "message": error.message, "fix": error.fix}
+        return told | {"exit_code": code}
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}, line {last.lineno}"
+    message = f"{type(error).__name__}: {str(error)[:200]} ({place})"
+    return {"kind": "defect", "message": message, "fix": ""}
+
+
+def _reads_own_files(user: OwnUser) -> bool:
+    """Whether that user can read our packages, and those of others that we import."""
+    import numpy
+
+    ours = [Path(__file__).parent, Path(numpy.__file__).parent, Path(os.__file__).parent]
+    pid = os.fork()
+    if pid == 0:
+        try:
+            become(user)
+            for folder in ours:
+                next(os.scandir(folder))
+        except (OSError, StopIteration):
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return status == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

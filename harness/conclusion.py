@@ -1,0 +1,79 @@
+"""Who understands a recording: this process, or for root another one, which has no rights.
+
+pandas, pyarrow and matplotlib read what strangers wrote. Root starts ``harness.analysis_main`` for
+it, hands over descriptors of the recording, and writes itself what comes back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.analysis_process import AnalysisProcess, NotStartedError
+from harness.run_results import Result, write_page, write_results
+from probes.errors import RunDirError
+from probes.rundir import RunDir
+
+_ahead: list[AnalysisProcess] = []
+
+
+def is_apart() -> bool:
+    """Whether another process is to understand recordings: this one is root."""
+    return os.geteuid() == 0
+
+
+def begin(*, with_page: bool, after_s: float = 0.0) -> None:
+    """Has that process imported what it needs, while there is time; it is used once.
+
+    Args:
+        with_page: A page will be wanted.
+        after_s: How long it waits before.
+    """
+    if not _ahead:
+        _ahead.append(AnalysisProcess(with_page=with_page, after_s=after_s))
+
+
+def pids() -> list[int]:
+    """Of the process that ``begin`` has started."""
+    return [process.pid for process in _ahead]
+
+
+def conclude(
+    run: RunDir,
+    report_path: Path | None = None,
+    *,
+    with_page: bool = True,
+    unwritten: list[RunDirError] | None = None,
+) -> dict[str, Any]:
+    """Understands a run and writes what follows; see ``harness.pipeline.conclude``."""
+    found = _results(run, with_page=with_page, with_derived=True)
+    return write_results(run, found, report_path, unwritten=unwritten)
+
+
+def render_only(run: RunDir, report_path: Path) -> dict[str, Any]:
+    """Writes the page of a run directory that may not be written, and nothing else.
+
+    Returns:
+        What verdict.json would hold.
+
+    Raises:
+        RunDirError: The recording cannot be read, or the page cannot be written.
+    """
+    return write_page(_results(run, with_page=True, with_derived=False), report_path)
+
+
+def _results(run: RunDir, *, with_page: bool, with_derived: bool) -> Iterator[Result]:
+    if is_apart():
+        process = _ahead.pop() if _ahead else AnalysisProcess(with_page=with_page)
+        try:
+            yield from process.results(run, with_page=with_page, with_derived=with_derived)
+            return
+        except NotStartedError:  # it has seen nothing of the recording yet
+            pass
+        finally:
+            process.close()
+    from harness.pipeline import results  # pandas and matplotlib: half a second
+
+    yield from results(run, with_page=with_page, with_derived=with_derived)
