@@ -136,12 +136,12 @@ def test_what_a_full_disk_did_not_take_is_handed_over(run, process):
 
 
 @as_root
-def test_what_cannot_be_understood_is_told_as_without_it(run):
+def test_what_cannot_be_understood_is_told_as_without_it(run, monkeypatch):
     (run.path / MANIFEST).write_text("no JSON")
     messages = []
     for is_apart in (True, False):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(RunDirError) as error:
-            patch.setattr(conclusion, "is_apart", lambda apart=is_apart: apart)
+        monkeypatch.setattr(conclusion, "is_apart", lambda apart=is_apart: apart)
+        with pytest.raises(RunDirError) as error:
             conclusion.conclude(run, with_page=False)
         messages.append((error.value.message, error.value.fix))
     assert messages[0] == messages[1]
