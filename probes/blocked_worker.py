@@ -95,11 +95,16 @@ def python_stack_of(dump: str, tid: int) -> str:
 
 @dataclass(slots=True)
 class _Sample:
-    """One row to be, and whose."""
+    """One row to be, and whose.
+
+    Attributes:
+        stands_for_ns: Wall time since the look before, or as long as the turn has lasted.
+    """
 
     at_ns: int
     pid: int
     turn_ns: int
+    stands_for_ns: int
     state: str
     wait_channel: str
     syscall: str
@@ -175,10 +180,11 @@ class BlockedSamplesProbe:
         """Looks at every process in a turn; writes the row that waited for its Python stack."""
         self._take_dump()
         self._distance_ns = round(self.period_s * NS_PER_S)
-        if self._still is not None:
-            if self._looked_ns:
-                self._distance_ns = min(at_ns - self._looked_ns, NS_PER_S)
-            self._looked_ns = at_ns
+        if self._looked_ns:
+            self._distance_ns = at_ns - self._looked_ns
+            if self._still is not None:
+                self._distance_ns = min(self._distance_ns, NS_PER_S)
+        self._looked_ns = at_ns
         self.is_alarmed = False
         if self._still is not None and self._live is not None:
             for slot in self._live.followed_slots():
@@ -198,10 +204,13 @@ class BlockedSamplesProbe:
         if not stat or state_of(stat) not in OFF_CPU:
             return
         channel = _read(f"{folder}/wchan")
+        period_ns = round(self.period_s * NS_PER_S)
         sample = _Sample(
             at_ns,
             pid,
             turn_ns,
+            # on a slow host looks are seconds apart, and only this turn is known to have been
+            min(self._distance_ns, max(period_ns, at_ns - turn_ns)),
             state_of(stat),
             "" if channel == "0" else channel,
             syscall_of(_read(f"{folder}/syscall")),
@@ -240,7 +249,9 @@ class BlockedSamplesProbe:
         call = syscall_of(_read(f"{folder}/syscall"), is_32_bit=is_32_bit(pid))
         stack = kernel_stack_of(_read(f"{folder}/stack"))
         turn_ns = slept_ns if turns_count >= 0 else since_ns
-        sample = _Sample(at_ns, pid, turn_ns, state_of(stat), channel, call, stack)
+        sample = _Sample(
+            at_ns, pid, turn_ns, self._distance_ns, state_of(stat), channel, call, stack
+        )
         if pid not in self._is_python:
             self._is_python[pid] = is_python(pid)
         is_due = at_ns - self._dumped_ns.get(pid, 0) >= _PYTHON_EVERY_NS
@@ -311,7 +322,7 @@ class BlockedSamplesProbe:
             sample.syscall,
             sample.kernel_stack,
             python_stack,
-            self._distance_ns,
+            sample.stands_for_ns,
         )
 
     def stop(self, at_ns: int) -> None:

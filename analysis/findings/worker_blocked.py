@@ -188,7 +188,9 @@ def _sampled(signs: Signs, pid: int) -> _Block | None:
     least_count = _SHORT_LEAST_SAMPLES if is_loaded else _LEAST_SAMPLES
     if len(mine) < least_count:
         return None
-    group = (mine["at_s"].diff() > _GAP_S).cumsum()
+    # on a slow host looks are seconds apart: a turn that went on meanwhile leaves no gap
+    turns_s = (mine["lag_ns"] / 1e9).clip(lower=0)
+    group = ((mine["at_s"].diff() - turns_s) > _GAP_S).cumsum()
     best: _Block | None = None
     for _, rows in mine.groupby(group):
         since_s = max(view.ramp.start_s, float((rows["at_s"] - rows["lag_ns"] / 1e9).iloc[0]))

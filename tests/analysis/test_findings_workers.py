@@ -62,6 +62,20 @@ def block(build, pid, *, from_s=2.0, until_s=5.0, every_s=0.1, **values):
         )
 
 
+def test_a_worker_that_sleeps_is_seen_where_looks_are_seconds_apart(held):
+    for at_s in (1.4, 2.6, 3.8, 5.0, 5.9):  # turns of 1.1 s, of which each look saw one
+        held.add(
+            "blocked_samples", at_s=at_s, pid=801, turn_s=at_s - 1.1, lag_ns=1_100_000_000,
+            state="S", wait_channel="hrtimer_nanosleep", syscall="clock_nanosleep",
+            kernel_stack="", python_stack="", period_ns=1_100_000_000,
+        )  # fmt: skip
+    held.cpu(801, 1, from_s=0.0, until_s=6.0)
+    held.cpu(800, 2, from_s=0.0, until_s=6.0)
+    finding = by_cause(summarise(held.frames()), "worker-blocked")
+    assert finding.subject.pid == 801
+    assert finding.value_of("loop_blocked_time") > 90
+
+
 def test_a_worker_that_sleeps_in_its_loop(held):
     block(held, 801)
     held.cpu(801, 1, from_s=0.0, until_s=6.0)

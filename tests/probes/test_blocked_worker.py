@@ -94,6 +94,24 @@ def test_a_stopped_process_is_blocked(run, watch, python_child):
     assert [row["state"] for row in rows(run, probe)] == ["T"]
 
 
+def test_a_sample_stands_for_the_time_since_the_look_before_as_far_as_its_turn_goes_back(
+    run, watch, python_child
+):
+    child, _ = python_child(SLEEPS)
+    lag_ns, period_ns = 3 * NS_PER_S, NS_PER_S // 10
+    probe, live = watch(child.pid, lag_ns)
+    turn_ns = live.slot(1)[Counter.LOOP_ENTERED_NS]
+    moments_ns = [turn_ns + after for after in (NS_PER_S, 3 * NS_PER_S, 10 * NS_PER_S)]
+    for at_ns in moments_ns:
+        probe.sample(at_ns)
+    live.slot(1)[Counter.LOOP_ENTERED_NS] = moments_ns[-1] + NS_PER_S  # another turn
+    probe.sample(moments_ns[-1] + 3 * NS_PER_S)
+    found = sorted((row["at_ns"], row["period_ns"]) for row in rows(run, probe))
+    assert [period for _, period in found] == [
+        period_ns, 2 * NS_PER_S, 7 * NS_PER_S, 2 * NS_PER_S
+    ]  # fmt: skip
+
+
 @pytest.mark.privileged
 def test_a_server_of_others_is_looked_at_from_outside(run, new_live, occupy, python_child):
     """It sleeps 50 ms again and again: no turn is long, and its loop stands still all the time."""
