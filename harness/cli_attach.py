@@ -17,7 +17,7 @@ from harness.attach_watch import Watch
 from harness.command_end import end
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
-from harness.host import Host, format_cpus, read_host
+from harness.host import Host, format_cpus, read_host, require_own_proc
 from harness.recorder import RunResult
 from harness.recording_room import Room, room_at
 from harness.secret_words import without_secrets
@@ -165,6 +165,7 @@ def _target(options: argparse.Namespace) -> AttachTarget:
             "nothing to watch was named",
             fix="--port PORT, --pid PID, --unit NAME or --container ID",
         )
+    require_own_proc()  # else a number would be looked up among other processes
     return find_target(
         pid=options.pid or 0,
         port=options.port or 0,

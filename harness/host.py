@@ -210,18 +210,28 @@ class Host:
         }
 
 
+def require_own_proc() -> None:
+    """The numbers in /proc are those that signals and people in this namespace mean.
+
+    Raises:
+        HostError: /proc is of another pid namespace.
+    """
+    if pid_namespace.proc_is_of_another():
+        raise HostError(
+            f"/proc shows another pid namespace than the one of this process (its pid is "
+            f"{os.getpid()} and not {os.readlink('/proc/self')})",  # noqa: PTH115 - a link of procfs
+            fix="mount -t proc proc /proc, in a mount namespace of its own (unshare --mount-proc)",
+        )
+
+
 def read_host(root: Path = Path("/")) -> Host:
     """Reads the host below ``root``; limits, affinity and uid are those of this process.
 
     Raises:
         HostError: There is no Linux /proc, or it is of another pid namespace.
     """
-    if root == Path("/") and pid_namespace.proc_is_of_another():
-        raise HostError(
-            f"/proc shows another pid namespace than the one of this process (its pid is "
-            f"{os.getpid()} and not {os.readlink('/proc/self')})",  # noqa: PTH115 - a link of procfs
-            fix="mount -t proc proc /proc, in a mount namespace of its own (unshare --mount-proc)",
-        )
+    if root == Path("/"):
+        require_own_proc()
     sysctl = root / "proc/sys"
     file_max = _first_int(sysctl / "fs/file-max")
     memory = _meminfo(root / "proc/meminfo")

@@ -27,7 +27,7 @@ exec 3>&1 >&2
 apt-get update -qq && apt-get install -y -qq --no-install-recommends make ca-certificates || exit 9
 cd /src && make run CONNECTIONS=1000 ARGS='--hold 2 --probes full --json --no-report' >&3
 code=$?
-printf '%s python %s\\n' versions: "$(.venv/bin/python -V 2>&1 | cut -d' ' -f2)"
+[ ! -x .venv/bin/python ] || .venv/bin/python -V | sed 's/^Python/versions: python/'
 dpkg-query -W -f 'versions: ${source:Package} ${Version}\\n' python3-bpfcc 'libllvm*'
 exit $code
 """

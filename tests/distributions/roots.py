@@ -26,6 +26,7 @@ AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 _FETCH_TIMEOUT_S = 900
 _SCRIPTS = Path("/usr/share/debootstrap/scripts")
 _UBUNTU_SCRIPT = "gutsy"  # of all later ones too, which an older debootstrap does not know
+_UBUNTU_MIRROR = "http://archive.ubuntu.com/ubuntu"
 _UBUNTU_KEYRING = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
 
 
@@ -61,8 +62,16 @@ def base(distribution: Distribution) -> Path:
     if os.geteuid() != 0:
         raise CannotFetchError("a root file system is made by root: run it with sudo")
     root = FOLDER / distribution.suite
-    if (root / "complete").exists():
-        return root
+    if not (root / "complete").exists():
+        _fetch(distribution, root)
+    if distribution.is_ubuntu:  # as on every Ubuntu that is installed: newer Pythons come there
+        suites = [distribution.suite, f"{distribution.suite}-updates"]
+        lines = [f"deb {_UBUNTU_MIRROR} {suite} main universe\n" for suite in suites]
+        (root / "etc/apt/sources.list").write_text("".join(lines))
+    return root
+
+
+def _fetch(distribution: Distribution, root: Path) -> None:
     if shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
         raise CannotFetchError("to get root file systems: apt-get install debootstrap")
     shutil.rmtree(root, ignore_errors=True)
@@ -77,7 +86,6 @@ def base(distribution: Distribution) -> Path:
         reason = (done.stdout + done.stderr).strip().splitlines()[-1:]
         raise CannotFetchError(f"debootstrap {distribution.suite}: {' '.join(reason)}")
     (root / "complete").touch()
-    return root
 
 
 def _fetching(distribution: Distribution, root: Path) -> list[str]:
@@ -86,7 +94,7 @@ def _fetching(distribution: Distribution, root: Path) -> list[str]:
         return [*words, distribution.suite, str(root), f"{mirror()}/debian"]
     trust = f"--keyring={_UBUNTU_KEYRING}" if _UBUNTU_KEYRING.exists() else "--no-check-gpg"
     words += ["--components=main,universe", trust, distribution.suite, str(root)]
-    return [*words, "http://archive.ubuntu.com/ubuntu", str(_SCRIPTS / _UBUNTU_SCRIPT)]
+    return [*words, _UBUNTU_MIRROR, str(_SCRIPTS / _UBUNTU_SCRIPT)]
 
 
 def run(

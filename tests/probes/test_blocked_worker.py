@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -98,8 +99,12 @@ def test_a_sample_stands_for_the_time_since_the_look_before_as_far_as_its_turn_g
     run, watch, python_child
 ):
     child, _ = python_child(SLEEPS)
-    lag_ns, period_ns = 3 * NS_PER_S, NS_PER_S // 10
-    probe, live = watch(child.pid, lag_ns)
+    end_s = time.monotonic() + DEADLINE_S
+    while state_of(Path(f"/proc/{child.pid}/stat").read_text()) != "S":
+        assert time.monotonic() < end_s, "it does not sleep"
+        time.sleep(0.01)
+    period_ns = NS_PER_S // 10
+    probe, live = watch(child.pid, 3 * NS_PER_S)
     turn_ns = live.slot(1)[Counter.LOOP_ENTERED_NS]
     moments_ns = [turn_ns + after for after in (NS_PER_S, 3 * NS_PER_S, 10 * NS_PER_S)]
     for at_ns in moments_ns:

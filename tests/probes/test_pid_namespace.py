@@ -150,21 +150,23 @@ def test_this_process_is_in_the_namespace_that_proc_shows():
     assert not pid_namespace.proc_is_of_another()
 
 
-def test_a_proc_of_another_namespace_is_refused_with_the_fix():
-    code = (
-        "from harness.host import read_host\n"
-        "from probes.errors import HostError\n"
-        "try:\n"
-        "    read_host()\n"
-        "except HostError as error:\n"
-        "    print(error.message, error.fix, sep='\\n')\n"
-    )
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from harness.cli_doctor import main; sys.exit(main(['--json']))",
+        # the second process of the namespace is another one of the host
+        "from harness.cli_attach import main; sys.exit(main(['--pid', '2']))",
+        "from harness.cli_run import main; sys.exit(main(['--plan', '--connections', '9']))",
+    ],
+)
+def test_a_proc_of_another_namespace_is_refused_with_the_fix(code):
+    words = [sys.executable, "-P", "-c", f"import sys\n{code}"]
     done = subprocess.run(
-        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-P", "-c", code],
+        ["unshare", "--pid", "--fork", "--kill-child", *words],
         capture_output=True,
         text=True,
-        check=True,
     )
-    message, fix = done.stdout.splitlines()
+    assert (done.returncode, done.stdout) == (4, "")
+    message, fix = done.stderr.splitlines()
     assert "another pid namespace" in message
     assert "mount -t proc" in fix
