@@ -42,12 +42,17 @@ from probes.governor import QUIET_STRETCH
 from probes.hot_worker import parse_cpu_ns
 from probes.kernel_features import ptrace_scope
 from probes.own_cost import END_NICE, WATCH_NICE, stand_back
+from probes.privileges import bits_of, permitted
 from probes.probe import ProcessRef, Target
 from probes.pyspy_process import Window, end_words, find_py_spy, launcher
-from probes.pyspy_trace import CpuBilling, explain_failure, parse_outcome, parse_trace
+from probes.pyspy_trace import CpuBilling, explain_failure, is_denied, parse_outcome, parse_trace
 from probes.schema import SERVER_ROLES
 from probes.table_writer import TableWriter
 
+_OWN_USER_ONLY = (
+    "without CAP_SYS_PTRACE no process of another user can be read, as those of a run are (docker: "
+    "--cap-add SYS_PTRACE)"
+)
 LOW_RATE_PER_S = 5
 HIGH_RATE_PER_S = 100
 ATTACHED_RATE_PER_S = 20
@@ -123,6 +128,8 @@ class PythonStacksProbe:
         self.late_count = 0
         self.child_cpu_ns = 0
         self.note = ""
+        self._refusal: ProbeUnavailableError | None = None
+        self._has_read = False
         self.writers: list[TableWriter] = []
         self._py_spy: Path | None = None
         self._launcher: list[str] = []
@@ -174,6 +181,8 @@ class PythonStacksProbe:
         if done.returncode != 0:
             message, fix = explain_failure(done.stderr, end_words(done.returncode), ptrace_scope())
             raise ProbeUnavailableError(message, fix=fix)
+        if os.geteuid() == 0 and not permitted() & bits_of({"sys_ptrace"}):
+            self._add_note(_OWN_USER_ONLY)
 
     def start(self, target: Target) -> None:
         """Starts one py-spy per server process.
@@ -384,10 +393,13 @@ class PythonStacksProbe:
             reason = f"py-spy {window.how_it_ended()}"
             if not window.given_up_ns:  # else it sampled on: nothing that it said is a reason
                 how = window.how_it_ended()
-                reason = explain_failure(messages, how, ptrace_scope())[0]
+                reason, fix = explain_failure(messages, how, ptrace_scope())
+                if is_denied(messages):
+                    self._refusal = ProbeUnavailableError(reason, fix=fix)
             said = messages.strip() or "no output"
             sys.stderr.write(f"py-spy on {window.pid}: {reason}; it said: {said}\n")
             self._add_note(f"pid {window.pid}: {reason}")
+        self._has_read = self._has_read or outcome.sample_count > 0
         watched = self._watched[window.pid]
         billing = watched.billing.setdefault(
             window.rate_per_s, CpuBilling(NS_PER_S // window.rate_per_s)
@@ -424,7 +436,11 @@ class PythonStacksProbe:
             window.ask_to_write()
 
     def stop(self, at_ns: int) -> None:
-        """Takes the last windows; a py-spy that does not end in time is killed."""
+        """Takes the last windows; a py-spy that does not end in time is killed.
+
+        Raises:
+            ProbeUnavailableError: It was allowed to read none of the processes.
+        """
         for watched in self._watched.values():
             watched.read_cpu(at_ns)
         self.request_stop()
@@ -441,3 +457,5 @@ class PythonStacksProbe:
         for watched in self._watched.values():
             os.close(watched.stat_fd)
         self._watched.clear()
+        if self._refusal is not None and not self._has_read:
+            raise self._refusal

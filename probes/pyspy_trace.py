@@ -190,6 +190,12 @@ def parse_outcome(stderr: str) -> Outcome:
     return Outcome(int(wrote["samples"]), int(wrote["errors"]), behind_count, failure)
 
 
+def is_denied(stderr: str) -> bool:
+    """Whether py-spy, by its messages, had no right to read the process."""
+    lowered = stderr.lower()
+    return "permission denied" in lowered or "operation not permitted" in lowered
+
+
 def explain_failure(stderr: str, end: str, ptrace_scope: int = -1) -> tuple[str, str]:
     """What went wrong and what would help, for people.
 
@@ -200,7 +206,7 @@ def explain_failure(stderr: str, end: str, ptrace_scope: int = -1) -> tuple[str,
     """
     failure = parse_outcome(stderr).failure
     lowered = stderr.lower()
-    if "permission denied" in lowered or "operation not permitted" in lowered:
+    if is_denied(stderr):
         if ptrace_scope == 3:
             return (
                 "no process may read another (kernel.yama.ptrace_scope is 3)",

@@ -5,7 +5,8 @@ handshake, and its CPU goes there. With a part of a core (others want it too, a 
 its tries) the rate is judged per second of its own CPU time. A runtime that also logs each failure
 fails less often: then 5,000 a second at a full core are the sign; with a part of a core, or 2,000 a
 second at a full one, a tenth of its stacks in the function that accepts as well; else, as on a
-slow processor, most of them. The function comes from the stacks of that span: the one that accepts,
+slow processor, most of them, or at a full core nothing but waits and accepts among its calls, where
+these were counted. The function comes from the stacks of that span: the one that accepts,
 or the one that most samples are in.
 Told apart from ``server-resets-when-full`` by what the next calls return: there a connection is
 accepted and closed for each failure, whatever the rate. From ``hot-worker-code`` and
@@ -33,7 +34,7 @@ from analysis.cpu import wants_full_core
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.hot_worker import runs_of
 from analysis.nofile_setting import lasting_limit_command
-from analysis.signs import EMFILE, Signs
+from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
 
 _SPIN_PER_S = 10_000
 _SPIN_WITH_SHARE_PER_S = 2_000
@@ -46,6 +47,10 @@ _ACCEPTS_LEAST_PCT = 10.0
 """Samples in the function that accepts, of a worker at a full core or that fails so often."""
 _SPIN_AT_A_PART_PCT, _ACCEPTS_MOSTLY_PCT = 15.0, 50.0
 """With a part of a core (others want it, a quota, rests between its tries) most of them."""
+_ACCEPTS_OF_CALLS_LEAST = 0.4
+"""Of its system calls but clocks: a turn that does nothing else waits and fails, half and half."""
+_CLOCKS = ("clock_gettime", "gettimeofday", "time", "clock_gettime64")
+"""Calls only where the processor's own counter cannot be read (vdso(7)), as under emulation."""
 _LEAST_S = 0.8
 
 
@@ -123,13 +128,29 @@ def _burns_cpu(
         return True
     is_full = bool(wants_full_core(cpu_pct, signs.wait_pct_of(pid, *span_s) or 0.0))
     is_often = per_cpu_s >= _SPIN_AND_LOG_PER_S
-    if is_full and is_often:
+    if is_full and (is_often or _does_nothing_else(signs, pid, span_s)):
         return True
     if cpu_pct < _SPIN_AT_A_PART_PCT:
         return False
     accepts_pct = accept_share_pct(signs.view, pid, (span_s[0], span_s[1] + 0.5))
     is_clear = is_often or (is_full and per_cpu_s >= _SPIN_WITH_SHARE_PER_S)
     return accepts_pct >= (_ACCEPTS_LEAST_PCT if is_clear else _ACCEPTS_MOSTLY_PCT)
+
+
+def _does_nothing_else(signs: Signs, pid: int, span_s: tuple[float, float]) -> bool:
+    """Each turn of its loop is an accept that fails: a sign that no slow processor changes."""
+    calls = _calls_of(signs, pid, span_s)
+    calls = calls[~calls.index.isin(_CLOCKS)]
+    failed_count = int(calls["failed_count"].reindex(list(ACCEPT_CALLS), fill_value=0).sum())
+    return failed_count > 0 and failed_count >= _ACCEPTS_OF_CALLS_LEAST * calls["event_count"].sum()
+
+
+def _calls_of(signs: Signs, pid: int, span_s: tuple[float, float]) -> pd.DataFrame:
+    """Its system calls by name, where they were counted: event_count, failed_count."""
+    mix = signs.view.frames["syscall_mix"]
+    at_s = signs.view.seconds_of(mix["at_ns"])
+    mine = mix[(mix["pid"] == pid) & (at_s >= span_s[0]) & (at_s <= span_s[1] + 0.5)]
+    return mine.groupby("syscall")[["event_count", "failed_count"]].sum()
 
 
 def _first_emfile_s(signs: Signs, pid: int) -> float:
@@ -285,10 +306,8 @@ def _runtime_fixes(caller: AcceptCaller | None) -> tuple[Fix, ...]:
 
 def _syscalls_text(signs: Signs, pid: int, since_s: float, until_s: float) -> str:
     """The system calls that it makes most, where they were counted; '' otherwise."""
-    mix = signs.view.frames["syscall_mix"]
-    at_s = signs.view.seconds_of(mix["at_ns"])
-    mine = mix[(mix["pid"] == pid) & (at_s >= since_s) & (at_s <= until_s + 0.5)]
-    counts = mine.groupby("syscall")["event_count"].sum().sort_values(ascending=False)
+    counts = _calls_of(signs, pid, (since_s, until_s))["event_count"]
+    counts = counts.sort_values(ascending=False)
     total = float(counts.sum())
     if not total:
         return ""

@@ -256,6 +256,27 @@ def test_a_spin_on_a_crowded_host_is_judged_per_second_of_its_own_cpu(full_serve
     assert "accept-spin" in [f.cause for f in summarise(full_server.frames()).findings]
 
 
+def calls(build, pid, **counts):
+    for name, (count, failed_count) in counts.items():
+        build.add(
+            "syscall_mix", at_s=3.0, pid=pid, syscall=name, event_count=count,
+            failed_count=failed_count,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("messages_count", "spins"), [(0, True), (3_000, False)])
+def test_a_spin_on_a_slow_processor_is_known_by_the_calls_of_a_turn(
+    full_server, messages_count, spins
+):
+    spin(full_server, 801, 300)
+    full_server.cpu(801, 99, from_s=0.5, until_s=5.0)
+    calls(
+        full_server, 801, clock_gettime=(9_600, 0), accept4=(3_200, 3_200), epoll_wait=(3_201, 0),
+        recvfrom=(messages_count, 0), sendto=(messages_count, 0),
+    )  # fmt: skip
+    assert ("accept-spin" in [f.cause for f in summarise(full_server.frames()).findings]) is spins
+
+
 @pytest.mark.parametrize(("rate", "progress"), [(200, 0), (4_000, 0), (20_000, 2_000)])
 def test_emfile_now_and_then_or_with_progress_is_no_spin(full_server, rate, progress):
     spin(full_server, 801, rate, progress=progress)

@@ -76,7 +76,7 @@ SURROUNDINGS = (
         "docker",
         "Docker's capabilities and a filter of calls like its own",
         rights=(*_filtered(), *_bounding(*DOCKER_CAPABILITIES)),
-        lacks=EBPF,
+        lacks=(*EBPF, "python_stacks"),
     ),
     Surroundings(
         "filter",
@@ -89,6 +89,7 @@ SURROUNDINGS = (
         "no-ptrace",
         "all capabilities but CAP_SYS_PTRACE",
         rights=("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-all"),
+        lacks=("python_stacks",),
     ),
     Surroundings(
         "user-namespace",

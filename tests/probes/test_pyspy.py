@@ -349,6 +349,52 @@ except ProbeUnavailableError as error:
     assert "ptrace is denied" in done.stdout
 
 
+READS_ANOTHER_USERS = """
+import subprocess, sys, time
+from pathlib import Path
+from probes.clock import now_ns
+from probes.errors import ProbeUnavailableError
+from probes.probe import ProcessRef, Target
+from probes.pyspy import PythonStacksProbe
+from probes.rundir import create_run_dir
+
+code = "print('ready', flush=True)\\nwhile True: pass"
+target = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, user=65534)
+target.stdout.readline()
+probe = PythonStacksProbe()
+probe.check()
+print(probe.note)
+processes = {target.pid: ProcessRef(target.pid, "server", 0, is_python=True)}
+probe.start(Target(create_run_dir(Path(sys.argv[1]), "run"), processes, frozenset(), None))
+end_s = time.monotonic() + 60
+while not probe.lost_count and time.monotonic() < end_s:
+    time.sleep(0.05)
+    probe.sample(now_ns())
+try:
+    probe.stop(now_ns())
+except ProbeUnavailableError as error:
+    print(error.message, error.fix, sep="\\n")
+finally:
+    target.kill()
+    target.wait()
+"""
+
+
+@pytest.mark.privileged
+def test_who_may_read_none_of_the_processes_is_unavailable_and_said_so_before(tmp_path):
+    before = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-all"]
+    done = subprocess.run(
+        [*before, sys.executable, "-P", "-c", READS_ANOTHER_USERS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    note, reason, fix = done.stdout.splitlines()
+    assert "no process of another user" in note
+    assert "ptrace is denied" in reason
+    assert "SYS_PTRACE" in fix
+
+
 # --- real processes ------------------------------------------------------------------------------
 
 SPIN = """
