@@ -6,8 +6,9 @@ import sys
 DEADLINE_S = 60
 
 
-def told(code: str) -> str:
+def told(code: str, *, is_apart: bool = False) -> str:
     head = "import sys, threading; from harness.analysis_ahead import AnalysisAhead; "
+    head += f"from harness import conclusion; conclusion.is_apart = lambda: {is_apart}; "
     head += "ahead = AnalysisAhead(); loaded = lambda: 'harness.pipeline' in sys.modules; "
     done = subprocess.run(
         [sys.executable, "-P", "-c", head + code],
@@ -30,3 +31,8 @@ def test_who_waits_at_once_imports_it_himself():
 def test_it_is_there_when_the_thread_has_ended():
     others = "[t for t in threading.enumerate() if t is not threading.main_thread()]"
     assert told(f"ahead.begin(); {others}[0].join(); ahead.wait(); print(loaded())") == "True"
+
+
+def test_for_root_another_process_imports_it():
+    code = "ahead.begin(); print(loaded(), threading.active_count(), len(conclusion.pids()))"
+    assert told(code, is_apart=True) == "False 1 1"
