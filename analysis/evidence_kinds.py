@@ -210,6 +210,7 @@ _CONNECTIONS: dict[str, EvidenceKind] = {
     "http_status": EvidenceKind("", "HTTP status instead of 101"),
     "client_patience": EvidenceKind("s", "time that a client waited"),
     "handshake_wait_median": EvidenceKind("ms", "median wait of those that got in"),
+    "connects_refused": EvidenceKind("count", "connects that nobody listened for any more"),
     "refused_by_rst": EvidenceKind("count", "handshakes ended by RST"),
     "refused_by_eof": EvidenceKind("count", "handshakes ended by EOF"),
     "server_resets": EvidenceKind("count", "resets that the server sent"),

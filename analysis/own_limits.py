@@ -54,7 +54,12 @@ KNOWN: tuple[KnownLimit, ...] = (
         "worker_connections {value};  # in events {{}} of nginx.conf; a proxied connection takes 2",
         2,
     ),
-    _known(r"haproxy", "maxconn", 0, "maxconn {value}  # in global, defaults and the frontend"),
+    _known(
+        r"haproxy",
+        "maxconn",
+        0,
+        "maxconn {value}  # global, and each defaults, frontend or server that has one",
+    ),
     _known(
         r"systemd-socket-p",
         "connections-max",
@@ -144,14 +149,23 @@ def name_limit(
 def _configured(
     facts: Mapping[str, Any], known: KnownLimit, connections: int, wanted: int
 ) -> NamedLimit | None:
-    value, where = known.default, "its default"
-    for each in facts.get("settings") or []:
-        if _plain(each["name"]) == _plain(known.setting):
-            value, where = int(each["value"]), _where(each)
+    value, where, text = known.default, "its default", ""
+    stated = [
+        each
+        for each in facts.get("settings") or []
+        if _plain(each["name"]) == _plain(known.setting)
+    ]
+    for each in sorted(stated, key=lambda each: abs(int(each["value"]) - connections) <= 1):
+        value, where = int(each["value"]), _where(each)
+        text = str(each.get("text") or "") if each.get("file") else ""
     if not value or not _is_met(value, known.per_connection, connections):
         return None
     needed = _round(known.per_connection * wanted * 1.1)
-    return NamedLimit(known.setting, value, where, known.raise_it.format(value=needed))
+    raise_it = known.raise_it.format(value=needed)
+    if text:
+        # which of several it is: haproxy has one for all, for a frontend and for a server
+        raise_it += ("; " if "  # " in raise_it else "  # ") + f"now {value:,} in {where}: {text}"
+    return NamedLimit(known.setting, value, where, raise_it)
 
 
 def _by_value(

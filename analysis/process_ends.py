@@ -103,6 +103,9 @@ def _end(
     lost_s = connections["closed_s"][near & connections["is_lost"]]
     at_once = connections["closed_s"].between(ended_s - _BEFORE_S, ended_s + _AT_ONCE_S)
     held = held_before(view, pid, begun_s, ended_s)
+    if view.is_foreign and not view.is_attached and _served_alone(view, pid):
+        # counted four times a second, and more may have come since; clients know all of theirs
+        held = max(held, len(lost_s))
     lost_count = held if view.is_attached else min(len(lost_s), held) if held else len(lost_s)
     return ProcessEnd(
         pid=pid,
@@ -116,6 +119,13 @@ def _end(
         lost_count=lost_count,
         failed_count=int((at_once & connections["is_failed"]).sum()),
     )
+
+
+def _served_alone(view: RunView, pid: int) -> bool:
+    """No other process of the server ever had connections."""
+    live = view.frames["live_samples"]
+    serving = live["pid"][live["role"].isin(SERVER_ROLES) & (live["open_count"] > 0)]
+    return set(serving.unique()) <= {pid}
 
 
 def _last_full_s(view: RunView, pid: int, ended_s: float) -> float:

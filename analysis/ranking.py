@@ -38,6 +38,7 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     "fd-limit-process": (_SHARED,),
     "worker-crash": (
         *_AT_LIMIT,
+        "own-limit",
         "slow-consumers",
         "memory-exhausted",
         "runtime-heap-limit",
@@ -158,7 +159,9 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
                     continue
                 if cause == "runtime-heap-limit" and not _is_same(finding, other):
                     continue
-                if finding.cause == "upgrade-refused" and not _is_server_error(finding):
+                if finding.cause == "upgrade-refused" and not (
+                    _is_server_error(finding) or _is_refusal_of(finding, other)
+                ):
                     continue
                 is_own = cause in _SLOWS_ACCEPT or finding.cause == "worker-blocked"
                 if is_own and not _is_same(finding, other):
@@ -194,6 +197,12 @@ def _is_same(finding: Finding, other: Finding) -> bool:
 def _is_server_error(refusal: Finding) -> bool:
     """A status of 500 to 599 (RFC 9110, section 15.6): the server is willing, and cannot."""
     return 500 <= (refusal.value_of("http_status") or 0) <= 599
+
+
+def _is_refusal_of(refusal: Finding, other: Finding) -> bool:
+    """The other finding is about the same answers, whatever their status."""
+    counted = other.value_of("handshakes_refused")
+    return counted is not None and counted == refusal.value_of("handshakes_refused")
 
 
 def _died_of(signs: Signs, crash: Finding, other: Finding) -> bool:

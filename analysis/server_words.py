@@ -46,6 +46,8 @@ def _known(program: str, pattern: str, cause: str) -> KnownLine:
 KNOWN_LINES: tuple[KnownLine, ...] = (
     # src/event/ngx_event.c, src/core/ngx_connection.c, src/http/ngx_http_upstream.c
     _known("nginx", r"\d+ worker_connections are not enough", "own-limit"),
+    # src/http/modules/ngx_http_limit_conn_module.c, ngx_http_limit_req_module.c
+    _known("nginx", r"limiting (?:connections by zone|requests, excess)", "own-limit"),
     _known("nginx", r"accept4?\(\) failed \(24: Too many open files\)", "fd-limit-process"),
     _known("nginx", r"socket\(\) failed \(24: Too many open files\)", "fd-limit-process"),
     _known("nginx", r"accept4?\(\) failed \(23: ", "fd-limit-system"),
@@ -118,6 +120,8 @@ KNOWN_LINES: tuple[KnownLine, ...] = (
     _known("Python", r"RuntimeError: can't start new thread", "task-limit"),
     _known("Python", r"BlockingIOError: \[Errno 11\] Resource temporarily unavailable: .*fork",
            "task-limit"),
+    # debug/fdelt_chk.c and debug/chk_fail.c of glibc 2.41 and newer
+    _known("glibc", r"\*\*\* bit out of range 0 - FD_SETSIZE on fd_set \*\*\*", "own-limit"),
     _known("Python", r"filedescriptor out of range in select\(\)", "own-limit"),
     _known("Python", r"OSError: \[Errno 24\] Too many open files", "fd-limit-process"),
     _known("shell", r"fork: (?:retry: )?Resource temporarily unavailable", "task-limit"),

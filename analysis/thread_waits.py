@@ -61,8 +61,10 @@ def thread_waits(view: RunView, pid: int) -> list[ThreadWait]:
     is_told = rows["waits_for"].isin(_TOLD_BY_NAME)
     rows = rows.assign(thread_name=rows["thread_name"].where(is_told, ""))
     found = []
-    for key, mine in rows.groupby(["waits_for", "syscall", "address", "thread_name"]):
-        kind, syscall, address, _ = key
+    # a thread that accepts, and reads a request itself, is none of those that have one client each
+    rows = rows.assign(accepts=rows["is_main"] & (rows["waits_for"] == "own_connection"))
+    for key, mine in rows.groupby(["waits_for", "syscall", "address", "thread_name", "accepts"]):
+        kind, syscall, address, *_ = key
         if kind not in THREAD_KINDS:
             continue
         counts = mine.groupby("at_s")["thread_count"].sum()
@@ -131,7 +133,9 @@ def blocking_wait(view: RunView, each: Stuck) -> ThreadWait | None:
             if wait.is_main or (is_pool and each.unread_count > 0):
                 return wait
         elif each.unanswered_count and wait.kind in ("lock", "sleep"):
-            if wait.thread_count >= least or is_taken_pool(wait):
+            # more threads than wait are those of a runtime, which rest
+            is_each = least <= wait.thread_count <= max(least, _RESTING_FACTOR * each.count)
+            if (is_each and each.unanswered_count >= LEAST_COUNT) or is_taken_pool(wait):
                 return replace(wait, is_main=False)  # it may rest there too, and serves nobody
         elif each.unanswered_count >= LEAST_COUNT and is_taken_pool(wait):
             return wait
@@ -146,5 +150,6 @@ def is_taken_pool(wait: ThreadWait) -> bool:
 
 _MOST_LOOKS = 0.5
 _HELD_SHARE = 0.8
+_RESTING_FACTOR = 1.5
 _POOL_LEAST_COUNT = 3
 """One or two threads beside an event loop flush a log or keep a timer."""

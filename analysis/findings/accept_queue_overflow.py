@@ -91,7 +91,7 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
     if resent_count:
         evidence.append(Evidence("client_segments_resent", resent_count, "tcp_retransmits"))
     last_s = max(overflows.last_s, first_s)
-    why, rate_per_s = _why_slow(signs, subject, first_s, last_s, evidence)
+    why, rate_per_s, is_idle = _why_slow(signs, subject, first_s, last_s, evidence)
     confidence, missing = signs.trust("net_counters", "listeners")
     if is_told_by_clients_alone(signs):
         confidence = "low"
@@ -112,7 +112,7 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
             f"and told nobody: clients send again after 1, 3 and 7 s. {stall_sentence(stalled)}."
             f"{why}"
         ),
-        fix=_fixes(signs, backlog, stalled, overflows.change_count, rate_per_s),
+        fix=_fixes(signs, backlog, stalled, overflows.change_count, rate_per_s, is_idle=is_idle),
         at_connections=view.open_count_at(first_s),
         confidence=confidence,
         missing=missing,
@@ -124,18 +124,18 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
 
 def _why_slow(
     signs: Signs, subject: Subject, first_s: float, last_s: float, evidence: list[Evidence]
-) -> tuple[str, float]:
-    """What the acceptor did meanwhile, for people, and how many it accepted a second (0: unknown).
+) -> tuple[str, float, bool]:
+    """What the acceptor did meanwhile, for people; accepted a second (0: unknown); it had time.
 
     Adds to the evidence.
     """
     view = signs.view
     if not subject.pid:
-        return "", 0.0
+        return "", 0.0, False
     live = view.frames["live_samples"]
     at_s = view.seconds_of(live["at_ns"])
     mine = live[(live["pid"] == subject.pid) & (at_s >= first_s) & (at_s <= last_s)]
-    text, rate_per_s = "", 0.0
+    text, rate_per_s, is_idle = "", 0.0, False
     if len(mine) >= 2:
         span_s = float(mine["at_ns"].iloc[-1] - mine["at_ns"].iloc[0]) / 1e9
         totals = mine["attempted_total"]
@@ -146,13 +146,21 @@ def _why_slow(
     if cpu_pct is not None:
         evidence.append(Evidence("process_cpu", cpu_pct, "process_samples"))
         text += (" and" if text else " It") + f" used {cpu_pct:.0f} % of a core"
-        if cpu_pct + (signs.wait_pct_of(subject.pid, first_s, last_s) or 0.0) < _IDLE_PCT:
+        waited_pct = signs.wait_pct_of(subject.pid, first_s, last_s) or 0.0
+        is_idle = cpu_pct + waited_pct < _IDLE_PCT
+        if is_idle:
             text += ": it had time and did not come to accept"
-    return (f"{text}." if text else ""), rate_per_s
+    return (f"{text}." if text else ""), rate_per_s, is_idle
 
 
 def _fixes(
-    signs: Signs, backlog: int, stalled: Stalls, dropped_count: int, rate_per_s: float
+    signs: Signs,
+    backlog: int,
+    stalled: Stalls,
+    dropped_count: int,
+    rate_per_s: float,
+    *,
+    is_idle: bool,
 ) -> tuple[Fix, ...]:
     waited = stalled.failed_count + stalled.late_count
     if stalled.is_unseen:
@@ -162,11 +170,24 @@ def _fixes(
     holds = f"the queue holds all {waited:,} that were dropped instead of {backlog:,}{drain}"
     more = 2 * max(1, len(signs.view.who[signs.view.who["role"] == "server"]))
     if signs.view.is_foreign:
-        longer = Fix(
-            f"sysctl -w net.core.somaxconn={wanted}  # and listen with that backlog", holds
+        longer = Fix(_longer_queue(signs, wanted), holds)
+        if not is_idle or rate_per_s <= 0:
+            return (longer,)
+        oftener = (
+            f"accept in a loop in which nothing waits  # it took {rate_per_s:,.0f} a second and "
+            "had time: what it does between two accepts goes into a thread or the event loop"
         )
-        return (longer,)
+        return Fix(oftener, "connections are taken as fast as they come"), longer
     return (
         Fix(f"profile-run --backlog {wanted}", holds),
         Fix(f"profile-run --workers {more}", "twice as many accept: the queues fill half as fast"),
     )
+
+
+def _longer_queue(signs: Signs, wanted: int) -> str:
+    """How the queue gets room: net.core.somaxconn bounds what a program asks for in listen(2)."""
+    text = signs.view.sysctl("net.core.somaxconn")
+    most = int(text) if text.isdigit() else 0
+    if most >= wanted:
+        return f"listen with a backlog of {wanted}  # net.core.somaxconn is {most:,}: it allows it"
+    return f"sysctl -w net.core.somaxconn={wanted}  # and listen with that backlog"

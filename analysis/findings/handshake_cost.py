@@ -34,6 +34,7 @@ from analysis.signs import Signs
 
 _FULL_PCT = 80.0
 _LEAST_S = 0.9
+_LATE_SHARE = 0.1
 _WATCHED_LEAST_S = 3.0
 _LEAST_COST_US = 1_000.0
 """Ours cost 100 to 300 us, and those of other people's servers without TLS less than this."""
@@ -150,7 +151,20 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
     goes_on = span.hot_until_s - span.until_s > _LONGEST_GAP_S and not view.failed_count
     if goes_on or not (is_steady and is_long and is_dear and waits):
         return None
+    if _is_past_its_own(signs, span):
+        return None
     return span if span.cpu_pct >= _FULL_PCT or _exceeds_a_core(signs, span) else None
+
+
+def _is_past_its_own(signs: Signs, span: _Span) -> bool:
+    """Of several that serve, the others made what was made in the second half of the span."""
+    live = signs.view.frames["live_samples"]
+    peaks = live[live["role"] == "server"].groupby("pid")["open_count"].max()
+    if (peaks > 0).sum() < 2:
+        return False
+    middle_s = (span.since_s + span.until_s) / 2
+    late = signs.established_between(span.pid, middle_s, span.until_s)
+    return late is not None and late < _LATE_SHARE * span.count
 
 
 def _unmade(signs: Signs, pid: int, since_s: float, hot_until_s: float) -> _Span | None:

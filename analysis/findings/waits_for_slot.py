@@ -16,7 +16,7 @@ import re
 from analysis import fates
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.fates import Stuck
-from analysis.findings.own_limit import is_harmed_by_waiting, unserved_count
+from analysis.limit_met import is_harmed_by_waiting, met_limits, unserved_count
 from analysis.own_limits import name_limit
 from analysis.run_view import RunView
 from analysis.signs import Signs
@@ -42,13 +42,14 @@ def _waiting(signs: Signs) -> dict[int, tuple[Stuck, ThreadWait | None]]:
     if not view.is_foreign or not is_harmed_by_waiting(signs, _late_count(signs)):
         return {}
     found: dict[int, tuple[Stuck, ThreadWait | None]] = {}
+    limited = {met.pid for met in met_limits(signs)}
     for each in fates.stuck(view):
         if each.count < fates.LEAST_COUNT or signs.is_busy(each.pid, each.first_s, each.last_s):
             continue
         wait = blocking_wait(view, each)
         if wait is not None and wait.is_main and wait.kind != "own_connection":
             continue  # the event loop itself stands still: worker-blocked
-        if wait is None and not _waits_inside(signs, each):
+        if wait is None and (each.pid in limited or not _waits_inside(signs, each)):
             continue
         found[each.pid] = each, wait
     return found

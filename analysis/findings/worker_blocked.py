@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis import fates
 from analysis.answer_gaps import Hiccup
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import fd_limit_process, own_limit, waits_for_slot
@@ -141,6 +142,8 @@ def _blocks(signs: Signs) -> list[_Block]:
     found = []
     stood = {each.pid: each for each in reversed(signs.hiccups) if not each.is_on_core}
     for pid in servers:
+        if _is_helper(signs, int(pid)):
+            continue
         hiccup = stood.get(int(pid))
         block = _sampled(signs, int(pid)) or _inferred(signs, int(pid))
         if block is not None and hiccup is not None and _meets(block, hiccup):
@@ -150,6 +153,20 @@ def _blocks(signs: Signs) -> list[_Block]:
         if block is not None:
             found.append(block)
     return sorted(found, key=lambda b: (b.since_s - b.until_s, b.pid))
+
+
+def _is_helper(signs: Signs, pid: int) -> bool:
+    """A child that a serving process forked while it served: it has its sockets and takes nobody.
+
+    It may sleep or calculate for its parent, who may stand still for it.
+    """
+    view = signs.view
+    processes = view.frames["processes"]
+    started = processes["start_ns"][processes["pid"] == pid]
+    if started.empty or view.is_attached or fates.accepted_count(view, pid) > 0:
+        return False
+    others = [each for each in fates.servers(view) if fates.accepted_count(view, each) > 0]
+    return bool(others) and view.seconds(int(started.max())) > view.ramp.start_s
 
 
 def _meets(block: _Block, hiccup: Hiccup) -> bool:

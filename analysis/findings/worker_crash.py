@@ -149,7 +149,9 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any], end: ProcessEnd | None) 
     evidence = [
         Evidence("exit_signal" if number else "exit_status", number or status, "processes", died_s)
     ]
-    seen = f"clients lost {lost:,} within a second, with those of other workers that died then"
+    seen = f"clients lost {lost:,} within a second"
+    if lost > held:
+        seen += ", with those of other workers that died then"
     if view.is_attached:
         seen, lost = "their clients lost them then", held
     else:

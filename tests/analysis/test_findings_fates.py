@@ -344,3 +344,155 @@ def test_a_loop_that_stands_in_a_write_has_no_limit_of_its_own(foreign):
     causes = {f.cause for f in summarise(foreign.frames()).findings}
     assert "own-limit" not in causes
     assert "worker-blocked" in causes
+
+
+def test_who_closes_its_listening_socket_lets_nobody_in(foreign):
+    served(foreign)
+    foreign.connect(40, from_s=1.2, until_s=1.6, stage="connect", close_kind="refused", errno=111)
+    foreign.add("connection_fates", at_s=2.0, pid=800, fate="accepted", connection_total=60,
+                first_s=0.0, last_s=0.9)  # fmt: skip
+    finding = named(foreign, "own-limit")
+    assert (finding.subject.pid, finding.value_of("let_in")) == (800, 60)
+    assert finding.value_of("connects_refused") == 40
+
+
+def test_a_port_where_nobody_ever_listened_is_no_limit(foreign):
+    accepted(foreign, 0)
+    foreign.connect(40, from_s=0.2, until_s=1.6, stage="connect", close_kind="refused", errno=111)
+    assert "own-limit" not in [f.cause for f in summarise(foreign.frames()).findings]
+
+
+def dies(build, count, *, line="", signal=0):
+    """The only process ends at 1.2 s, and takes all its connections with it."""
+    build.connect(count, until_s=1.0, stage="closed", close_kind="rst", closed_s=1.2, errno=104)
+    build.connect(40, from_s=1.2, until_s=1.6, stage="connect", close_kind="refused", errno=111)
+    accepted(build, count - 20)
+    row = next(row for row in build.rows["processes"] if row["pid"] == 800)
+    row |= {"exited_ns": build.ns(1.21), "exit_signal": signal, "exit_status": -1 if signal else 1}
+    row |= {"nofile_soft_count": 20_000}
+    if line:
+        build.add("server_words", at_s=1.3, first_s=1.2, pid=800, source="server.log", line=line,
+                  event_count=1)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "line", "signal", "is_limit"),
+    [
+        (1018, "ValueError: filedescriptor out of range in select()", 0, True),
+        (1019, "", 6, True),  # *** buffer overflow detected ***, which others die of as well
+        (600, "", 6, False),
+        (1018, "KeyError: 'user'", 0, False),
+    ],
+)
+def test_who_dies_of_its_own_limit_had_one(foreign, count, line, signal, is_limit):
+    dies(foreign, count, line=line, signal=signal)
+    summary = summarise(foreign.frames())
+    found = {f.cause: f for f in summary.findings}
+    assert found["worker-crash"].value_of("process_connections") == count
+    assert ("own-limit" in found) is is_limit
+    if is_limit:
+        assert (found["own-limit"].severity, found["worker-crash"].severity) == (
+            "binding",
+            "contributing",
+        )
+        assert "FD_SETSIZE" in found["own-limit"].sentence
+
+
+@pytest.mark.parametrize(
+    ("line", "is_limit"),
+    [('limiting connections by zone "per", client: 10.0.0.1', True), ("upstream is slow", False)],
+)
+def test_several_workers_that_refuse_have_the_limit_that_they_speak_of(foreign, line, is_limit):
+    """nginx counts in memory that its workers share."""
+    served(foreign)
+    second = foreign.process("server", 1)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.3, event="upgrade_refused", detail="HTTP 503: unavailable")
+    for pid in (800, second):
+        foreign.add("connection_fates", at_s=2.0, pid=pid, fate="accepted", connection_total=50,
+                    first_s=0.0, last_s=1.6)  # fmt: skip
+    foreign.add("server_words", at_s=1.3, first_s=1.2, pid=0, source="server.log", line=line,
+                event_count=40)  # fmt: skip
+    found = {f.cause: f.severity for f in summarise(foreign.frames()).findings}
+    assert ("own-limit" in found) is is_limit
+    if is_limit:
+        assert found == {"own-limit": "binding", "upgrade-refused": "contributing"}
+
+
+def test_a_rate_that_the_server_speaks_of_is_raised_where_it_stands(foreign):
+    served(foreign)
+    kept_out(foreign, "protocol")
+    text = "limit_req zone=rate burst=20 nodelay;"
+    foreign.manifest["server"]["processes"][0]["settings"] = [
+        {"name": "burst", "value": 20, "file": "/n.conf", "line": 9, "text": text}
+    ]
+    foreign.add("events", at_s=1.3, event="upgrade_refused", detail="HTTP 503: unavailable")
+    foreign.add("connection_fates", at_s=2.0, pid=800, fate="accepted", connection_total=100,
+                first_s=0.0, last_s=1.6)  # fmt: skip
+    foreign.add("server_words", at_s=1.3, first_s=1.2, pid=0, source="server.log", event_count=40,
+                line='limiting requests, excess: 20.8 by zone "rate"')  # fmt: skip
+    finding = named(foreign, "own-limit")
+    assert finding.fix[0].command == f"a higher rate or burst in /n.conf:9  # {text}"
+    assert "how fast clients come" in finding.sentence
+
+
+def test_threads_of_a_runtime_that_rest_are_not_what_one_request_waits_for(foreign):
+    """node: its pools rest on futexes, and one request was read when its loop stood still."""
+    served(foreign)
+    kept_out(foreign, "timeout")
+    waits(foreign, LOOP, ("node", False, "futex", "lock", 9), unanswered=1)
+    assert "waits-for-slot" not in {f.cause for f in summarise(foreign.frames()).findings}
+
+
+def test_a_child_that_is_forked_while_its_parent_waits_serves_nobody(foreign):
+    """multiprocessing: the child has its parent's sockets, and sleeps for it."""
+    served(foreign)
+    child = foreign.process("server", 1, start_ns=foreign.ns(1.1))
+    for quarter in range(5, 16):
+        foreign.live(child, quarter / 4, open_count=60)
+    foreign.add("connection_fates", at_s=2.0, pid=800, fate="accepted", connection_total=60,
+                first_s=0.0, last_s=0.9)  # fmt: skip
+    block(foreign, 800, from_s=1.2, until_s=3.0, syscall="wait4", wait_channel="do_wait")
+    block(foreign, child, from_s=1.2, until_s=3.0)
+    found = [f.subject.pid for f in summarise(foreign.frames()).findings]
+    assert 800 in found
+    assert child not in found
+
+
+def test_a_refusal_by_its_own_count_is_told_once(foreign):
+    served(foreign)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.3, event="upgrade_refused", detail="HTTP 429 Too Many Requests")
+    foreign.add("connection_fates", at_s=2.0, pid=800, fate="accepted", connection_total=100,
+                first_s=0.0, last_s=1.6)  # fmt: skip
+    found = {f.cause: f.severity for f in summarise(foreign.frames()).findings}
+    assert found == {"own-limit": "binding", "upgrade-refused": "contributing"}
+
+
+def test_of_several_settings_of_one_name_that_is_shown_which_was_met():
+    lines = [("maxconn 4000", 2, 4000), ("server s 127.0.0.1:90 maxconn 150", 14, 150)]
+    lines.append(("maxconn 9000", 20, 9000))
+    settings = [
+        {"name": "maxconn", "value": value, "file": "/h.cfg", "line": line, "text": text}
+        for text, line, value in lines
+    ]
+    limit = name_limit("haproxy", {"settings": settings}, 150, 400, 500)
+    assert limit.raise_it.startswith("maxconn 550  #")
+    assert limit.raise_it.endswith("now 150 in /h.cfg:14: server s 127.0.0.1:90 maxconn 150")
+
+
+def test_who_accepts_and_reads_a_request_itself_is_none_of_its_threads(foreign):
+    """A thread for each connection, and a first one that waits between two accepts."""
+    served(foreign)
+    kept_out(foreign, "timeout")
+    waits(foreign, ("app", False, "recvfrom", "own_connection", 60), unanswered=1)
+    for at_s, syscall, kind in ((1.5, "recvfrom", "own_connection"), (2.0, "clock_nanosleep",
+                                "sleep"), (2.5, "clock_nanosleep", "sleep")):  # fmt: skip
+        foreign.add("thread_waits", at_s=at_s, pid=800, thread_name="app", is_main=True,
+                    syscall=syscall, waits_for=kind, thread_count=1)  # fmt: skip
+        foreign.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                    socket_count=6)  # fmt: skip
+    block(foreign, 800, from_s=1.0, until_s=2.5)
+    causes = {f.cause for f in summarise(foreign.frames()).findings}
+    assert "waits-for-slot" not in causes
+    assert "worker-blocked" in causes

@@ -487,6 +487,21 @@ def test_handshakes_that_are_made_at_the_same_time_may_all_come_too_late(foreign
     assert "(password hash)" in finding.sentence
 
 
+@pytest.mark.parametrize(("stops_at", "is_named"), [(4, False), (24, True)])
+def test_what_others_made_while_it_made_none_is_not_its_handshakes(foreign, stops_at, is_named):
+    """One worker of two hangs in a regular expression after its first second."""
+    hashing(foreign, stack="start;uv_run;RegExpMatch;backtrack")
+    other = foreign.process("server", 1)
+    foreign.cpu(other, 5, until_s=6.0)
+    rows = [row for row in foreign.rows["live_samples"] if row["pid"] == 800]
+    for quarter, row in enumerate(rows):
+        count = round(20 * min(quarter, stops_at) / 16)
+        row |= {"open_count": count, "established_total": count}
+        foreign.live(other, quarter / 4, open_count=round(20 * quarter / 16))
+    found, _ = by_cause(foreign)
+    assert ("handshake-cost" in found) is is_named
+
+
 def test_a_core_that_makes_no_handshakes_is_not_taken_by_them(foreign):
     hashing(foreign, count=2, stack="start;uv_run;rebuild_index;sort_all")
     found, _ = by_cause(foreign)

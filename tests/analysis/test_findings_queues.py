@@ -100,6 +100,17 @@ def test_the_full_accept_queue_names_the_worker_that_owns_it(stalled):
         assert part in summary.verdict.sentence
 
 
+@pytest.mark.parametrize(("somaxconn", "says"), [("4096", "is 4,096"), ("128", "sysctl -w")])
+def test_an_idle_acceptor_of_others_has_to_accept_before_its_queue_grows(stalled, somaxconn, says):
+    full_accept_queue(stalled)
+    stalled.manifest["server"] = {"foreign": True, "command": [], "ports": [PORT]}
+    stalled.manifest["host"] = {"sysctls": {"net.core.somaxconn": somaxconn}}
+    (finding,) = [f for f in summarise(stalled.frames()).findings if f.cause in QUEUES]
+    first, second = finding.fix
+    assert first.command.startswith("accept in a loop in which nothing waits")
+    assert says in second.command, "it never lowers what is there"
+
+
 def test_a_shared_queue_is_that_of_the_servers_together(stalled):
     full_accept_queue(stalled)
     stalled.rows["listener_owners"] = []
