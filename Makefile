@@ -72,9 +72,10 @@ test-containers: install-dev ## try it in containers of each kind: docs/containe
 test-distributions: install-dev ## make run from nothing on other Debians and Ubuntus: docs/distributions.md
 	@$(BIN)/python -m tests.distributions $(if $(strip $(ARGS)),$(ARGS),--markdown docs/distributions.md)
 
-test-hard: install-dev ## 200 kills, 10,000 damaged recordings, 100,000 examples a property: hours
+test-hard: install-dev ## 200 kills, 10,000 damaged recordings, a million frames and handshakes: hours
 	@$(BIN)/python -m bench.kill_matrix --kills 200
 	@$(BIN)/python -m bench.fuzz_recordings --count 10000 --seed 1
+	@$(BIN)/python -m bench.fuzz_protocol --count 1000000 --seed 1
 	@$(BIN)/pytest --hypothesis-profile hard tests/harness/test_protocol.py tests/harness/test_frames.py tests/harness/test_handshake.py
 
 bench: install-dev ## the figures of docs/benchmarks.md, measured here
