@@ -112,6 +112,8 @@ def _cell(where: Surroundings, facts: judge.Facts | None) -> str:
         return "refused"
     missing = _missing(facts)
     probes = f"all but {len(missing)} probes" if missing else "every probe"
+    if len(missing) == 1:
+        probes = f"all but `{missing[0]['name']}`"
     wanted = facts["check"] if facts["check"] == "fd-limit-process" else ""
     return f"named, {facts['confidence']} confidence; {probes}" if wanted else probes
 
@@ -123,14 +125,16 @@ def _missing(facts: judge.Facts) -> list[Mapping[str, str]]:
 
 
 def _reasons(rows: Rows) -> list[str]:
-    """What did not run where, and what would let it, in the words of profile-doctor."""
+    """What did not run where, and what would let it, as profile-doctor said, or else the run."""
     lines = ["## What cannot run, and what would let it", ""]
     for where in SURROUNDINGS:
         facts = rows.get((where.key, "doctor"), {})
         if "probes" not in facts and facts.get("stderr"):
             lines.append(f"- {where.key}: {' '.join(facts['stderr'].split())}")
         said: dict[tuple[str, str], list[str]] = {}
-        for probe in _missing(facts):
+        known = {probe["name"] for probe in _missing(facts)}
+        run = _missing(rows.get((where.key, "run"), {}))
+        for probe in (*_missing(facts), *(each for each in run if each["name"] not in known)):
             said.setdefault((probe["reason"], probe.get("fix", "")), []).append(probe["name"])
         for (reason, fix), names in said.items():
             listed = ", ".join(f"`{name}`" for name in names)

@@ -56,6 +56,7 @@ HOLD_S = 2
 SAMPLED_HOLD_S = {"accept-spin": 4, "worker-blocked": 6}
 """Of what is known by samples of the hold: so long where there are ten of them in a second."""
 MOST_SLOWNESS = 15.0
+_TOLD_OF_PROBES = ("name", "state", "reason", "fix", "lost", "rows")
 
 
 def slowness() -> float:
@@ -148,7 +149,7 @@ def verdict_of(
     found = json.loads(out)
     verdict = found["verdict"]
     probes = [
-        {name: probe[name] for name in ("name", "state", "reason", "lost", "rows") if name in probe}
+        {name: probe[name] for name in _TOLD_OF_PROBES if name in probe}
         for probe in found["probes"]
     ]
     return {
