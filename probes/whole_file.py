@@ -2,13 +2,16 @@
 
 The folder may be a stranger's, as a run directory out of an archive that root looks at. So the new
 file gets a name that nobody can guess, is created and never opened (O_EXCL), and takes the place of
-the old one, link or not, in a folder that is held open.
+the old one, link or not, in a folder that is held open. A device is no file to take the place of:
+root who names /dev/null would leave the host without it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     Buffer = bytes | memoryview
 
 _MODE = 0o666
+_DEVICES = Path("/dev")
+_NULL_DEVICE = os.makedev(1, 3)  # Documentation/admin-guide/devices.txt
 
 
 def replace_file(
@@ -39,9 +44,12 @@ def replace_file(
         is_private: Nobody else may read it.
 
     Raises:
-        OSError: No room, no permission, or a link where there may be none.
+        OSError: No room, no permission, a device, or a link where there may be none.
     """
     folder_fd = _folder(path.parent, inside)
+    if _is_null_device(folder_fd, path):
+        os.close(folder_fd)
+        return
     name = f".{path.name}.{secrets.token_hex(8)}"
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -60,6 +68,25 @@ def replace_file(
             raise
     finally:
         os.close(folder_fd)
+
+
+def _is_null_device(folder_fd: int, path: Path) -> bool:
+    """Whether what is written there is gone, as who names it wants.
+
+    Raises:
+        OSError: It is another device, or something else in /dev, as /dev/stdout.
+    """
+    try:
+        found = os.stat(path.name, dir_fd=folder_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    is_device = stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)
+    if stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL_DEVICE:
+        return True
+    if is_device or path.absolute().parent == _DEVICES:
+        os.close(folder_fd)
+        raise OSError(errno.EINVAL, "A device is not replaced by a file", str(path))
+    return False
 
 
 def _folder(path: Path, inside: Path | None) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 
-import pandas as pd
 import pytest
 
-from harness import pipeline
+from harness.run_results import write_results
+from probes import whole_file
 from probes.errors import RunDirError
 from probes.rundir import RunDir, write_atomically
 from probes.whole_file import replace_file
@@ -26,6 +27,38 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path, victim):
     write_atomically(place, "{}")
     assert not place.is_symlink()
     assert (place.read_text(), victim.read_text()) == ("{}", "precious")
+
+
+@pytest.fixture
+def node(tmp_path):
+    """A device node of this test's own, as root alone can make one."""
+
+    def make(name, major, minor):
+        path = tmp_path / name
+        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(major, minor))
+        return path
+
+    return make
+
+
+@pytest.mark.privileged
+def test_a_device_is_not_replaced(node):
+    null, zero = node("null", 1, 3), node("zero", 1, 5)
+    replace_file(null, b"gone")
+    assert null.is_char_device()
+    with pytest.raises(OSError, match="A device is not replaced"):
+        replace_file(zero, b"1")
+    assert zero.is_char_device()
+    assert sorted(os.listdir(null.parent)) == ["null", "zero"]
+
+
+def test_nothing_in_dev_is_replaced_links_to_a_stream_neither(monkeypatch, tmp_path):
+    monkeypatch.setattr(whole_file, "_DEVICES", tmp_path)
+    stream = tmp_path / "stdout"
+    stream.symlink_to("/proc/self/fd/1")
+    with pytest.raises(OSError, match="A device is not replaced"):
+        replace_file(stream, b"1")
+    assert stream.is_symlink()
 
 
 def test_the_permissions_are_those_of_an_ordinary_file(tmp_path):
@@ -61,23 +94,15 @@ def test_no_folder_below_a_run_directory_may_be_a_link(tmp_path):
     assert os.listdir(tmp_path / "elsewhere") == []
 
 
-class Derived:
-    """What ``write_derived`` writes of a summary."""
-
-    __dataclass_fields__ = pipeline.Summary.__dataclass_fields__
-
-    def __getattr__(self, name):
-        return pd.DataFrame({"a": [1]})
-
-
 def test_the_tables_of_a_strangers_run_directory_overwrite_nothing(tmp_path, victim):
     run = tmp_path / "run"
     (run / "derived").mkdir(parents=True)
-    names = [f"{name}.parquet" for name in Derived.__dataclass_fields__]
+    names = ["failures.parquet", "ladder.parquet"]
     for name in names:
         (run / "derived" / f".{name}").symlink_to(victim)
         (run / "derived" / name).symlink_to(victim)
-    pipeline.write_derived(RunDir(run), Derived())
+    results = [(f"derived/{name}", b"PAR1") for name in names]
+    write_results(RunDir(run), results)
     assert victim.read_text() == "precious"
     assert not any((run / "derived" / name).is_symlink() for name in names)
 
@@ -85,4 +110,4 @@ def test_the_tables_of_a_strangers_run_directory_overwrite_nothing(tmp_path, vic
     other.mkdir()
     (other / "derived").symlink_to(tmp_path)
     with pytest.raises(RunDirError, match="cannot write"):
-        pipeline.write_derived(RunDir(other), Derived())
+        write_results(RunDir(other), results)
