@@ -7,10 +7,10 @@ import socket
 
 from probes import socket_dump
 from probes.live import Counter, Phase, Role
-from probes.open_fates import OpenFatesProbe, count_fates, endpoints
+from probes.open_fates import OpenFatesProbe, count_fates, endpoints, fate_of
 from probes.probe import ProcessRef, Target
 from probes.socket_dump import InetSocket
-from probes.trouble import STALLED_NS, ClientTrouble, OutsideTrouble
+from probes.trouble import STALLED_NS, ClientTrouble, OutsideTrouble, PendingTrouble
 
 
 def stand(server: socket.socket) -> list[socket.socket]:
@@ -107,3 +107,52 @@ def test_trouble_from_outside_is_a_queue_that_stands():
         server.accept()[0].close()
         assert not watch.is_seen(3)
         client.close()
+
+
+def test_requests_without_an_answer_are_trouble_when_they_stay(run):
+    """Beside a server with its own clients, whose queue is empty: it takes all and answers some."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        port = server.getsockname()[1]
+        ours = [socket.create_connection(server.getsockname()) for _ in range(20)]
+        theirs = [server.accept()[0] for _ in ours]
+        watch = PendingTrouble({port}, lambda each: fate_of(each) in ("unread", "unanswered"))
+        assert not watch.is_seen(0)
+        for client in ours:
+            client.sendall(b"hello")
+        at_ns, far_ns = 0, 10**12
+        assert not watch.is_seen(at_ns := at_ns + far_ns)  # they may have their answers in a moment
+        assert watch.is_seen(at_ns := at_ns + far_ns)
+        assert watch.is_seen(at_ns + 1), "what it found stands until it looks again"
+        ref = ProcessRef(os.getpid(), "server", 0, is_python=True)
+        probe = OpenFatesProbe()
+        probe.start(Target(run, {ref.pid: ref}, frozenset({port}), None, is_foreign=True))
+        probe.sample(1)
+        probe.sample(1 + far_ns)
+        for writer in probe.writers:
+            writer.close()
+        rows = run.read_table("open_fates").table.to_pylist()
+        assert sum(r["socket_count"] for r in rows if r["local_port"] == port) == 20
+        for mine in theirs:
+            mine.sendall(b"101")
+        assert not watch.is_seen(at_ns + far_ns)
+        for each in (*ours, *theirs):
+            each.close()
+
+
+def test_the_end_of_a_peer_that_gave_up_is_no_request_that_lies_unread():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        mine = server.accept()[0]
+        client.sendall(b"hello")
+        assert mine.recv(5) == b"hello"
+        client.close()
+        while mine.recv(1, socket.MSG_PEEK):
+            pass  # until its FIN is there
+        (row,) = [
+            each
+            for each in socket_dump.tcp_sockets(local_port=server.getsockname()[1])
+            if each.state == socket_dump.CLOSE_WAIT
+        ]
+        assert row.receive_queue_bytes == 1, "the kernel counts it"
+        assert fate_of(row) == "unanswered"
+        mine.close()
