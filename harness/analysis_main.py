@@ -18,6 +18,7 @@ import struct
 import sys
 import time
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,18 @@ def main(argv: list[str]) -> int:
     die_with_parent(parent_pid)
     time.sleep(after_s)
     raise_own_limit()
-    privileges.gain_nothing()  # before the import: its threads inherit it
+    # Before the import: its threads inherit what this one cannot gain, and none is there at a fork.
+    privileges.gain_nothing()
     privileges.bound_by()
+    user = own_user()
+    keeps = () if user is None or _reads_own_files(user) else KEEPS_AT_MOST
     import harness.pipeline
 
     if with_page:
         import reports.page  # noqa: F401 - its import is what takes long
-    if (user := own_user()) is not None:
-        keeps = () if _reads_own_files(user) else KEEPS_AT_MOST
+    if user is not None:
         become(user, keeps)
-        if not keeps:
-            privileges.keep_only()
-    else:
-        privileges.keep_only()
+    privileges.keep_only(keeps)
     die_with_parent(parent_pid)
     asked.sendall(READY)
     try:
@@ -110,9 +110,9 @@ def _told(error: Exception) -> dict[str, Any]:
 
 def _reads_own_files(user: OwnUser) -> bool:
     """Whether that user can read our packages, and those of others that we import."""
-    import numpy
-
-    ours = [Path(__file__).parent, Path(numpy.__file__).parent, Path(os.__file__).parent]
+    found = find_spec("numpy")  # where it is, without its import
+    theirs = Path(found.origin) if found is not None and found.origin else Path(__file__)
+    ours = [Path(__file__).parent, theirs.parent, Path(os.__file__).parent]
     pid = os.fork()
     if pid == 0:
         try:
