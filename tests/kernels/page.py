@@ -30,7 +30,8 @@ over this project's own checkout. `make test-kernels` boots them, keeps what cam
 A probe is marked *ran* when it saw a run or a watch to its end, *starts* when `profile-doctor`
 loaded, attached and read it once and nothing more was tried; a cause is marked *named* when the run
 that provokes it named it. *Not tried* is just that. No cell says how fast anything is: under
-emulation everything takes twenty times as long.
+emulation everything takes twenty times as long. So causes that are known by samples are provoked
+for longer there, up to fifteen times.
 
 """
 _LISTED = "by sock_diag"
