@@ -19,6 +19,7 @@ from tests.kernels.page import Tried, keep, kept, page, parse
 JOB = Path(__file__).with_name("checks.py")
 CHECK_TIMEOUT_S = 600
 """For each check; on a crowded machine an attach took that long."""
+BOOT_TIMEOUT_S = 120
 
 
 def attempt(
@@ -29,14 +30,14 @@ def attempt(
     Args:
         kernel: Which.
         names: Of the checks.
-        timeout_s: For all of it; None is ``CHECK_TIMEOUT_S`` for each.
+        timeout_s: For all of it; None is ``CHECK_TIMEOUT_S`` for each, and the boot.
         echo: Also show what it prints.
 
     Raises:
         CannotFetchError: There is no such kernel here.
     """
     if timeout_s is None:
-        timeout_s = CHECK_TIMEOUT_S * len(names)
+        timeout_s = BOOT_TIMEOUT_S + CHECK_TIMEOUT_S * len(names)
     try:
         output = guest.run(kernel, JOB, names, timeout_s=timeout_s, echo=echo)
     except guest.GuestFailedError as error:
