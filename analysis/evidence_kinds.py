@@ -274,6 +274,7 @@ _LOOPS: dict[str, EvidenceKind] = {
     "siblings_longest_loop_turn": EvidenceKind("ms", "longest turn of its siblings (median)"),
     "longest_blocked_turn": EvidenceKind("ms", "longest turn sampled"),
     "typical_loop_turn": EvidenceKind("s", "turn of a worker's event loop"),
+    "blocked_looks": EvidenceKind("pct", "looks in which it was in a call"),
     "blocked_samples": EvidenceKind("count", "samples of blocked turns"),
     "blocked_syscall_samples": _with("pct", "blocked samples in {of}"),
     "blocked_channel_samples": _with("pct", "blocked samples with wait channel {of}"),

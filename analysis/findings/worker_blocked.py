@@ -31,7 +31,7 @@ _LEAST_S = 1.0
 _LEAST_SHARE = 0.25
 """A loop that is off the CPU inside its turns for a quarter of the time answers late; a healthy one
 is so for none of it: it never waits but in epoll_wait."""
-_LEAST_SAMPLES = 5
+_LEAST_SAMPLES, _SOME_SAMPLES = 5, 2
 _SHORT_LEAST_S, _SHORT_LEAST_SAMPLES = 0.4, 4
 """Of a server that is not ours, under our own load: it is looked at ten times a second."""
 _GAP_S = 1.0
@@ -108,6 +108,7 @@ class _Block(NamedTuple):
         state: Letter of the state that it was in most, '' unknown.
         hiccup: What clients saw of it, None when nobody waited or that is not known.
         channel: Where in the kernel it slept most, '' unknown.
+        is_partly_seen: Fewer than half of the looks found it in a call.
     """
 
     pid: int
@@ -121,6 +122,7 @@ class _Block(NamedTuple):
     state: str = ""
     hiccup: Hiccup | None = None
     channel: str = ""
+    is_partly_seen: bool = False
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -186,6 +188,15 @@ def _seen_by_clients(signs: Signs, hiccup: Hiccup) -> _Block | None:
         share_pct = 100 * hiccup.off_core_share
         block = _described(hiccup.pid, mine, gap.since_s, gap.until_s, share_pct)
         return block._replace(hiccup=hiccup)
+    if len(mine) >= _SOME_SAMPLES:
+        # short calls, one after the other: most looks fall between two of them
+        block = _described(hiccup.pid, mine, gap.since_s, gap.until_s, 100)
+        seen = (
+            Evidence("blocked_looks", 100 * hiccup.off_core_share, "blocked_samples", gap.since_s),
+            *(each for each in block.evidence if each.id not in ("loop_blocked_time",)),
+        )
+        if block.syscall:
+            return block._replace(hiccup=hiccup, evidence=seen, is_partly_seen=True)
     cpu_pct = 100 * hiccup.cpu_share
     evidence = (Evidence("process_cpu", cpu_pct, "process_samples", gap.since_s),)
     return _Block(
@@ -349,6 +360,10 @@ def _finding(signs: Signs, block: _Block, halted: tuple[int, ...] = ()) -> Findi
     where += f", called from {block.frame}" if block.frame else ""
     if block.table == "connections":
         where = "at something that no sample shows"
+    elif block.is_partly_seen:
+        where = f"in {block.syscall} ({kind}) again and again, as some looks show"
+        where += f", called from {block.frame}" if block.frame else ""
+        confidence = "medium"
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
     if any(f.side == "server" for f in fd_limit_process.find(signs)):
         stalled = 0  # a full worker strands connections whether this one is blocked or not

@@ -211,3 +211,16 @@ def test_who_has_nobody_in_its_own_queue_does_not_stand_still(
                       accept_queue_count=queue_count if number == 0 else 60)  # fmt: skip
     pids = {f.subject.pid for f in hiccup.summary().findings if f.cause in STILL}
     assert (SERVER in pids) is names
+
+
+@pytest.mark.parametrize(("until_s", "says"), [(1.35, "in fsync (the disk) again and again"),
+                                               (1.15, "no sample shows")])  # fmt: skip
+def test_a_call_that_some_looks_met_is_named_with_less_confidence(hiccup, until_s, says):
+    """It syncs a file for each of those that it has taken: most looks fall between two calls."""
+    hiccup.waiting()
+    hiccup.takes()
+    hiccup.runs(still_pct=5, wait_pct=5)
+    hiccup.blocked(syscall="fsync", until_s=until_s)
+    (finding,) = [f for f in hiccup.summary().findings if f.cause == "worker-blocked"]
+    assert says in finding.sentence
+    assert finding.confidence == "medium"
