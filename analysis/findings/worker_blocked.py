@@ -144,7 +144,7 @@ def _blocks(signs: Signs) -> list[_Block]:
     found = []
     stood = {each.pid: each for each in reversed(signs.hiccups) if not each.is_on_core}
     for pid in servers:
-        if _is_helper(signs, int(pid)):
+        if _is_helper(signs, int(pid)) or _only_looks_after(signs, int(pid)):
             continue
         hiccup = stood.get(int(pid))
         block = _sampled(signs, int(pid)) or _inferred(signs, int(pid))
@@ -169,6 +169,26 @@ def _is_helper(signs: Signs, pid: int) -> bool:
         return False
     others = [each for each in fates.servers(view) if fates.accepted_count(view, each) > 0]
     return bool(others) and view.seconds(int(started.max())) > view.ramp.start_s
+
+
+def _only_looks_after(signs: Signs, pid: int) -> bool:
+    """A parent that holds its workers' listener and takes nobody itself: it sleeps until one ends.
+
+    One that is stopped from outside is told all the same.
+    """
+    view = signs.view
+    if not view.is_foreign:
+        return False
+    live, owners = view.frames["live_samples"], view.frames["listener_owners"]
+    peaks = live[live["role"].isin(SERVER_ROLES)].groupby("pid")["open_count"].max()
+    if int(peaks.get(pid, 0)) > 0:
+        return False
+    mine = owners["socket_inode"][owners["pid"] == pid]
+    sharing = owners["pid"][owners["socket_inode"].isin(mine) & (owners["pid"] != pid)]
+    if not (peaks.reindex(sharing.unique()).fillna(0) > 0).any():
+        return False
+    samples = view.frames["blocked_samples"]
+    return not samples["state"][samples["pid"] == pid].isin(["T", "t"]).any()
 
 
 def _meets(block: _Block, hiccup: Hiccup) -> bool:

@@ -496,3 +496,24 @@ def test_who_accepts_and_reads_a_request_itself_is_none_of_its_threads(foreign):
     causes = {f.cause for f in summarise(foreign.frames()).findings}
     assert "waits-for-slot" not in causes
     assert "worker-blocked" in causes
+
+
+@pytest.mark.parametrize(
+    ("held_count", "is_shared", "state", "is_named"),
+    [(0, True, "S", False), (30, True, "S", True), (0, False, "S", True), (0, True, "T", True)],
+)
+def test_a_parent_that_sleeps_while_its_workers_take_all_does_not_stand_still(
+    foreign, held_count, is_shared, state, is_named
+):
+    """uvicorn --workers: the parent opened the listener, and waits for a condition."""
+    served(foreign)
+    parent = foreign.process("acceptor", 0)
+    for quarter in range(16):
+        foreign.live(parent, quarter / 4, open_count=held_count)
+    for pid, inode in ((800, 7), (parent, 7 if is_shared else 8)):
+        foreign.add("listener_owners", at_s=-0.2, pid=pid, socket_inode=inode)
+    block(foreign, parent, from_s=0.5, until_s=3.5, state=state, syscall="futex",
+          wait_channel="futex_do_wait", python_stack="")  # fmt: skip
+    found = {f.subject.pid for f in summarise(foreign.frames()).findings
+             if f.cause == "worker-blocked"}  # fmt: skip
+    assert (parent in found) is is_named
