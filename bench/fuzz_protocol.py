@@ -62,7 +62,7 @@ _PAYLOADS = (
     *(b"\x03\xe8", b"\x03\xe8bye", b"\x03\xed", b"\x03\xee", b"\x0b\xb8", b"\x03", b"\x13\x88"),
     *(bytes(125), bytes(126), bytes(127), bytes(65_535), bytes(65_536)),
 )
-_REST = bytes(66_000)
+_REST = bytes((1 << 20) + 16)  # the end of any frame that is not too large for us
 _BITS = (0x80,) * 8 + (0x00,) * 4 + (0xC0, 0xA0, 0x90, 0x40)
 _OPCODES = (0, 0, 1, 1, 1, 2, 2, 8, 9, 9, 10, 3, 7, 11, 15)
 
@@ -250,6 +250,8 @@ def _looser(head: bytes, looser: Counter[str]) -> bool:
         looser["Content-Length of a 101 (8.6)"] += 1
     elif not is_reply and any(not value.isascii() for value in unread):
         looser["other bytes than ASCII in an offer that we do not take up (5.5)"] += 1
+    elif not values.get(b"connection", b"").isascii():
+        looser["other bytes than ASCII beside the Upgrade of Connection (5.5)"] += 1
     elif is_reply and b"" in unread:
         looser["a list of extensions with nothing in it (5.6.1)"] += 1
     else:
