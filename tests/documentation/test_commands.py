@@ -93,6 +93,7 @@ def test_options_that_are_named_exist():
         "--load",
         "--how",
         "--cap-add", "--ulimit", "--volume", "--privileged", "--pid", "--rm", "--workdir",
+        "--security-opt", "--userns", "--mount-proc",
         "--format", "--port", "--subprocesses", "--nonblocking",
         "--max-old-space-size", "--max-semi-space-size",
         "--perf-basic-prof", "--interpreted-frames-native-stack",
