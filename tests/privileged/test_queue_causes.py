@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from analysis.probe_trust import MATERIAL_LOSS_SHARE
+
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 CORES = os.cpu_count() or 1
@@ -46,7 +48,10 @@ def test_the_queue_of_half_open_connections_is_full_and_the_accept_queue_is_not(
     assert value(run, cause, "longest_accept_queue") < 64
     assert value(run, cause, "syns_resent") > 0
     assert "tcp_syncookies=1" in run.finding(cause)["fix"][0]["command"]
-    assert run.finding(cause)["confidence"] == "high"
+    # What a program is skipped for is counted for the whole host: drops of others move it.
+    (events,) = (probe for probe in run.verdict["probes"] if probe["name"] == "tcp_events")
+    is_complete = events["lost"] <= MATERIAL_LOSS_SHARE * events["seen"]
+    assert run.finding(cause)["confidence"] == ("high" if is_complete else "medium")
 
 
 def test_the_table_takes_as_many_connections_as_there_was_room_for(provoked):

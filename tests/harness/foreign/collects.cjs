@@ -1,7 +1,7 @@
 // node [--max-old-space-size=MiB] collects.cjs PORT [MiB]: a WebSocket echo server that keeps MiB
 // (150) of small objects alive and replaces many of them for each message, as a cache does that is
 // as large as its heap allows. What that costs is not its code's time but the collector's. A block to
-// compress for every few messages gives libuv's pool something to do beside it. A client that opens
+// compress for every second message gives libuv's pool something to do beside it. A client that opens
 // /collect sets the same going without messages, for as long as it stays.
 'use strict';
 const zlib = require('zlib');
@@ -32,7 +32,7 @@ server.on('connection', (socket, request) => {
   }
   socket.on('message', (data, isBinary) => {
     replaceSome(REPLACED);
-    if (messages++ % 6 === 0) zlib.deflate(block, { level: 9 }, () => {});
+    if (messages++ % 2 === 0) zlib.deflate(block, { level: 9 }, () => {});
     socket.send(data, { binary: isBinary });
   });
 });
