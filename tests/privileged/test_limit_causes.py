@@ -202,6 +202,28 @@ def test_a_full_heap_of_v8_is_the_cause_and_the_crash_follows(profile_run):
 # -- attach ------------------------------------------------------------------------------------
 
 
+def come_until_refusals_are_seen(world, attach, clients):
+    """60 clients, and some more after each look, as they come to a server in service.
+
+    On a crowded machine failing calls are watched for a part of the time alone, to cost no more;
+    what was used up is read after the first that is seen.
+    """
+
+    def size():
+        readings = (attach.run / "raw" / "limit_readings").glob("*.arrows")
+        return sum(path.stat().st_size for path in readings)
+
+    def are_seen():
+        clients.open(4)
+        sample_until(world, attach, "one more sample", periods=1)
+        return size() > before
+
+    before = size()
+    clients.open(60)
+    world.deadline("a refusal is seen, and what was used up", are_seen)
+    sample_until(world, attach, "samples of the refusal", periods=2)
+
+
 @pytest.mark.variant
 def test_attach_names_the_task_limit_of_a_server_in_service(world, machine):
     with machine.shared(), control_group("pids", {"pids.max": "40"}) as group:
@@ -211,8 +233,7 @@ def test_attach_names_the_task_limit_of_a_server_in_service(world, machine):
         assert clients.open(20) == (20, 0)
         attach = world.attach("--pid", str(watched.pid))
         attach.watches()
-        clients.open(60)
-        sample_until(world, attach, "samples of the refusal", periods=2)
+        come_until_refusals_are_seen(world, attach, clients)
         attach.end()
         finding = attach.finding("task-limit")
         assert attach.cause == "task-limit"
@@ -230,8 +251,7 @@ def test_attach_names_used_up_mappings(world, machine):
         assert clients.open(20) == (20, 0)
         attach = world.attach("--pid", str(watched.pid))
         attach.watches()
-        clients.open(60)
-        sample_until(world, attach, "samples of the refusal", periods=2)
+        come_until_refusals_are_seen(world, attach, clients)
         attach.end()
     assert attach.cause == "mapping-limit"
     assert attach.finding("mapping-limit")["subject"]["pid"] == watched.pid
