@@ -191,11 +191,17 @@ def grown_around(samples: pd.DataFrame, column: str, span_s: tuple[float, float]
     known = samples[samples[column] >= 0]
     if known.empty:
         return -1
-    at_s, values = known["at_s"].to_numpy(), known[column].to_numpy()
-    before = max(0, int(at_s.searchsorted(span_s[0], side="left")) - 1)
-    after = min(len(values) - 1, int(at_s.searchsorted(span_s[1], side="right")))
+    values = known[column].to_numpy()
+    before, after = _samples_around(known["at_s"], span_s)
     # Where it falls another source began: no less grew.
     return int(np.maximum(np.diff(values[before : after + 1]), 0).sum())
+
+
+def _samples_around(at_s: pd.Series[float], span_s: tuple[float, float]) -> tuple[int, int]:
+    """Positions of the last sample before a span and of the first one after it, as there are."""
+    moments = at_s.to_numpy()
+    before = max(0, int(moments.searchsorted(span_s[0], side="left")) - 1)
+    return before, min(len(moments) - 1, int(moments.searchsorted(span_s[1], side="right")))
 
 
 def is_short(view: RunView, span_s: tuple[float, float]) -> bool:
@@ -213,9 +219,7 @@ def least_available(view: RunView, span_s: tuple[float, float]) -> tuple[int, in
     host = host[host["available_bytes"] >= 0]
     if host.empty:
         return None
-    at_s = host["at_s"].to_numpy()
-    before = max(0, int(at_s.searchsorted(span_s[0], side="left")) - 1)
-    after = min(len(at_s) - 1, int(at_s.searchsorted(span_s[1], side="right")))
+    before, after = _samples_around(host["at_s"], span_s)
     near = host.iloc[before : after + 1]
     return int(near["available_bytes"].min()), int(host["total_bytes"].iloc[-1])
 
@@ -257,12 +261,9 @@ def _left_in(samples: pd.DataFrame, span_s: tuple[float, float]) -> float:
         span_s: First and last moment.
     """
     at_s, left = samples["at_s"].to_numpy(), samples["left"].to_numpy()
-    before = at_s < span_s[0]
+    before, after = _samples_around(samples["at_s"], span_s)
     usual_per_s = 0.0
-    if before.sum() > 1:
-        first, last = int(before.argmax()), int(before.sum()) - 1
-        usual_per_s = float((left[last] - left[first]) / (at_s[last] - at_s[first]))
-    start = max(0, int(before.sum()) - 1)
-    end = min(len(at_s) - 1, int(at_s.searchsorted(span_s[1], side="right")))
-    usual = usual_per_s * float(at_s[end] - at_s[start])
+    if before > 0:
+        usual_per_s = float((left[before] - left[0]) / (at_s[before] - at_s[0]))
+    usual = usual_per_s * float(at_s[after] - at_s[before])
     return max(0.0, grown_around(samples, "left", span_s) - max(0.0, usual))
