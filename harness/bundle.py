@@ -23,6 +23,7 @@ from typing import Any
 from harness import recording
 from harness.run_archive import packed, read_members
 from harness.run_redaction import Redaction
+from harness.run_results import write_results
 from probes import schema
 from probes.errors import RunDirError, UsageError
 from probes.live import Live
@@ -73,13 +74,13 @@ def make_bundle(run: RunDir, file: Path, *, redact: bool) -> Bundled:
         RunDirError: It cannot be read, or is too large without what may be left out.
         OSError: The file cannot be written.
     """
-    from harness.pipeline import conclude  # pandas: a second to import
+    from harness.pipeline import results  # pandas: a second to import
 
     with tempfile.TemporaryDirectory(prefix="connscope-bundle-") as folder:
         copy = RunDir(Path(folder) / "run")
         redaction = Redaction() if redact else None
         left_out = _copy(run, copy, redaction)
-        verdict = conclude(copy, with_page=False)
+        verdict = write_results(copy, results(copy, with_page=False))
         changed: tuple[str, ...] = ()
         if redact:
             changed = tuple(sorted(set(_causes(verdict)) ^ set(_causes(_verdict_of(run)))))

@@ -47,7 +47,21 @@ def conclude(
     with_page: bool = True,
     unwritten: list[RunDirError] | None = None,
 ) -> dict[str, Any]:
-    """Understands a run and writes what follows; see ``harness.pipeline.conclude``."""
+    """Understands a run and writes what follows: verdict, page, derived tables.
+
+    Args:
+        run: A recorded run, also one that was interrupted or killed.
+        report_path: Where the page goes; report.html of the run directory when None.
+        with_page: Write it at all.
+        unwritten: See ``run_results.write_results``.
+
+    Returns:
+        The content of verdict.json.
+
+    Raises:
+        RunDirError: The recording cannot be read, or, without ``unwritten``, the results cannot be
+            written.
+    """
     found = _results(run, with_page=with_page, with_derived=True)
     return write_results(run, found, report_path, unwritten=unwritten)
 

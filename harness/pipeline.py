@@ -10,42 +10,14 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from analysis.run_frames import load
 from analysis.summary import summarise
 from analysis.verdict import document
-from harness.run_results import DERIVED, Result, write_results
-from probes.errors import RunDirError
+from harness.run_results import DERIVED, Result
 from probes.rundir import REPORT, VERDICT, RunDir
-
-
-def conclude(
-    run: RunDir,
-    report_path: Path | None = None,
-    *,
-    with_page: bool = True,
-    unwritten: list[RunDirError] | None = None,
-) -> dict[str, Any]:
-    """Understands a run in this process and writes what follows: verdict, page, derived tables.
-
-    Args:
-        run: A recorded run, also one that was interrupted or killed.
-        report_path: Where the page goes; report.html of the run directory when None.
-        with_page: Write it at all.
-        unwritten: See ``run_results.write_results``.
-
-    Returns:
-        The content of verdict.json.
-
-    Raises:
-        RunDirError: The recording cannot be read, or, without ``unwritten``, the results cannot be
-            written.
-    """
-    return write_results(run, results(run, with_page=with_page), report_path, unwritten=unwritten)
 
 
 def results(run: RunDir, *, with_page: bool = True, with_derived: bool = True) -> Iterator[Result]:
