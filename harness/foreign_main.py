@@ -13,7 +13,6 @@ it is asked to end it.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import pwd
@@ -29,9 +28,9 @@ from typing import NamedTuple, NoReturn
 from harness import descendants, netns
 from harness.server_group import ServerGroup
 from probes import privileges
+from probes.parent_death import die_with_parent
 from probes.process_tree import children_of
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _POLL_S = 0.02
 LAUNCHER_KEEPS = ("kill", "dac_override")
 """What this process may do once the command runs: it ends what runs as another user.
@@ -72,7 +71,6 @@ def main() -> int:
     os.set_inheritable(launch.report_fd, False)  # what it says is not the command's to say
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - no Path in lean parents
         os.dup2(nothing.fileno(), 0)
-    libc = ctypes.CDLL(None, use_errno=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asked: list[int] = []
 
@@ -81,13 +79,11 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, ask)
     descendants.adopt_orphans()
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != launch.supervisor_pid:
-        return 1
+    die_with_parent(launch.supervisor_pid, signal.SIGTERM)
     if launch.namespace_fd >= 0:
         netns.enter(launch.namespace_fd)
         os.close(launch.namespace_fd)
-    pid = _start(launch, libc)
+    pid = _start(launch)
     if not pid:
         return 1
     privileges.gain_nothing()
@@ -150,14 +146,14 @@ def _group_of(pid: int) -> int:
         return 0
 
 
-def _start(launch: Launch, libc: ctypes.CDLL) -> int:
+def _start(launch: Launch) -> int:
     """Forks and executes the command; 0 when that failed, which is reported."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     parent_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
         os.close(read_fd)
-        _become(launch, libc, parent_pid, write_fd)
+        _become(launch, parent_pid, write_fd)
     os.close(write_fd)
     with os.fdopen(read_fd, encoding="utf-8") as stream:
         why = stream.read()
@@ -168,7 +164,7 @@ def _start(launch: Launch, libc: ctypes.CDLL) -> int:
     return 0
 
 
-def _become(launch: Launch, libc: ctypes.CDLL, parent_pid: int, write_fd: int) -> NoReturn:
+def _become(launch: Launch, parent_pid: int, write_fd: int) -> NoReturn:
     what = "start it"
     try:
         os.setsid()
@@ -187,9 +183,7 @@ def _become(launch: Launch, libc: ctypes.CDLL, parent_pid: int, write_fd: int) -
             what = f"become {launch.user}"
             environment |= _become_user(launch.user, may_gain=launch.may_gain)
         # After the change of user, which clears the setting (prctl(2)).
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent_pid:
-            os._exit(1)
+        die_with_parent(parent_pid)
         what = f"enter {launch.folder}"
         os.chdir(launch.folder)
         what = f"execute {launch.command[0]}"
