@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from probes.rundir import MANIFEST
 
 POLL_S = 0.02
@@ -23,6 +25,18 @@ ANALYSIS_NICE = 10
 """What comes after a recording takes what the recording of others leaves."""
 _CORES_OF_A_SLOT = 0.5
 _SLOTS_COUNT = int((os.cpu_count() or 1) / _CORES_OF_A_SLOT)
+
+
+def in_turn(case: str, cores: float, *, is_variant: bool = False) -> Any:
+    """A parameter that asks for its cores by itself, and may be a variant of another one.
+
+    Args:
+        case: The parameter.
+        cores: How many its runs take, 0 for all.
+        is_variant: See CONTRIBUTING.md, "Tests".
+    """
+    marks = [pytest.mark.in_turn(cores=cores)]
+    return pytest.param(case, marks=marks + [pytest.mark.variant] * is_variant)
 
 
 class Machine:

@@ -13,6 +13,7 @@ import pytest
 
 from bench import predictions
 from harness import run_options
+from tests.machine import in_turn
 
 COUNTED = [row.id for row in predictions.scenario().rows if row.extra["limit"] != "cpu_worker"]
 SPREAD = "SO_REUSEPORT"
@@ -22,9 +23,8 @@ IS_VARIANT = (SPREAD, "of a client")
 
 def marked(row_id: str) -> Any:
     """A row with its cores, as a variant where it is one."""
-    marks = [pytest.mark.in_turn(cores=0 if SPREAD in row_id else 0.5)]
     is_variant = any(words in row_id for words in IS_VARIANT)
-    return pytest.param(row_id, marks=[*marks, *([pytest.mark.variant] if is_variant else [])])
+    return in_turn(row_id, 0 if SPREAD in row_id else 0.5, is_variant=is_variant)
 
 
 @pytest.mark.privileged

@@ -20,6 +20,7 @@ import pytest
 
 from bench.recordings.watched import DEADLINE_S, Attach, WaitingFleet, wait_until
 from harness import scenario
+from tests.machine import in_turn
 
 pytestmark = pytest.mark.privileged
 
@@ -126,14 +127,7 @@ def watched(once: Callable[..., Any], machine: Any) -> Callable[[str], Watched]:
 
 @pytest.mark.parametrize(
     "row_id",
-    [
-        pytest.param(
-            row_id,
-            marks=[pytest.mark.in_turn(cores=CORES[row_id])]
-            + [pytest.mark.variant] * (row_id in VARIANTS),
-        )
-        for row_id in ROWS
-    ],
+    [in_turn(row_id, CORES[row_id], is_variant=row_id in VARIANTS) for row_id in ROWS],
 )
 def test_the_cause_is_named_from_outside_with_its_process_and_a_fix_for_its_owner(
     watched, beside_others, row_id

@@ -7,25 +7,21 @@ What more a row proves is checked below, or in the other modules of this folder.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 from harness import scenario
+from tests.machine import in_turn
 
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 VARIANTS = {"healthy-20000", "healthy-handoff", "worker-crash-at-limit"}
 """Rows of a cause that another one provokes as well, and of a size between two others."""
 
-
-def marked(row: scenario.Row) -> Any:
-    """A row with its cores, as a variant where it is one."""
-    marks = [pytest.mark.in_turn(cores=row.extra.get("cores", 0))]
-    return pytest.param(row.id, marks=marks + [pytest.mark.variant] * (row.id in VARIANTS))
-
-
-ROWS = [marked(row) for row in scenario.load("every-cause").rows]
+ROWS = [
+    in_turn(row.id, row.extra.get("cores", 0), is_variant=row.id in VARIANTS)
+    for row in scenario.load("every-cause").rows
+]
 
 
 @pytest.mark.parametrize("row_id", ROWS)

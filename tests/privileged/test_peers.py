@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bench.peers import catalogue
+from tests.machine import in_turn
 
 pytestmark = [pytest.mark.privileged, pytest.mark.node, pytest.mark.in_turn(cores=0.5)]
 
@@ -76,9 +77,7 @@ SPINNING = [name for name, each in EXPECTED.items() if each.function]
 
 def marked(name: str) -> Any:
     """A peer with its cores and, where it is one, as a variant."""
-    marks = [pytest.mark.in_turn(cores=0.0 if name in SPINNING else 0.5)]
-    marks += [pytest.mark.variant] if name in VARIANTS else []
-    return pytest.param(name, marks=marks)
+    return in_turn(name, 0.0 if name in SPINNING else 0.5, is_variant=name in VARIANTS)
 
 
 class Run:
