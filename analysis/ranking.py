@@ -83,6 +83,8 @@ _DIES_WITHIN_S = 2.0
 """What a runtime does between the refusal and its end: it writes a report."""
 _TOLERANCE_S = 0.6
 """Live counters come four times, descriptor counts twice a second: earlier is not sharper."""
+_UNTIL_IT_IS_SAID_S = 3.0
+"""A collector is seen by the second; a runtime without a core says late that its heap is full."""
 _BETWEEN_LOOKS_S = 5.0
 """Queues that stand are seen to do so at the second look at them."""
 
@@ -147,8 +149,10 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
     """The finding that this one follows from, None when it stands for itself."""
     for cause in FOLLOWS_FROM.get(finding.cause, ()):
         for other in findings:
-            since_s = finding.last_s if finding.cause in _GROWS_INTO else finding.first_s
-            late_s = _BETWEEN_LOOKS_S if cause == _SLOW else _TOLERANCE_S
+            grows = finding.cause in _GROWS_INTO
+            since_s = finding.last_s if grows else finding.first_s
+            late_s = _UNTIL_IT_IS_SAID_S if grows else _TOLERANCE_S
+            late_s = _BETWEEN_LOOKS_S if cause == _SLOW else late_s
             is_earlier = other.first_s <= since_s + late_s
             is_near = other.side in (finding.side, "host")  # what the host lacks, both sides lack
             is_near = is_near or _SLOW in (cause, finding.cause)  # between the two sides

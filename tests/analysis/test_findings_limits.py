@@ -286,6 +286,25 @@ def test_a_full_heap_is_the_cause_and_the_crash_follows(foreign):
     assert int(command.partition("size=")[2].split()[0]) >= 128
 
 
+def test_a_heap_is_said_to_be_full_seconds_after_its_collector_had_the_core(foreign):
+    """The process waits for a core before it can abort and write what for."""
+    foreign.connect(40, stage="closed", close_kind="rst", errno=104, closed_s=5.2)
+    foreign.connect(60, from_s=1.0, until_s=6.0, stage="connect", close_kind="error", errno=111)
+    foreign.live(800, 0.9, open_count=40)
+    foreign.cpu(800, 60, until_s=5.0)
+    for second in range(3):
+        foreign.add("cpu_stacks", at_s=second + 0.5, pid=800, tid=800, thread="node",
+                    user_stack="start;uv_run;v8::internal::MarkCompactCollector::MarkLiveObjects",
+                    sample_count=60)  # fmt: skip
+    told(foreign, 64 << 20)
+    says(foreign, OOM, at_s=5.3)
+    dies(foreign, at_s=5.24, number=signal.SIGABRT)
+    found, verdict = by_cause(foreign)
+    assert found["garbage-collection"].last_s + 0.6 < found["runtime-heap-limit"].first_s
+    assert found["garbage-collection"].follows_from == "runtime-heap-limit"
+    assert verdict.cause == "runtime-heap-limit"
+
+
 def test_a_worker_thread_of_node_has_a_heap_of_its_own(foreign):
     foreign.connect(40, stage="closed", close_kind="rst", errno=104, closed_s=2.0)
     foreign.live(800, 1.9, open_count=40)
