@@ -20,9 +20,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from pathlib import Path
-from types import ModuleType
 
 from probes import privileges, registry
 from probes.errors import ToolkitError, UsageError
@@ -79,22 +77,6 @@ def parse_ports(text: str) -> frozenset[int]:
     return frozenset(map(int, words))
 
 
-class NoPandas(MetaPathFinder):
-    """Lets ``import pandas`` fail in this process.
-
-    pyarrow tries it at the first conversion of a list; where pandas is installed that costs 55 MB
-    and 0.24 s of CPU, in the middle of the ramp. pyarrow works without it. (None in
-    ``sys.modules`` is the shorter way, which pyarrow's compiled import does not understand.)
-    """
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> None:
-        """Refuses pandas and leaves all else to the next finder."""
-        if fullname == "pandas":
-            raise ModuleNotFoundError("the probe process does without pandas", name=fullname)
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="probes.collect", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
@@ -125,7 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     raise_own_limit()
     if arguments.attached:
         stand_back(START_NICE)
-    sys.meta_path.insert(0, NoPandas())
     # Only now: the threads that numpy starts would have kept what this one has given up.
     from probes.collector import Collector
 

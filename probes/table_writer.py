@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probes import schema
+from probes.arrow_columns import arrow_column, arrow_type
 from probes.errors import RunDirError
 from probes.private_file import FILE_MODE, FOLDER_MODE
 
@@ -30,13 +31,7 @@ def arrow_schema(table: str) -> pa.Schema:
     """The Arrow schema of a table of ``schema.TABLES``."""
     import pyarrow as pa
 
-    types = {
-        schema.I64: pa.int64(),
-        schema.F64: pa.float64(),
-        schema.TEXT: pa.string(),
-        schema.BOOL: pa.bool_(),
-    }
-    return pa.schema([(c.name, types[c.type]) for c in schema.TABLES[table].columns])
+    return pa.schema([(c.name, arrow_type(c.type)) for c in schema.TABLES[table].columns])
 
 
 class _WholeWrites(io.RawIOBase):
@@ -134,22 +129,20 @@ class TableWriter:
 
     def write_columns(self, columns: Mapping[str, Any]) -> None:
         """Writes many rows at once from arrays or lists, one per column name."""
-        import pyarrow as pa
-
-        arrays = [pa.array(columns[f.name], type=f.type) for f in self.schema]
-        self._write(pa.record_batch(arrays, schema=self.schema))
+        self._write_batch([columns[field.name] for field in self.schema])
 
     def flush(self) -> None:
         """Writes the appended rows as one batch."""
         if not self._rows:
             return
+        rows, self._rows = self._rows, []
+        self._write_batch(list(zip(*rows, strict=True)))
+
+    def _write_batch(self, columns: Sequence[Any]) -> None:
         import pyarrow as pa
 
-        rows, self._rows = self._rows, []
-        arrays = [
-            pa.array(values, type=f.type)
-            for f, values in zip(self.schema, zip(*rows, strict=True), strict=True)
-        ]
+        types = [column.type for column in schema.TABLES[self.table].columns]
+        arrays = [arrow_column(*each) for each in zip(columns, types, strict=True)]
         self._write(pa.record_batch(arrays, schema=self.schema))
 
     def _write(self, batch: Any) -> None:

@@ -61,13 +61,11 @@ from harness import recording
 from harness.foreign_processes import ForeignProcesses
 from harness.recorder import EventLog
 from probes import live as live_memory
-from probes.collect import NoPandas
 from probes.collector import Collector
 from probes.live import Counter, Header, Live, Phase
 from probes.rundir import RunDir
 from probes.symbols import user_symbols
 
-sys.meta_path.insert(0, NoPandas())
 SERVER, folder, turns, turn_s = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 SLOTS = 64
 server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE,
