@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.cpu import df_flame
 from analysis.hot_worker import dominant_function, function_name, function_shares
+from analysis.remembered import remembered
 from analysis.run_view import RunView
 from analysis.runtime_frames import KERNEL_SUFFIX, is_named
 
@@ -58,6 +59,7 @@ class AcceptCaller(NamedTuple):
     table: str
 
 
+@remembered
 def accept_caller(view: RunView, pid: int, window_s: tuple[float, float]) -> AcceptCaller | None:
     """The function that calls accept in a process: in Python by py-spy, else by native stacks.
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.hot_worker import runs_of
+from analysis.remembered import remembered
 from analysis.run_view import RunView
 
 COLLECTOR_FRAME = re.compile(
@@ -57,6 +58,7 @@ class CollectorTime(NamedTuple):
     table: str
 
 
+@remembered
 def collector_time(view: RunView, pid: int, least_share: float) -> CollectorTime | None:
     """The longest span of at least a second in which every second had at least that share.
 

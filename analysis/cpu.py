@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.evidence import side_of_role
+from analysis.remembered import remembered
 from analysis.run_view import Phase, RunView
 
 _KINDS = ("user", "system", "softirq", "irq", "idle", "steal")
@@ -133,6 +134,7 @@ def df_host_pressure(view: RunView) -> pd.DataFrame:
     )
 
 
+@remembered
 def cpu_between(view: RunView, phase: Phase) -> pd.DataFrame:
     """Mean CPU of every process between two moments, from its totals at the nearest samples.
 
@@ -192,6 +194,7 @@ def df_probe_overhead(view: RunView) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@remembered
 def df_flame(
     view: RunView,
     *,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from analysis.remembered import remembered
 from analysis.run_view import RunView
 from probes.schema import SERVER_ROLES
 
@@ -103,6 +104,7 @@ class Stuck:
         return self.unread_count + self.unanswered_count + self.unaccepted_count
 
 
+@remembered
 def closed_at_once(view: RunView) -> list[ClosedAtOnce]:
     """Processes that closed connections at once, those with most first."""
     rows = _latest(view)
@@ -139,6 +141,7 @@ def _passes_on(view: RunView, pid: int) -> bool:
     return others >= LEAST_COUNT and int(peaks.get(pid, 0)) <= _PASSING_SHARE * others
 
 
+@remembered
 def accepted_count(view: RunView, pid: int) -> int:
     """Connections that a process was seen to accept, -1 when it was not watched."""
     rows = view.frames["connection_fates"]
@@ -146,6 +149,7 @@ def accepted_count(view: RunView, pid: int) -> int:
     return int(rows["connection_total"].max()) if len(rows) else -1
 
 
+@remembered
 def last_accept_s(view: RunView, pid: int) -> float | None:
     """When a process last accepted a connection, None when it was not seen to."""
     rows = view.frames["connection_fates"]
@@ -153,18 +157,21 @@ def last_accept_s(view: RunView, pid: int) -> float | None:
     return view.seconds(int(rows["last_ns"].max())) if len(rows) else None
 
 
+@remembered
 def _latest(view: RunView) -> pd.DataFrame:
     rows = view.frames["connection_fates"]
     rows = rows[rows["at_ns"].notna()]
     return rows.sort_values("at_ns", kind="stable").drop_duplicates(["pid", "fate"], keep="last")
 
 
+@remembered
 def standing_queues(view: RunView) -> list[StandingQueue]:
     """Queues of the server's listeners that stood, the longest first."""
     found = [*_standing_tcp(view), *_standing_unix(view)]
     return sorted(found, key=lambda each: -each.count)
 
 
+@remembered
 def _standing_tcp(view: RunView) -> list[StandingQueue]:
     looks = before_stop(view, "open_fates")
     waiting = looks[looks["fate"] == "unaccepted"]
@@ -228,6 +235,7 @@ def _accepted_between(view: RunView, pid: int, first_s: float, last_s: float) ->
     return accepted_s is not None and first_s < accepted_s < last_s - 0.3
 
 
+@remembered
 def _owners_of_port(view: RunView, port: int) -> list[int]:
     """Processes that own a listener of a port."""
     listeners = view.frames["listeners"]
@@ -241,6 +249,7 @@ def _owners_of_port(view: RunView, port: int) -> list[int]:
     return [int(pid) for pid in who["pid"][who["role"].isin(["server", "acceptor"])]]
 
 
+@remembered
 def stuck(view: RunView) -> list[Stuck]:
     """Processes with connections that they accepted and did not serve, the most first."""
     looks = before_stop(view, "open_fates")
@@ -287,6 +296,7 @@ def _with_queue(each: Stuck, queue: StandingQueue | None) -> Stuck:
     return each if queue is None else replace(each, unaccepted_count=queue.count)
 
 
+@remembered
 def before_stop(view: RunView, table: str) -> pd.DataFrame:
     """Rows of a table until clients were told to stop, with their moment as ``at_s``."""
     rows = view.frames[table]
@@ -300,6 +310,7 @@ def backend_pids(view: RunView) -> list[int]:
     return [int(pid) for pid in who["pid"][who["role"] == "backend"]]
 
 
+@remembered
 def servers(view: RunView) -> list[int]:
     """All processes of the server's side."""
     who = view.who

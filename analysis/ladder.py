@@ -10,6 +10,7 @@ import pandas as pd
 from analysis import slopes
 from analysis.ladder_cpu import accept_queue_rung, host_cpu_rung, worker_cpu_rung
 from analysis.ports import by_source
+from analysis.remembered import remembered
 from analysis.run_view import RunView
 from analysis.rung import (
     HARDWARE,
@@ -177,6 +178,7 @@ def _port_rung(view: RunView, ports: pd.DataFrame) -> Rung:
 # -- host wide tables and memory --------------------------------------------------------------
 
 
+@remembered
 def _sampled(view: RunView, table: str) -> pd.DataFrame:
     """Samples up to the stop with at_s and open_count."""
     raw = view.frames[table]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from analysis import fates
 from analysis.evidence import Evidence
 from analysis.own_limits import FD_SETSIZE
+from analysis.remembered import remembered
 from analysis.signs import EMFILE, ENFILE, Signs
 from analysis.thread_waits import blocking_wait, main_wait, some_thread_polls, thread_waits
 
@@ -60,6 +61,7 @@ class Met:
     is_told: bool = False
 
 
+@remembered
 def met_limits(signs: Signs) -> list[Met]:
     """All who let nobody in any more, of those that could have; one process may be there twice."""
     met = (

@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.evidence import Evidence, Subject
 from analysis.failures import drops_of_run
+from analysis.remembered import remembered
 from analysis.signs import EMFILE, ETIMEDOUT, Signs
 
 LATE_S = 0.9
@@ -50,6 +51,7 @@ class Moved:
     last_s: float
 
 
+@remembered
 def moved(signs: Signs, name: str) -> Moved:
     """Growth of one counter from the ramp to the stop."""
     view = signs.view
@@ -170,6 +172,7 @@ class Stalls:
         return inside[0] if inside else seen.first_s
 
 
+@remembered
 def stalls(signs: Signs, *, connect_only: bool = False) -> Stalls:
     """Who waited.
 
@@ -211,6 +214,7 @@ def stall_sentence(stalled: Stalls) -> str:
     return " and ".join(parts)
 
 
+@remembered
 def df_queues(signs: Signs) -> pd.DataFrame:
     """Every listener with the longest queues that snapshots saw, most dropped first.
 
@@ -252,6 +256,7 @@ def df_queues(signs: Signs) -> pd.DataFrame:
     return frame.sort_values(order, ascending=False, kind="stable", ignore_index=True)
 
 
+@remembered
 def own_queues(signs: Signs) -> pd.DataFrame:
     """Rows of ``df_queues`` of the run's server: of all listeners where no others can be."""
     queues = df_queues(signs)

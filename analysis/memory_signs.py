@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.remembered import remembered
 from analysis.run_view import RunView
 
 EAGAIN, ENOMEM, ENOBUFS, SIGKILL = 11, 12, 105, 9
 
 
+@remembered
 def until_stop(view: RunView, table: str) -> pd.DataFrame:
     """A sampled table with ``at_s``, without what came after the run began to stop."""
     frame = view.frames[table]

@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.evidence import Side, Subject, side_of_role
 from analysis.host_facts import allowed_cpus, of_allowed_cpus
+from analysis.remembered import remembered
 from analysis.run_frames import RunFrames
 
 Floats = npt.NDArray[np.float64]
@@ -449,6 +450,7 @@ class RunView:
         rows = self.who[(self.who["role"] == role) & (self.who["worker"] == worker)]
         return int(rows["pid"].iloc[0]) if len(rows) else 0
 
+    @remembered
     def descriptors_per_connection(self, role: str) -> int:
         """Descriptors that all processes of a role together need for one connection of the run.
 

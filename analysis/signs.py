@@ -17,6 +17,7 @@ from analysis.hot_worker import find_hot_worker
 from analysis.ladder import Rung
 from analysis.probe_trust import ProbeTrust
 from analysis.process_ends import ProcessEnd, process_ends
+from analysis.remembered import remembered
 from analysis.run_view import RunView
 from analysis.server_words import Spoken, spoken
 from probes.schema import SERVER_ROLES
@@ -122,14 +123,22 @@ class Signs:
         """Well-known lines that mean a cause."""
         return [said for said in self.words if said.cause == cause]
 
+    @remembered
     def errors_of(self, syscall: str, errno: int, *, role: str = "") -> pd.DataFrame:
         """Rows of ``errors`` by syscall and errno, before the run began to stop."""
         rows = self.errors
+        if (syscall, errno) not in self._failing:
+            return rows.iloc[:0]
         wanted = (rows["syscall"] == syscall) & (rows["errno"] == errno)
         wanted &= ~(rows["first_s"] >= self.view.stop_s)
         if role:
             wanted &= rows["role"] == role
         return rows[wanted]
+
+    @cached_property
+    def _failing(self) -> set[tuple[str, int]]:
+        """Calls that failed, with the error: nearly all that is asked for never happened."""
+        return set(zip(self.errors["syscall"], self.errors["errno"], strict=True))
 
     @cached_property
     def is_server_process_gone(self) -> bool:
@@ -138,10 +147,12 @@ class Signs:
         servers = processes[processes["role"].isin(SERVER_ROLES)]
         return bool((servers["exited_ns"] > 0).any())
 
+    @remembered
     def accept_errors(self, errno: int, *, role: str = "") -> pd.DataFrame:
         """The same for both calls that accept, one row a process."""
         return self.errors_by_pid(ACCEPT_CALLS, errno, role=role)
 
+    @remembered
     def errors_by_pid(
         self, syscalls: tuple[str, ...], errno: int, *, role: str = ""
     ) -> pd.DataFrame:

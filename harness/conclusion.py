@@ -52,7 +52,7 @@ def conclude(
     Args:
         run: A recorded run, also one that was interrupted or killed.
         report_path: Where the page goes; report.html of the run directory when None.
-        with_page: Write it at all.
+        with_page: With the page and derived tables; without it the verdict alone.
         unwritten: See ``run_results.write_results``.
 
     Returns:
@@ -62,7 +62,7 @@ def conclude(
         RunDirError: The recording cannot be read, or, without ``unwritten``, the results cannot be
             written.
     """
-    found = _results(run, with_page=with_page, with_derived=True)
+    found = _results(run, with_page=with_page, with_derived=with_page)
     return write_results(run, found, report_path, unwritten=unwritten)
 
 

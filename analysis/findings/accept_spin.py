@@ -34,6 +34,7 @@ from analysis.cpu import wants_full_core
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.hot_worker import runs_of
 from analysis.nofile_setting import lasting_limit_command
+from analysis.remembered import remembered
 from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
 
 _SPIN_PER_S = 10_000
@@ -78,6 +79,7 @@ def find(signs: Signs) -> list[Finding]:
     ]
 
 
+@remembered
 def spinning_pids(signs: Signs) -> set[int]:
     """Every process that spins."""
     groups = signs.emfile_rates.groupby("pid", sort=True)

@@ -27,6 +27,7 @@ from analysis.evidence import (
     times,
 )
 from analysis.nofile_setting import lasting_limit_command, raised_where_it_is_set
+from analysis.remembered import remembered
 from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
 from probes.schema import SERVER_ROLES
 
@@ -44,6 +45,7 @@ def find(signs: Signs) -> list[Finding]:
     return found
 
 
+@remembered
 def _at_limit(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
     """Descriptor rows of full processes with emfile_count, first_s, last_s, table; first first."""
     fleet = signs.descriptors[signs.descriptors["role"].isin(roles)]

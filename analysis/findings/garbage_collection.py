@@ -16,6 +16,7 @@ from analysis.collector_frames import Collecting, describe_collecting
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import fd_limit_process
+from analysis.remembered import remembered
 from analysis.runtime_frames import naming_advice, node_script
 from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
@@ -37,6 +38,7 @@ def collecting_pids(signs: Signs) -> set[int]:
     return {pid for pid, _ in _found(signs)}
 
 
+@remembered
 def _found(signs: Signs) -> list[tuple[int, CollectorTime]]:
     who = signs.view.who
     found = []

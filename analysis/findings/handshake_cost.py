@@ -30,6 +30,7 @@ from analysis.handshake_work import (
 )
 from analysis.hot_function import own_function
 from analysis.hot_worker import runs_of
+from analysis.remembered import remembered
 from analysis.signs import Signs
 
 _FULL_PCT = 80.0
@@ -94,6 +95,7 @@ def costly_pids(signs: Signs) -> set[int]:
     return {span.pid for span in _spans(signs)}
 
 
+@remembered
 def _spans(signs: Signs) -> list[_Span]:
     rows = signs.worker_cpu
     rows = rows[(rows["role"] == "server") & (rows["at_s"] <= signs.view.stop_s + 0.1)]

@@ -19,6 +19,7 @@ from analysis.cpu import never_rested
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import accept_spin, garbage_collection, handshake_cost, keepalive_storm
 from analysis.hot_worker import runs_of
+from analysis.remembered import remembered
 from analysis.run_view import RunView
 from analysis.signs import MOST_MESSAGE_CPU_US, Signs
 from analysis.socket_traffic import Traffic, traffic_between
@@ -125,6 +126,7 @@ def amplifying_pids(signs: Signs) -> set[int]:
     return {found.pid} if found is not None else set()
 
 
+@remembered
 def amplified(signs: Signs) -> Amplified | None:
     """What the busiest worker of somebody else's server sends for what it gets, if it is much."""
     if not signs.view.is_foreign:

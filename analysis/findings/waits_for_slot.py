@@ -18,6 +18,7 @@ from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.fates import Stuck
 from analysis.limit_met import is_harmed_by_waiting, met_limits, unserved_count
 from analysis.own_limits import name_limit
+from analysis.remembered import remembered
 from analysis.run_view import RunView
 from analysis.signs import Signs
 from analysis.thread_waits import ThreadWait, blocking_wait, is_held_up, is_taken_pool, thread_waits
@@ -36,6 +37,7 @@ def pids_of_one_client(signs: Signs) -> set[int]:
     return {pid for pid, (_, wait) in _waiting(signs).items() if wait is not None and wait.is_main}
 
 
+@remembered
 def _waiting(signs: Signs) -> dict[int, tuple[Stuck, ThreadWait | None]]:
     """By pid: whose connections wait, and what its threads wait for."""
     view = signs.view
