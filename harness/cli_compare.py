@@ -13,7 +13,8 @@ from harness.cli_report import find_run
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.damaged_run import told_as_damage
-from probes.errors import ExitCode, UsageError
+from harness.output_file import check_output_file
+from probes.errors import ExitCode
 from probes.rundir import MANIFEST, RunDir
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _compare(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     output: Path | None = arguments.output
     if output is not None:
-        _check_output(output)
+        check_output_file(output, option="--output", usual="comparison.html")
     digests, caution = digest_runs(
         arguments.runs,
         across_hosts=arguments.across_hosts,
@@ -147,18 +148,6 @@ def _manifest_of(path: Path) -> dict[str, object]:
     if not (path / MANIFEST).is_file():
         find_run(path)  # says why this is no run
     return RunDir(path).read_manifest()
-
-
-def _check_output(output: Path) -> None:
-    if output.is_dir():
-        raise UsageError(
-            f"--output {output} is a directory", fix=f"--output {output / 'comparison.html'}"
-        )
-    if not output.parent.is_dir():
-        raise UsageError(
-            f"--output {output}: there is no directory {output.parent}",
-            fix=f"mkdir -p {output.parent}",
-        )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from harness.damaged_run import told_as_damage
 from harness.host import Host, read_host
 from harness.matrix_rows import MatrixRow, Scale, rows_of_file, rows_of_vary, scale_of
 from harness.matrix_store import Matrix
+from harness.output_file import check_output_file
 from harness.run_options import count
 from harness.secret_words import without_secrets
 from harness.supervisor import Interrupt
@@ -164,13 +165,8 @@ def _check(options: argparse.Namespace, run_words: list[str]) -> None:
             fix=f"profile-matrix --vary {options.vary[0]} -- --connections 5000 --hold 2",
         )
     path: Path | None = options.markdown
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise UsageError(
-            f"--markdown {path} is no file that can be written",
-            fix=f"--markdown {path / 'diagnosis.md'}"
-            if path.is_dir()
-            else f"mkdir -p {path.parent}",
-        )
+    if path is not None:
+        check_output_file(path, option="--markdown", usual="diagnosis.md")
 
 
 def _planned(

@@ -14,6 +14,7 @@ from harness import conclusion
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.damaged_run import told_as_damage
+from harness.output_file import check_output_file
 from harness.run_archive import SUFFIX, is_bundle
 from probes.errors import ExitCode, RunDirError, UsageError
 from probes.private_file import hand_over
@@ -179,7 +180,7 @@ def _check_together(arguments: argparse.Namespace) -> None:
 def _bundle(run: RunDir, arguments: argparse.Namespace) -> int:
     """Packs the run; what it is packed from stays as it is."""
     file: Path = arguments.bundle
-    _check_output(file)
+    check_output_file(file, option="--bundle", usual="run.tar.xz")
     from harness.bundle import make_bundle, summary_line, verdict_note
 
     bundled = make_bundle(run, file, redact=arguments.bundle_redact)
@@ -234,12 +235,11 @@ def find_run(path: Path) -> RunDir:
 
 
 def _check_output(output: Path, *, is_folder: bool = False) -> None:
-    if is_folder and output.exists() and not output.is_dir():
+    if not is_folder:
+        check_output_file(output, option="--output", usual="report.html")
+        return
+    if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is not a folder", fix=f"--output {output}.d")
-    if not is_folder and output.is_dir():
-        raise UsageError(
-            f"--output {output} is a directory", fix=f"--output {output / 'report.html'}"
-        )
     if not output.parent.is_dir():
         raise UsageError(
             f"--output {output}: there is no directory {output.parent}",

@@ -34,7 +34,7 @@ from probes import arrow_stream, schema
 from probes.errors import RunDirError, UsageError
 from probes.private_file import FOLDER_MODE, give_folder, make_folder, open_new
 from probes.table_writer import TableWriter, arrow_schema
-from probes.whole_file import replace_file
+from probes.whole_file import DeviceKeptError, replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,6 +119,10 @@ def _tool_of(manifest: Mapping[str, Any]) -> str:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
+    except DeviceKeptError as error:
+        raise RunDirError(
+            f"cannot write {path}: {error.strerror}", fix="name a file with --output FILE"
+        ) from error
     except OSError as error:
         raise RunDirError(
             f"cannot write {path}: {error.strerror}",

@@ -26,6 +26,10 @@ _DEVICES = Path("/dev")
 _NULL_DEVICE = os.makedev(1, 3)  # Documentation/admin-guide/devices.txt
 
 
+class DeviceKeptError(OSError):
+    """A device, or a link in /dev, is no file to take the place of."""
+
+
 def replace_file(
     path: Path,
     content: Buffer,
@@ -44,14 +48,14 @@ def replace_file(
         is_private: Nobody else may read it.
 
     Raises:
-        OSError: No room, no permission, a device, or a link where there may be none.
+        DeviceKeptError: A device is there.
+        OSError: No room, no permission, or a link where there may be none.
     """
     folder_fd = _folder(path.parent, inside)
-    if _is_null_device(folder_fd, path):
-        os.close(folder_fd)
-        return
     name = f".{path.name}.{secrets.token_hex(8)}"
     try:
+        if _is_null_device(folder_fd, path):
+            return
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, FILE_MODE if is_private else _MODE, dir_fd=folder_fd)
         try:
@@ -70,22 +74,35 @@ def replace_file(
         os.close(folder_fd)
 
 
-def _is_null_device(folder_fd: int, path: Path) -> bool:
+def is_kept(path: Path) -> bool:
+    """Whether what is there is no file to take the place of, as ``replace_file`` would say.
+
+    Args:
+        path: Its folder exists.
+    """
+    try:
+        _is_null_device(None, path)
+    except DeviceKeptError:
+        return True
+    return False
+
+
+def _is_null_device(folder_fd: int | None, path: Path) -> bool:
     """Whether what is written there is gone, as who names it wants.
 
     Raises:
-        OSError: It is another device, or something else in /dev, as /dev/stdout.
+        DeviceKeptError: It is another device, or something else in /dev, as /dev/stdout.
     """
+    name = path if folder_fd is None else Path(path.name)
     try:
-        found = os.stat(path.name, dir_fd=folder_fd, follow_symlinks=False)
+        found = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
     except FileNotFoundError:
         return False
     is_device = stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)
     if stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL_DEVICE:
         return True
     if is_device or path.absolute().parent == _DEVICES:
-        os.close(folder_fd)
-        raise OSError(errno.EINVAL, "A device is not replaced by a file", str(path))
+        raise DeviceKeptError(errno.EINVAL, "A device is not replaced by a file", str(path))
     return False
 
 

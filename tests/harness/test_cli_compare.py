@@ -104,6 +104,7 @@ def test_a_refusal_is_two_lines_and_an_exit_code(
         (["{a}", "{a}"], "named twice"),
         (["{a}", "{b}", "--output", "{here}"], "is a directory"),
         (["{a}", "{b}", "--output", "{here}/no/c.html"], "there is no directory"),
+        (["{a}", "{b}", "--output", "/dev/full"], "fix: --output FILE, for example"),
         (["{a}", "{b}", "--nonsense"], "--nonsense"),
     ],
 )

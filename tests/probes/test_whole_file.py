@@ -11,7 +11,7 @@ from harness.run_results import write_results
 from probes import whole_file
 from probes.errors import RunDirError
 from probes.rundir import RunDir, write_atomically
-from probes.whole_file import replace_file
+from probes.whole_file import DeviceKeptError, replace_file
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_device_is_not_replaced(node):
     null, zero = node("null", 1, 3), node("zero", 1, 5)
     replace_file(null, b"gone")
     assert null.is_char_device()
-    with pytest.raises(OSError, match="A device is not replaced"):
+    with pytest.raises(DeviceKeptError, match="A device is not replaced"):
         replace_file(zero, b"1")
     assert zero.is_char_device()
     assert sorted(os.listdir(null.parent)) == ["null", "zero"]
@@ -56,9 +56,14 @@ def test_nothing_in_dev_is_replaced_links_to_a_stream_neither(monkeypatch, tmp_p
     monkeypatch.setattr(whole_file, "_DEVICES", tmp_path)
     stream = tmp_path / "stdout"
     stream.symlink_to("/proc/self/fd/1")
-    with pytest.raises(OSError, match="A device is not replaced"):
+    with pytest.raises(DeviceKeptError, match="A device is not replaced"):
         replace_file(stream, b"1")
     assert stream.is_symlink()
+    assert whole_file.is_kept(stream)
+    assert not whole_file.is_kept(tmp_path / "new")
+    with pytest.raises(RunDirError) as caught:
+        write_atomically(stream, "1")
+    assert caught.value.fix == "name a file with --output FILE"
 
 
 def test_the_permissions_are_those_of_an_ordinary_file(tmp_path):

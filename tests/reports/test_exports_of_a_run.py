@@ -248,6 +248,8 @@ def test_tables_agree_with_the_verdict_in_both_forms(here, tmp_path):
         (["--format", "md", "-o", "."], "is a directory"),
         (["--format", "csv", "-o", "runs/latest/manifest.json"], "is not a folder"),
         (["--format", "md", "-o", "no/such/file.md"], "mkdir -p"),
+        (["--format", "md", "-o", "/dev/full"], "fix: --output FILE, for example report.html"),
+        (["-o", "/dev/stdout"], "fix: --output FILE, for example report.html"),
     ],
 )
 def test_a_mistake_is_two_lines_and_exit_code_2(here, capsys, arguments, said):
