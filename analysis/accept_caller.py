@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cpu import df_flame
-from analysis.hot_worker import dominant_function, function_name, function_shares
+from analysis.function_shares import dominant_function, function_name, function_shares
 from analysis.remembered import remembered
 from analysis.run_view import RunView
 from analysis.runtime_frames import KERNEL_SUFFIX, is_named

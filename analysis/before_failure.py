@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cpu import cpu_between, df_flame
-from analysis.hot_worker import function_name
+from analysis.function_shares import function_name
 from analysis.run_view import FAILURE_LEAD_S, Phase, RunView
 
 COLUMNS = ["measure", "subject", "unit", "before", "at_failure", "after"]

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.hot_worker import runs_of
 from analysis.remembered import remembered
 from analysis.run_view import RunView
+from analysis.spans import runs_of
 
 COLLECTOR_FRAME = re.compile(
     # CPython; its statics have names only in a build that was not stripped

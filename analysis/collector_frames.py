@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.collector import COLLECTOR_FRAME, is_collector_sample
+from analysis.function_shares import function_name
 from analysis.hot_thread import EVENT_LOOP, thread_kind
-from analysis.hot_worker import function_name
 from analysis.run_view import RunView
 from analysis.runtime_frames import MAP_SUFFIX, is_own_code, runtime_of
 

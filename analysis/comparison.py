@@ -17,7 +17,7 @@ from analysis.run_conditions import Change, changes, labels, variant_key
 from analysis.run_figures import Better, Figure, key_figures
 from analysis.spread import FEWEST_RUNS, Difference, Spread, differs
 from analysis.summary import Summary
-from analysis.verdict import document as verdict_document
+from analysis.verdict_document import document as verdict_document
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.comparison import Against, Comparison, FigureRow, RungRow
 from analysis.spread import Spread
-from analysis.verdict import json_safe
+from analysis.verdict_document import json_safe
 
 SCHEMA_VERSION = 1
 

@@ -16,10 +16,10 @@ import pandas as pd
 from analysis.cpu import df_host_pressure
 from analysis.evidence import Evidence
 from analysis.findings import fd_limit_process
-from analysis.hot_worker import runs_of
 from analysis.keepalive import ping_work
 from analysis.run_view import Floats, RunView
 from analysis.signs import ETIMEDOUT, Signs
+from analysis.spans import runs_of
 
 Flags = npt.NDArray[np.bool_]
 

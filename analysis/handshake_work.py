@@ -7,7 +7,7 @@ import re
 import pandas as pd
 
 from analysis.cpu import df_flame
-from analysis.hot_worker import function_shares
+from analysis.function_shares import function_shares
 from analysis.run_view import RunView
 
 PASSWORD_HASH, TLS_HANDSHAKE = "password hash", "TLS handshake"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from analysis.cpu import df_flame
-from analysis.hot_worker import dominant_function, dominant_own_function, function_shares
+from analysis.function_shares import dominant_function, dominant_own_function, function_shares
 from analysis.run_view import RunView
 from analysis.runtime_frames import unnamed_share
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.collector import is_collector_sample
 from analysis.cpu import df_flame
-from analysis.hot_worker import dominant_own_function, function_shares
+from analysis.function_shares import dominant_own_function, function_shares
 from analysis.run_view import RunView
 from analysis.runtime_frames import jvm_name, naming_advice
 

@@ -21,7 +21,7 @@ from analysis.descriptors import df_descriptors
 from analysis.evidence import Finding
 from analysis.findings import find_all
 from analysis.hot_thread import with_threads
-from analysis.hot_worker import describe_hot_worker
+from analysis.hot_worker_description import describe_hot_worker
 from analysis.ladder import Rung, build_ladder
 from analysis.moments import df_moments
 from analysis.not_explained import not_explained

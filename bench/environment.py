@@ -10,9 +10,9 @@ import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from harness import recording
 from harness.host import Host
 from harness.plan import Plan
+from harness.version import tool_commit, tool_version
 
 _IRQ_OPTION = "CONFIG_IRQ_TIME_ACCOUNTING"
 
@@ -38,10 +38,10 @@ def describe(host: Host, plan: Plan, foreign: dict[str, str]) -> dict[str, str]:
 
 def describe_host(host: Host) -> dict[str, str]:
     """The machine, and what measures on it."""
-    commit = recording.tool_commit()
+    commit = tool_commit()
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "connscope": recording.tool_version() + (f", commit {commit}" if commit else ""),
+        "connscope": tool_version() + (f", commit {commit}" if commit else ""),
         "kernel": f"Linux {host.kernel} {host.machine}",
         "processor": f"{host.cpu_model}, {host.cpu_count} cores",
         "memory": f"{host.memory_total_bytes / 2**30:.1f} GiB",

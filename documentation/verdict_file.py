@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from analysis import verdict
 from analysis.alternatives import Alternative
 from analysis.attempts import Attempts, GaveUp
 from analysis.causes import CAUSES
@@ -10,6 +9,7 @@ from analysis.evidence import SEVERITIES, SIDES, Evidence, Finding, Fix, Quote, 
 from analysis.ruled_out import Left
 from analysis.rung import Rung
 from analysis.verdict import Verdict
+from analysis.verdict_document import SCHEMA_VERSION, finding_document, rung_document
 from documentation.markdown import attributes, table
 from documentation.reference import MADE
 
@@ -86,12 +86,12 @@ def example_document() -> dict[str, object]:
         (Evidence("connections_held", 1.0, "connections"),), "", (Fix("", ""),),
     )  # fmt: skip
     rung = Rung("", "", "", None, None, "", None, None, None, "")
-    found = verdict._finding(finding)
+    found = finding_document(finding)
     return {
         "findings[]": found,
         "findings[].subject": found["subject"],
         "findings[].evidence[]": found["evidence"][0],
-        "ladder[]": verdict._rung(rung),
+        "ladder[]": rung_document(rung),
     }
 
 
@@ -101,7 +101,7 @@ def verdict_page() -> str:
     parts = [
         MADE,
         "# verdict.json\n",
-        f"`schema_version` {verdict.SCHEMA_VERSION}. `profile-report RUN --format json` prints\n"
+        f"`schema_version` {SCHEMA_VERSION}. `profile-report RUN --format json` prints\n"
         "it, `profile-run --json` as well. Times are seconds since the ramp began; a number that\n"
         "is not finite is `null`.\n",
         f"`side` is one of {', '.join(SIDES)}; `severity` one of {', '.join(SEVERITIES)};\n"

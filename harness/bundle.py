@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import recording
 from harness.run_archive import packed, read_members
 from harness.run_redaction import Redaction
 from harness.run_results import write_results
+from harness.version import tool_version
 from probes import schema
 from probes.errors import RunDirError, UsageError
 from probes.live import Live
@@ -97,7 +97,7 @@ def _verdict_of(run: RunDir) -> dict[str, Any]:
     """The run's verdict as this version makes it; nothing is written."""
     from analysis.run_frames import load
     from analysis.summary import summarise
-    from analysis.verdict import document
+    from analysis.verdict_document import document
 
     return document(summarise(load(run)))
 
@@ -140,7 +140,7 @@ def _copy(run: RunDir, copy: RunDir, redaction: Redaction | None) -> dict[str, i
     manifest = run.read_manifest()
     manifest = manifest if redaction is None else redaction.value(manifest)
     manifest["bundle"] = {
-        "made_by": recording.tool_version(),
+        "made_by": tool_version(),
         "is_redacted": redaction is not None,
         "left_out": left_out,
         "cut": cut,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.confusion import confusion
-from harness import matrix_loop, matrix_resume, matrix_store, recording, scenario
+from harness import matrix_loop, matrix_resume, matrix_store, scenario
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.damaged_run import told_as_damage
@@ -25,6 +25,7 @@ from harness.output_file import check_output_file
 from harness.run_options import count
 from harness.secret_words import without_secrets
 from harness.supervisor import Interrupt
+from harness.version import tool_commit, tool_version
 from probes.errors import ExitCode, UsageError
 from probes.private_file import hand_over
 from probes.rundir import write_atomically
@@ -210,8 +211,8 @@ def _host(host: Host) -> dict[str, Any]:
     names = ("kernel", "machine", "cpu_count", "cpu_model", "memory_total_bytes", "python")
     return {
         **{name: facts[name] for name in names},
-        "tool_version": recording.tool_version(),
-        "tool_commit": recording.tool_commit(),
+        "tool_version": tool_version(),
+        "tool_commit": tool_commit(),
     }
 
 

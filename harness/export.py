@@ -15,7 +15,7 @@ from analysis.run_frames import load
 from analysis.run_view import RunView
 from analysis.stack_samples import df_stack_samples
 from analysis.summary import Summary, summarise
-from analysis.verdict import document
+from analysis.verdict_document import document
 from probes.errors import RunDirError, UsageError
 from probes.private_file import give_folder
 from probes.rundir import RunDir

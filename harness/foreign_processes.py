@@ -29,7 +29,7 @@ from typing import Any
 
 from harness import backends
 from harness.backends import Backend
-from harness.fleet import ProcessEnd
+from harness.fleet_reports import ProcessEnd
 from harness.process_slots import Departed, ProcessSlots
 from harness.server_settings import Setting, program_of, settings_of
 from probes import connection_dump, process_tree, socket_owners

@@ -116,7 +116,9 @@ class Matrix:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; ``comparison`` is for readers, the rest is what a resume needs."""
-        from analysis.verdict import json_safe  # pandas: not for a list, nor for what is refused
+        from analysis.verdict_document import (
+            json_safe,  # pandas: not for a list, nor for what is refused
+        )
 
         plain = {
             "schema_version": SCHEMA_VERSION,

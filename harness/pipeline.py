@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.run_frames import load
 from analysis.summary import summarise
-from analysis.verdict import document
+from analysis.verdict_document import document
 from harness.run_results import DERIVED, Result
 from probes.rundir import REPORT, VERDICT, RunDir
 

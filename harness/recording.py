@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probes import schema
@@ -19,7 +16,8 @@ from probes.probe import Target
 from probes.rundir import RunDir
 
 if TYPE_CHECKING:
-    from harness.fleet import ProcessEnd
+    from harness.fleet_reports import ProcessEnd
+from harness.version import tool_commit, tool_version
 
 PRODUCER = "harness"
 _ROLE_NAMES = {
@@ -28,32 +26,6 @@ _ROLE_NAMES = {
     Role.CLIENT: "client",
     Role.BACKEND: "backend",
 }
-
-
-def tool_version() -> str:
-    """The installed version of connscope."""
-    try:
-        return version("connscope")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def tool_commit() -> str:
-    """The commit of the source tree this runs from, '' for an installed package."""
-    tree = Path(__file__).resolve().parent.parent
-    if not (tree / ".git").exists():
-        return ""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(tree), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
 
 
 class Manifest:

@@ -32,10 +32,10 @@ from analysis.accept_caller import (
 from analysis.accept_outcomes import is_closing_at_once
 from analysis.cpu import wants_full_core
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
-from analysis.hot_worker import runs_of
 from analysis.nofile_setting import lasting_limit_command
 from analysis.remembered import remembered
 from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
+from analysis.spans import runs_of
 
 _SPIN_PER_S = 10_000
 _SPIN_WITH_SHARE_PER_S = 2_000

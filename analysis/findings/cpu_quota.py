@@ -17,9 +17,9 @@ import pandas as pd
 from analysis.control_group import cpu_quota_command, owner_of
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
 from analysis.findings import accept_spin
-from analysis.hot_worker import runs_of
 from analysis.memory_signs import until_stop
 from analysis.signs import Signs
+from analysis.spans import runs_of
 
 _LEAST_SHARE = 0.25
 _LEAST_S = 0.9

@@ -29,9 +29,9 @@ from analysis.handshake_work import (
     work_of,
 )
 from analysis.hot_function import own_function
-from analysis.hot_worker import runs_of
 from analysis.remembered import remembered
 from analysis.signs import Signs
+from analysis.spans import runs_of
 
 _FULL_PCT = 80.0
 _LEAST_S = 0.9

@@ -19,8 +19,8 @@ import numpy as np
 from analysis.cpu import wants_full_core
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import accept_queue_overflow, accept_spin
-from analysis.hot_worker import runs_of
 from analysis.signs import Signs
+from analysis.spans import runs_of
 
 """As for a hot worker (``analysis.hot_worker``): what shares a core never has all of it, and its
 workers' idleness tells whether that is a wall."""

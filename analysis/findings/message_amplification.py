@@ -18,11 +18,11 @@ from typing import NamedTuple
 from analysis.cpu import never_rested
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import accept_spin, garbage_collection, handshake_cost, keepalive_storm
-from analysis.hot_worker import runs_of
 from analysis.remembered import remembered
 from analysis.run_view import RunView
 from analysis.signs import MOST_MESSAGE_CPU_US, Signs
 from analysis.socket_traffic import Traffic, traffic_between
+from analysis.spans import runs_of
 
 _LEAST_OUT_PER_IN = 8.0
 _LEAST_CONNECTIONS = 10

@@ -23,7 +23,7 @@ from analysis import fates
 from analysis.answer_gaps import Hiccup
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import fd_limit_process, own_limit, waits_for_slot
-from analysis.hot_worker import function_name
+from analysis.function_shares import function_name
 from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
 

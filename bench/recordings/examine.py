@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.run_frames import RunFrames
 from analysis.summary import Summary
-from analysis.verdict import document
+from analysis.verdict_document import document
 from bench.recordings.grounding import Tables
 from bench.recordings.meaning import meaning
 

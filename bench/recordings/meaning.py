@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from analysis.summary import Summary
-from analysis.verdict import document, exit_code
+from analysis.verdict import exit_code
+from analysis.verdict_document import document
 
 _VERDICT = ("cause", "side", "at_connections", "at_s", "confidence")
 _FINDING = (

@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Subject
 from analysis.summary import Summary
-from analysis.verdict import json_safe
+from analysis.verdict_document import json_safe
 from reports.exports.plain_text import encodable, one_line
 from reports.formatting import quantity
 

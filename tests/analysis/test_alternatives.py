@@ -112,7 +112,7 @@ def test_the_sentence_says_both(small_run):
 def test_verdict_json_and_the_terminal_show_them(build, tmp_path):
     """No port at connect and no address at bind, from the same moment on."""
     from analysis.summary import summarise
-    from analysis.verdict import document
+    from analysis.verdict_document import document
     from reports.terminal import end_lines
 
     build.stages(1.0, 2.0)

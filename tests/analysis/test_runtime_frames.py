@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from analysis.accept_caller import accept_caller
+from analysis.function_shares import function_name
 from analysis.hot_thread import thread_kind
-from analysis.hot_worker import function_name
 from analysis.run_view import RunView
 from analysis.runtime_frames import (
     is_named,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import verdict
+from analysis import verdict, verdict_document
 from analysis.summary import Summary, summarise
 
 FRAMES = [f.name for f in dataclasses.fields(Summary) if f.type == "pd.DataFrame"]
@@ -43,7 +43,7 @@ def test_an_empty_run_gives_every_frame_and_a_verdict(empty_summary):
     assert "No connection was recorded" in empty_summary.verdict.sentence
     assert empty_summary.findings == []
     assert verdict.exit_code(empty_summary.verdict) == 3
-    json.dumps(verdict.document(empty_summary), allow_nan=False)
+    json.dumps(verdict_document.document(empty_summary), allow_nan=False)
 
 
 def test_the_columns_are_the_documented_ones_with_and_without_rows(empty_summary, small_summary):
@@ -90,7 +90,7 @@ def test_a_healthy_run_is_reached_and_names_nothing_else(small_summary):
 
 
 def test_the_document_has_the_keys_of_the_interface_and_is_plain_json(small_summary):
-    document = verdict.document(small_summary)
+    document = verdict_document.document(small_summary)
     assert list(document) == ["schema_version", "run", "verdict", "findings", "ladder", "probes"]
     assert {
         "id",
@@ -130,7 +130,7 @@ def test_the_document_has_the_keys_of_the_interface_and_is_plain_json(small_summ
     ],
 )
 def test_json_safe(value, plain):
-    result = verdict.json_safe(value)
+    result = verdict_document.json_safe(value)
     assert result == plain
     assert type(result) is type(plain)
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.recording import tool_commit
+from harness.version import tool_commit
 from tests.containers.container import PROJECT, Container, started
 from tests.containers.judge import problems
 from tests.containers.page import keep, kept, page

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.recording import tool_commit
+from harness.version import tool_commit
 from tests.distributions.page import keep, kept, page, problems
 from tests.distributions.roots import DISTRIBUTIONS, Distribution, base, run
 from tests.kernels.fetch import CannotFetchError

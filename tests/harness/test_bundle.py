@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from analysis.run_frames import load
 from analysis.summary import summarise
-from analysis.verdict import document
+from analysis.verdict_document import document
 from harness import bundle, run_archive
 from harness.run_redaction import Redaction
 from probes import schema

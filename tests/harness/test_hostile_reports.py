@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness import handshake, recording
-from harness.fleet import ProcessEnd, Refusal, _told
+from harness.fleet import _told
+from harness.fleet_reports import ProcessEnd, Refusal
 from probes import live as live_memory
 from probes.live import Counter, Live
 from probes.rundir import create_run_dir

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.recording import tool_commit
+from harness.version import tool_commit
 from tests.kernels import guest
 from tests.kernels.catalogue import KERNELS, Kernel
 from tests.kernels.checks import CHECKS

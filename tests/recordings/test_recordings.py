@@ -33,7 +33,7 @@ from analysis.run_frames import RunFrames, load
 from analysis.run_view import RunView
 from analysis.stack_samples import df_stack_samples
 from analysis.summary import Summary, summarise
-from analysis.verdict import document
+from analysis.verdict_document import document
 from bench.recordings import archive, catalogue, label
 from bench.recordings.catalogue import FOLDER
 from bench.recordings.examine import EXPECTED, examine
