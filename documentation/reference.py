@@ -169,8 +169,8 @@ def _paragraphs(body: str) -> str:
 def finder_docstrings() -> dict[str, str]:
     """Cause to the docstring of the module that finds it."""
     found = {}
-    for module in pkgutil.iter_modules(findings.__path__):
-        doc = inspect.getdoc(importlib.import_module(f"analysis.findings.{module.name}")) or ""
+    for module in pkgutil.walk_packages(findings.__path__, f"{findings.__name__}."):
+        doc = inspect.getdoc(importlib.import_module(module.name)) or ""
         cause = doc.partition("``:")[0].removeprefix("``")
         if cause in CAUSES:
             found[cause] = doc
