@@ -180,7 +180,12 @@ def _planned(
         if options.scale is not None:
             raise UsageError("--scale is for a scenario that has one", fix="leave --scale away")
     else:
-        file = scenario.load(options.scenario)
+        file, left_out = scenario.load(options.scenario).without_missing_servers()
+        if left_out:
+            sys.stderr.write(
+                f"left out  {len(left_out)} rows, whose servers are in the source tree alone: "
+                f"{', '.join(row.id for row in left_out)}\n"
+            )
         scale = scale_of(file, options.scale, host.nofile_ceiling_count)
         name, shows = file.name, file.shows
         rows = rows_of_file(file, scale, run_words)

@@ -35,7 +35,7 @@ def shipped_rows(matrix: Matrix, most_here: int) -> list[MatrixRow] | None:
         each.stem for each in scenario.FOLDER.glob("*.toml")
     }:
         return None
-    file = scenario.load(matrix.name)
+    file, _ = scenario.load(matrix.name).without_missing_servers()
     return rows_of_file(file, stored_scale(matrix, file, most_here))
 
 

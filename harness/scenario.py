@@ -18,14 +18,20 @@ cause. A file:
     may = ["host-cpu-saturated"]  # may be named besides
 
 ``options`` are those of profile-run without their dashes; a list repeats an option, true is a flag
-without a value.
+without a value. A row that needs a server of others says so beside them:
+
+    server = "{python} {foreign}/own_limit.py {port} 256"
+
+``{foreign}`` is the folder of such servers in the source tree, ``tests/harness/foreign``.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +41,8 @@ from probes.errors import UsageError
 
 FOLDER = Path(__file__).parent / "scenarios"
 """Where the files are that come with the program."""
+FOREIGN = Path(__file__).resolve().parents[1] / "tests" / "harness" / "foreign"
+"""Servers that are not ours, each with a limit of its own: in the source tree, not installed."""
 
 _HARMFUL = ("binding", "contributing", "warning")
 _CROWDED, _OTHERS_PCT = "host-cpu-saturated", 25.0
@@ -83,7 +91,7 @@ class Expectation:
         causes = {f["cause"] for f in harmful}
         found += [f"{cause} is not named" for cause in self.also if cause not in causes]
         unrelated = causes - {named, self.cause, "reached", *self.also, *self.may}
-        if all(map(_is_of_others, (f for f in harmful if f["cause"] == _CROWDED))):
+        if all(map(is_of_others, (f for f in harmful if f["cause"] == _CROWDED))):
             unrelated.discard(_CROWDED)
         found += [f"{cause} is named without reason" for cause in sorted(unrelated)]
         return found
@@ -97,7 +105,7 @@ class Expectation:
         )
 
 
-def _is_of_others(finding: Mapping[str, Any]) -> bool:
+def is_of_others(finding: Mapping[str, Any]) -> bool:
     """A full host, of which processes beside the run had a good part."""
     return any(
         each.get("of") == BESIDE_THE_RUN and each["value"] >= _OTHERS_PCT
@@ -115,6 +123,8 @@ class Row:
         options: Options of profile-run without dashes.
         client_nofile: RLIMIT_NOFILE of the command, 0 to leave it.
         expect: What its verdict must say.
+        server: Command of a server that is not ours, with ``{port}``, ``{python}`` and
+            ``{foreign}`` in it; '' for ours.
         extra: Whatever else the file says of the row, for the command that reads it.
     """
 
@@ -123,16 +133,23 @@ class Row:
     options: Mapping[str, Any]
     expect: Expectation
     client_nofile: int = 0
+    server: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> list[str]:
         """The command line of profile-run."""
-        words: list[str] = []
+        words = ["--server-cmd", self._server_command()] if self.server else []
         for name, value in self.options.items():
             option = f"--{name.replace('_', '-')}"
             for each in value if isinstance(value, list) else [value]:
                 words += [option] if each is True else [option, str(each)]
         return words
+
+    def _server_command(self) -> str:
+        command = self.server
+        for name, path in (("{python}", sys.executable), ("{foreign}", str(FOREIGN))):
+            command = command.replace(name, shlex.quote(path))
+        return command
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +172,17 @@ class ScenarioFile:
                 return row
         known = ", ".join(row.id for row in self.rows)
         raise UsageError(f"{self.name} has no row {row_id!r}", fix=f"one of: {known}")
+
+    def without_missing_servers(self) -> tuple[ScenarioFile, tuple[Row, ...]]:
+        """The file without rows whose servers are not here, and those rows.
+
+        Servers of others are in the source tree and are not installed.
+        """
+        if FOREIGN.is_dir():
+            return self, ()
+        left_out = tuple(row for row in self.rows if "{foreign}" in row.server)
+        kept = tuple(row for row in self.rows if row not in left_out)
+        return replace(self, rows=kept), left_out
 
 
 def load(name: str) -> ScenarioFile:
@@ -217,5 +245,6 @@ def _row(raw: dict[str, Any], where: str) -> Row:
         options=dict(raw.pop("options")),
         client_nofile=int(raw.pop("client_nofile", 0)),
         expect=expectation,
+        server=str(raw.pop("server", "")),
         extra=raw,
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
+
 import pytest
 
 from harness import run_options, scenario
@@ -29,6 +33,31 @@ def test_options_become_words():
         *("--connections", "5", "--at-fd-limit", "spin", "--force"),
         *("--inject", "x:0", "--inject", "y:1"),
     ]
+
+
+def test_a_server_of_others_is_found_where_the_source_tree_has_it():
+    row = scenario.Row(
+        "a",
+        "b",
+        {"connections": 5},
+        scenario.Expectation(),
+        server="{python} {foreign}/own_limit.py {port} 7",
+    )
+    option, command, *rest = row.arguments()
+    assert (option, rest) == ("--server-cmd", ["--connections", "5"])
+    python, script, *words = shlex.split(command)
+    assert (python, words) == (sys.executable, ["{port}", "7"])
+    assert Path(script).is_file()
+
+
+def test_an_installed_copy_leaves_rows_out_whose_servers_it_lacks(tmp_path, monkeypatch):
+    file = scenario.load("every-cause")
+    assert file.without_missing_servers() == (file, ())
+    monkeypatch.setattr(scenario, "FOREIGN", tmp_path / "nowhere")
+    runnable, left_out = file.without_missing_servers()
+    assert {row.id for row in left_out} == {row.id for row in file.rows if row.server}
+    assert runnable.rows
+    assert not {row.id for row in runnable.rows} & {row.id for row in left_out}
 
 
 def finding(cause, severity="binding", side="server", role="server", worker=0):
