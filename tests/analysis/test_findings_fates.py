@@ -121,6 +121,45 @@ def test_a_proxy_whose_connects_fail_reaches_nobody(foreign, code, label):
     assert finding.value_of("refused_connects", label) == 40
 
 
+def test_connects_that_fail_after_the_call_are_told_by_the_resets_that_came(foreign):
+    """As always where what is behind is on another host: EINPROGRESS, then SO_ERROR."""
+    accepted(foreign, 0)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.2, event="upgrade_refused", detail="HTTP 502: Bad Gateway")
+    foreign.add("tcp_resets", at_s=2.0, direction="rx", side="other", state="SYN_SENT",
+                event_count=40, first_s=1.2)  # fmt: skip
+    finding = named(foreign, "backend-unavailable")
+    (evidence,) = [each for each in finding.evidence if each.id == "refused_connects"]
+    assert (evidence.value, evidence.table) == (40, "tcp_resets")
+
+
+@pytest.mark.parametrize(("line", "is_named"), [
+    ("connect() failed (111: Connection refused) while connecting to upstream", True),
+    ("upstream prematurely closed connection while reading response header", False),
+])  # fmt: skip
+def test_of_a_proxy_in_the_hosts_network_its_words_on_connects_tell(foreign, line, is_named):
+    accepted(foreign, 0)
+    kept_out(foreign, "protocol")
+    foreign.manifest["host"]["network_namespace"] = "host"
+    foreign.add("events", at_s=1.2, event="upgrade_refused", detail="HTTP 502: Bad Gateway")
+    foreign.add("server_words", at_s=1.3, pid=800, source="server.log", line=line, event_count=40,
+                first_s=1.2)  # fmt: skip
+    named = {finding.cause for finding in summarise(foreign.frames()).findings}
+    assert ("backend-unavailable" in named) is is_named
+
+
+def test_who_sends_everybody_away_has_let_nobody_in(foreign):
+    """A queue stood for a moment of a server that was short of a core: no limit of its own."""
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.2, event="upgrade_refused", detail="HTTP 403: not allowed")
+    foreign.add("connection_fates", at_s=2.5, pid=800, fate="accepted", connection_total=40,
+                first_s=0.0, last_s=1.2)  # fmt: skip
+    for at_s in (1.5, 2.0, 2.5):
+        foreign.add("open_fates", at_s=at_s, pid=800, local_port=9000, fate="unaccepted",
+                    socket_count=8)  # fmt: skip
+    assert {f.cause for f in summarise(foreign.frames()).findings} == {"upgrade-refused"}
+
+
 @pytest.mark.parametrize(("poller", "cause"), [(True, "own-limit"), (False, "upgrade-refused")])
 def test_a_runtime_whose_first_thread_has_nothing_to_do_is_free_to_serve(foreign, poller, cause):
     """Go: the first thread is parked, another one has the events."""
