@@ -39,6 +39,8 @@ class ProbeRecord:
         seen_count: All of them, None when not known.
         failed_s: When it failed after it had begun, in s since the ramp began; None when it did
             not, or when that is not known.
+        missed_count: Runs of its eBPF programs that the kernel skipped, for anybody's events.
+        run_count: All of them, 0 when not known.
     """
 
     probe: str
@@ -47,6 +49,8 @@ class ProbeRecord:
     lost_count: int
     seen_count: int | None
     failed_s: float | None
+    missed_count: int = 0
+    run_count: int = 0
 
     @property
     def is_broken(self) -> bool:
@@ -60,6 +64,15 @@ class ProbeRecord:
             return 0.0
         return min(1.0, self.lost_count / self.seen_count) if self.seen_count else None
 
+    @property
+    def is_missing_runs(self) -> bool:
+        """So many runs of its programs were skipped that one event may well be among them.
+
+        Every call of every process on the host is a run of some of these programs, so others bring
+        about most of what is skipped: the share says how likely an event of this run was.
+        """
+        return self.missed_count > MATERIAL_LOSS_SHARE * max(1, self.run_count)
+
     def is_loss_material(self, *, is_by_absence: bool = False) -> bool:
         """What it lost may change a verdict.
 
@@ -67,6 +80,8 @@ class ProbeRecord:
             is_by_absence: The verdict rests on events that were not seen.
         """
         share = self.lost_share
+        if self.is_missing_runs:
+            return True
         if share is None or is_by_absence:
             return self.lost_count > 0
         return share > MATERIAL_LOSS_SHARE
@@ -74,6 +89,9 @@ class ProbeRecord:
     def loss_words(self) -> str:
         """``7 of 12,345 events (0.057 %)``."""
         share = self.lost_share
+        if self.is_missing_runs:
+            pct = 100 * self.missed_count / max(1, self.run_count)
+            return f"{self.missed_count:,} of {self.run_count:,} runs ({pct:.2g} %)"
         if share is None or self.seen_count is None:
             return f"{self.lost_count:,} events, of how many is not known"
         return f"{self.lost_count:,} of {self.seen_count:,} events ({100 * share:.2g} %)"
@@ -100,6 +118,8 @@ class ProbeTrust:
                 lost_count=int(row["lost_count"]),
                 seen_count=int(row["seen_count"]) if int(row["seen_count"]) >= 0 else None,
                 failed_s=self.view.seconds(row["failed_ns"]) if row["failed_ns"] > 0 else None,
+                missed_count=max(0, int(row["missed_count"])),
+                run_count=max(0, int(row["run_count"])),
             )
             for row in self.view.frames["probe_health"].to_dict("records")
         )

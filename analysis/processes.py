@@ -76,6 +76,8 @@ def df_probe_health(view: RunView) -> pd.DataFrame:
         seen_count=-1,
         is_loss_material=False,
         late_count=0,
+        missed_count=0,
+        run_count=-1,
         cpu_s=0.0,
     ).astype(frame.dtypes.to_dict())
     return pd.concat([frame, unseen], ignore_index=True) if len(frame) else unseen
@@ -90,6 +92,7 @@ def _silent_probes(view: RunView) -> set[str]:
 _HEALTH_COLUMNS = [
     *("probe", "asked_for", "state", "reason", "fix", "row_count"),
     *("lost_count", "seen_count", "lost_pct", "is_loss_material", "late_count"),
+    *("missed_count", "run_count"),
     *("cpu_s", "bpf_run_s", "failed_s"),
 ]
 

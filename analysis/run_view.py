@@ -269,9 +269,12 @@ class RunView:
     def open_at(self, at_s: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Connections open (as the clients saw it) at each moment."""
         times, counts = self._open_curve
-        index = np.searchsorted(times, np.asarray(at_s, dtype=np.float64), side="right") - 1
+        moments = np.asarray(at_s, dtype=np.float64)
+        index = np.searchsorted(times, moments, side="right") - 1
         if not len(counts):
             return np.zeros(np.shape(index), dtype=np.int64)
+        if self.is_attached:
+            return _between_samples(times, counts, moments, index)
         result: npt.NDArray[np.int64] = np.where(index >= 0, counts[np.maximum(index, 0)], 0)
         return result
 
@@ -520,3 +523,23 @@ class RunView:
     def sysctl(self, name: str) -> str:
         """A sysctl of the run's host as recorded, '' when it was not."""
         return str((self.host.get("sysctls") or {}).get(name, ""))
+
+
+def _between_samples(
+    times: Floats, counts: npt.NDArray[np.int64], moments: Floats, index: npt.NDArray[np.intp]
+) -> npt.NDArray[np.int64]:
+    """Connections between two samples of a watch, which on a crowded host are seconds apart.
+
+    Those that came meanwhile did so evenly, as far as anybody knows; those that ended were there
+    until the sample that lacks them. Before the first sample there were as many as that found.
+
+    Args:
+        times: Of the samples, in s.
+        counts: Connections at each.
+        moments: When to know it.
+        index: Of the last sample before each moment, -1 for none.
+    """
+    before = np.maximum(index, 0)
+    came = np.interp(moments, times, counts).astype(np.int64)
+    result: npt.NDArray[np.int64] = np.maximum(came, counts[before])
+    return result

@@ -118,6 +118,7 @@ class Summary:
         loop_lag: at_s, pid, role, worker, lag_ms (turn in progress), max_lag_ms, busy_pct.
         probe_health: probe, asked_for, state, reason, fix, row_count, lost_count, seen_count (-1
             when not known), lost_pct (NaN likewise), is_loss_material (it may change the verdict),
+            missed_count (runs of its eBPF programs that were skipped), run_count (-1 when unknown),
             late_count, cpu_s, bpf_run_s (NaN when not counted), failed_s (NaN when it did not, or
             when that is not known).
         probe_overhead: phase (ramp, hold), probe_cpu_pct (100 = one core, the probe process),

@@ -24,6 +24,10 @@ class BpfProbe:
         is_by_process: It counts by process, and forgets those that ended.
         bpf_run_ns: CPU time in its programs, known after ``stop``; -1 unless the sysctl
             ``kernel.bpf_stats_enabled`` is on (it is never changed here).
+        missed_count: Runs of its programs that the kernel skipped, whosever event it was; 0 where
+            their runs are not counted: then they are in ``lost_count``.
+        run_count: Runs of its programs for the whole host, those skipped among them; -1 where they
+            are not counted.
     """
 
     shared: ClassVar[bool] = True
@@ -39,7 +43,9 @@ class BpfProbe:
         self._recorded_count = 0
         self.late_count = 0
         self.bpf_run_ns = -1
-        self._missed_count = 0
+        self.missed_count = 0
+        self.run_count = -1
+        self._lost_runs_count = 0
         self.writers: list[TableWriter] = []
         self._links: list[int] = []
         self._object: BpfObject | None = None
@@ -97,10 +103,18 @@ class BpfProbe:
             self._read_all(self._object, at_ns)
 
     def _read_all(self, loaded: BpfObject, at_ns: int) -> None:
-        self.lost_count -= self._missed_count  # _read may set it anew or leave it
+        self.lost_count -= self._lost_runs_count  # _read may set it anew or leave it
         self._read(loaded, at_ns)
-        self._missed_count = loaded.missed_count(self.programs)
-        self.lost_count += self._missed_count
+        missed_count, runs_count = loaded.missed_count(self.programs), self._runs(loaded)
+        if runs_count < 0:
+            self._lost_runs_count = missed_count
+            self.lost_count += missed_count
+        else:
+            self.missed_count, self.run_count = missed_count, runs_count + missed_count
+
+    def _runs(self, loaded: BpfObject) -> int:
+        """How often its programs ran, for the whole host; -1 where they do not count it."""
+        return -1
 
     def stop(self, at_ns: int) -> None:
         """Detaches, takes the last sample and frees everything."""

@@ -15,7 +15,8 @@ Cost
     (``Target.is_sparing``) it watches as long as the calls that pass cost no more than 0.1 % of a
     core: all the time at 6,600 calls a second, one part in 250 of it at 1.7 million, and in between
     a moment every ten seconds. Once a process has half of its descriptors in use it may also spend
-    what was saved up for that, and when none is left it gets more (``KernelPurse``).
+    what was saved up for that, and when none is left it gets more (``KernelPurse``); so it does
+    when connections end in a burst.
 Misses
     EAGAIN, EINPROGRESS and EINTR, which are answers and not failures, and ERESTART*, which the
     caller never sees. Of clone, fork, vfork and connect EAGAIN is a limit and counted, but not that
@@ -57,6 +58,8 @@ _WATCHING_PERIOD_S, _IDLE_PERIOD_S = 0.2, 0.4
 _READ_NS = NS_PER_S
 
 NEAR_SHARE, FULL_SHARE = 0.5, 0.98
+BURST_COUNT = 5
+"""Connections that end between two looks: somebody is sent away, perhaps for want of something."""
 _ACCEPT_CALLS = ("accept", "accept4")
 
 _LIMITS_PERIOD_NS, _MOST_LIMIT_READS_COUNT = NS_PER_S, 20
@@ -77,6 +80,15 @@ def most_used_share(target: Target) -> float:
         if not slot[Counter.STOPPED_NS] and limit > 0:
             most = max(most, used / limit)
     return most
+
+
+def ended_connections(target: Target) -> int:
+    """Connections that ended so far, of those that living processes of the target had taken."""
+    live = target.live
+    if live is None:
+        return 0
+    slots = [slot for slot in live.followed_slots() if not slot[Counter.STOPPED_NS]]
+    return sum(slot[Counter.ESTABLISHED_TOTAL] - slot[Counter.OPEN_COUNT] for slot in slots)
 
 
 class FailingSyscallsProbe(BpfProbe):
@@ -108,6 +120,7 @@ class FailingSyscallsProbe(BpfProbe):
         self._began_ns = 0
         self._read_due_ns = 0
         self._used_share = 0.0
+        self._ended_total = 0
         self.is_self_paced = False
 
     def _source(self) -> SourceBuilder:
@@ -117,6 +130,7 @@ class FailingSyscallsProbe(BpfProbe):
         self._target = target if target.attached else None
         self.is_self_paced = target.is_sparing
         self._sampled_ns = self._began_ns = now_ns()
+        self._ended_total = ended_connections(target)
         self._kernel.load()  # now, not in the ramp
         for ref in target.processes.values():
             self._user.add_process(ref.pid)
@@ -147,10 +161,12 @@ class FailingSyscallsProbe(BpfProbe):
         self._purse.pay(at_ns, self._passed(self._object) if was_watching else 0)
         self._sampled_ns = at_ns
         used_share = most_used_share(self._target)
-        if used_share >= FULL_SHARE > self._used_share:
+        ended_total = ended_connections(self._target)
+        is_burst = ended_total - self._ended_total >= BURST_COUNT
+        if used_share >= FULL_SHARE > self._used_share or is_burst:
             self._purse.grant(at_ns)
-        self._used_share = used_share
-        wanted = self._purse.affords(used_share >= NEAR_SHARE, was_watching)
+        self._used_share, self._ended_total = used_share, ended_total
+        wanted = self._purse.affords(used_share >= NEAR_SHARE or is_burst, was_watching)
         if was_watching and (at_ns >= self._read_due_ns or not wanted):
             self._read_due_ns = at_ns + _READ_NS
             super().sample(at_ns)
@@ -161,15 +177,26 @@ class FailingSyscallsProbe(BpfProbe):
         self.period_s = _WATCHING_PERIOD_S if wanted else _IDLE_PERIOD_S
 
     @property
+    def unwatched_ns(self) -> int:
+        """Time in which it did not watch; 0 where that is next to nothing."""
+        length_ns = self._sampled_ns - self._began_ns
+        if not self.is_self_paced or self._watched_ns >= 0.99 * length_ns:
+            return 0
+        return length_ns - self._watched_ns
+
+    @property
     def note(self) -> str:
         """What part of the time it did not watch, for the row of its health."""
         length_ns = self._sampled_ns - self._began_ns
-        if not self.is_self_paced or self._watched_ns >= 0.99 * length_ns:
+        if not self.unwatched_ns:
             return ""
         return (
             f"watched {self._watched_ns / NS_PER_S:.1f} s of {length_ns / NS_PER_S:.1f} s, to keep "
             f"the cost for the target below {100 * self._purse.share:g} % of a core"
         )
+
+    def _runs(self, loaded: BpfObject) -> int:
+        return self._passed(loaded)
 
     @staticmethod
     def _passed(loaded: BpfObject) -> int:

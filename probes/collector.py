@@ -378,6 +378,9 @@ class Collector:
             getattr(probe, "bpf_run_ns", -1),
             self._seen_count(entry, lost_rows_count),
             entry.failed_ns,
+            getattr(probe, "missed_count", 0),
+            getattr(probe, "run_count", -1),
+            getattr(probe, "unwatched_ns", 0),
         )
 
     @staticmethod

@@ -853,6 +853,30 @@ _ALL: tuple[Table, ...] = (
                 "not; -1 when not known",
                 absent=-1,
             ),
+            Column(
+                "missed_count",
+                I64,
+                "count",
+                "runs of its eBPF programs that the kernel skipped, whosever event it was; of a "
+                "probe that does not count their runs they are in lost_count; -1 when not known",
+                absent=-1,
+            ),
+            Column(
+                "run_count",
+                I64,
+                "count",
+                "runs of its eBPF programs for the whole host, those skipped among them; -1 when "
+                "not counted",
+                absent=-1,
+            ),
+            Column(
+                "unwatched_ns",
+                I64,
+                "ns",
+                "time in which it did not watch, to cost a server in service no more than it may; "
+                "-1 when not known",
+                absent=-1,
+            ),
         ),
     ),
 )

@@ -94,6 +94,9 @@ def _health_part(view: View) -> Part:
         text = formatting.count(value)
         if value and seen >= 0 and formatting.is_known(pct):
             text += f" of {formatting.count(seen)} ({formatting.significant(pct, 2)} %)"
+        if (missed := float(row["missed_count"])) > 0:
+            runs = formatting.count(float(row["run_count"]))
+            text += f"; {formatting.count(missed)} of {runs} runs skipped"
         return Cell(text, value, tone="warn" if row["is_loss_material"] else "")
 
     columns = [text_column("Probe", "probe", is_code=True), (Heading("State"), state)]

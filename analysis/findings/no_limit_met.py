@@ -8,6 +8,7 @@ the ladder. Every other finding that stands for itself goes before it (analysis/
 from __future__ import annotations
 
 from analysis.evidence import Evidence, Finding, Subject
+from analysis.fates import LEAST_COUNT
 from analysis.listen_queues import moved_by_own, own_queues
 from analysis.signs import EMFILE, ENFILE, Signs
 from probes.schema import SERVER_ROLES
@@ -15,6 +16,9 @@ from probes.schema import SERVER_ROLES
 CAUSE = "no-limit-met"
 DECIDING_TABLES = ("failing_syscalls", "net_counters", "process_samples")
 """Where a limit that was met would have been seen: the verdict rests on nothing being there."""
+
+_BRIEF_SHARE = 0.1
+"""Of the connections that came: fewer that are gone at once are checks of health and the like."""
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -28,6 +32,9 @@ def find(signs: Signs) -> list[Finding]:
     dropped = moved_by_own(signs, "TcpExtListenOverflows", own_queues(signs)).change_count
     confidence, missing = signs.trust(*DECIDING_TABLES, is_by_absence=True)
     taken = taken_count(signs)
+    doubt = _unwatched_refusals(signs, taken)
+    if doubt:
+        confidence, missing = "low", (doubt, *missing)
     evidence = (
         Evidence("peak_connections", view.peak_count, "live_samples"),
         Evidence("connections_taken", taken, "live_samples"),
@@ -66,3 +73,32 @@ def taken_count(signs: Signs) -> int:
     """Connections that came while it was watched: growth of the totals of all processes."""
     totals = signs.view.watched_samples.groupby("pid")["established_total"]
     return int((totals.max() - totals.min()).sum())
+
+
+def _unwatched_refusals(signs: Signs, taken: int) -> str:
+    """What may have been missed, for people: connections ended as soon as they had come, and calls
+    that fail were watched for a part of the time alone; '' where that cannot be.
+    """  # noqa: D205  # one sentence does not fit one line
+    view = signs.view
+    health = view.frames["probe_health"]
+    mine = health["probe"] == "failing_syscalls"
+    unwatched_ns = health["unwatched_ns"][mine].clip(lower=0).sum()
+    ended = ended_at_once_count(signs)
+    if unwatched_ns <= 0 or ended < max(LEAST_COUNT, _BRIEF_SHARE * taken):
+        return ""
+    length_s = view.hold.duration_s
+    watched_s = max(0.0, length_s - unwatched_ns / 1e9)
+    return (
+        f"{ended:,} of {taken:,} connections ended as soon as they had come, and why is not known: "
+        f"calls that fail were watched {watched_s:.1f} of {length_s:.1f} s, to cost the server no "
+        "more"
+    )
+
+
+def ended_at_once_count(signs: Signs) -> int:
+    """Connections that came and ended between two samples, of those that did so by the handful."""
+    samples = signs.view.watched_samples.sort_values("at_ns", kind="stable")
+    grouped = samples.groupby("pid", sort=False)
+    came = grouped["established_total"].diff()
+    ended = (came - grouped["open_count"].diff()).clip(upper=came)
+    return int(ended[ended >= LEAST_COUNT].sum())

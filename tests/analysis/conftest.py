@@ -188,7 +188,14 @@ class RunBuilder:
     def health(self, *probes: str, **values: Any) -> None:
         """Health rows of probes that ran."""
         for probe in probes:
-            row = {"state": "ran", "asked_for": True, "bpf_run_ns": -1, "seen_count": -1, **values}
+            row = {
+                "state": "ran",
+                "asked_for": True,
+                "bpf_run_ns": -1,
+                "seen_count": -1,
+                "run_count": -1,
+                **values,
+            }
             self.add("probe_health", at_s=9.0, probe=probe, **row)
 
     def write(self) -> RunDir:

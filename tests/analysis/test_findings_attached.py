@@ -7,6 +7,7 @@ import math
 import pytest
 
 from analysis import verdict as verdict_module
+from analysis.run_view import RunView
 from analysis.summary import summarise
 from probes.errors import ExitCode
 
@@ -160,6 +161,38 @@ def test_only_what_was_asked_for_and_not_seen_has_an_exit_code_of_its_own(watche
     assert verdict.cause == "no-limit-met"
     assert int(verdict_module.exit_code(verdict)) == code
     assert bool(verdict.unseen) is (code == 6)
+
+
+@pytest.mark.parametrize(
+    ("unwatched_s", "ended", "confidence"), [(4.0, 31, "low"), (0.0, 31, "high"), (4.0, 4, "high")]
+)
+def test_connections_that_end_at_once_while_nobody_watched_are_a_doubt(
+    watched, unwatched_s, ended, confidence
+):
+    """A mapping limit: what refused them was over before failing calls were watched again."""
+    hold(watched, 1, 100)
+    for quarter in range(25):
+        come, gone = (80, ended) if quarter >= 12 else (0, 0)
+        watched.live(800, quarter / 4, open_count=100 + come - gone, established_total=100 + come)
+    watched.cpu(800, 3.0, from_s=-0.5, until_s=6.0, fd_count=200)
+    for row in watched.rows["probe_health"]:
+        if row["probe"] == "failing_syscalls":
+            row["unwatched_ns"] = int(unwatched_s * S)
+    summary = summarise(watched.frames())
+    assert (summary.verdict.cause, summary.verdict.confidence) == ("no-limit-met", confidence)
+    (found,) = summary.findings
+    said = "31 of 80 connections ended as soon as they had come, and why is not known: calls that "
+    said += "fail were watched 2.0 of 6.0 s"
+    assert any(line.startswith(said) for line in found.missing) is (confidence == "low")
+
+
+def test_between_two_samples_of_a_watch_connections_came_evenly_and_ended_late(watched):
+    """On a crowded host samples are seconds apart, and a limit is met between two of them."""
+    for at_s, count in ((1.0, 10), (3.0, 80), (5.0, 20)):
+        watched.live(800, at_s, open_count=count, established_total=80)
+    view = RunView(watched.frames())
+    moments = (0.5, 1.0, 2.0, 3.0, 4.9, 5.0, 7.0)
+    assert [view.open_count_at(at_s) for at_s in moments] == [10, 10, 45, 80, 80, 20, 20]
 
 
 def test_a_limit_that_was_seen_is_exit_code_3_whatever_failed_later(watched):

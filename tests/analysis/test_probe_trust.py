@@ -268,6 +268,18 @@ def test_who_rests_on_what_was_not_seen_takes_any_loss_for_material(tmp_path):
     assert any("1 of 100,000 events" in line for line in found.missing)
 
 
+@pytest.mark.parametrize(("missed", "is_doubted"), [(900, False), (1_100, True)])
+def test_runs_that_were_skipped_for_anybodys_events_count_by_their_share(
+    tmp_path, missed, is_doubted
+):
+    """The kernel counts them for the whole host, where others make most of the calls."""
+    skipping = {"failing_syscalls": {"missed_count": missed, "run_count": 100_000}}
+    found = SCENARIOS[0].finding(tmp_path / "skipping", **skipping)
+    assert (found.cause, found.confidence) == ("no-limit-met", "medium" if is_doubted else "high")
+    told = [line for line in found.missing if "1,100 of 100,000 runs (1.1 %)" in line]
+    assert bool(told) is is_doubted
+
+
 def test_no_limit_met_doubts_every_probe_that_failed(tmp_path):
     broken = {"state": "failed", "reason": "OSError: 524", "failed_s": 3.0}
     found = SCENARIOS[0].finding(tmp_path / "broken", tcp_events=broken)

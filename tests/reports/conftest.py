@@ -55,7 +55,7 @@ COLUMNS: dict[str, str] = {
     "latency": "at_s kind connection_count p50_ms p90_ms p99_ms max_ms",
     "loop_lag": "at_s pid role worker lag_ms max_lag_ms busy_pct",
     "probe_health": "probe asked_for state reason fix row_count lost_count seen_count "
-    "lost_pct is_loss_material late_count cpu_s bpf_run_s failed_s",
+    "lost_pct is_loss_material late_count missed_count run_count cpu_s bpf_run_s failed_s",
     "probe_overhead": "phase probe_cpu_pct bpf_cpu_pct probe_rss_bytes",
     "processes": "pid role worker side slot start_s exited_s exit_status exit_signal "
     "nofile_soft_count own_fds_count established_total failed_total lost_total peak_open_count "
@@ -359,10 +359,10 @@ def build_summary(
         state, reason, fix = ("ran", "", "") if bpf else unavailable
         rows = 900 if bpf else 0
         f["probe_health"].append((probe, True, state, reason, fix, rows, 0, rows, 0.0, False,
-                                  0, 0.04, 0.02, math.nan))  # fmt: skip
+                                  0, 0, -1, 0.04, 0.02, math.nan))  # fmt: skip
     for probe in ("process_samples", "host_counters", "python_stacks", "live_samples"):
         f["probe_health"].append((probe, True, "ran", "", "", 4000, 0, 4000, 0.0, False,
-                                  1, 0.2, math.nan, math.nan))  # fmt: skip
+                                  1, 0, -1, 0.2, math.nan, math.nan))  # fmt: skip
     f["probe_overhead"] += [("ramp", 9.1, 1.2, 190 << 20), ("hold", 3.5, 0.1, 192 << 20)]
     if bpf:
         f["state_transitions"] += [
