@@ -12,6 +12,7 @@ from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence import Finding, Quote, Side, capitalised
 from analysis.findings import no_limit_met
 from analysis.ladder import Rung, layout_wall, next_wall
+from analysis.limit_words import limit_of
 from analysis.not_explained import NotExplained
 from analysis.probe_trust import ProbeTrust
 from analysis.run_view import RunView
@@ -186,22 +187,9 @@ def wall_sentence(ladder: Sequence[Rung]) -> str:
 def _wall_words(rung: Rung) -> str:
     error = f" (± {rung.fit_error_pct:.0f} %)" if (rung.fit_error_pct or 0) >= 1 else ""
     return (
-        f"{_LIMIT_WORDS.get(rung.limit, rung.limit)} of {rung.subject}, "
+        f"{limit_of(rung.limit, rung.subject)}, "
         f"at about {rung.predicted_connections or 0:,} connections{error}"
     )
-
-
-_LIMIT_WORDS = {
-    "fds_per_process": "the descriptor limit",
-    "file_max": "the file table (fs.file-max)",
-    "ephemeral_ports": "the local ports",
-    "tcp_mem": "TCP's memory (tcp_mem)",
-    "memory": "the memory",
-    "cpu_worker": "the CPU",
-    "cpu_host": "the CPU",
-    "accept_queue": "the accept queue",
-    "conntrack": "the connection tracking table",
-}
 
 
 def run_facts(view: RunView) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.confusion import Confusion, confusion
+from analysis.limit_words import limit_of
 from analysis.matrix import HOST_LIMITS, Move, Outcome, RowResult, effects
 from analysis.matrix_figures import SHOWN, FigureName
 from analysis.spread import Spread
@@ -225,7 +226,7 @@ def _move(move: Move, result: RowResult, facts: MatrixFacts) -> dict[str, Any]:
         else f"{move.cause_before} bound before, {move.cause_after} after"
     )
     rungs = [
-        f"{rung.limit.replace('_', ' ')}{f' of a {rung.subject}' if rung.subject else ''} "
+        f"{limit_of(rung.limit, f'a {rung.subject}' if rung.subject else '')} "
         f"from {rung.before:,.0f} to {rung.after:,.0f}"
         for rung in move.moved_rungs[:2]
     ]
@@ -304,7 +305,11 @@ def _rung_table(index: int, move: Move | None) -> Table | None:
         return Cell(formatting.count(value) if value is not None else "not seen", value or -1.0)
 
     rows = [
-        [Cell(f"{rung.limit} {rung.subject}".strip()), cell(rung.before), cell(rung.after)]
+        [
+            Cell(limit_of(rung.limit, f"a {rung.subject}" if rung.subject else "")),
+            cell(rung.before),
+            cell(rung.after),
+        ]
         for rung in shown
     ]
     headings = (

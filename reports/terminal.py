@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from analysis.limit_words import limit_of, unit_words
 from reports.redrawn import Redrawn, write_text
 
 if TYPE_CHECKING:
@@ -458,11 +459,12 @@ def next_rung(verdict: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def rung_sentence(rung: Mapping[str, Any]) -> str:
     """One sentence about a rung: which limit, of whom, at how many connections, use at peak."""
     subject = str(rung.get("subject") or rung.get("scope") or "").strip()
-    sentence = f"{rung.get('limit')}{' of ' + subject if subject else ''}"
+    sentence = limit_of(str(rung.get("limit")), subject)
     sentence += f" at about {rung['predicted_connections']:,.0f} connections"
     used, capacity = rung.get("used_at_peak"), rung.get("capacity")
     if isinstance(used, (int, float)) and isinstance(capacity, (int, float)):
-        sentence += f" (used {used:,.6g} of {capacity:,.6g} {rung.get('unit', '')}".rstrip() + ")"
+        unit = unit_words(str(rung.get("unit", "")))
+        sentence += f" (used {used:,.6g} of {capacity:,.6g} {unit}".rstrip() + ")"
     return sentence
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from analysis.evidence import Evidence, Finding, Subject
 from analysis.ladder import next_wall
+from analysis.limit_words import limit_of
 from analysis.signs import Signs
 
 
@@ -31,7 +32,7 @@ def find(signs: Signs) -> list[Finding]:
     )
     if wall is not None and wall.predicted_connections is not None:
         explanation += (
-            f" The next limit is {wall.limit} of {wall.subject}, "
+            f" The next limit is {limit_of(wall.limit, wall.subject)}, "
             f"at about {wall.predicted_connections:,} connections."
         )
     return [

@@ -266,7 +266,7 @@ def test_the_end_has_three_lines_each_at_most():
     heads = [line[:8].strip() for line in lines]
     assert heads == ["verdict", "", "", "fix", "", "", "next", "", "report", "probe"]
     assert [line[9:] for line in lines[3:6]] == ["c1", "c2", "c3"], "of the cause itself"
-    assert "ephemeral_ports of 127.0.0.2 at about 395,222" in lines[6]
+    assert "the local ports of 127.0.0.2 at about 395,222" in lines[6]
     assert lines[-2].endswith("runs/x/report.html")
     assert lines[-1].endswith("cpu_stacks unavailable: needs root")
     assert all(len(line) <= 80 for line in lines)
