@@ -108,9 +108,18 @@ def rank(signs: Signs, findings: Sequence[Finding]) -> list[Finding]:
         elif origin is not None:
             severity: Severity = "contributing" if binding is not None else "warning"
             ranked.append(finding.with_severity(severity, follows_from=origin.cause))
+        elif binding is not None and _is_likewise(finding, binding):
+            ranked.append(finding.with_severity("contributing"))
         else:
             ranked.append(finding)
     return sorted(ranked, key=lambda f: (SEVERITIES.index(f.severity), f.first_s, f.cause))
+
+
+def _is_likewise(finding: Finding, binding: Finding) -> bool:
+    """What stopped the run came about in another process as well, and turned clients away there."""
+    is_other = finding.subject.pid != binding.subject.pid
+    turned_away = finding.severity == "warning" and finding.explained_count > 0
+    return finding.cause == binding.cause and is_other and turned_away
 
 
 def find_binding(signs: Signs, findings: Sequence[Finding]) -> Finding | None:

@@ -125,6 +125,17 @@ def test_all_that_were_stopped_go_on_by_one_command(held):
     assert [f.fix[0].command for f in found] == ["kill -CONT 800 801"] * 2
 
 
+def test_a_second_worker_that_stood_still_had_its_part(held):
+    held.manifest["target_connections"] = TARGET + 40
+    held.connect(40, from_s=2.5, until_s=3.0, stage="handshake", errno=110, close_kind="timeout",
+                 closed_s=5.5)  # fmt: skip
+    block(held, 800)
+    block(held, 801, from_s=2.2)
+    assert causes(summarise(held.frames())) == [
+        *(("worker-blocked", "binding"), ("worker-blocked", "contributing")),
+    ]
+
+
 @pytest.mark.parametrize(
     ("state", "said", "command"),
     [
