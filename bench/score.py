@@ -1,8 +1,8 @@
 """``python -m bench.score``: how good the verdict is, on the recordings of ``tests/recordings``.
 
-Every recording is understood anew and held against its label, which says what was provoked. What
-is counted, and in whose terms: ``bench.recordings.scoring``. ``--markdown`` writes the page of the
-documentation.
+Every recording is understood anew and held against its label, which says what was provoked; so is,
+apart, what ``python -m bench.hard`` kept of its runs. What is counted, and in whose terms:
+``bench.recordings.scoring``. ``--markdown`` writes the page of the documentation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from analysis.run_frames import load
 from analysis.summary import summarise
 from bench.command import write
-from bench.recordings import archive, label
+from bench.recordings import archive, hard, label
 from bench.recordings.catalogue import FOLDER
 from bench.recordings.examine import EXPECTED, examine
 from bench.recordings.score_document import markdown, text
@@ -41,6 +41,8 @@ def _score(argv: Sequence[str]) -> int:
     add("--recordings", type=Path, default=FOLDER, metavar="DIR", help=f"default: {FOLDER.name}")
     add("--expected", action="store_true",
         help="what is expected of them, instead of what the verdict says now: quick")  # fmt: skip
+    add("--hard", type=Path, default=hard.KEPT, metavar="FILE",
+        help="runs of hard rows that are kept, default: bench/hard.jsonl")  # fmt: skip
     add("--markdown", type=Path, metavar="FILE", help="write the page of the documentation")
     options = parser.parse_args(argv)
     read = expected_cases if options.expected else cases
@@ -50,8 +52,12 @@ def _score(argv: Sequence[str]) -> int:
             f"{options.recordings} holds no recordings", fix="make recordings, or another DIR"
         )
     print(text(scored))
+    runs = hard.read(options.hard)
+    hard_cases, left_out = hard.cases(runs), hard.left_out(runs)
+    if hard_cases:
+        print("\n" + text(hard_cases, "runs of hard rows"))
     if options.markdown is not None:
-        write(options.markdown, markdown(scored))
+        write(options.markdown, markdown(scored, hard_cases, left_out))
     return 0
 
 

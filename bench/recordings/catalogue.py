@@ -7,7 +7,6 @@ of ``others.toml``. All are small: what a row needs many connections for is made
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,8 +201,7 @@ def _other(row: Row) -> Recording:
     folder = str(extra["folder"])
     if folder == "attached":
         return _watched(folder, row)
-    words = [*_server(extra), *row.arguments()]
-    made = _recording(folder, row, words, row.client_nofile, _FOLDERS[folder])
+    made = recording_of(folder, row, _FOLDERS[folder])
     end, at = str(extra.get("end", "")), str(extra.get("at", "hold"))
     is_root, cut = extra.get("user", "root") == "root", float(extra.get("cut", 1.0))
     after_s, commit = float(extra.get("after", 0.0)), str(extra.get("commit", ""))
@@ -227,16 +225,13 @@ def _other(row: Row) -> Recording:
     )
 
 
+def recording_of(folder: str, row: Row, group: str) -> Recording:
+    """A row that is played as it is, with the server that it names."""
+    words = [*_server(row.extra), *row.arguments()]
+    return _recording(folder, row, words, row.client_nofile, group)
+
+
 def _server(extra: Mapping[str, Any]) -> list[str]:
     if "peer" in extra:
         return ["--server-cmd", peers.BY_NAME[extra["peer"]].command(int(extra["workers"]))]
-    if "server" not in extra:
-        return []
-    places = {
-        "{python}": sys.executable,
-        "{foreign}": str(ROOT / "tests" / "harness" / "foreign"),
-    }
-    command = str(extra["server"])
-    for name, path in places.items():
-        command = command.replace(name, shlex.quote(path))
-    return ["--server-cmd", command]
+    return []

@@ -25,6 +25,16 @@ FOREIGN = "foreign servers"
 LACKING = "cut short, interrupted, or with probes missing"
 GROUPS = (OWN, LOG, WATCHED, FOREIGN, LACKING)
 """In the order to show."""
+HARD: Mapping[str, str] = {
+    "double": "two faults",
+    "distracted": "beside a louder innocent",
+    "changing": "changing load",
+    "unseen": "probes missing",
+    "workers": "1, 2 and 16 workers",
+    "runtimes": "other runtimes and proxies",
+    "healthy": "nothing done to it",
+}
+"""Groups of hard rows (``bench/hard.toml``), by the word for them there, in the order to show."""
 
 _WITHOUT_FAULT = (*GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED, "")
 
@@ -111,16 +121,26 @@ def read(path: Path) -> Label:
         RunDirError: It is none.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        provoked = tuple(Provoked(**each) for each in raw.pop("provoked"))
-        may, never = tuple(raw.pop("may")), tuple(raw.pop("never"))
-        label = Label(**raw, provoked=provoked, may=may, never=never)
+        label = of_document(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunDirError(
             f"{path} is no label of a recording: {error}", fix="make recordings writes it anew"
         ) from error
     _check(label, path)
     return label
+
+
+def of_document(document: Mapping[str, Any]) -> Label:
+    """A label from the JSON of ``asdict``.
+
+    Raises:
+        KeyError: Something is missing.
+        TypeError: Something is not of its form.
+    """
+    raw = dict(document)
+    provoked = tuple(Provoked(**each) for each in raw.pop("provoked"))
+    may, never = tuple(raw.pop("may")), tuple(raw.pop("never"))
+    return Label(**raw, provoked=provoked, may=may, never=never)
 
 
 def _check(label: Label, path: Path) -> None:
@@ -130,7 +150,7 @@ def _check(label: Label, path: Path) -> None:
     }
     followers = {each.cause for each in label.provoked} - roots
     unknown |= {*followers, *label.may, *label.never} - {*CAUSES}
-    if unknown or label.group not in GROUPS:
+    if unknown or label.group not in (*GROUPS, *HARD.values()):
         wrong = ", ".join(sorted(unknown)) or label.group
         raise RunDirError(f"{path}: {wrong} makes no sense", fix="correct it")
 
@@ -138,13 +158,13 @@ def _check(label: Label, path: Path) -> None:
 def of_row(row: Row, expect: Expectation, *, recording: str, group: str, provoked_by: str) -> Label:
     """The label of a scenario's row, which says what it provokes.
 
-    Its root is ``root`` of the row's ``label``, else the cause of the verdict, else what is named;
-    all else that must be named follows from the root, unless ``follows`` says from what. The
-    process that a row gives is that of ``named``.
+    Its root is ``root`` of the row's ``label`` (a list where several faults were made at once),
+    else the cause of the verdict, else what is named; all else that must be named follows from the
+    root, unless ``follows`` says from what. The process that a row gives is that of ``named``.
 
     Args:
-        row: Of a scenario file; its ``label`` may say ``root``, ``follows``, ``side``,
-            ``command``, ``may`` and ``never``.
+        row: Of a scenario file; its ``label`` may say ``root``, ``follows``, ``side``, ``sides``
+            (by cause), ``command``, ``may`` and ``never``.
         expect: What the verdict must say; empty where ``label`` says a root that has no word yet.
         recording: Id of the recording.
         group: Of ``GROUPS``.
@@ -154,15 +174,20 @@ def of_row(row: Row, expect: Expectation, *, recording: str, group: str, provoke
     named = expect.named or expect.cause
     causes = list(dict.fromkeys((expect.cause, named, *expect.also)))
     causes = [cause for cause in causes if cause not in _WITHOUT_FAULT]
-    roots = [str(extra["root"])] if "root" in extra else causes[:1]
+    root = extra.get("root", causes[:1])
+    roots = list(root) if isinstance(root, list) else [str(root)]
     follows: dict[str, str] = dict(extra.get("follows", {}))
+    sides: dict[str, str] = dict(extra.get("sides", {}))
+
+    def side(cause: str) -> str:
+        return sides.get(cause, expect.side or str(extra.get("side", "")))
 
     def provoked(cause: str) -> Provoked:
         is_meant = cause == named or (cause in roots and named not in causes)
         is_root = cause in roots
         return Provoked(
             cause=cause,
-            side=expect.side or str(extra.get("side", "")) if is_meant or is_root else "",
+            side=side(cause) if is_meant or is_root else "",
             role=expect.role if is_meant else "",
             worker=expect.worker if is_meant else -1,
             command=str(extra.get("command", "")) if is_root else "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.recordings.label import GROUPS
+from bench.recordings.label import GROUPS, HARD
 from bench.recordings.scoring import (
     NOTHING,
     Case,
@@ -53,11 +53,56 @@ rows, and no more. What it does with servers that nobody here has seen is anothe
 """
 
 
-def markdown(cases: Sequence[Case]) -> str:
+_HARD = """\
+## Hard rows
+
+Two faults at once, a fault beside a louder innocent (a neighbour that takes a core, kills for
+memory of somebody else, a log full of other errors), clients that come again and again, probes
+that are missing, 1 and 16 workers, and servers in Node, Go, Java and Python and behind nginx and
+haproxy: `bench/hard.toml`, run by `python -m bench.hard`. Each row says what harm it must do to its
+clients, and that is counted from the records of the connections, apart from the verdict: a run that
+did less is left out. What others on the same machine took of its cores is not held against a
+verdict that says so.
+"""
+
+
+def hard_part(cases: Sequence[Case], left_out: Sequence[str]) -> list[str]:
+    """The hard rows, each group apart.
+
+    Args:
+        cases: Runs whose harm appeared.
+        left_out: The others, for people.
+    """
+    if not cases:
+        return []
+    crowded = sum(bool(case.found.get("is_crowded")) for case in cases)
+    return [
+        _HARD,
+        f"**{len(cases)} runs: {_split(cases)}.** In {crowded} of them processes beside the run "
+        "had a good part of the cores.",
+        "",
+        *_score_table(cases, tuple(HARD.values())),
+        "",
+        *_confusion_table(confused(cases)),
+        "",
+        "Not as labelled:",
+        "",
+        *_complaints(cases),
+        *(["", "Left out, as the harm did not appear:", ""] if left_out else []),
+        *(f"- {each}" for each in left_out),
+        "",
+    ]
+
+
+def markdown(
+    cases: Sequence[Case], hard: Sequence[Case] = (), hard_left_out: Sequence[str] = ()
+) -> str:
     """The page.
 
     Args:
         cases: Every recording, group by group.
+        hard: Runs of hard rows whose harm appeared.
+        hard_left_out: The others, for people.
     """
     return "\n".join(
         [
@@ -82,13 +127,14 @@ def markdown(cases: Sequence[Case]) -> str:
             "",
             *_complaints(cases),
             "",
+            *hard_part(hard, hard_left_out),
         ]
     )
 
 
-def text(cases: Sequence[Case]) -> str:
-    """The score for a terminal: all recordings together, and what is not as labelled."""
-    lines = [f"{len(cases)} recordings: {_split(cases)}", ""]
+def text(cases: Sequence[Case], of: str = "recordings") -> str:
+    """The score for a terminal: all of them together, and what is not as labelled."""
+    lines = [f"{len(cases)} {of}: {_split(cases)}", ""]
     lines += [f"{each.name:<68} {_cell(each.share)}" for each in score(cases)]
     return "\n".join([*lines, "", *_complaints(cases)])
 
@@ -119,8 +165,8 @@ def _split(cases: Sequence[Case]) -> str:
     )
 
 
-def _score_table(cases: Sequence[Case]) -> list[str]:
-    groups = [group for group in GROUPS if any(case.label.group == group for case in cases)]
+def _score_table(cases: Sequence[Case], known: Sequence[str] = GROUPS) -> list[str]:
+    groups = [group for group in known if any(case.label.group == group for case in cases)]
     columns = [score(cases)]
     columns += [score([case for case in cases if case.label.group == group]) for group in groups]
     return [
