@@ -176,10 +176,13 @@ def _queueing(signs: Signs) -> list[Met]:
     waiting = {each.pid for each in fates.stuck(view) if blocking_wait(view, each)}
     connections = view.connections
     refused = int((connections["is_failed"] & (connections["close_kind"] == "protocol")).sum())
+    came = max(1, int(connections["connected_s"].notna().sum()) - fates.LEAST_COUNT)
     for queue in fates.standing_queues(view):
         accepted = fates.accepted_count(view, queue.pid)
-        if not queue.pid or accepted <= refused or not is_harmed_by_waiting(signs):
-            continue  # whom it sends away it does not let in
+        if not queue.pid or accepted <= 0 or not is_harmed_by_waiting(signs):
+            continue
+        if accepted <= refused or (refused >= fates.LEAST_COUNT and accepted >= came):
+            continue  # it took all who came, and sent some of them away
         if queue.pid in waiting:  # what it took already waits for somebody else
             continue
         if not _is_free(signs, queue.pid, queue.first_s, queue.last_s):

@@ -148,12 +148,15 @@ def test_of_a_proxy_in_the_hosts_network_its_words_on_connects_tell(foreign, lin
     assert ("backend-unavailable" in named) is is_named
 
 
-def test_who_sends_everybody_away_has_let_nobody_in(foreign):
+@pytest.mark.parametrize("let_in", [0, 60])
+def test_who_takes_all_and_sends_some_away_has_not_stopped_accepting(foreign, let_in):
     """A queue stood for a moment of a server that was short of a core: no limit of its own."""
+    if let_in:
+        served(foreign, let_in)
     kept_out(foreign, "protocol")
     foreign.add("events", at_s=1.2, event="upgrade_refused", detail="HTTP 403: not allowed")
-    foreign.add("connection_fates", at_s=2.5, pid=800, fate="accepted", connection_total=40,
-                first_s=0.0, last_s=1.2)  # fmt: skip
+    foreign.add("connection_fates", at_s=2.5, pid=800, fate="accepted",
+                connection_total=let_in + 40, first_s=0.0, last_s=1.2)  # fmt: skip
     for at_s in (1.5, 2.0, 2.5):
         foreign.add("open_fates", at_s=at_s, pid=800, local_port=9000, fate="unaccepted",
                     socket_count=8)  # fmt: skip

@@ -16,17 +16,17 @@ from tests.machine import in_turn
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
 VARIANTS = {"healthy-20000", "healthy-handoff", "worker-crash-at-limit"}
-"""Rows of a cause that another one provokes as well, and of a size between two others."""
-FOREIGN = {"unix-queue-full"}
-"""Rows with a server of others whose causes no other test of ``make test`` provokes; this one has
-those of ``backend-unavailable`` as well. The causes of the others are in ``test_limit_causes``,
-``test_wild_causes``, ``test_traffic_causes`` and ``tests/harness/test_foreign_server``."""
+"""Rows of a cause that another one provokes as well, and of a size between two others.
+
+So are those with a server of others: their causes are provoked in ``test_limit_causes``,
+``test_wild_causes``, ``test_traffic_causes`` and ``tests/harness/test_foreign_server``.
+"""
 
 ROWS = [
     in_turn(
         row.id,
         row.extra.get("cores", 0),
-        is_variant=row.id in VARIANTS or (bool(row.server) and row.id not in FOREIGN),
+        is_variant=row.id in VARIANTS or bool(row.server),
     )
     for row in scenario.load("every-cause").rows
 ]
