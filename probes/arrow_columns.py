@@ -2,6 +2,7 @@
 
 ``pyarrow.array`` imports pandas at its first conversion wherever pandas is installed: 55 MB and a
 third of a second of CPU, in a process that has no use for it and is in the middle of a ramp.
+numpy and pyarrow are imported with the first column, so that who opens no table stays lean.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from probes import schema
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 _MOST_TEXT_BYTES = 2**31 - 1
@@ -55,6 +55,8 @@ def arrow_column(values: Sequence[Any] | np.ndarray[Any, Any], column_type: str)
 
 
 def _numbers(values: Sequence[Any] | np.ndarray[Any, Any], column_type: str) -> list[Any] | None:
+    import numpy as np
+
     given = np.asarray(values) if len(values) else np.empty(0, bool)
     if given.dtype.kind not in _KINDS[column_type]:
         return None
@@ -68,6 +70,8 @@ def _numbers(values: Sequence[Any] | np.ndarray[Any, Any], column_type: str) -> 
 
 
 def _texts(values: Sequence[Any] | np.ndarray[Any, Any]) -> list[Any] | None:
+    import numpy as np
+
     if not all(isinstance(value, str) for value in values):
         return None
     encoded = [value.encode() for value in values]

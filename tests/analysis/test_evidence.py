@@ -206,10 +206,11 @@ def test_a_subject_in_words(subject, text):
 
 def test_one_module_for_each_cause_that_can_be_named():
     folder = ROOT / "analysis" / "findings"
-    modules = {p.stem.replace("_", "-") for p in folder.glob("[a-z]*.py")}
+    paths = list(folder.rglob("[a-z]*.py"))
+    modules = {path.stem.replace("_", "-") for path in paths}
     assert modules <= set(CAUSES)
     assert {f.__module__.rpartition(".")[2].replace("_", "-") for f in FINDERS} == modules
-    for path in folder.glob("[a-z]*.py"):
+    for path in paths:
         head = path.read_text().split('"""')[1]
         assert re.match(rf"``{path.stem.replace('_', '-')}``: ", head), path
         assert "Proof:" in head, path
