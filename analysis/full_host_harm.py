@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.cpu import df_host_pressure
 from analysis.evidence import Evidence
-from analysis.findings import fd_limit_process
+from analysis.full_processes import is_server_full
 from analysis.keepalive import ping_work
 from analysis.run_view import Floats, RunView
 from analysis.signs import ETIMEDOUT, Signs
@@ -144,7 +144,7 @@ def _stalled_loops(signs: Signs) -> Harm | None:
 def _stalled_attempts(signs: Signs) -> Harm | None:
     """Attempts that waited in vain, unless full servers explain them."""
     view = signs.view
-    if not signs.stalled_count or any(f.side == "server" for f in fd_limit_process.find(signs)):
+    if not signs.stalled_count or is_server_full(signs):
         return None
     connections = view.connections
     late = connections["is_failed"] & (

@@ -26,62 +26,22 @@ from analysis.evidence import (
     side_of_role,
     times,
 )
+from analysis.full_processes import full_processes
 from analysis.nofile_setting import lasting_limit_command, raised_where_it_is_set
-from analysis.remembered import remembered
-from analysis.signs import ACCEPT_CALLS, EMFILE, Signs
+from analysis.signs import EMFILE, Signs
 from probes.schema import SERVER_ROLES
 
 _LEAST_TRYING_S = 0.5
-_SERVER_CALLS, _CLIENT_CALLS = (*ACCEPT_CALLS, "socket"), ("socket",)
 
 
 def find(signs: Signs) -> list[Finding]:
     """One finding a side: about the process that was full first; the others are counted."""
     found = []
     for roles in (SERVER_ROLES, ("client",)):
-        rows = _at_limit(signs, roles)
+        rows = full_processes(signs, roles)
         if len(rows):
             found.append(_finding(signs, rows))
     return found
-
-
-@remembered
-def _at_limit(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
-    """Descriptor rows of full processes with emfile_count, first_s, last_s, table; first first."""
-    fleet = signs.descriptors[signs.descriptors["role"].isin(roles)]
-    calls = _CLIENT_CALLS if roles[0] == "client" else _SERVER_CALLS
-    emfile = signs.errors_by_pid(calls, EMFILE)
-    hits = {int(row["pid"]): row for row in emfile.to_dict("records")}
-    rows = []
-    for row in fleet.to_dict("records"):
-        pid, role = int(row["pid"]), str(row["role"])
-        hit = hits.get(pid)
-        is_full = int(row["peak_count"]) >= int(row["capacity_count"]) - 1
-        is_wanted = role != "client" and signs.unmet_count > 0 and is_full
-        if signs.view.is_attached:  # nobody says how many want in: full is full
-            is_wanted = int(row["peak_count"]) >= int(row["capacity_count"])
-        if hit is None and not is_wanted:
-            continue
-        # EMFILE has its exact moment; a sample only says that it was so by then
-        exact_s = float(hit["first_s"]) if hit is not None else float("nan")
-        first_s = exact_s if np.isfinite(exact_s) else float(row["first_full_s"])
-        last_s = float(hit["last_s"]) if hit is not None else signs.view.stop_s
-        if not np.isfinite(first_s):
-            continue
-        rows.append(
-            {
-                **row,
-                "emfile_count": int(hit["event_count"]) if hit is not None else 0,
-                "emfile_table": str(hit["source"]) if hit is not None else "",
-                "emfile_calls": str(hit["syscall"]) if hit is not None else "",
-                "first_s": first_s,
-                "last_s": max(first_s, last_s),
-            }
-        )
-    frame = pd.DataFrame(rows)
-    if len(frame):
-        frame = frame.sort_values(["first_s", "pid"], kind="stable", ignore_index=True)
-    return frame
 
 
 def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:

@@ -15,7 +15,7 @@ from analysis.collector import CollectorTime, collector_time
 from analysis.collector_frames import Collecting, describe_collecting
 from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
-from analysis.findings import fd_limit_process
+from analysis.full_processes import is_server_full
 from analysis.remembered import remembered
 from analysis.runtime_frames import naming_advice, node_script
 from analysis.signs import Signs
@@ -96,7 +96,7 @@ def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
             commands = advice.commands
             missing += (f"which function allocates: {advice.sentence}",)
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
-    if any(f.side == "server" for f in fd_limit_process.find(signs)):
+    if is_server_full(signs):
         stalled = 0  # a full worker strands connections whether this one collects or not
     spent_s = time.share_pct / 100 * (until_s - since_s)
     of = "" if table == "live_samples" else "its CPU time in "

@@ -20,7 +20,8 @@ import pandas as pd
 
 from analysis.cpu import never_rested
 from analysis.evidence import Evidence, Finding, Fix, capitalised, connections_text, side_of_role
-from analysis.findings import accept_spin, fd_limit_process, garbage_collection, keepalive_storm
+from analysis.findings import accept_spin, garbage_collection, keepalive_storm
+from analysis.full_processes import is_server_full
 from analysis.handshake_work import (
     PASSWORD_HASH,
     TLS_HANDSHAKE,
@@ -243,7 +244,7 @@ def _finding(signs: Signs, span: _Span) -> Finding:
         where = where._replace(function=name, share_pct=share_pct) if name else where
     cost_ms, per_s = span.cost_us / 1e3, span.count / (span.until_s - span.since_s)
     stalled = signs.stalled_count if signs.first_stalled_s >= span.since_s - _STARTS_WITHIN_S else 0
-    if any(f.side == "server" for f in fd_limit_process.find(signs)):
+    if is_server_full(signs):
         stalled = 0  # a full worker strands connections whatever a handshake costs
     made_per_s = 0.0 if span.is_unmade else per_s
     evidence = [

@@ -22,13 +22,13 @@ from analysis.cpu import df_flame
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings import (
     accept_spin,
-    fd_limit_process,
     garbage_collection,
     handshake_cost,
     hot_acceptor,
     keepalive_storm,
     message_amplification,
 )
+from analysis.full_processes import is_server_full
 from analysis.hot_function import UNNAMED, own_function
 from analysis.hot_thread import df_threads, thread_label, who_waits
 from analysis.runtime_frames import (
@@ -177,7 +177,7 @@ def _finding(
         missing += (advice.sentence,)
     name = str(subject)
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
-    if any(f.side == "server" for f in fd_limit_process.find(signs)):
+    if is_server_full(signs):
         stalled = 0  # a full worker strands connections whether this one is hot or not
     elif hiccup is not None:
         stalled = max(stalled, hiccup.gap.failed_count)

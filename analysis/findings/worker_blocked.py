@@ -22,7 +22,8 @@ import pandas as pd
 from analysis import fates
 from analysis.answer_gaps import Hiccup
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
-from analysis.findings import fd_limit_process, own_limit, waits_for_slot
+from analysis.findings import own_limit, waits_for_slot
+from analysis.full_processes import is_server_full
 from analysis.function_shares import function_name
 from analysis.signs import Signs
 from probes.schema import SERVER_ROLES
@@ -385,7 +386,7 @@ def _finding(signs: Signs, block: _Block, halted: tuple[int, ...] = ()) -> Findi
         where += f", called from {block.frame}" if block.frame else ""
         confidence = "medium"
     stalled = signs.stalled_count if signs.first_stalled_s >= since_s - 0.5 else 0
-    if any(f.side == "server" for f in fd_limit_process.find(signs)):
+    if is_server_full(signs):
         stalled = 0  # a full worker strands connections whether this one is blocked or not
     elif hiccup is not None:
         stalled = max(stalled, hiccup.gap.failed_count)
