@@ -282,6 +282,7 @@ class Collector:
         if self._target is not None:
             stop_ns = int((self._stop_limit_s - _HEALTH_S) * NS_PER_S)
             self._target.stop_by_ns = self.clock_ns() + stop_ns
+            self._target.stop_slowness = self._stop_slowness
         # py-spy writes its file while the others stop; the sockets are counted before the fleet,
         # which is stopped next, closes them.
         for entry in self.driven:
@@ -320,7 +321,11 @@ class Collector:
 
     def _stop_limit_s_of(self, entry: Driven) -> float:
         limit_s: float = getattr(entry.probe, "stop_limit_s", PROBE_STOP_LIMIT_S)
-        return limit_s * max(1.0, self._stop_limit_s / STOP_LIMIT_S)
+        return limit_s * self._stop_slowness
+
+    @property
+    def _stop_slowness(self) -> float:
+        return max(1.0, self._stop_limit_s / STOP_LIMIT_S)
 
     def _give_up(self) -> None:
         """Runs in a thread of its own: a probe hangs in code that no signal reaches."""

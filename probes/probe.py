@@ -59,6 +59,7 @@ class Target:
         allow_pauses: The user allows probes to stop the target for a moment.
         stretch: How much longer than usual the periods are now, for the sake of the target.
         stop_by_ns: By when every probe has to have stopped, 0 as long as nobody asked.
+        stop_slowness: How many times longer than usual that may take on this host: 1 or more.
         row_stretch: The same for what writes rows, for the sake of the recording's size.
         is_coarse: Rows are few now, to keep the recording small.
     """
@@ -74,6 +75,7 @@ class Target:
     allow_pauses: bool = False
     stretch: float = 1.0
     stop_by_ns: int = 0
+    stop_slowness: float = 1.0
     row_stretch: float = 1.0
     is_coarse: bool = False
 

@@ -20,7 +20,8 @@ Misses:
     the last one seen: in a nearly idle process at 5 Hz that is coarse. Of several interpreters in
     one process only the one created last, of a free-threaded build nothing (``note`` says so).
     Without stopping the target a stack can be torn: py-spy notices most (``lost_count``). One that
-    has not written 4 s after the end, or 1.2 s after Ctrl-C, is killed and its window lost.
+    has not written 4 s after the end (on a host where all takes long, so many times longer), or
+    1.2 s after Ctrl-C, is killed and its window lost.
 Checked against:
     Processes that spin in known functions, one after the other (tests/probes/test_pyspy.py).
 """
@@ -429,7 +430,8 @@ class PythonStacksProbe:
             for window in self._windows:
                 stand_back(END_NICE, window.child.pid)
         if not self._stop_by_ns:
-            self._stop_by_ns = now_ns() + int(STOP_LIMIT_S * NS_PER_S)
+            slowness = self._target.stop_slowness if self._target is not None else 1.0
+            self._stop_by_ns = now_ns() + int(STOP_LIMIT_S * slowness * NS_PER_S)
             if self._target is not None and self._target.stop_by_ns:
                 self._stop_by_ns = min(self._stop_by_ns, self._target.stop_by_ns)
         for window in self._windows:

@@ -497,7 +497,12 @@ def drive(run, fleet, monkeypatch):
     """``drive(*probes)`` runs them in a Collector of this process until each was sampled twice."""
     live, _, _ = fleet
 
-    def collect(*probes, names: list[str] | None = None, attached: bool = False) -> Collector:
+    def collect(
+        *probes,
+        names: list[str] | None = None,
+        attached: bool = False,
+        word: bytes = b"stop\n",
+    ) -> Collector:
         by_name = {probe.name: probe for probe in probes}
         monkeypatch.setattr(registry, "make", lambda name: by_name[name])
         stop_read, stop_write = os.pipe()
@@ -514,7 +519,7 @@ def drive(run, fleet, monkeypatch):
                 for entry, probe in zip(collector.driven, probes, strict=True)
             ]
             if all(done):
-                os.write(stop_write, b"stop\n")
+                os.write(stop_write, word)
             return waited(timeout_s)
 
         monkeypatch.setattr(
@@ -721,6 +726,21 @@ def test_a_probe_may_say_that_its_stop_takes_longer(run, drive, monkeypatch):
 
     drive(Slow("python_stacks"))
     assert health(run)["python_stacks"]["state"] == "ran"
+
+
+@pytest.mark.parametrize(("told_s", "slowness"), [(40, 5.0), (8, 1.0)])
+def test_probes_know_how_much_longer_their_end_may_take(drive, told_s, slowness):
+    class Told(FakeProbe):
+        def start(self, target: Target) -> None:
+            super().start(target)
+            self.target = target
+
+        def request_stop(self) -> None:
+            self.slowness = self.target.stop_slowness
+
+    probe = Told("python_stacks")
+    drive(probe, word=b"stop %.2f\n" % told_s)
+    assert probe.slowness == pytest.approx(slowness)
 
 
 UNREACHABLE = """

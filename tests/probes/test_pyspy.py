@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -605,6 +606,23 @@ def test_the_end_of_the_run_is_waited_for_as_long_as_it_may_take(run, python_chi
     probe._target.stop_by_ns = now_ns() + NS_PER_S // 5
     stopped(run, probe)
     assert "did not write within 0.2 s" in probe.note
+
+
+def test_on_a_slow_host_a_py_spy_gets_longer_to_write(run, python_child, monkeypatch):
+    monkeypatch.setattr(pyspy, "STOP_LIMIT_S", 0.3)
+    child, _ = python_child(SPIN)
+    probe = started(run, [child.pid])
+    keep_sampling(probe, 1.0)
+    (py_spy,) = py_spies()
+    os.kill(int(py_spy), signal.SIGSTOP)
+    probe._target.stop_slowness = 200.0
+    later = threading.Timer(1.0, os.kill, (int(py_spy), signal.SIGCONT))
+    later.start()
+    try:
+        stopped(run, probe)
+    finally:
+        later.join()
+    assert "killed" not in probe.note
 
 
 @pytest.mark.parametrize(
