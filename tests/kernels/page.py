@@ -54,19 +54,28 @@ class Tried:
     facts: dict[str, judge.Facts] = field(default_factory=dict)
     failure: str = ""
 
-    def problems(self, probes: Collection[str] = tuple(PROBES)) -> list[str]:
-        """Everything that is not as it should be, a line each.
-
-        Args:
-            probes: See ``judge.problems``.
-        """
+    def problems(self) -> list[str]:
+        """Everything that is not as it should be, a line each."""
         if self.failure and not self.facts:
             return [f"{self.kernel.key}: {self.failure}"]
         return [
             f"{self.kernel.key}: {check}: {problem}"
             for check, facts in self.facts.items()
-            for problem in judge.problems(self.kernel, facts, probes)
+            for problem in judge.problems(self.kernel, facts, self._probes_of(facts))
         ]
+
+    def is_right(self, check: str) -> bool:
+        """Whether a check came out as it should; it was tried."""
+        facts = self.facts[check]
+        return not judge.problems(self.kernel, facts, self._probes_of(facts))
+
+    def _probes_of(self, facts: judge.Facts) -> Collection[str]:
+        """The probes that were there when the facts were made: what is kept may be older."""
+        if "commit" not in facts:
+            return tuple(PROBES)
+        same = [each for each in self.facts.values() if each["commit"] == facts["commit"]]
+        told = {probe["name"] for each in same for probe in each.get("probes", ())}
+        return [name for name in PROBES if name in told]
 
 
 def parse(kernel: Kernel, output: str) -> Tried:
@@ -156,10 +165,9 @@ def _commits(tried: Tried) -> str:
 
 
 def _doctor_cell(tried: Tried) -> str:
-    facts = tried.facts.get("doctor")
-    if facts is None:
+    if "doctor" not in tried.facts:
         return "not tried"
-    return "**wrong**" if judge.problems(tried.kernel, facts, _probes_told([tried])) else "true"
+    return "true" if tried.is_right("doctor") else "**wrong**"
 
 
 def _probe_cell(tried: Tried, name: str) -> str:
@@ -190,7 +198,7 @@ def _verdict_cell(tried: Tried, check: str) -> str:
     facts = tried.facts.get(check)
     if facts is None:
         return "not tried"
-    if judge.problems(tried.kernel, facts, _probes_told([tried])):
+    if not tried.is_right(check):
         return "**no**"
     return "yes" if check in judge.EXPECTED_CAUSE else f"named, {facts['confidence']} confidence"
 
@@ -207,12 +215,7 @@ def _lacking(tries: Sequence[Tried]) -> list[str]:
 
 
 def _unexplained(tries: Sequence[Tried]) -> list[str]:
-    found = [
-        problem
-        for tried in tries
-        if tried.facts
-        for problem in tried.problems(_probes_told([tried]))
-    ]
+    found = [problem for tried in tries if tried.facts for problem in tried.problems()]
     if not found:
         return []
     return ["## What went wrong", "", *(f"- {' '.join(problem.split())}" for problem in found), ""]

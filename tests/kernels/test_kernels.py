@@ -129,6 +129,19 @@ def test_what_was_tried_again_replaces_what_was_kept(tmp_path):
     assert tried.release == "7.3.4"
 
 
+def test_a_probe_that_came_later_is_not_missing_in_what_is_older(tmp_path):
+    path, new = tmp_path / "facts", BY_KEY["7.3"]
+    older = told()
+    older["probes"] = [probe for probe in older["probes"] if probe["name"] != "send_queues"]
+    keep([parse(new, output_of(older))], "abc", path)
+    keep([parse(new, output_of(RAN))], "def", path)
+    text = page(kept(path))
+    assert f"| `profile-doctor`{' | not tried' * 5} | true |" in text
+    assert "What went wrong" not in text
+    keep([parse(new, output_of(older, RAN))], "ghi", path)
+    assert "7.3: doctor: send_queues: not told" in page(kept(path))
+
+
 def test_the_page_in_the_docs_is_made_of_what_is_kept():
     assert (guest.PROJECT / "docs" / "kernels.md").read_text() == page(kept())
 
