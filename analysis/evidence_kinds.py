@@ -204,6 +204,8 @@ _CONNECTIONS: dict[str, EvidenceKind] = {
     "time_to_last_connection": EvidenceKind("s", "time to the last connection"),
     "time_open_median": EvidenceKind("s", "time that they were open (median)"),
     "close_code": EvidenceKind("", "code of its close frame"),
+    "own_timeout": _with("s", "time of {of}"),
+    "time_to_answer_median": EvidenceKind("s", "time after which it answered them (median)"),
     "handshakes_refused": EvidenceKind("count", "handshakes that it refused"),
     "handshakes_unanswered": EvidenceKind("count", "handshakes without an answer"),
     "handshakes_completed": EvidenceKind("count", "handshakes it completed meanwhile"),

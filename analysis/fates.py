@@ -317,6 +317,23 @@ def servers(view: RunView) -> list[int]:
     return [int(pid) for pid in who["pid"][who["role"].isin(SERVER_ROLES)]]
 
 
+def busiest_front(view: RunView) -> int:
+    """Of the processes that clients come to the one that accepted most, the first when not known.
+
+    A child that a server forks for a connection has its listener for a moment, until it executes
+    another program.
+    """
+    pids = [int(pid) for pid in view.who["pid"][view.who["role"] == "server"]]
+    return max(pids, key=lambda pid: accepted_count(view, pid), default=0)
+
+
+def closers(view: RunView) -> dict[int, int]:
+    """Processes that closed connections which they had answered and whose clients were there."""
+    rows = _latest(view)
+    rows = rows[rows["fate"] == "closed_answered"]
+    return {int(pid): int(n) for pid, n in zip(rows["pid"], rows["connection_total"], strict=True)}
+
+
 def deepest(view: RunView, pids: Iterable[int]) -> list[int]:
     """Of several processes those that work behind the others, where there are any.
 

@@ -15,11 +15,13 @@ import pandas as pd
 
 from analysis.cpu import df_host_pressure
 from analysis.evidence import Evidence
+from analysis.findings import own_limit, waits_for_slot
 from analysis.full_processes import is_server_full
 from analysis.keepalive import ping_work
 from analysis.run_view import Floats, RunView
 from analysis.signs import ETIMEDOUT, Signs
 from analysis.spans import runs_of
+from probes.schema import SERVER_ROLES
 
 Flags = npt.NDArray[np.bool_]
 
@@ -36,6 +38,10 @@ _RESTED_WAIT_PCT = 10.0
 """Who waits less for an interval came to rest: no more than a burst lies before and behind it."""
 _WATCHED_PRESSURE_PCT = 60.0
 _WATCHED_LEAST_S = 3.0
+_IDLE_PCT = 20.0
+"""Who gets and wants less of a core than this is not kept from its work by who has them."""
+_SETTLED_S = 0.6
+"""An interval that ends sooner lies partly in the time before."""
 _BEYOND_SHARE = 0.2
 """So much of an interval may lie behind the end of the watch: a full host delays the samples."""
 
@@ -142,9 +148,11 @@ def _stalled_loops(signs: Signs) -> Harm | None:
 
 
 def _stalled_attempts(signs: Signs) -> Harm | None:
-    """Attempts that waited in vain, unless full servers explain them."""
+    """Attempts that waited in vain, unless full servers, or idle ones, explain them."""
     view = signs.view
     if not signs.stalled_count or is_server_full(signs):
+        return None
+    if _is_kept_out_by_an_idle_server(signs):
         return None
     connections = view.connections
     late = connections["is_failed"] & (
@@ -159,6 +167,19 @@ def _stalled_attempts(signs: Signs) -> Harm | None:
         (Evidence("stalled_attempts", signs.stalled_count, "connections", signs.first_stalled_s),),
         explained_count=signs.stalled_count,
     )
+
+
+def _is_kept_out_by_an_idle_server(signs: Signs) -> bool:
+    """Most attempts wait for a server that wants no core: a free one would not have let them in."""
+    findings = [*own_limit.find(signs), *waits_for_slot.find(signs)]
+    if not any(2 * finding.explained_count >= signs.stalled_count for finding in findings):
+        return False
+    cpu = signs.worker_cpu
+    since_s = min(finding.first_s for finding in findings)
+    rows = cpu[cpu["role"].isin(SERVER_ROLES) & (cpu["at_s"] > since_s + _SETTLED_S)]
+    wanted_pct = (rows["cpu_pct"] + rows["wait_pct"]).groupby(rows["pid"]).mean()
+    # one whose waits are not known may have been ready all the time
+    return bool(len(wanted_pct)) and bool((wanted_pct < _IDLE_PCT).all())
 
 
 def host_busy_between(view: RunView, since_s: Floats, until_s: Floats) -> tuple[Floats, Floats]:

@@ -21,6 +21,8 @@ _LET_IN_SHARE = 0.1
 or took the place of one that left."""
 _ON_ITS_WAY_S = 0.1
 _LAST_WORDS_S = 2.0
+_STANDS_S = 1.0
+"""So long nobody is let in before it is said that a queue stands."""
 _AROUND_SELECT = 20
 """Descriptors of its own: files, its listener, a pipe or two."""
 _SIGABRT = 6
@@ -189,6 +191,8 @@ def _queueing(signs: Signs) -> list[Met]:
             continue
         since_s = fates.last_accept_s(view, queue.pid)
         begun_s = queue.first_s if since_s is None else min(since_s, queue.first_s)
+        if queue.sharing_pids:
+            begun_s = _all_stopped_s(signs, queue, begun_s)
         evidence = [
             Evidence(
                 "standing_queue",
@@ -213,6 +217,19 @@ def _queueing(signs: Signs) -> list[Met]:
             )
         )
     return found
+
+
+def _all_stopped_s(signs: Signs, queue: fates.StandingQueue, since_s: float) -> float:
+    """When nobody took anyone from a queue any more; of those who share it some may be too young.
+
+    A server that forks as it fills has processes that were not seen to accept: clients know whom
+    they let in.
+    """
+    if signs.view.is_attached:
+        return since_s
+    let_in_s = signs.view.connections["established_s"]
+    last_s = float(let_in_s[let_in_s <= queue.last_s].max())
+    return last_s if since_s < last_s <= queue.last_s - _STANDS_S else since_s
 
 
 def _shared_count(signs: Signs, queue: fates.StandingQueue) -> int:

@@ -73,6 +73,11 @@ KNOWN: tuple[KnownLimit, ...] = (
         150,
         "MaxRequestWorkers {value}  # ServerLimit x ThreadsPerChild has to allow it",
     ),
+    # src/server.c: where no number is set, a third of the descriptors
+    _known(r"lighttpd", "server.max-connections", 0, "server.max-connections = {value}"),
+    _known(r"lighttpd", "server.max-fds", 4096, "server.max-fds = {value}", 3),
+    _known(r"mosquitto", "max_connections", 0, "max_connections {value}  # of each listener"),
+    _known(r"websocketd", "maxforks", 0, "websocketd --maxforks={value}"),
     _known(r".*gunicorn", "worker-connections", 1000, "gunicorn --worker-connections {value}"),
     _known(r".*uvicorn", "limit-concurrency", 0, "uvicorn --limit-concurrency {value}"),
     _known(r".*hypercorn", "max_app_queue_size", 0, "max_app_queue_size = {value}"),
@@ -153,7 +158,7 @@ def _configured(
     stated = [
         each
         for each in facts.get("settings") or []
-        if _plain(each["name"]) == _plain(known.setting)
+        if _plain(each["name"]) == _plain(known.setting) and each.get("value_s") is None
     ]
     for each in sorted(stated, key=lambda each: abs(int(each["value"]) - connections) <= 1):
         value, where = int(each["value"]), _where(each)
@@ -173,7 +178,7 @@ def _by_value(
 ) -> NamedLimit | None:
     # a comment only says what a line of code sets
     settings = sorted(
-        facts.get("settings") or [],
+        (each for each in facts.get("settings") or [] if each.get("value_s") is None),
         key=lambda each: (
             bool(_COMMENT.match(str(each.get("text")))),
             not (each["name"] or each.get("text")),

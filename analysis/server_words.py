@@ -21,6 +21,9 @@ _NEAR_BEFORE_S, _NEAR_AFTER_S = 3.0, 3.0
 """How far from the first failure a line may stand and still be quoted beside it."""
 
 
+_PROCESS_NAMES = {"httpd": "apache2"}
+"""Where the process of a program is called otherwise."""
+
 NODE_WORKER = "worker thread of node"
 """Its heap has a limit of its own."""
 
@@ -68,6 +71,19 @@ KNOWN_LINES: tuple[KnownLine, ...] = (
     _known("haproxy", r"reached (?:process|system) FD limit", "fd-limit-process"),
     _known("haproxy", r"has no server available", "backend-unavailable"),
     _known("haproxy", r"Server \S+ is DOWN", "backend-unavailable"),
+    # modules/proxy/proxy_util.c, mod_proxy_http.c
+    _known("httpd", r"AH00957: .*attempt to connect to .* failed", "backend-unavailable"),
+    _known("httpd", r"AH01102: error reading status line|AH00898: Error reading from remote",
+           "backend-unavailable"),
+    # src/server.c; src/gw_backend.c
+    _known("lighttpd", r"sockets disabled, (?:connection limit reached|out-of-fds)", "own-limit"),
+    _known("lighttpd", r"all handlers for .* are down|backend died; we'll disable it",
+           "backend-unavailable"),
+    # libwebsocketd/http.go
+    _known("websocketd", r"Max of possible forks already active", "own-limit"),
+    # net/http/httputil/reverseproxy.go
+    _known("Go", r"http: proxy error: (?:dial|read) tcp .*: (?:connection refused|i/o timeout)",
+           "backend-unavailable"),
     # source/common/http/codes.cc and the response flags of its access log
     _known("envoy", r"no healthy upstream", "backend-unavailable"),
     _known("envoy", r"upstream connect error or disconnect/reset before headers",
@@ -237,4 +253,9 @@ def _may_be_of(said: Spoken, finding: Finding) -> bool:
     """A server's line says nothing of a client, nor one process's of another."""
     if finding.side == "client":
         return False
-    return said.pid in (0, finding.subject.pid) or not finding.subject.pid
+    if said.pid in (0, finding.subject.pid) or not finding.subject.pid:
+        return True
+    # a parent opens the log that its workers write to; a proxy speaks of who is behind it
+    program = _PROCESS_NAMES.get(said.program, said.program)
+    is_of_proxy = said.cause == finding.cause == "backend-unavailable"
+    return is_of_proxy or bool(program and finding.subject.command.startswith(program))

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from probes import stranger_file
 
@@ -41,7 +41,17 @@ _LINE = re.compile(
     r"""(?:(?P<name>[A-Za-z_][\w.\-]{0,59})["']?[\s:=(>]{1,8}["']?)?"""
     r"(?<![\w.])(?P<value>\d{1,3}(?:_\d{3})+|\d{1,8})(?![\w.])"
 )
-_SECRET = re.compile(r"pass|secret|token|key|pin|auth|credential", re.IGNORECASE)
+_SECRET = re.compile(r"pass|secret|token|key|pin(?!g)|auth|credential", re.IGNORECASE)
+_TIME_WORDS = re.compile(
+    r"time_?out|idle|keep_?-?alive|interval|ttl|expir|max_?-?age|life_?time|heartbeat|ping|pong"
+    r"|duration|deadline|grace|linger",
+    re.IGNORECASE,
+)
+_TIME = re.compile(
+    r"""(?:(?P<name>[A-Za-z_][\w.\-]{0,59})["']?[\s:=(>]{1,8}["']?)?"""
+    r"(?<![\w.])(?P<value>\d{1,7}(?:\.\d{1,3})?)(?P<unit>ms|sec|s|min|m|h|)(?![\w.])"
+)
+_UNITS_S = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 _FLAG = re.compile(r"--?[A-Za-z][\w\-]*")
 _OPTION = re.compile(r"--?(?P<name>[A-Za-z][\w\-]{0,59})=(?P<value>\d+)")
 
@@ -50,7 +60,8 @@ class Setting(TypedDict):
     """One number with a name, as it is in the manifest."""
 
     name: str
-    value: int
+    value: int  # 0 of a time with a unit, which no count equals
+    value_s: NotRequired[float]  # of a time with a unit
     file: str  # '' for the command line
     line: int
     text: str  # the line, '' for the command line
@@ -122,6 +133,8 @@ def of_words(words: list[str]) -> list[Setting]:
             found += _kept(match["name"], match["value"])
         elif _FLAG.fullmatch(word) and after.isdigit():
             found += _kept(word.lstrip("-"), after)
+        if word.startswith("-") and not _SECRET.search(word):
+            found += _times(word if "=" in word else f"{word} {after}")
     return found
 
 
@@ -143,6 +156,28 @@ def of_text(text: str, file: str) -> list[Setting]:
         for match in _LINE.finditer(line[:_LINE_MOST]):
             name, text = match["name"] or "", _shortened(line.strip())
             found += _kept(name, match["value"], file, number, text)
+        found += _times(line[:_LINE_MOST], file, number)
+    return found
+
+
+def _times(text: str, file: str = "", line: int = 0) -> list[Setting]:
+    """Times in a line that have a unit, or are too short to be kept as a number."""
+    if not _TIME_WORDS.search(text):
+        return []
+    found: list[Setting] = []
+    for match in _TIME.finditer(text):
+        value_s = float(match["value"]) * _UNITS_S[match["unit"]]
+        if value_s > 0 and (match["unit"] or value_s < LEAST):
+            found.append(
+                Setting(
+                    name=(match["name"] or "")[:_NAME_MOST],
+                    value=0,
+                    value_s=value_s,
+                    file=file,
+                    line=line,
+                    text=_shortened(text.strip()),
+                )
+            )
     return found
 
 

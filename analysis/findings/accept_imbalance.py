@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis import fates
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import accept_queue_overflow, accept_spin, enobufs, worker_blocked
+from analysis.run_view import RunView
 from analysis.signs import Signs
 
 _LEAST_SIGMAS = 6.0
@@ -90,7 +92,7 @@ def find(signs: Signs) -> list[Finding]:
     view = signs.view
     live = view.frames["live_samples"]
     live = live[live["role"] == "server"]
-    workers = view.who[view.who["role"] == "server"]["pid"]
+    workers = _workers(view)
     at_s = view.seconds_of(live["at_ns"])
     live = live.assign(at_s=at_s)[at_s <= view.stop_s + 0.3]
     # Of a server that was there before: what a worker holds, however it came to it; and what it got
@@ -104,6 +106,19 @@ def find(signs: Signs) -> list[Finding]:
     if spread is None or _is_explained(signs, spread):
         return []
     return [_finding(signs, spread, live)]
+
+
+def _workers(view: RunView) -> list[int]:
+    """Processes that connections are spread over.
+
+    A child that a foreign server forks for one of them has the listener until it executes another
+    program: it is none unless it took one, or still had the listener when somebody looked.
+    """
+    pids = [int(pid) for pid in view.who["pid"][view.who["role"] == "server"]]
+    owners = set(view.frames["listener_owners"]["pid"])
+    if not view.is_foreign or not owners:
+        return pids
+    return [pid for pid in pids if pid in owners or fates.accepted_count(view, pid) > 0]
 
 
 def _is_explained(signs: Signs, spread: Spread) -> bool:

@@ -14,8 +14,10 @@ import re
 
 import pandas as pd
 
+from analysis import fates
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings import worker_crash
+from analysis.own_timeouts import NamedTimeout, name_timeout
 from analysis.run_view import RunView
 from analysis.signs import Signs
 
@@ -64,8 +66,7 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
     said = told[0].rstrip(".") if told else ""
     match = _CODE.match(said)
     code = int(match[1]) if match else 0
-    servers = view.who[view.who["role"] == "server"]["pid"]
-    subject = view.subject(int(servers.iloc[0]) if len(servers) == 1 else 0)
+    subject = view.subject(_closer(view, len(closed)))
     name = str(subject) if subject.pid else "the server"
     name = capitalised(name)
     evidence = [
@@ -75,11 +76,18 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
     ]
     if code:
         evidence.append(Evidence("close_code", code, "events", first_s))
+    waited = None if code else _timeout(view, subject.pid, open_s)
+    if waited is not None:
+        evidence.append(
+            Evidence("own_timeout", waited.value_s, "manifest", of=f"{waited.where}: {waited.text}")
+        )
     how = f"with {said}" if code else "without a close frame"
     many = f"{len(closed):,} open connection" + ("s" if len(closed) != 1 else "")
     after = f"{open_s:.1f} s after" if open_s >= 0.1 else "right after"
     others = f" Also: {'; '.join(told[1:4])}." if len(told) > 1 else ""
     sentence = f"{name} closed {many} {how}, {after} the upgrade"
+    if waited is not None:
+        sentence += f": a time of its own, {waited}"
     if said and not code:
         sentence = f"{name} broke the protocol on {many}, {after} the upgrade: {said}"
     return Finding(
@@ -93,7 +101,10 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
         explanation=f"{sentence}; {established:,} had been established in all.{others}",
         fix=tuple(
             Fix(command, f"the {len(closed):,} connections stay open until the run ends them")
-            for command in _help(view, subject.pid, code, said, open_s)
+            for command in (
+                *([waited.fix()] if waited is not None else []),
+                *_help(view, subject.pid, code, said, open_s),
+            )
         ),
         at_connections=view.open_count_at(first_s),
         confidence="high" if told else "medium",
@@ -101,6 +112,32 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
         sentence=sentence,
         explained_count=len(closed),
     )
+
+
+def _closer(view: RunView, count: int) -> int:
+    """Who closed first, 0 when that is not known: of a proxy and what is behind it the deepest."""
+    most = fates.closers(view)
+    pids = [pid for pid, closed in most.items() if 2 * closed >= count]
+    if not pids and sum(most.values()) >= count // 2 and most:  # workers that share the load
+        pids = [max(most, key=lambda pid: most[pid])]
+    found = fates.deepest(view, pids)
+    if found:
+        return max(found, key=lambda pid: most[pid])
+    servers = view.who[view.who["role"] == "server"]["pid"]
+    return int(servers.iloc[0]) if len(servers) == 1 else 0
+
+
+def _timeout(view: RunView, pid: int, open_s: float) -> NamedTimeout | None:
+    """The setting whose time the connections were open; nothing where they ended right away."""
+    if open_s < _LATE_S:
+        return None
+    pids = [pid] if pid else fates.servers(view)
+    for each in pids:
+        facts = [view.process_facts(each), view.manifest.get("server") or {}]
+        found = name_timeout(view.subject(each).command, facts, open_s)
+        if found is not None:
+            return found
+    return None
 
 
 def _help(view: RunView, pid: int, code: int, said: str, open_s: float) -> tuple[str, ...]:

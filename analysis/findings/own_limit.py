@@ -92,7 +92,10 @@ def _finding(signs: Signs, met: Met) -> Finding:
             f"{who} let in {held:,} connections and {met.how}{left}. No call of it failed "
             f"for want of descriptors or memory: the limit is its own{limit}."
         ),
-        fix=(_faster(view, met) or _fix(known, str(subject), held), *_slower(view, met)),
+        fix=(
+            _faster(view, met) or _fix(known, str(subject), held),
+            *_slower(view, met, is_counted=known is not None),
+        ),
         at_connections=held,
         confidence=confidence,
         missing=missing,
@@ -117,15 +120,16 @@ def _faster(view: RunView, met: Met) -> Fix | None:
 _RATE_SETTING = re.compile(r"\blimit_req(?:_zone)?\b")
 
 
-def _slower(view: RunView, met: Met) -> tuple[Fix, ...]:
-    """What the clients can do where the limit is one on their rate."""
+def _slower(view: RunView, met: Met, *, is_counted: bool) -> tuple[Fix, ...]:
+    """What the clients can do where the limit is one on their rate, or may be."""
     if not met.is_rate or view.is_attached:
         return ()
     seconds = max(0.1, view.hold.start_s - view.ramp.start_s)
     rate = max(1, min(int(met.let_in / seconds), met.let_in))
     return (
         Fix(
-            f"profile-run --ramp {rate} --retry 10  # it limits how fast clients come",
+            f"profile-run --ramp {rate} --retry 10  # {'if it' if is_counted else 'it'} limits how "
+            "fast clients come",
             "who is refused comes back later",
         ),
     )

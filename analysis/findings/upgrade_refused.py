@@ -17,7 +17,9 @@ import shlex
 
 import pandas as pd
 
+from analysis import fates
 from analysis.evidence import Evidence, Finding, Fix, capitalised
+from analysis.findings.worker_crash import log_command
 from analysis.signs import EMFILE, Signs
 
 _STATUS = re.compile(r"HTTP (\d{3})")
@@ -41,9 +43,15 @@ _HELP = {
     403: "--header 'Origin: https://your.site'  # or the credentials that the server wants",
     404: "--path PATH  # the one that the server upgrades",
     426: "--subprotocol NAME  # or the version of the protocol that the server speaks",
-    429: "--ramp RATE  # below the server's rate limit",
+    429: "--ramp RATE  # below the server's rate limit, where it has one",
     503: "--ramp RATE  # or raise the server's own limit of connections",
 }
+
+
+_SERVER_ERROR = 500
+"""The server's own words say why, no header or path."""
+_GATEWAY = (502, 504)
+"""It is a proxy that says so, of what is behind it (RFC 9110, section 15.6): no path helps."""
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -95,11 +103,12 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
     ]
     if status:
         evidence.insert(1, Evidence("http_status", status, "events", first_s))
-    servers = view.who[view.who["role"] == "server"]["pid"]
-    subject = view.subject(int(servers.iloc[0]) if len(servers) else 0)
+    subject = view.subject(fates.busiest_front(view))
     others = f" Also: {'; '.join(told[1:4])}." if len(told) > 1 else ""
     fix = Fix(
-        _help(status, said, str(view.manifest.get("server", {}).get("url", ""))),
+        log_command(view, "server", subject.pid)
+        if status == _SERVER_ERROR
+        else _help(status, said, str(view.manifest.get("server", {}).get("url", ""))),
         f"the {len(refused):,} refused handshakes are answered with 101",
     )
     name = str(subject) if subject.pid else "the server"
@@ -165,6 +174,8 @@ def _help(status: int, said: str, url: str) -> str:
         secure = shlex.quote(url.replace("ws://", "wss://", 1)) if url else "wss://..."
         aside = "" if said else "  # if it speaks TLS; else --path, --header, --subprotocol"
         return f"profile-run --target {secure} --insecure{aside}"
+    if status in _GATEWAY:
+        return "ss -ltnpx  # what is behind the proxy: does it listen, and where it is looked for?"
     return "profile-run " + _HELP.get(status, "--path PATH  # or --header, --subprotocol")
 
 

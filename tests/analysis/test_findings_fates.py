@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from analysis.own_limits import name_limit
+from analysis.own_timeouts import name_timeout
 from analysis.summary import summarise
 from tests.analysis.test_findings_foreign import accepted, foreign
 from tests.analysis.test_findings_workers import block
@@ -559,3 +560,154 @@ def test_a_parent_that_sleeps_while_its_workers_take_all_does_not_stand_still(
     found = {f.subject.pid for f in summarise(foreign.frames()).findings
              if f.cause == "worker-blocked"}  # fmt: skip
     assert (parent in found) is is_named
+
+
+def standing(build, *pids, count=40):
+    """Connections wait in the queue of port 9000, which these processes share."""
+    build.manifest["server"]["ports"] = [9000]
+    for at_s in (1.5, 2.0, 2.5, 3.0):
+        build.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                  socket_count=count)  # fmt: skip
+    build.add("listeners", at_s=0.0, local_port=9000, socket_inode=7, backlog_count=511)
+    for pid in pids:
+        build.add("listener_owners", at_s=0.0, pid=pid, socket_inode=7)
+
+
+@pytest.mark.parametrize(
+    ("wanted_pct", "cause"), [(0.0, "own-limit"), (60.0, "host-cpu-saturated")]
+)
+def test_neighbours_keep_nobody_out_of_a_server_that_wants_no_core(foreign, wanted_pct, cause):
+    served(foreign)
+    kept_out(foreign, "timeout", closed_s=4.0)
+    total = {"at_s": 2.0, "pid": 800, "fate": "accepted"}
+    foreign.add("connection_fates", **total, connection_total=60, first_s=0.0, last_s=1.3)
+    standing(foreign, 800)
+    foreign.host_cpu(100, from_s=-0.5, until_s=6.0)
+    foreign.cpu(800, 1.0, from_s=-0.5, until_s=6.0, wait_pct=wanted_pct)
+    foreign.cpu(900, 10.0, from_s=-0.5, until_s=6.0, wait_pct=40.0)
+    summary = summarise(foreign.frames())
+    assert summary.verdict.cause == cause
+    others = {"own-limit", "host-cpu-saturated"} - {cause}
+    assert (others <= {f.cause for f in summary.findings}) is (wanted_pct > 0)
+
+
+@pytest.mark.parametrize(("late", "is_limit"), [(30, True), (0, True), (-1, False)])
+def test_a_queue_stands_from_when_the_youngest_process_took_the_last(foreign, late, is_limit):
+    """Processes that were forked meanwhile were not seen to accept: clients know it."""
+    served(foreign)
+    foreign.process("server", 1)
+    if late > 0:
+        foreign.connect(late, from_s=1.0, until_s=1.3)
+    if late < 0:  # somebody lets in whoever comes, slowly
+        foreign.connect(30, from_s=1.0, until_s=3.4)
+    foreign.connect(40, from_s=1.2, until_s=1.6, stage="handshake", close_kind="none")
+    for pid, last_s in ((800, 0.4), (801, 0.9)):
+        foreign.add("connection_fates", at_s=2.0, pid=pid, fate="accepted", connection_total=30,
+                    first_s=0.0, last_s=last_s)  # fmt: skip
+    standing(foreign, 800, 801)
+    found = [f for f in summarise(foreign.frames()).findings if f.cause == "own-limit"]
+    assert bool(found) is is_limit
+    if found:
+        assert found[0].value_of("let_in") == 60 + late
+
+
+def gateway(build, status="HTTP 502: Bad Gateway", closed_s=None):
+    accepted(build, 0)
+    build.manifest["server"]["processes"][0]["command"] = "nginx: worker process"
+    build.connect(40, from_s=1.2, until_s=1.6, stage="handshake", close_kind="protocol",
+                  closed_s=closed_s)  # fmt: skip
+    build.add("events", at_s=1.3, event="upgrade_refused", detail=status)
+
+
+@pytest.mark.parametrize(("space", "count", "found"), [("own", 40, True), ("own", 3, False),
+                                                       ("host", 40, False)])  # fmt: skip
+def test_connects_that_got_a_reset_later_found_nobody_either(foreign, space, count, found):
+    """A connect that does not wait returns EINPROGRESS: no call fails."""
+    gateway(foreign)
+    foreign.manifest["host"]["network_namespace"] = space
+    foreign.add("tcp_resets", at_s=2.0, direction="rx", side="other", state="SYN_SENT",
+                event_count=count, first_s=1.2)  # fmt: skip
+    summary = summarise(foreign.frames())
+    assert (summary.verdict.cause == "backend-unavailable") is found
+    assert not any("--path" in fix.command for f in summary.findings for fix in f.fix)
+    if found:
+        binding = summary.findings[0]
+        assert binding.value_of("refused_connects", "ECONNREFUSED") == 40
+        assert [f.follows_from for f in summary.findings[1:]] == ["backend-unavailable"]
+
+
+def test_a_process_behind_that_does_not_answer_is_named_with_the_patience_of_the_proxy(foreign):
+    gateway(foreign, "HTTP 504: Gateway Time-out", closed_s=3.5)
+    line = {"name": "proxy_read_timeout", "value": 0, "value_s": 2.0, "file": "/etc/nginx.conf"}
+    text = "proxy_read_timeout 2s"
+    foreign.manifest["server"]["processes"][0]["settings"] = [{**line, "line": 9, "text": text}]
+    foreign.process("backend", 0, start_s=-0.5)
+    for at_s in (1.5, 2.0, 2.5):
+        foreign.add("open_fates", at_s=at_s, pid=950, local_port=9100, fate="unanswered",
+                    socket_count=40)  # fmt: skip
+    finding = named(foreign, "backend-unavailable")
+    assert (finding.severity, finding.subject.pid) == ("binding", 950)
+    assert finding.value_of("own_timeout", f"/etc/nginx.conf:9: {text}") == 2.0
+    assert "/etc/nginx.conf:9" in finding.fix[1].command
+
+
+def test_what_a_proxy_says_of_who_is_behind_it_is_the_cause(foreign):
+    gateway(foreign)
+    line = "connect() failed (111: Connection refused) while connecting to upstream"
+    # the parent opened the log that its workers write to
+    foreign.add("server_words", at_s=1.6, first_s=1.2, pid=799, source="error.log", line=line,
+                event_count=40)  # fmt: skip
+    finding = named(foreign, "backend-unavailable")
+    assert finding.severity == "binding"
+    assert [quote.line for quote in finding.quotes] == [line]
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "waited_s", "fix"),
+    [
+        ("haproxy", [("tunnel", 0, 3.0, "timeout tunnel 3s")], 3.2, "timeout tunnel 1h"),
+        ("node app.js", [("idle", 4000, None, "const idle = 4000")], 4.1, "more than 4 s in"),
+        ("nginx", [], 60.4, "proxy_read_timeout 1h;"),
+        ("nginx", [("proxy_read_timeout", 0, 300.0, "proxy_read_timeout 5m;")], 60.4, None),
+        ("node app.js", [("port", 4000, None, "const port = 4000")], 4.1, None),
+        ("haproxy", [("tunnel", 0, 3.0, "timeout tunnel 3s")], 6.0, None),
+        ("haproxy", [("tunnel", 0, 3.0, "timeout tunnel 3s")], 2.0, None),
+    ],
+)
+def test_a_time_is_named_that_lasts_as_long(command, settings, waited_s, fix):
+    found = [
+        {"name": name, "value": value, "file": "/a.conf", "line": 3, "text": text}
+        | ({} if value_s is None else {"value_s": value_s})
+        for name, value, value_s, text in settings
+    ]
+    named = name_timeout(command, [{"settings": found}], waited_s)
+    assert (named is None) is (fix is None)
+    if named is not None:
+        assert named.fix().startswith(fix)
+
+
+def test_who_closed_first_after_its_time_is_named_with_the_setting(foreign):
+    accepted(foreign, 60)
+    foreign.process("server", 1)
+    foreign.connect(60, close_kind="eof", stage="closed", closed_s=3.2, from_s=0.0, until_s=0.1)
+    setting = {"name": "tunnel", "value": 0, "value_s": 3.0, "file": "/etc/haproxy.cfg", "line": 8}
+    told = {"pid": 801, "worker": 1, "command": "haproxy", "settings": []}
+    told["settings"] = [{**setting, "text": "timeout tunnel 3s"}]
+    foreign.manifest["server"]["processes"].append(told)
+    row = {"at_s": 3.4, "connection_total": 60, "first_s": 3.2, "last_s": 3.3}
+    foreign.add("connection_fates", **row, pid=800, fate="closed_after_peer")
+    foreign.add("connection_fates", **row, pid=801, fate="closed_answered")
+    finding = named(foreign, "closed-by-server")
+    assert finding.subject.pid == 801
+    assert finding.value_of("own_timeout", "/etc/haproxy.cfg:8: timeout tunnel 3s") == 3.0
+    assert finding.fix[0].command.startswith("timeout tunnel 1h")
+
+
+def test_a_child_that_has_the_listener_until_it_executes_another_program_is_no_worker(foreign):
+    foreign.process("server", 1)
+    foreign.connect(100)
+    for tenth in range(5):
+        foreign.live(800, tenth * 1.0, open_count=100, established_total=100)
+        foreign.live(801, tenth * 1.0, open_count=0)
+    foreign.add("listener_owners", at_s=1.0, pid=800, socket_inode=7)
+    assert "accept-imbalance" not in [f.cause for f in summarise(foreign.frames()).findings]

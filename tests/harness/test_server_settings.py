@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,7 +93,7 @@ def test_a_device_or_pipe_is_never_opened(tmp_path):
 
 
 def test_this_process_and_one_that_is_gone():
-    assert all(each["value"] for each in settings_of(os.getpid()))
+    assert all(each["value"] or each["value_s"] for each in settings_of(os.getpid()))
     assert settings_of(1 << 22) == []
     assert server_settings.program_of(os.getpid()).startswith(os.path.dirname(sys.base_prefix)[:1])
 
@@ -100,7 +101,8 @@ def test_this_process_and_one_that_is_gone():
 @given(st.text(max_size=300))
 def test_any_text_is_read_and_bounded(text):
     for each in of_text(text, "/f"):
-        assert server_settings.LEAST <= each["value"] <= server_settings.MOST
+        is_count = server_settings.LEAST <= each["value"] <= server_settings.MOST
+        assert is_count or (each["value"] == 0 and each["value_s"] > 0)
         assert len(each["name"]) <= 60
         assert len(each["text"]) <= 80
 
@@ -124,3 +126,31 @@ def test_a_known_limit_is_named_where_it_stands_or_by_its_default():
     named = name_limit("python3 app.py", {"settings": [other]}, 200, 210, 600)
     assert "/app.py:13" in named.where
     assert name_limit("python3 app.py", {"settings": [other]}, 150, 210, 600) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value_s"),
+    [
+        ("  timeout tunnel 3s", "tunnel", 3.0),
+        ("proxy_read_timeout 5m;", "proxy_read_timeout", 300.0),
+        ("pingTimeout: 2500ms,", "pingTimeout", 2.5),
+        ("ping_timeout=5", "ping_timeout", 5.0),
+    ],
+)
+def test_a_time_is_kept_with_its_unit(line, name, value_s):
+    found = [each for each in of_text(line, "/a.conf") if "value_s" in each]
+    assert [(each["name"], each["value_s"], each["value"]) for each in found] == [
+        (name, value_s, 0)
+    ]
+
+
+@pytest.mark.parametrize("line", ["client_max_body_size 1m;", "timeout_token 3s", "size 5"])
+def test_a_size_or_a_secret_is_no_time(line):
+    assert not [each for each in of_text(line, "/a.conf") if "value_s" in each]
+
+
+def test_a_time_of_the_command_line_is_kept():
+    (found,) = of_words(["app", "--idle-timeout", "3s"])
+    assert (found["name"], found["value_s"], found["file"]) == ("idle-timeout", 3.0, "")
+    (found,) = of_words(["app", "--idle-timeout=250ms"])
+    assert found["value_s"] == 0.25
