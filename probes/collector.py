@@ -344,8 +344,8 @@ class Collector:
             self._report(entry)
         for name in registry.PROBES:
             if name not in self.names:
-                row = (now_ns(), name, False, "not_asked", "", "", 0, 0, 0, 0, -1, 0, 0)
-                self._health.append(*row)
+                counts = (0, 0, 0, 0, -1, 0, 0, 0, -1, 0)
+                self._health.append(now_ns(), name, False, "not_asked", "", "", *counts)
         self._health.close()
         self._events.close()
         for entry in self.driven:
