@@ -4,7 +4,11 @@
 and ``profile-report`` looks at it in a process of its own with limits of memory and time. It must
 end with a verdict (0), or with two lines and exit code 5 (2: no run at all), never with a
 traceback, a signal, or more memory than a run of that size can need. What does not is printed with
-its number: ``--only N`` makes that damage again, and ``--keep DIR`` leaves it there.
+its number: ``--only N`` makes that damage again, and ``--keep DIR`` leaves it there. A series can
+be made in parts: ``--from N`` goes on with that number, and one that is ended says with which.
+
+Root has another process read a page (``harness.conclusion``), which has to import everything first;
+so one of eight is read by root, the others by a user of our own, in the process that was forked.
 
 Damages: bytes flipped, files cut, grown, exchanged, removed, or replaced by folders, pipes and
 links; values of tables and of the manifest replaced by others that the format allows but no run
@@ -34,6 +38,7 @@ from probes import live as live_memory
 from probes import schema
 from probes.live import Counter as Word
 from probes.live import Live
+from probes.own_user import OwnUser, become, own_user
 from probes.rundir import LIVE, MANIFEST, RunDir
 
 RECORDINGS = Path(__file__).parents[1] / "tests" / "recordings"
@@ -254,13 +259,16 @@ class Damage:
         return "live.bin"
 
 
-def read_it(run: Path, *, with_page: bool, said: Path) -> tuple[int, int]:
+def read_it(
+    run: Path, *, with_page: bool, said: Path, reader: OwnUser | None = None
+) -> tuple[int, int]:
     """Has profile-report read a run in a process of its own.
 
     Args:
         run: The directory.
         with_page: Make the page, else the verdict alone.
         said: Gets what it writes to stderr.
+        reader: Who reads it; this user when None.
 
     Returns:
         Its exit code, negative for a signal; the most memory that it had, in bytes.
@@ -278,7 +286,11 @@ def read_it(run: Path, *, with_page: bool, said: Path) -> tuple[int, int]:
             resource.setrlimit(resource.RLIMIT_AS, (used + MORE_MEMORY_BYTES,) * 2)
             resource.setrlimit(resource.RLIMIT_CPU, (LONGEST_S, LONGEST_S + 1))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
             signal.alarm(3 * LONGEST_S)  # for what waits, as at a pipe
+            if reader is not None:
+                become(reader)
             from harness.cli_report import main
 
             code = main([str(run)] if with_page else [str(run), "--format", "json"])
@@ -291,7 +303,9 @@ def read_it(run: Path, *, with_page: bool, said: Path) -> tuple[int, int]:
     return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
 
 
-def outcome_of(number: int, seed: int, sources: list[Path], folder: Path) -> Outcome:
+def outcome_of(
+    number: int, seed: int, sources: list[Path], folder: Path, reader: OwnUser | None = None
+) -> Outcome:
     """Makes one damage and looks what comes of it.
 
     Args:
@@ -299,6 +313,7 @@ def outcome_of(number: int, seed: int, sources: list[Path], folder: Path) -> Out
         seed: Of all of them.
         sources: Runs to damage; they stay.
         folder: Where the damaged one is made, anew.
+        reader: Who reads it where no page is made of it; this user when None.
     """
     chance = random.Random(f"{seed} {number}")
     run = folder / "run"
@@ -306,8 +321,19 @@ def outcome_of(number: int, seed: int, sources: list[Path], folder: Path) -> Out
     shutil.copytree(chance.choice(sources), run)
     did = Damage(run, chance).make()
     said = folder / "said"
-    code, peak_bytes = read_it(run, with_page=number % _PAGE_EACH == 0, said=said)
+    with_page = number % _PAGE_EACH == 0
+    if reader is not None and not with_page:
+        _give(folder, run, reader)
+    else:
+        reader = None
+    code, peak_bytes = read_it(run, with_page=with_page, said=said, reader=reader)
     return Outcome(number, did, code, peak_bytes, said.read_text(errors="replace"))
+
+
+def _give(folder: Path, run: Path, reader: OwnUser) -> None:
+    folder.chmod(0o711)
+    for path in (run, *run.rglob("*")):
+        os.chown(path, reader.uid, reader.gid, follow_symlinks=False)
 
 
 def unpacked(folder: Path) -> list[Path]:
@@ -323,17 +349,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.fuzz_recordings", description=__doc__)
     parser.add_argument("--count", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--from", type=int, default=0, dest="first", help="go on with this one")
     parser.add_argument("--only", type=int, help="this damage alone")
     parser.add_argument("--keep", type=Path, help="where the damaged run of --only stays")
     options = parser.parse_args()
+    is_over: list[int] = []
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, lambda number, _: is_over.append(number))  # after the one under way
     codes: Counter[int] = Counter()
     wrong: list[Outcome] = []
+    done, reader = options.first, own_user()
     with tempfile.TemporaryDirectory(prefix="connscope-fuzz-") as name:
         sources = unpacked(Path(name) / "sources")
-        numbers = range(options.count) if options.only is None else [options.only]
-        for number in numbers:
-            outcome = outcome_of(number, options.seed, sources, Path(name))
+        only = options.only
+        for number in range(options.first, options.count) if only is None else [only]:
+            if is_over:
+                break
+            outcome = outcome_of(number, options.seed, sources, Path(name), reader)
             codes[outcome.code] += 1
+            done = number + 1
             if outcome.complaint:
                 wrong.append(outcome)
                 last = outcome.said.strip().splitlines()[-1:] or [""]
@@ -342,6 +376,8 @@ def main() -> int:
                 print(outcome)
         if options.keep is not None:
             shutil.copytree(Path(name) / "run", options.keep, symlinks=True)
+    if options.only is None and done < options.count:
+        print(f"ended before its time: go on with --from {done}")
     ends = ", ".join(f"exit code {code}: {count:,}" for code, count in sorted(codes.items()))
     print(f"{sum(codes.values()):,} damaged runs, {len(wrong):,} not as they must be; {ends}")
     return 1 if wrong else 0
