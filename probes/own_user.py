@@ -79,19 +79,45 @@ def become(user: OwnUser, keeps: Collection[str] = ()) -> None:
 
 
 def can_become(user: OwnUser) -> bool:
-    """Whether ``become`` works here, found out by a child that ends at once.
+    """Whether ``become`` works here.
 
-    It does not without CAP_SETUID and CAP_SETGID, nor in a user namespace without that number.
+    It does not without CAP_SETUID and CAP_SETGID, nor in a user namespace without those numbers, or
+    in one that may not drop groups (user_namespaces(7)). That is read, not tried in a child: a
+    process that has threads must not fork and go on in Python (Python 3.12 and later warn of it).
+
+    Args:
+        user: Whom.
     """
-    pid = os.fork()
-    if pid == 0:
-        try:
-            become(user)
-        except OSError:
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    return status == 0
+    own = Path("/proc/self")
+    held = re.search(
+        rb"^CapEff:\s*([0-9a-f]+)", Path("/proc/thread-self/status").read_bytes(), re.MULTILINE
+    )
+    needed = privileges.bits_of(("setuid", "setgid"))
+    if held is None or int(held[1], 16) & needed != needed:
+        return False
+    try:
+        if (own / "setgroups").read_bytes().strip() == b"deny":
+            return False
+        maps = (own / "uid_map").read_bytes(), (own / "gid_map").read_bytes()
+    except FileNotFoundError:
+        return True  # a kernel without user namespaces
+    return all(
+        has_number(text, number) for text, number in zip(maps, (user.uid, user.gid), strict=True)
+    )
+
+
+def has_number(id_map: bytes, number: int) -> bool:
+    """Whether a user namespace has a user or group.
+
+    Args:
+        id_map: ``/proc/PID/uid_map``: first number inside, first outside, how many.
+        number: Of the user or group, inside.
+    """
+    for line in id_map.split(b"\n"):
+        words = line.split()
+        if len(words) == 3 and 0 <= number - int(words[0]) < int(words[2]):
+            return True
+    return False
 
 
 def ids_in_use() -> set[int]:

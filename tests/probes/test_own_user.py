@@ -113,3 +113,63 @@ def test_where_there_is_no_free_number_it_is_nobody(monkeypatch, reason):
 def test_who_is_not_root_becomes_nobody_else(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert own_user.own_user() is None
+
+
+ALL = b"         0          0 4294967295\n"
+TWO = b"0 1000 1\n1 100000 65535\n"
+
+
+@pytest.mark.parametrize(
+    ("id_map", "number", "is_there"),
+    [
+        (ALL, 61_184, True),
+        (b"0 1000 1\n", 61_184, False),
+        (TWO, 0, True),
+        (TWO, 65_535, True),
+        (TWO, 65_536, False),
+        (b"", 0, False),
+    ],
+)
+def test_which_numbers_a_user_namespace_has(id_map, number, is_there):
+    assert own_user.has_number(id_map, number) is is_there
+
+
+CANNOT = """
+import os, sys
+from probes import own_user, privileges
+keeps = [name for name in ("setuid", "setgid") if name != sys.argv[1]]
+privileges.keep_only(keeps)
+said = own_user.can_become(own_user.OwnUser(61_184, 61_184))
+try:
+    own_user.become(own_user.OwnUser(61_184, 61_184))
+    print(said, True)
+except OSError:
+    print(said, False)
+"""
+
+
+@pytest.mark.parametrize("lacks", ["setuid", "setgid", "nothing"])
+def test_what_it_says_is_what_becomes_of_it(lacks):
+    words = [sys.executable, "-P", "-c", CANNOT, lacks]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(lacks == "nothing")] * 2
+
+
+THREADED = """
+import os, threading
+def forbidden():
+    raise SystemExit("it forks")
+os.fork = forbidden
+wait = threading.Event()
+threading.Thread(target=wait.wait).start()
+from probes.own_user import own_user
+print(own_user().uid)
+wait.set()
+"""
+
+
+def test_a_process_with_threads_does_not_fork_for_it():
+    words = [sys.executable, "-P", "-W", "error", "-c", THREADED]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert FIRST_ID <= int(done.stdout) <= LAST_ID
