@@ -286,8 +286,9 @@ def read_it(
             resource.setrlimit(resource.RLIMIT_AS, (used + MORE_MEMORY_BYTES,) * 2)
             resource.setrlimit(resource.RLIMIT_CPU, (LONGEST_S, LONGEST_S + 1))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
+            os.setpgid(0, 0)  # the signal that ends the series is not for the one under way
+            for asked in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(asked, signal.SIG_DFL)
             signal.alarm(3 * LONGEST_S)  # for what waits, as at a pipe
             if reader is not None:
                 become(reader)

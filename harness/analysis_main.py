@@ -1,8 +1,8 @@
-"""Understands a recording without rights: ``python -P -m harness.analysis_main``.
+"""Understands recordings without rights: ``python -P -m harness.analysis_main``.
 
 Root starts it (``harness.analysis_process``). It imports what it needs, becomes a user of its own
-and gives up all that it may do; then it gets descriptors of the recording's files, and answers with
-the content of those that follow from it. It writes nothing itself.
+and gives up all that it may do; then it gets descriptors of the recordings' files, and answers with
+the content of what is asked for (``harness.analysis_request``). It writes nothing itself.
 
 Where that user cannot read our own files (an environment in root's home) it keeps
 CAP_DAC_READ_SEARCH, without which no package could be imported at its first use.
@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from harness import analysis_request
 from harness.analysis_process import DONE, FAILURE, FRAME, MOST_FDS, READY, RESULT
 from probes import privileges
 from probes.errors import RunDirError, ToolkitError
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     privileges.bound_by()
     user = own_user()
     keeps = () if user is None or _reads_own_files(user) else KEEPS_AT_MOST
-    import harness.pipeline
+    import harness.pipeline  # noqa: F401 - pandas takes what is left of the time
 
     if with_page:
         import reports.page  # noqa: F401 - its import is what takes long
@@ -56,9 +57,9 @@ def main(argv: list[str]) -> int:
     die_with_parent(parent_pid)
     asked.sendall(READY)
     try:
-        run, told = _received(asked)
-        for name, content in harness.pipeline.results(
-            run, with_page=told["page"], with_derived=told["derived"]
+        runs, told = _received(asked)
+        for name, content in analysis_request.answers(
+            told["what"], runs, told["options"], with_page=told["with_page"]
         ):
             _answer(asked, RESULT, name, content)
         _answer(asked, DONE, "", b"")
@@ -69,18 +70,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _received(asked: socket.socket) -> tuple[RunDir, dict[str, Any]]:
+def _received(asked: socket.socket) -> tuple[list[RunDir], dict[str, Any]]:
     (size_bytes,) = struct.unpack("<I", _take(asked, 4))
     told: dict[str, Any] = json.loads(_take(asked, size_bytes))
     fds: list[int] = []
-    while len(fds) < len(told["files"]):
+    while len(fds) < sum(len(each["files"]) for each in told["runs"]):
         word, some, _, _ = socket.recv_fds(asked, 1, MOST_FDS)
         if not word:
             raise EOFError
         fds += some
-    run = RunDir(Path(told["path"]), dict(zip(told["files"], fds, strict=True)))
-    run.unwritten_manifest = told["manifest"]
-    return run, told
+    left = iter(fds)
+    runs = []
+    for each in told["runs"]:
+        run = RunDir(Path(each["path"]), {name: next(left) for name in each["files"]})
+        run.unwritten_manifest = each["manifest"]
+        runs.append(run)
+    return runs, told
 
 
 def _take(asked: socket.socket, size_bytes: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The process that understands a recording for root, from its side (``harness.analysis_main``)."""
+"""The process that understands recordings for root, from its side (``harness.analysis_main``)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from harness.analysis_request import BUNDLE, Request
 from harness.run_results import Result
 from probes.errors import ExitCode, RunDirError, ToolkitError
 from probes.own_descriptors import raise_own_limit
@@ -35,7 +36,7 @@ class NotStartedError(Exception):
 
 
 class AnalysisProcess:
-    """Started at once; understands one recording.
+    """Started at once; answers one request.
 
     Args:
         with_page: A page may be wanted.
@@ -61,11 +62,11 @@ class AnalysisProcess:
         """Of it."""
         return self._child.pid
 
-    def results(self, run: RunDir, *, with_page: bool, with_derived: bool) -> Iterator[Result]:
-        """Has a recording understood; see ``harness.pipeline.results``.
+    def answers(self, request: Request, runs: Sequence[RunDir]) -> Iterator[Result]:
+        """Has recordings understood; see ``harness.analysis_request.answers``.
 
         Raises:
-            NotStartedError: It ended before it was told of the recording.
+            NotStartedError: It ended before it was told of a recording.
             ToolkitError: What it raised, or how it ended.
         """
         try:
@@ -74,7 +75,7 @@ class AnalysisProcess:
         except (OSError, EOFError) as error:
             raise NotStartedError from error
         try:
-            self._ask(run, with_page=with_page, with_derived=with_derived)
+            self._ask(request, runs)
             while True:
                 kind, name_bytes, content_bytes = FRAME.unpack(self._take(FRAME.size))
                 name = self._take(name_bytes, _MOST_NAME_BYTES).decode(errors="replace")
@@ -85,26 +86,31 @@ class AnalysisProcess:
                     _raise(json.loads(content))
                 yield name, content
         except (OSError, EOFError) as error:
-            raise self._how_it_ended(run) from error
+            raise self._how_it_ended(request) from error
 
-    def _ask(self, run: RunDir, *, with_page: bool, with_derived: bool) -> None:
+    def _ask(self, request: Request, runs: Sequence[RunDir]) -> None:
         raise_own_limit()
-        files = open_files(run.path) | run.unwritten_files()
+        told = []
+        fds: list[int] = []
         try:
-            head = {
-                "path": str(run.path.resolve()),
-                "files": list(files),
-                "manifest": run.unwritten_manifest,
-                "page": with_page,
-                "derived": with_derived,
-            }
+            for run in runs:
+                files = open_files(run.path, with_logs=request.what == BUNDLE)
+                fds += files.values()
+                unwritten = run.unwritten_files()
+                fds += unwritten.values()
+                names = [*files, *unwritten]
+                told.append({
+                    "path": str(run.path.resolve()),
+                    "files": names,
+                    "manifest": run.unwritten_manifest,
+                })  # fmt: skip
+            head = {**request.to_dict(), "runs": told}
             text = json.dumps(head, default=str).encode()
             self._socket.sendall(struct.pack("<I", len(text)) + text)
-            fds = list(files.values())
             for at in range(0, len(fds), MOST_FDS):
                 socket.send_fds(self._socket, [b"f"], fds[at : at + MOST_FDS])
         finally:
-            for fd in files.values():
+            for fd in fds:
                 os.close(fd)
 
     def _take(self, size_bytes: int, most_bytes: int = 1 << 10) -> bytes:
@@ -119,7 +125,7 @@ class AnalysisProcess:
             size_bytes -= len(piece)
         return b"".join(pieces)
 
-    def _how_it_ended(self, run: RunDir) -> ToolkitError:
+    def _how_it_ended(self, request: Request) -> ToolkitError:
         self._socket.close()
         try:
             code = self._child.wait(10)
@@ -128,8 +134,8 @@ class AnalysisProcess:
             code = self._child.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         return RunDirError(
-            f"the process that was to understand {run.path} {how}",
-            fix=f"free -h; profile-report {run.path}",
+            f"the process that was to understand {request.about} {how}",
+            fix=f"free -h; {request.again}",
         )
 
     def close(self) -> None:

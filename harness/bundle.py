@@ -5,36 +5,48 @@ that is made of it. Its size is bounded: what takes most room is left out, and t
 says what (``bundle.left_out``). Redacted, its tables are written anew with stand-ins
 (``harness.run_redaction``) and its verdict is that of what is in it.
 
-A bundle is a stranger's file: see ``harness.run_archive``; its tables are checked before anything
-is computed from them.
+A bundle is a stranger's file: see ``harness.run_archive``. Here it is only unpacked; its tables are
+checked when they are read, as those of every recording.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import conclusion
+from harness.analysis_request import BUNDLE, FACTS, Request
 from harness.run_archive import packed, read_members
 from harness.run_redaction import Redaction
-from harness.run_results import write_results
 from harness.version import tool_version
 from probes import schema
+from probes.arrow_columns import arrow_column
 from probes.errors import RunDirError, UsageError
 from probes.live import Live
 from probes.private_file import FOLDER_MODE, open_new
-from probes.rundir import LIVE, MANIFEST, VERDICT, RunDir, open_run_dir
+from probes.rundir import (
+    LIVE,
+    MANIFEST,
+    MOST_LOGS,
+    VERDICT,
+    RunDir,
+    manifest_text,
+    open_files,
+    open_run_dir,
+)
+from probes.table_writer import arrow_schema
 from probes.whole_file import replace_file
 
 MOST_BYTES = 256 << 20
 """Unpacked."""
 LOG_TAIL_BYTES = 65_536
-MOST_LOGS = 16
 _ADVICE = "make it with profile-report RUN --bundle FILE.tar.xz"
 _FOLDER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _MEMBER = re.compile(
@@ -74,69 +86,104 @@ def make_bundle(run: RunDir, file: Path, *, redact: bool) -> Bundled:
         RunDirError: It cannot be read, or is too large without what may be left out.
         OSError: The file cannot be written.
     """
-    from harness.pipeline import results  # pandas: a second to import
-
-    with tempfile.TemporaryDirectory(prefix="connscope-bundle-") as folder:
-        copy = RunDir(Path(folder) / "run")
-        redaction = Redaction() if redact else None
-        left_out = _copy(run, copy, redaction)
-        verdict = write_results(copy, results(copy, with_page=False))
-        changed: tuple[str, ...] = ()
-        if redact:
-            changed = tuple(sorted(set(_causes(verdict)) ^ set(_causes(_verdict_of(run)))))
-        name = str(copy.read_manifest().get("run_id") or "")
-        name = name if re.fullmatch(_FOLDER, name) else "run"
-        content = packed((f"{name}/{member}", data) for member, data in _files(copy.path))
+    again = f"profile-report {run.path} --bundle {file}"
+    request = Request(BUNDLE, str(run.path), again, options={"redact": redact})
+    made = dict(conclusion.answers(request, [run]))
+    facts = json.loads(made[FACTS])
+    content = made[BUNDLE]
     replace_file(file, content, is_private=True)
     return Bundled(
-        len(content), left_out, redaction.replaced_count if redaction is not None else 0, changed
+        len(content),
+        {str(name): int(size) for name, size in facts["left_out"].items()},
+        int(facts["replaced_count"]),
+        tuple(map(str, facts["changed"])),
     )
 
 
-def _verdict_of(run: RunDir) -> dict[str, Any]:
-    """The run's verdict as this version makes it; nothing is written."""
-    from analysis.run_frames import load
-    from analysis.summary import summarise
-    from analysis.verdict_document import document
+def bundle_content(run: RunDir, *, redact: bool) -> tuple[bytes, dict[str, Any]]:
+    """The archive of a run, made in memory; and what is to be told of it.
 
-    return document(summarise(load(run)))
+    Only what ``probes.rundir.open_files`` opens is packed: a link in a stranger's run directory
+    would put a file of this host into what is sent.
+
+    Raises:
+        RunDirError: It cannot be read, or is too large without what may be left out.
+    """
+    from harness.pipeline import results  # pandas: a second to import
+
+    with _held(run) as held:
+        redaction = Redaction() if redact else None
+        members, left_out = _members(held, redaction)
+        with _in_memory(run.path, members) as copy:
+            found = dict(results(copy, with_page=False, with_derived=False))
+        changed: list[str] = []
+        if redact:
+            own = json.loads(dict(results(held, with_page=False, with_derived=False))[VERDICT])
+            changed = sorted(set(_causes(json.loads(found[VERDICT]))) ^ set(_causes(own)))
+    name = str(json.loads(members[MANIFEST]).get("run_id") or "")
+    name = name if re.fullmatch(_FOLDER, name) else "run"
+    # In this order, so that a reader has the manifest before what it is about.
+    first = {MANIFEST: members.pop(MANIFEST), VERDICT: found[VERDICT]}
+    content = packed((f"{name}/{member}", data) for member, data in (first | members).items())
+    replaced_count = redaction.replaced_count if redaction is not None else 0
+    return content, {"left_out": left_out, "replaced_count": replaced_count, "changed": changed}
+
+
+@contextmanager
+def _held(run: RunDir) -> Iterator[RunDir]:
+    """The run with all that is packed held open; that of root is so already."""
+    if run.is_held:
+        yield run
+        return
+    files = open_files(run.path, with_logs=True)
+    try:
+        yield RunDir(run.path, files)
+    finally:
+        for fd in files.values():
+            os.close(fd)
+
+
+@contextmanager
+def _in_memory(path: Path, members: dict[str, bytes]) -> Iterator[RunDir]:
+    """A run of these files, which are nowhere else."""
+    files: dict[str, int] = {}
+    try:
+        for name, content in members.items():
+            files[name] = os.memfd_create("bundle", os.MFD_CLOEXEC)
+            with os.fdopen(files[name], "wb", closefd=False) as stream:
+                stream.write(content)
+        yield RunDir(path, files)
+    finally:
+        for fd in files.values():
+            os.close(fd)
 
 
 def _causes(verdict: dict[str, Any]) -> list[str]:
     return [verdict["verdict"]["cause"], *(each["cause"] for each in verdict["findings"])]
 
 
-def _copy(run: RunDir, copy: RunDir, redaction: Redaction | None) -> dict[str, int]:
-    """Makes a run directory of what goes into the bundle; gives the tables that were left out."""
-    (copy.path / "raw").mkdir(parents=True)
-    (copy.path / "logs").mkdir()
-    names = [name for name in schema.TABLES if any(run.table_dir(name).glob("*.arrows"))]
-    has_live = "connections" not in names and (run.path / LIVE).is_file()
-    sizes = {
-        name: sum(each.stat().st_size for each in run.table_dir(name).glob("*.arrows"))
-        for name in names
-    }
-    live_bytes = (run.path / LIVE).stat().st_size if has_live else 0
-    left_out = _too_much(sizes, MOST_BYTES - live_bytes - MOST_LOGS * LOG_TAIL_BYTES - (8 << 20))
+def _members(run: RunDir, redaction: Redaction | None) -> tuple[dict[str, bytes], dict[str, int]]:
+    """Manifest, live.bin, tables and logs of the bundle; and the tables that were left out."""
+    streams = {name: run.held_sizes_bytes(f"raw/{name}/") for name in schema.TABLES}
+    sizes = {name: sum(found.values()) for name, found in streams.items() if found}
+    live = {} if "connections" in sizes else run.held_sizes_bytes(LIVE)
+    room_bytes = MOST_BYTES - sum(live.values()) - MOST_LOGS * LOG_TAIL_BYTES - (8 << 20)
+    left_out = _too_much(sizes, room_bytes)
+    members = {name: _content(run, name) for name in live}
+    if redaction is not None and live:
+        members[LIVE] = _redacted_live(members[LIVE], redaction)
     cut = []
-    for name in [each for each in names if each not in left_out]:
+    for table in [each for each in sizes if each not in left_out]:
         if redaction is None:
-            shutil.copytree(run.table_dir(name), copy.table_dir(name))
+            members |= {name: _content(run, name) for name in streams[table]}
             continue
-        read = run.read_table(name)
-        cut += [name] if read.cut_files else []
-        writer = copy.writer(name, "bundle")
-        writer.write_columns(redaction.table(name, read.table))
-        writer.close()
-        if writer.lost_rows_count:
-            raise RunDirError(f"cannot write {copy.path}: {writer.last_error}", fix="df -h /tmp")
-    if has_live:
-        shutil.copyfile(run.path / LIVE, copy.path / LIVE)
-        if redaction is not None:
-            _redact_live(copy.path / LIVE, redaction)
-    for log in sorted((run.path / "logs").glob("*.log"))[:MOST_LOGS]:
-        text = _tail(log)
-        (copy.path / "logs" / log.name).write_text(redaction.text(text) if redaction else text)
+        read = run.read_table(table)
+        cut += [table] if read.cut_files else []
+        columns = redaction.table(table, read.table)
+        members[f"raw/{table}/bundle.arrows"] = _stream_of(table, columns)
+    for name in run.held_sizes_bytes("logs/"):
+        text = _tail(run, name)
+        members[name] = (redaction.text(text) if redaction else text).encode()
     manifest = run.read_manifest()
     manifest = manifest if redaction is None else redaction.value(manifest)
     manifest["bundle"] = {
@@ -145,8 +192,8 @@ def _copy(run: RunDir, copy: RunDir, redaction: Redaction | None) -> dict[str, i
         "left_out": left_out,
         "cut": cut,
     }
-    copy.write_manifest(manifest)
-    return left_out
+    members[MANIFEST] = manifest_text(manifest).encode()
+    return members, left_out
 
 
 def _too_much(sizes: dict[str, int], room_bytes: int) -> dict[str, int]:
@@ -166,34 +213,49 @@ def _too_much(sizes: dict[str, int], room_bytes: int) -> dict[str, int]:
     return left_out
 
 
-def _redact_live(path: Path, redaction: Redaction) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+def _redacted_live(content: bytes, redaction: Redaction) -> bytes:
+    fd = os.memfd_create("live", os.MFD_CLOEXEC)
     try:
-        live = Live(fd)
-        column = live.column("source_address")
-        shown = {number: redaction.address(number) for number in set(column)}
-        for record, number in enumerate(column):
-            column[record] = shown[number]
-        column.release()
-        live.close()
+        with os.fdopen(fd, "r+b", closefd=False) as stream:
+            stream.write(content)
+            stream.flush()
+            live = Live(fd)
+            column = live.column("source_address")
+            shown = {number: redaction.address(number) for number in set(column)}
+            for record, number in enumerate(column):
+                column[record] = shown[number]
+            column.release()
+            live.close()
+            stream.seek(0)
+            return stream.read()
     finally:
         os.close(fd)
 
 
-def _tail(log: Path) -> str:
-    with log.open("rb") as stream:
+def _stream_of(table: str, columns: dict[str, Any]) -> bytes:
+    import pyarrow as pa
+
+    wanted = arrow_schema(table)
+    types = [column.type for column in schema.TABLES[table].columns]
+    arrays = [
+        arrow_column(columns[name], kind) for name, kind in zip(wanted.names, types, strict=True)
+    ]
+    stream = io.BytesIO()
+    with pa.ipc.new_stream(stream, wanted) as sink:
+        sink.write_batch(pa.record_batch(arrays, schema=wanted))
+    return stream.getvalue()
+
+
+def _content(run: RunDir, name: str) -> bytes:
+    with run.open_file(name) as stream:
+        return stream.read(MOST_BYTES)
+
+
+def _tail(run: RunDir, name: str) -> str:
+    with run.open_file(name) as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - LOG_TAIL_BYTES))
         return stream.read(LOG_TAIL_BYTES).decode("utf-8", "replace")
-
-
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    names = [MANIFEST, VERDICT, LIVE]
-    for part in ("raw/*/*.arrows", "logs/*.log"):
-        names += [str(each.relative_to(path)) for each in sorted(path.glob(part))]
-    for name in names:
-        if (path / name).is_file():
-            yield name, (path / name).read_bytes()
 
 
 def open_bundle(file: Path) -> RunDir:
@@ -219,9 +281,7 @@ def open_bundle(file: Path) -> RunDir:
             stream.write(content)
     if folder is None:
         raise RunDirError(f"{file} is empty", fix=_ADVICE)
-    run = open_run_dir(folder)
-    _check_tables(file, run)
-    return run
+    return open_run_dir(folder)
 
 
 def _new_folder(folder: Path) -> Path:
@@ -233,17 +293,6 @@ def _new_folder(folder: Path) -> Path:
             fix=f"profile-report {folder}, or move it away",
         ) from None
     return folder
-
-
-def _check_tables(file: Path, run: RunDir) -> None:
-    """Reads all of them once: what crashes here does so before anything is made of it."""
-    import pyarrow as pa
-
-    for name in schema.TABLES:
-        try:
-            run.read_table(name)  # leaves out what lies about itself, as what is cut
-        except (pa.ArrowException, MemoryError) as error:
-            raise _not_ours(file, run.path, f"table {name}: {error}") from error
 
 
 def _not_ours(file: Path, folder: Path, why: str) -> RunDirError:

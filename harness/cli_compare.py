@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from harness import conclusion
+from harness.analysis_request import COMPARISON, JSON, PAGE, TEXT, Request
 from harness.cli_report import find_run
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.damaged_run import told_as_damage
 from harness.output_file import check_output_file
 from probes.errors import ExitCode
-from probes.rundir import MANIFEST, RunDir
-
-if TYPE_CHECKING:
-    from analysis.comparison import Comparison, RunDigest
+from probes.rundir import MANIFEST, RunDir, write_atomically
 
 _REMARKS = (
     "Runs with the same settings, plan and host are repeats of one variant. The first run named is "
     "of the base that the other variants are held against. Three repeats of each tell the noise."
 )
-_ADVICE = "leave it out, or copy the run directory again"
 _EXAMPLES = (
     Example("profile-compare runs/*-before-* runs/*-after-*", "what changed and moved"),
     Example("profile-compare runs/A runs/B --output comparison.html", "one page"),
@@ -73,81 +70,33 @@ def _compare(argv: Sequence[str]) -> int:
     output: Path | None = arguments.output
     if output is not None:
         check_output_file(output, option="--output", usual="comparison.html")
-    digests, caution = digest_runs(
-        arguments.runs,
-        across_hosts=arguments.across_hosts,
-        across_probes=arguments.across_probes,
+    runs = [_opened(path) for path in arguments.runs]
+    about = " and ".join(str(path) for path in arguments.runs)
+    asked = Request(
+        COMPARISON,
+        about,
+        f"profile-compare {shlex.join(map(str, arguments.runs))}",
+        with_page=output is not None,
+        options={
+            "across_hosts": arguments.across_hosts,
+            "across_probes": arguments.across_probes,
+            "columns": shutil.get_terminal_size((100, 24)).columns,
+        },
     )
-    from analysis.comparison import compare
-    from analysis.comparison_document import document
-
-    comparison = compare(digests, cautions=[caution] if caution else [])
-    if arguments.json:
-        print(json.dumps(document(comparison), indent=2))
-    else:
-        _print(comparison)
+    with told_as_damage(Path(about), "leave out what is damaged, or copy it again"):
+        texts = dict(conclusion.answers(asked, runs))
+    sys.stdout.write(texts[JSON if arguments.json else TEXT].decode())
     if output is not None:
-        from reports.comparison_page import write_comparison  # matplotlib: only for the page
-
-        commands = {
-            one.run_id: [str(word) for word in one.manifest.get("argv") or []] for one in digests
-        }
-        write_comparison(output, comparison, commands)
+        write_atomically(output, texts[PAGE].decode())
         print(f"page     {output}", file=sys.stderr if arguments.json else sys.stdout)
     return int(ExitCode.REACHED)
 
 
-def _print(comparison: Comparison) -> None:
-    from reports.comparison_text import comparison_text
-
-    print(comparison_text(comparison, shutil.get_terminal_size((100, 24)).columns), end="")
-
-
-def digest_runs(
-    paths: Sequence[Path], *, across_hosts: bool = False, across_probes: bool = False
-) -> tuple[list[RunDigest], str]:
-    """Reads runs one at a time and keeps of each only what a comparison needs.
-
-    What is not comparable is refused before the first recording is read, as far as manifests tell.
-
-    Args:
-        paths: Run directories.
-        across_hosts: See ``analysis.comparable.check_comparable``.
-        across_probes: See ``analysis.comparable.check_probes``.
-
-    Returns:
-        The digests in the order of ``paths``, and a caution to show, '' for none.
-
-    Raises:
-        UsageError: There is no run at a path, or the runs cannot be compared.
-        HostError: The runs are of different hosts.
-        RunDirError: A recording cannot be read.
-    """
-    from analysis.comparable import check_comparable, check_probes, probes_that_ran
-    from analysis.comparison import digest
-    from analysis.run_frames import load
-    from analysis.summary import summarise
-
-    manifests = [_manifest_of(path) for path in paths]
-    with told_as_damage(Path(" and ".join(map(str, paths))), _ADVICE):
-        check_comparable(manifests, across_hosts=across_hosts)
-    digests = []
-    for path in paths:
-        with told_as_damage(path, _ADVICE):
-            digests.append(digest(summarise(load(find_run(path)))))
-    caution = check_probes(
-        [one.manifest for one in digests],
-        [probes_that_ran(one.verdict) for one in digests],
-        across_probes=across_probes,
-    )
-    return digests, caution
-
-
-def _manifest_of(path: Path) -> dict[str, object]:
-    """The manifest, of any schema version: comparing says better than reading what is wrong."""
+def _opened(path: Path) -> RunDir:
+    """A run, of any schema version: comparing says better than reading what is wrong."""
     if not (path / MANIFEST).is_file():
         find_run(path)  # says why this is no run
-    return RunDir(path).read_manifest()
+    return RunDir(path)
 
 
 if __name__ == "__main__":

@@ -271,7 +271,7 @@ def _require_sound(matrix: Matrix) -> None:
         result_lines(results)
         confusion_lines(confusion(results))
         matrix_loop.left_s(matrix, matrix.order, [])
-        matrix_loop.page_text(matrix)
+        matrix_loop.made_page(matrix)
 
 
 def _vouched_for(options: argparse.Namespace, run_words: list[str], matrix: Matrix) -> Matrix:

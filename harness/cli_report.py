@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import conclusion
+from harness.analysis_request import TABLES, TEXT, Request
 from harness.command_line import run_command
 from harness.command_parser import Example, Parser
 from harness.damaged_run import told_as_damage
 from harness.output_file import check_output_file
 from harness.run_archive import SUFFIX, is_bundle
+from harness.run_results import write_tables
 from probes.errors import ExitCode, RunDirError, UsageError
 from probes.private_file import hand_over
 from probes.rundir import MANIFEST, REPORT, RunDir, open_run_dir, write_atomically
@@ -195,20 +197,28 @@ def _export(run: RunDir, arguments: argparse.Namespace) -> int:
     output: Path | None = arguments.output
     if output is not None and output != STDOUT:
         _check_output(output, is_folder=arguments.format in FOLDER_FORMATS)
-    from harness.export import Choice, export_files, export_text  # pandas: a second to import
-
-    if arguments.format in FOLDER_FORMATS:
-        folder = output or run.path / f"tables-{arguments.format}"
-        file_count = export_files(run, arguments.format, folder)
+    form = arguments.format
+    again = f"profile-report {run.path} --format {form}"
+    if form in FOLDER_FORMATS:
+        folder = output or run.path / f"tables-{form}"
+        asked = Request(TABLES, str(run.path), again, options={"form": form})
+        file_count = write_tables(folder, conclusion.answers(asked, [run]))
         sys.stderr.write(f"{folder}: {file_count} files\n")
         return int(ExitCode.REACHED)
-    choice = Choice(arguments.worker, arguments.pid, arguments.from_s, arguments.until_s)
-    text = export_text(run, arguments.format, choice)
+    choice = {name: getattr(arguments, name) for name in ("worker", "pid", "from_s", "until_s")}
+    asked = Request(
+        TEXT,
+        str(run.path),
+        again,
+        with_page=form == "html",
+        options={"form": form, "choice": choice},
+    )
+    content = dict(conclusion.answers(asked, [run]))[TEXT]
     if output is None or output == STDOUT:
-        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.write(content)
     else:
-        write_atomically(output, text)
-        sys.stderr.write(f"{output}: {len(text.encode()):,} bytes\n")
+        write_atomically(output, content.decode())
+        sys.stderr.write(f"{output}: {len(content):,} bytes\n")
     return int(ExitCode.REACHED)
 
 

@@ -1,4 +1,4 @@
-"""Who understands a recording: this process, or for root another one, which has no rights.
+"""Who understands recordings: this process, or for root another one, which has no rights.
 
 pandas, pyarrow and matplotlib read what strangers wrote. Root starts ``harness.analysis_main`` for
 it, hands over descriptors of the recording, and writes itself what comes back.
@@ -7,11 +7,13 @@ it, hands over descriptors of the recording, and writes itself what comes back.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import analysis_request
 from harness.analysis_process import AnalysisProcess, NotStartedError
+from harness.analysis_request import RESULTS, Request
 from harness.run_results import Result, write_page, write_results
 from probes.errors import RunDirError
 from probes.rundir import RunDir
@@ -78,16 +80,32 @@ def render_only(run: RunDir, report_path: Path) -> dict[str, Any]:
     return write_page(_results(run, with_page=True, with_derived=False), report_path)
 
 
-def _results(run: RunDir, *, with_page: bool, with_derived: bool) -> Iterator[Result]:
+def answers(request: Request, runs: Sequence[RunDir]) -> Iterator[Result]:
+    """What is asked of recordings, made by whoever may understand them.
+
+    Args:
+        request: What is asked.
+        runs: Of what.
+
+    Raises:
+        ToolkitError: A recording cannot be read, or has not what is asked for.
+    """
     if is_apart():
-        process = _ahead.pop() if _ahead else AnalysisProcess(with_page=with_page)
+        process = _ahead.pop() if _ahead else AnalysisProcess(with_page=request.with_page)
         try:
-            yield from process.results(run, with_page=with_page, with_derived=with_derived)
+            yield from process.answers(request, runs)
             return
         except NotStartedError:  # it has seen nothing of the recording yet
             pass
         finally:
             process.close()
-    from harness.pipeline import results  # pandas and matplotlib: half a second
+    yield from analysis_request.answers(
+        request.what, runs, request.options, with_page=request.with_page
+    )
 
-    yield from results(run, with_page=with_page, with_derived=with_derived)
+
+def _results(run: RunDir, *, with_page: bool, with_derived: bool) -> Iterator[Result]:
+    options = {"with_derived": with_derived}
+    again = f"profile-report {run.path}"
+    request = Request(RESULTS, str(run.path), again, with_page=with_page, options=options)
+    yield from answers(request, [run])

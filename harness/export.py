@@ -1,4 +1,4 @@
-"""From a recorded run to the formats that other tools read; nothing in the run is changed.
+"""From a recorded run to the formats that other tools read; nothing is written.
 
 Imported when an export is asked for: pandas and pyarrow come with it.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from analysis.evidence import Subject
 from analysis.run_frames import load
@@ -17,9 +16,7 @@ from analysis.stack_samples import df_stack_samples
 from analysis.summary import Summary, summarise
 from analysis.verdict_document import document
 from probes.errors import RunDirError, UsageError
-from probes.private_file import give_folder
 from probes.rundir import RunDir
-from probes.whole_file import replace_file
 from reports.exports.folded import to_folded
 from reports.exports.markdown import to_markdown
 from reports.exports.openmetrics import to_openmetrics
@@ -72,40 +69,18 @@ def export_text(run: RunDir, form: str, choice: Choice) -> str:
     return _OF_SUMMARY[form](summarise(load(run)))
 
 
-def export_files(run: RunDir, form: str, folder: Path) -> int:
-    """A run's tables as files of a folder, which is made when it is not there.
+def export_tables(run: RunDir, form: str) -> Iterator[tuple[str, bytes]]:
+    """A run's tables as files: name and content of each.
 
     Args:
         run: The recording.
         form: csv or parquet.
-        folder: Files of the same names are replaced, others stay.
-
-    Returns:
-        How many files were written.
 
     Raises:
-        RunDirError: The recording cannot be read, or the files cannot be written.
+        RunDirError: The recording cannot be read.
     """
     summary = summarise(load(run))
-    files = csv_files(summary) if form == "csv" else parquet_files(summary)
-    count = 0
-    for name, content in files:
-        _write(folder / name, content)
-        count += 1
-    return count
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        if not path.parent.exists():
-            path.parent.mkdir()
-            give_folder(path.parent)
-        replace_file(path, content)
-    except OSError as error:
-        raise RunDirError(
-            f"cannot write {path}: {error.strerror or error}",
-            fix=f"df -h {path.parent.parent}; make room or choose another place with --output DIR",
-        ) from error
+    yield from csv_files(summary) if form == "csv" else parquet_files(summary)
 
 
 def _html(summary: Summary) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import statistics
 from pathlib import Path
 
+from harness import conclusion
+from harness.analysis_request import MATRIX_PAGE, Request
+from harness.analysis_request import PAGE as DRAWN
 from harness.matrix_child import run_row
-from harness.matrix_store import PAGE, Matrix
+from harness.matrix_store import FILE, PAGE, Matrix
 from harness.supervisor import Interrupt
 from probes.rundir import write_atomically
 from reports.matrix_terminal import MatrixView
@@ -90,8 +94,24 @@ def write_page(matrix: Matrix) -> Path:
         RunDirError: No room or no permission.
     """
     path = matrix.path / PAGE
-    write_atomically(path, page_text(matrix), is_private=True)
+    write_atomically(path, made_page(matrix), is_private=True)
     return path
+
+
+def made_page(matrix: Matrix) -> str:
+    """The comparison as a page, drawn by whoever may (``harness.conclusion``).
+
+    Raises:
+        ToolkitError: It could not be drawn.
+    """
+    asked = Request(
+        MATRIX_PAGE,
+        str(matrix.path / FILE),
+        f"profile-matrix --resume {shlex.quote(str(matrix.path))}",
+        with_page=True,
+        options={"path": str(matrix.path), "matrix": matrix.to_dict()},
+    )
+    return dict(conclusion.answers(asked, []))[DRAWN].decode()
 
 
 def page_text(matrix: Matrix) -> str:

@@ -210,14 +210,15 @@ def load(path: Path) -> Matrix:
             fix="start it anew",
         )
     try:
-        matrix = _from_dict(path, raw)
+        matrix = from_dict(path, raw)
         matrix.results()  # what its outcomes lack is missed here, and not after hours of runs
         return matrix
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise RunDirError(f"{file} is damaged: {error!r}", fix="start it anew") from error
 
 
-def _from_dict(path: Path, raw: dict[str, Any]) -> Matrix:
+def from_dict(path: Path, raw: dict[str, Any]) -> Matrix:
+    """A matrix of its document (``Matrix.to_dict``), which may be a stranger's."""
     rows = [MatrixRow.from_dict(row) for row in raw["rows"]]
     order = [(str(row), int(repeat)) for row, repeat in raw["order"]]
     outcomes = [Outcome(**outcome) for outcome in raw["outcomes"]]

@@ -1,4 +1,4 @@
-"""What is written of a run that was understood: verdict, page, and derived tables."""
+"""What is written of a run that was understood: verdict, page, derived and exported tables."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from probes.rundir import REPORT, VERDICT, RunDir, write_atomically
 from probes.whole_file import replace_file
 
 DERIVED = "derived"
+_TABLE_NAME = re.compile(r"[a-z_]{1,64}\.(?:csv|parquet)|README\.md")
 _DERIVED_NAME = re.compile(r"derived/[a-z_]{1,64}\.parquet")
 
 Result = tuple[str, bytes]
@@ -71,16 +72,51 @@ def write_page(results: Iterable[Result], report_path: Path) -> dict[str, Any]:
     return verdict
 
 
+def write_tables(folder: Path, tables: Iterable[Result]) -> int:
+    """Writes files of a folder, which is made when it is not there.
+
+    Args:
+        folder: Files of the same names are replaced, others stay.
+        tables: Name and content of each.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        RunDirError: They cannot be written.
+    """
+    count = 0
+    for name, content in tables:
+        if not _TABLE_NAME.fullmatch(name):
+            raise _not_to_write(folder, name)
+        try:
+            if not folder.exists():
+                folder.mkdir()
+                give_folder(folder)
+            replace_file(folder / name, content)
+        except OSError as error:
+            raise RunDirError(
+                f"cannot write {folder / name}: {error.strerror or error}",
+                fix=f"df -h {folder.parent}; make room or choose another place with --output DIR",
+            ) from error
+        count += 1
+    return count
+
+
+def _not_to_write(where: Path, name: str) -> RunDirError:
+    return RunDirError(
+        f"{where}: what has understood it wants to write {name[:80]!r}",
+        fix="it is a defect, or the recording has an attack in it: please report it",
+    )
+
+
 def _writer(run: RunDir, name: str, report_path: Path | None) -> Callable[[bytes], None]:
     if name == VERDICT or (name == REPORT and report_path is None):
         return lambda content: write_atomically(run.path / name, content.decode(), is_private=True)
     if name == REPORT and report_path is not None:
         return lambda content: write_atomically(report_path, content.decode())
     if not _DERIVED_NAME.fullmatch(name):
-        raise RunDirError(
-            f"{run.path}: what has understood it wants to write {name[:80]!r}",
-            fix="it is a defect, or the recording has an attack in it: please report it",
-        )
+        raise _not_to_write(run.path, name)
     return lambda content: _write_derived(run, run.path / name, content)
 
 

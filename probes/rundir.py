@@ -43,6 +43,8 @@ MANIFEST = "manifest.json"
 VERDICT = "verdict.json"
 REPORT = "report.html"
 LIVE = "live.bin"
+MOST_LOGS = 16
+"""Of a run, in a bundle."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe waits for nobody
 _ROOM = ".room"
 _ROOM_BYTES = 4 << 20
@@ -95,15 +97,24 @@ def open_run_dir(path: Path) -> RunDir:
         RunDirError: No run there, an unreadable manifest, or another schema version.
     """
     run = RunDir(path)
+    require_version(run)
+    return run
+
+
+def require_version(run: RunDir) -> None:
+    """Refuses a recording of another schema version.
+
+    Raises:
+        RunDirError: It is one, or its manifest cannot be read.
+    """
     manifest = run.read_manifest()
     version = manifest.get("schema_version")
     if version != schema.SCHEMA_VERSION:
         raise RunDirError(
-            f"{path} has schema version {version!r:.20}, "
+            f"{run.path} has schema version {version!r:.20}, "
             f"this connscope reads {schema.SCHEMA_VERSION}",
             fix=f"read it with {_tool_of(manifest)}",
         )
-    return run
 
 
 def _tool_of(manifest: Mapping[str, Any]) -> str:
@@ -191,7 +202,7 @@ class RunDir:
             RunDirError: Missing or not JSON.
         """
         if self.unwritten_manifest is not None:
-            unwritten: dict[str, Any] = json.loads(_manifest_text(self.unwritten_manifest))
+            unwritten: dict[str, Any] = json.loads(manifest_text(self.unwritten_manifest))
             return unwritten
         path = self.path / MANIFEST
         try:
@@ -217,7 +228,7 @@ class RunDir:
         Raises:
             RunDirError: No room or no permission.
         """
-        write_atomically(self.path / MANIFEST, _manifest_text(manifest), is_private=True)
+        write_atomically(self.path / MANIFEST, manifest_text(manifest), is_private=True)
         self.unwritten_manifest = None
 
     def reserve_room(self) -> None:
@@ -265,6 +276,17 @@ class RunDir:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         os.lseek(self._held[name], 0, os.SEEK_SET)
         return os.fdopen(self._held[name], "rb", closefd=False)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its files are held open."""
+        return self._held is not None
+
+    def held_sizes_bytes(self, start: str) -> dict[str, int]:
+        """Size of each file that is held open and whose name begins so, in the order of names."""
+        held = self._held or {}
+        names = sorted(name for name in held if name.startswith(start))
+        return {name: os.fstat(held[name]).st_size for name in names}
 
     def _streams_of(self, table: str) -> list[tuple[Path, Path | int]]:
         """Path and what to read of each stream of a table, in order."""
@@ -331,14 +353,19 @@ class RunDir:
         return TableRead(pa.Table.from_batches(batches, schema=wanted), cut)
 
 
-def open_files(path: Path) -> dict[str, int]:
+def open_files(path: Path, *, with_logs: bool = False) -> dict[str, int]:
     """Opens all that is read of a run, by name; what is no regular file is not there.
 
     Who has the descriptors may read the run without having rights in its folder: ``RunDir.held``.
+
+    Args:
+        path: The run directory.
+        with_logs: The first ``MOST_LOGS`` of its logs among them.
     """
     found: dict[str, int] = {}
     streams = (f"raw/{each.parent.name}/{each.name}" for each in path.glob("raw/*/*.arrows"))
-    for name in (MANIFEST, LIVE, *streams):
+    logs = sorted(path.glob("logs/*.log"))[:MOST_LOGS] if with_logs else []
+    for name in (MANIFEST, LIVE, *streams, *(f"logs/{each.name}" for each in logs)):
         try:
             fd = os.open(path / name, _READ | os.O_NOFOLLOW)
         except OSError:
@@ -350,7 +377,8 @@ def open_files(path: Path) -> dict[str, int]:
     return found
 
 
-def _manifest_text(manifest: Mapping[str, Any]) -> str:
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """What is written of a manifest."""
     return json.dumps(manifest, indent=2, sort_keys=False, default=str) + "\n"
 
 
