@@ -127,7 +127,7 @@ def _received(asked: socket.socket) -> tuple[bytes, int]:
 
 
 def _limit() -> None:
-    pages_count = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    pages_count = int(Path("/proc/self/statm").read_bytes().split()[0])
     host_bytes = os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
     most_bytes = pages_count * resource.getpagesize() + min(MOST_MEMORY_BYTES, host_bytes // 4)
     for number, most in (

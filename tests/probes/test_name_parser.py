@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import encodings
 import mmap
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -76,6 +78,21 @@ def test_it_may_do_nothing_but_read_and_answer(named, parser):
     assert {word.partition(b"=")[0] for word in words.split(b"\0") if word} <= {
         *(b"PATH", b"LD_LIBRARY_PATH", b"PYTHONPATH", b"PYTHONHOME", b"OPENBLAS_NUM_THREADS"),
     }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a folder that only root reads: needs root")
+def test_it_works_where_python_itself_is_in_a_folder_of_root_alone(tmp_path, monkeypatch):
+    """A Python below /root (pyenv, uv): once it is nobody, it can import no codec any more."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    shutil.copytree(Path(encodings.__file__).parent, hidden / "encodings")
+    monkeypatch.setenv("PYTHONPATH", str(hidden))
+    parser = NameParserProcess()
+    try:
+        assert UserSymbols(parser).name(os.getpid(), own_address()) == "PyLong_FromLong"
+        assert parser.trouble == ""
+    finally:
+        parser.close()
 
 
 CALLS = """
