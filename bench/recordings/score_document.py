@@ -76,8 +76,11 @@ def hard_part(cases: Sequence[Case], left_out: Sequence[str]) -> list[str]:
     if not cases:
         return []
     crowded = sum(bool(case.found.get("is_crowded")) for case in cases)
+    run = {case.label.group for case in cases}
+    unrun = "; ".join(group for group in HARD.values() if group not in run)
     return [
         _HARD,
+        *([f"No run is kept of: {unrun}.", ""] if unrun else []),
         f"**{len(cases)} runs: {_split(cases)}.** In {crowded} of them processes beside the run "
         "had a good part of the cores.",
         "",
