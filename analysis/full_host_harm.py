@@ -7,6 +7,7 @@ waits hardly ever, however full the host is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.cpu import df_host_pressure
-from analysis.evidence import Evidence
-from analysis.findings import own_limit, waits_for_slot
+from analysis.evidence import Evidence, Finding
 from analysis.full_processes import is_server_full
 from analysis.keepalive import ping_work
 from analysis.run_view import Floats, RunView
@@ -71,12 +71,17 @@ class Harm:
     is_of_any_task: bool = False
 
 
-def harms_of(signs: Signs) -> list[Harm]:
-    """Everything that was harmed, what proves most first; a full host is not looked for."""
+def harms_of(signs: Signs, keeping_out: Callable[[Signs], list[Finding]]) -> list[Harm]:
+    """Everything that was harmed, what proves most first; a full host is not looked for.
+
+    Args:
+        signs: From the run.
+        keeping_out: Finds what of the server itself lets nobody in; asked when attempts waited.
+    """
     if signs.view.is_attached:
         found = [_waiting_server(signs)]
     else:
-        found = [_behind(signs), _stalled_loops(signs), _stalled_attempts(signs)]
+        found = [_behind(signs), _stalled_loops(signs), _stalled_attempts(signs, keeping_out)]
     return [harm for harm in found if harm is not None]
 
 
@@ -147,12 +152,12 @@ def _stalled_loops(signs: Signs) -> Harm | None:
     )
 
 
-def _stalled_attempts(signs: Signs) -> Harm | None:
+def _stalled_attempts(signs: Signs, keeping_out: Callable[[Signs], list[Finding]]) -> Harm | None:
     """Attempts that waited in vain, unless full servers, or idle ones, explain them."""
     view = signs.view
     if not signs.stalled_count or is_server_full(signs):
         return None
-    if _is_kept_out_by_an_idle_server(signs):
+    if _is_kept_out_by_an_idle_server(signs, keeping_out(signs)):
         return None
     connections = view.connections
     late = connections["is_failed"] & (
@@ -169,9 +174,8 @@ def _stalled_attempts(signs: Signs) -> Harm | None:
     )
 
 
-def _is_kept_out_by_an_idle_server(signs: Signs) -> bool:
+def _is_kept_out_by_an_idle_server(signs: Signs, findings: list[Finding]) -> bool:
     """Most attempts wait for a server that wants no core: a free one would not have let them in."""
-    findings = [*own_limit.find(signs), *waits_for_slot.find(signs)]
     if not any(2 * finding.explained_count >= signs.stalled_count for finding in findings):
         return False
     cpu = signs.worker_cpu

@@ -31,7 +31,9 @@ from analysis.findings import (
     hot_worker_code,
     keepalive_storm,
     message_amplification,
+    own_limit,
     runtime_heap_limit,
+    waits_for_slot,
 )
 from analysis.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_busy_between
 from analysis.run_view import Phase
@@ -77,9 +79,13 @@ class _Shares:
         return ", ".join(f"{name} {100 * pct / self.capacity:.0f} %" for name, pct in ordered)
 
 
+def _keeping_out(signs: Signs) -> list[Finding]:
+    return [*own_limit.find(signs), *waits_for_slot.find(signs)]
+
+
 def find(signs: Signs) -> list[Finding]:
     """One finding about the host, or none."""
-    for harm in harms_of(signs):
+    for harm in harms_of(signs, _keeping_out):
         if not _is_full(signs, harm):
             continue
         # to the kernel a group that its quota stops waits for a core, whoever has them
