@@ -11,7 +11,7 @@ from typing import Literal
 
 from analysis.causes import CAUSES, GOOD_CAUSES
 from analysis.evidence_kinds import EVIDENCE_KINDS
-from probes.schema import SERVER_ROLES
+from probes.contract.schema import SERVER_ROLES
 
 Side = Literal["server", "client", "host"]
 Severity = Literal["binding", "contributing", "warning", "info"]
@@ -51,7 +51,7 @@ class Evidence:
     Attributes:
         id: What was measured, an id of ``analysis.evidence_kinds.EVIDENCE_KINDS``.
         value: The number; finite.
-        table: The table of ``probes.schema`` (or ``manifest``) that it comes from.
+        table: The table of ``probes.contract.schema`` (or ``manifest``) that it comes from.
         at_s: When, in seconds since the ramp began; None for a value of the whole run.
         of: Whose or which, where the id alone does not say it: a call, a process, a function, an
             address; '' for none. Id and this are unique in a finding.

@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis import cpu, failures, memory, processes, timeline
-from analysis.attempts import with_attempts
-from analysis.before_failure import df_before_failure
 from analysis.causes import NOT_EXPLAINED
-from analysis.descriptors import df_descriptors
 from analysis.evidence import Finding
 from analysis.findings import find_all
-from analysis.hot_thread import with_threads
-from analysis.hot_worker_description import describe_hot_worker
-from analysis.ladder import Rung, build_ladder
-from analysis.moments import df_moments
-from analysis.not_explained import not_explained
-from analysis.ports import df_connect_by_use, df_ports
-from analysis.processes import what_is_missing
-from analysis.ranking import rank
-from analysis.run_frames import RunFrames
-from analysis.run_view import RunView
-from analysis.server_words import near, quotes_of, with_quotes
-from analysis.signs import Signs
-from analysis.verdict import Verdict, conclude, run_facts
-from probes import schema
+from analysis.frames import cpu, failures, memory, processes, timeline
+from analysis.frames.descriptors import df_descriptors
+from analysis.frames.moments import df_moments
+from analysis.frames.ports import df_connect_by_use, df_ports
+from analysis.frames.processes import what_is_missing
+from analysis.frames.run_frames import RunFrames
+from analysis.frames.run_view import RunView
+from analysis.ladder.ladder import Rung, build_ladder
+from analysis.server.server_words import near, quotes_of, with_quotes
+from analysis.signs.attempts import with_attempts
+from analysis.signs.before_failure import df_before_failure
+from analysis.signs.signs import Signs
+from analysis.stacks.hot_thread import with_threads
+from analysis.verdict.hot_worker import describe_hot_worker
+from analysis.verdict.not_explained import not_explained
+from analysis.verdict.ranking import rank
+from analysis.verdict.verdict import Verdict, conclude, run_facts
+from probes.contract import schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ def summarise(frames: RunFrames) -> Summary:
     """Understands one run.
 
     Args:
-        frames: From ``analysis.run_frames.load``.
+        frames: From ``analysis.frames.run_frames.load``.
     """
     view = RunView(frames)
     worker_cpu, host_cpu = cpu.df_worker_cpu(view), cpu.df_host_cpu(view)

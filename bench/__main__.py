@@ -15,10 +15,10 @@ from bench import bars, document, environment, node_run, profiled_run
 from bench.command import end_on_sigterm, say, wait_until_quiet, write
 from bench.figures import AUTO, NODE_NONE, NODE_RR, NONE, RunFigures, Runs
 from bench.processes import BenchError
-from harness.command_line import run_command
-from harness.host import Host, read_host
-from harness.run_options import count
-from probes.errors import ToolkitError
+from harness.commands.entry import run_command
+from harness.options.run import count
+from harness.planning.host import Host, read_host
+from probes.contract.errors import ToolkitError
 
 _DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 _NODE_ROUNDS = 3

@@ -27,8 +27,8 @@ from bench.attach_document import Measured, Setting
 from bench.attach_figures import Block, undisturbed
 from bench.attach_windows import Attached, Load
 from bench.command import say, write
-from harness.host import read_host
-from probes import governor
+from harness.planning.host import read_host
+from probes.budget import governor
 
 SETTLE_S = governor.QUIET_AFTER_NS / 1e9 + 1.0
 """A watch then looks as often as it does for hours where nothing happens, and what it may spend at

@@ -18,8 +18,8 @@ import psutil
 
 from bench.attach_figures import Figures
 from bench.proc_figures import host_busy_ns
-from probes import process_tree
-from probes.own_cost import process_cpu_ns
+from probes.budget.own_cost import process_cpu_ns
+from probes.proc import process_tree
 
 _DEADLINE_S = 60.0
 _ROOM_LIMIT_COUNT = 16_384
@@ -134,7 +134,7 @@ class Attached:
     """A profile-attach for the time of some windows; ``began_s`` is when it began to watch."""
 
     def __init__(self, port: int, probes: str, folder: Path) -> None:
-        words = [sys.executable, "-P", "-m", "harness.cli_attach", "--port", str(port)]
+        words = [sys.executable, "-P", "-m", "harness.commands.attach", "--port", str(port)]
         words += ["--probes", probes, "--output", str(folder)]
         self.seen: set[int] = set()
         log_path = folder / "attach.log"

@@ -27,8 +27,8 @@ from xml.etree import ElementTree
 
 from bench.command import end_on_sigterm, say, wait_until_quiet
 from bench.figures import QUIET_PCT
-from harness.descendants import adopt_orphans
-from probes import process_tree
+from harness.foreign.descendants import adopt_orphans
+from probes.proc import process_tree
 from tests.neighbours.program import Neighbour, beside_noisy
 
 ROOT = Path(__file__).resolve().parents[1]

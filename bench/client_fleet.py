@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 from bench import processes
-from harness.fleet import write_config
-from harness.fleet_config import FleetConfig
-from probes import live as live_memory
-from probes.live import Header, Live, Phase
-from probes.rundir import LIVE
+from harness.fleet.config import FleetConfig
+from harness.supervision.fleet import write_config
+from probes.contract import live as live_memory
+from probes.contract.live import Header, Live, Phase
+from probes.contract.rundir import LIVE
 
 _STOP_S = 20.0
 
@@ -42,7 +42,7 @@ class ClientFleet:
             inherited += [namespace_fd] if namespace_fd >= 0 else []
             arguments = [os.getpid(), config_fd, live_fd, report_fd, namespace_fd]
             self.process: subprocess.Popen[bytes] = processes.start(
-                [sys.executable, "-P", "-m", "harness.client_main", *map(str, arguments)],
+                [sys.executable, "-P", "-m", "harness.client.main", *map(str, arguments)],
                 self.log,
                 pass_fds=inherited,
             )

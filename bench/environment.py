@@ -10,8 +10,8 @@ import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from harness.host import Host
-from harness.plan import Plan
+from harness.planning.host import Host
+from harness.planning.plan import Plan
 from harness.version import tool_commit, tool_version
 
 _IRQ_OPTION = "CONFIG_IRQ_TIME_ACCOUNTING"

@@ -35,15 +35,15 @@ from wsproto.connection import ConnectionType
 from wsproto.handshake import H11Handshake
 from wsproto.utilities import ProtocolError
 
-from harness.frames import encode_frame
-from harness.handshake import (
+from harness.websocket.frames import encode_frame
+from harness.websocket.handshake import (
     HandshakeCache,
     HandshakeError,
     accept_key,
     check_response,
     server_response,
 )
-from harness.protocol import (
+from harness.websocket.protocol import (
     BinaryMessage,
     Close,
     Connection,

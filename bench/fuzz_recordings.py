@@ -7,8 +7,9 @@ traceback, a signal, or more memory than a run of that size can need. What does 
 its number: ``--only N`` makes that damage again, and ``--keep DIR`` leaves it there. A series can
 be made in parts: ``--from N`` goes on with that number, and one that is ended says with which.
 
-Root has another process read a page (``harness.conclusion``), which has to import everything first;
-so one of eight is read by root, the others by a user of our own, in the process that was forked.
+Root has another process read a page (``harness.results.conclusion``), which has to import
+everything first; so one of eight is read by root, the others by a user of our own, in the process
+that was forked.
 
 Damages: bytes flipped, files cut, grown, exchanged, removed, or replaced by folders, pipes and
 links; values of tables and of the manifest replaced by others that the format allows but no run
@@ -34,12 +35,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.recordings import archive
-from probes import live as live_memory
-from probes import schema
-from probes.live import Counter as Word
-from probes.live import Live
-from probes.own_user import OwnUser, become, own_user
-from probes.rundir import LIVE, MANIFEST, RunDir
+from probes.contract import live as live_memory
+from probes.contract import schema
+from probes.contract.live import Counter as Word
+from probes.contract.live import Live
+from probes.contract.rundir import LIVE, MANIFEST, RunDir
+from probes.rights.own_user import OwnUser, become, own_user
 
 RECORDINGS = Path(__file__).parents[1] / "tests" / "recordings"
 NAMES = (
@@ -292,7 +293,7 @@ def read_it(
             signal.alarm(3 * LONGEST_S)  # for what waits, as at a pipe
             if reader is not None:
                 become(reader)
-            from harness.cli_report import main
+            from harness.commands.report import main
 
             code = main([str(run)] if with_page else [str(run), "--format", "json"])
         except BaseException:  # noqa: BLE001 - whatever it is, it is what is looked for
@@ -340,7 +341,7 @@ def _give(folder: Path, run: Path, reader: OwnUser) -> None:
 def unpacked(folder: Path) -> list[Path]:
     """The runs to damage."""
     runs = [archive.unpack(RECORDINGS / f"{name}{archive.SUFFIX}", folder) for name in NAMES]
-    for module in ("harness.export", "harness.pipeline", "reports.page"):
+    for module in ("harness.results.export", "harness.results.pipeline", "reports.page.page"):
         __import__(module)  # once, for all the processes that are forked
     return runs
 

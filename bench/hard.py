@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from fnmatch import fnmatch
 from pathlib import Path
 
-from analysis.run_frames import load
+from analysis.frames.run_frames import load
 from analysis.summary import summarise
 from bench.command import end_on_sigterm, say
 from bench.recordings import hard
@@ -29,9 +29,9 @@ from bench.recordings.hard import HardRow, HardRun
 from bench.recordings.harm import harm_of_connections
 from bench.recordings.play import play
 from bench.recordings.scoring import complaints
-from harness.command_line import run_command
-from probes.errors import ExitCode, ToolkitError, UsageError
-from probes.rundir import open_run_dir
+from harness.commands.entry import run_command
+from probes.contract.errors import ExitCode, ToolkitError, UsageError
+from probes.contract.rundir import open_run_dir
 from tests.neighbours.program import beside
 
 

@@ -178,7 +178,7 @@ def _workers(size: int) -> int:
 
 def _words(folder: Path, size: int, *more: str, hold_s: float = _HOLD_S) -> list[str]:
     return [
-        *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
+        *(sys.executable, "-P", "-m", "harness.commands.run", "--json", "--quiet", "--no-report"),
         *("--connections", str(size), "--hold", str(hold_s), "--message-rate", _MESSAGES_PER_S),
         *("--output", str(folder), *more),
     ]
@@ -212,7 +212,15 @@ def _attach(stack: ExitStack, folder: Path, size: int) -> dict:
     with log.open("w") as stream:
         watch = subprocess.Popen(
             [
-                *(sys.executable, "-P", "-m", "harness.cli_attach", "--pid", str(pid), "--json"),
+                *(
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "harness.commands.attach",
+                    "--pid",
+                    str(pid),
+                    "--json",
+                ),
                 *("--no-report", "--output", str(folder)),
             ],
             stdout=subprocess.PIPE,

@@ -33,9 +33,9 @@ from typing import Any
 
 from bench.command import end_on_sigterm, say
 from bench.recordings.watched import wait_until
-from harness import netns
-from harness.descendants import adopt_orphans
-from probes import process_tree
+from harness.fleet import netns
+from harness.foreign.descendants import adopt_orphans
+from probes.proc import process_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 FOREIGN = ROOT / "tests" / "harness" / "foreign"
@@ -104,17 +104,17 @@ def role_of(words: Sequence[str], parent: str) -> str:
         parent: The role of its parent.
     """
     modules = {
-        "harness.cgroup_guard": "cgroup_guard",
-        "probes.collect": "probes",
-        "harness.foreign_main": "launcher",
-        "harness.server_main": "server_parent",
-        "harness.client_main": "client_parent",
+        "harness.faults.cgroup_guard": "cgroup_guard",
+        "probes.collect.main": "probes",
+        "harness.foreign.main": "launcher",
+        "harness.server.main": "server_parent",
+        "harness.client.main": "client_parent",
     }
     below = {
         "server_parent": "worker", "client_parent": "client", "launcher": "server",
         "server": "server", "probes": "py_spy",
     }  # fmt: skip
-    if "probes.name_parser_main" in words:
+    if "probes.symbols.name_parser_main" in words:
         return "name_parser"
     if parent in below:
         return below[parent]
@@ -216,7 +216,7 @@ class Player:
         if way == "own":
             return [
                 *python,
-                "harness.cli_run",
+                "harness.commands.run",
                 *size,
                 "--workers",
                 "2",
@@ -227,7 +227,7 @@ class Player:
         server = [sys.executable, str(FOREIGN / "plain_server.py")]
         if way == "command":
             words = " ".join([*server, "{port}", "2"])
-            return [*python, "harness.cli_run", *size, "--server-cmd", words, *more]
+            return [*python, "harness.commands.run", *size, "--server-cmd", words, *more]
         namespace_fd = netns.create({})
         with netns.inside(namespace_fd):
             served = subprocess.Popen([*server, str(_PORT)])
@@ -249,7 +249,7 @@ class Player:
             raise RuntimeError("the clients of the watched server were not let in")
         pid = ["--pid", str(served.pid), "--duration", "4"]
         more.remove("--quiet")
-        return [*python, "harness.cli_attach", *pid, *more]
+        return [*python, "harness.commands.attach", *pid, *more]
 
     def start(self, way: str) -> subprocess.Popen[bytes]:
         """The command, whose output goes to the log."""
@@ -367,7 +367,7 @@ def _send(pid: int, how: str, which: random.Random) -> None:
 
 def _report(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The verdict of a run, made now where it is not there; (it, what was wrong)."""
-    words = [sys.executable, "-P", "-m", "harness.cli_report", str(run)]
+    words = [sys.executable, "-P", "-m", "harness.commands.report", str(run)]
     done = subprocess.run(
         words, cwd=ROOT, capture_output=True, text=True, timeout=_REPORT_S, check=False
     )

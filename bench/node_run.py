@@ -16,11 +16,12 @@ from bench.client_fleet import ClientFleet
 from bench.figures import NODE_RR, RunFigures
 from bench.processes import BenchError, Guard
 from bench.watch import FleetWatch
-from harness import netns, run_options
-from harness.host import Host
-from harness.plan import Plan, make_plan
-from probes.live import Phase
-from probes.own_user import own_user
+from harness.fleet import netns
+from harness.options import run as run_options
+from harness.planning.host import Host
+from harness.planning.plan import Plan, make_plan
+from probes.contract.live import Phase
+from probes.rights.own_user import own_user
 
 _SERVER = Path(__file__).resolve().parent / "node" / "server.js"
 _MODULES = Path(__file__).resolve().parent.parent / "tests" / "node_modules"

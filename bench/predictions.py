@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.command import say, write
-from harness.command_line import run_command
-from harness.scenario import Row, ScenarioFile, load
-from probes.errors import ToolkitError
+from harness.commands.entry import run_command
+from harness.matrix.scenario import Row, ScenarioFile, load
+from probes.contract.errors import ToolkitError
 
 SCENARIO = Path(__file__).parent / "predictions.toml"
 DEADLINE_S = 120
@@ -154,7 +154,7 @@ def _rung(row: Row, verdict: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _run(row: Row, folder: Path, execute: Execute) -> dict[str, Any]:
     command = [
-        *(sys.executable, "-P", "-m", "harness.cli_run", "--no-report", *row.arguments()),
+        *(sys.executable, "-P", "-m", "harness.commands.run", "--no-report", *row.arguments()),
         *("--json", "--quiet", "--output", str(folder)),
     ]
     if row.client_nofile:

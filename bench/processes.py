@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from harness import child, netns
-from probes.parent_death import die_with_parent
+from harness.fleet import child, netns
+from probes.rights.parent_death import die_with_parent
 
 _TERMINATE_S = 10.0
 _GONE_S = 20.0

@@ -15,12 +15,12 @@ from bench import proc_figures, processes
 from bench.figures import RunFigures
 from bench.processes import BenchError, Guard
 from bench.watch import TICK_S, FleetWatch
-from probes.errors import ExitCode, RunDirError
-from probes.live import Header, Live, Phase
-from probes.rundir import LIVE, REPORT
+from probes.contract.errors import ExitCode, RunDirError
+from probes.contract.live import Header, Live, Phase
+from probes.contract.rundir import LIVE, REPORT
 
 _READING_S = 0.5  # left of the hold for the last reading
-_COLLECTOR = "probes.collect"
+_COLLECTOR = "probes.collect.main"
 
 
 def measure(figures: RunFigures, connections: int, hold_s: float) -> None:
@@ -38,7 +38,14 @@ def measure(figures: RunFigures, connections: int, hold_s: float) -> None:
         folder = Path(name)
         log = folder / "profile-run.log"
         command = [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--connections", str(connections)),
+            *(
+                sys.executable,
+                "-P",
+                "-m",
+                "harness.commands.run",
+                "--connections",
+                str(connections),
+            ),
             *("--probes", figures.subject, "--hold", str(hold_s), "--output", str(folder / "runs")),
         ]
         limit_s = 60 + hold_s + connections / 1_000

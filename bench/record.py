@@ -24,7 +24,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from analysis.run_frames import RunFrames, load
+from analysis.frames.run_frames import RunFrames, load
 from analysis.summary import Summary, summarise
 from bench.command import end_on_sigterm, say
 from bench.recordings import archive, label
@@ -34,9 +34,9 @@ from bench.recordings.label import Label, harm_of
 from bench.recordings.meaning import differences, meaning
 from bench.recordings.play import play
 from bench.recordings.scoring import complaints
-from harness.command_line import run_command
-from probes.errors import ExitCode, HostError, ToolkitError, UsageError
-from probes.rundir import open_run_dir, write_atomically
+from harness.commands.entry import run_command
+from probes.contract.errors import ExitCode, HostError, ToolkitError, UsageError
+from probes.contract.rundir import open_run_dir, write_atomically
 
 PLAYED = ROOT / "runs" / "recordings"
 """What was played waits here to be packed."""

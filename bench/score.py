@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.run_frames import load
+from analysis.frames.run_frames import load
 from analysis.summary import summarise
 from bench.command import write
 from bench.recordings import archive, hard, label
@@ -23,9 +23,9 @@ from bench.recordings.catalogue import FOLDER
 from bench.recordings.examine import EXPECTED, examine
 from bench.recordings.score_document import markdown, text
 from bench.recordings.scoring import Case
-from harness.command_line import run_command
-from probes.errors import UsageError
-from probes.rundir import open_run_dir
+from harness.commands.entry import run_command
+from probes.contract.errors import UsageError
+from probes.contract.rundir import open_run_dir
 
 
 def main(argv: Sequence[str] | None = None) -> int:

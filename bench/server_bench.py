@@ -18,10 +18,10 @@ from bench.command import end_on_sigterm, say, wait_until_quiet, write
 from bench.peers.catalogue import BY_NAME, PEERS, Peer
 from bench.processes import BenchError
 from bench.server_figures import ServerRun, ServerRuns
-from harness.command_line import run_command
-from harness.host import Host, read_host
-from harness.run_options import count
-from probes.errors import ToolkitError, UsageError
+from harness.commands.entry import run_command
+from harness.options.run import count
+from harness.planning.host import Host, read_host
+from probes.contract.errors import ToolkitError, UsageError
 
 _ROOT = Path(__file__).resolve().parent.parent
 _STORE = _ROOT / "runs" / "bench-servers.json"

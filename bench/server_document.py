@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench import document, server_tables
 from bench.document import bullets
 from bench.server_figures import ServerRuns
-from reports.tables import Table
+from reports.elements.tables import Table
 
 
 def render(runs: ServerRuns) -> str:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from bench import server_tables
 from bench.server_figures import ServerRuns
 from bench.server_tables import RAMP, SERVER_CPU, SERVER_MEMORY, Figure
-from reports import servers_page
-from reports.servers_page import Bar, Bars, ServersFacts, ServersPart, Tile
-from reports.tables import Cell, Heading, Table
+from reports.elements.tables import Cell, Heading, Table
+from reports.page import servers as servers_page
+from reports.page.servers import Bar, Bars, ServersFacts, ServersPart, Tile
 
 
 def page(runs: ServerRuns) -> str:

@@ -19,11 +19,11 @@ from bench.processes import BenchError, Guard
 from bench.profiled_run import live_of, wait_for_end
 from bench.server_figures import ServerRun
 from bench.watch import FleetWatch
-from harness import netns
-from harness.host import Host
-from probes import socket_owners
-from probes.errors import ExitCode
-from probes.live import Live, Phase
+from harness.fleet import netns
+from harness.planning.host import Host
+from probes.contract.errors import ExitCode
+from probes.contract.live import Live, Phase
+from probes.netlink import socket_owners
 
 _PORT = 9001
 _START_S = 60.0
@@ -115,7 +115,7 @@ def _load(run: ServerRun, folder: Path, pids: list[int]) -> None:
                     sys.executable,
                     "-P",
                     "-m",
-                    "harness.cli_run",
+                    "harness.commands.run",
                     "--quiet",
                     "--json",
                     "--no-report",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bench.figures import Spread
 from bench.peers.catalogue import PEERS, Peer
 from bench.server_figures import ServerRun, ServerRuns
-from reports.tables import Cell, Heading, Table
+from reports.elements.tables import Cell, Heading, Table
 
 COMMAND = "make bench-servers"
 _PID = re.compile(r", pid \d+")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bench import proc_figures
 from bench.figures import RunFigures
-from probes.live import Counter, Header, Live, Phase, Role
+from probes.contract.live import Counter, Header, Live, Phase, Role
 
 TICK_S = 0.02
 

@@ -6,8 +6,8 @@ import argparse
 import tomllib
 from pathlib import Path
 
-from harness.command_parser import Parser
-from harness.commands import COMMANDS
+from harness.commands.family import COMMANDS
+from harness.options.parser import Parser
 
 _ROOT = Path(__file__).resolve().parent.parent
 _FILES = (

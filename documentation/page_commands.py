@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.commands import COMMANDS
+from harness.commands.family import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLER = Path(__file__).with_name("smaller.py")

@@ -7,7 +7,7 @@ import inspect
 
 from documentation.markdown import code_marks, section, table
 from documentation.reference import MADE
-from probes.registry import PROBES, SETS
+from probes.collect.registry import PROBES, SETS
 
 HEADINGS = ("Measures", "Hook", "Cost", "Misses", "Checked against")
 

@@ -10,11 +10,12 @@ from analysis import findings
 from analysis.causes import CAUSES, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence_kinds import EVIDENCE_KINDS
 from documentation.markdown import code_marks, table
-from harness import faults, scenario
-from harness.command_parser import Parser
-from harness.commands import COMMANDS
-from probes.errors import ExitCode
-from probes.schema import SCHEMA_VERSION, TABLES
+from harness.commands.family import COMMANDS
+from harness.faults import kinds as faults
+from harness.matrix import scenario
+from harness.options.parser import Parser
+from probes.contract.errors import ExitCode
+from probes.contract.schema import SCHEMA_VERSION, TABLES
 
 MADE = "<!-- Made by `make reference` from the code; changes here are lost. -->\n"
 
@@ -84,7 +85,7 @@ def exit_codes_page() -> str:
 
 def tables_page() -> str:
     """Every table of the run directory."""
-    doc = inspect.getdoc(importlib.import_module("probes.schema")) or ""
+    doc = inspect.getdoc(importlib.import_module("probes.contract.schema")) or ""
     rules = doc.partition("\n\n")[2].partition("\n\n")[2]
     parts = [
         MADE,

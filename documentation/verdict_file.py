@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from analysis.alternatives import Alternative
-from analysis.attempts import Attempts, GaveUp
 from analysis.causes import CAUSES
+from analysis.document import SCHEMA_VERSION, finding_document, rung_document
 from analysis.evidence import SEVERITIES, SIDES, Evidence, Finding, Fix, Quote, Subject
-from analysis.ruled_out import Left
-from analysis.rung import Rung
-from analysis.verdict import Verdict
-from analysis.verdict_document import SCHEMA_VERSION, finding_document, rung_document
+from analysis.ladder.rung import Rung
+from analysis.signs.attempts import Attempts, GaveUp
+from analysis.verdict.alternatives import Alternative
+from analysis.verdict.ruled_out import Left
+from analysis.verdict.verdict import Verdict
 from documentation.markdown import attributes, table
 from documentation.reference import MADE
 

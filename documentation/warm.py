@@ -19,16 +19,16 @@ _MOST_BYTES = 65_536
 
 def serve(path: str) -> None:
     """Answers until it is killed; says on stdout when it is ready."""
-    import harness.cli_compare
-    import harness.cli_report
-    import harness.export
-    import harness.pipeline
-    import reports.comparison_page
-    import reports.page  # noqa: F401 - all six are here to be in memory
+    import harness.commands.compare
+    import harness.commands.report
+    import harness.results.export
+    import harness.results.pipeline
+    import reports.comparison.page
+    import reports.page.page  # noqa: F401 - all six are here to be in memory
 
     mains = {
-        "profile-report": harness.cli_report.main,
-        "profile-compare": harness.cli_compare.main,
+        "profile-report": harness.commands.report.main,
+        "profile-compare": harness.commands.compare.main,
     }
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from harness import conclusion
+from harness.results import conclusion
 from tests.machine import CALM_CORES, Machine
 from tests.orphans import Orphans
 
@@ -105,8 +105,8 @@ def call() -> Callable[..., subprocess.CompletedProcess[str]]:
     """``call(main, argument...)``: a command in this process, which has imported it already.
 
     It returns what ``subprocess.run`` would, for half a second less, and has the recording
-    understood here, too (``harness.conclusion``). Each command has other tests that start it as its
-    users do.
+    understood here, too (``harness.results.conclusion``). Each command has other tests that start
+    it as its users do.
     """
 
     def called(
@@ -127,7 +127,7 @@ def call() -> Callable[..., subprocess.CompletedProcess[str]]:
 def parser_of_names() -> Iterator[None]:
     """What probes in this process have started ends with it: the parser of names."""
     yield
-    if (module := sys.modules.get("probes.name_parser_process")) is not None:
+    if (module := sys.modules.get("probes.symbols.name_parser_process")) is not None:
         module.name_parser().close()
 
 

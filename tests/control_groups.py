@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from probes.cgroup_memory import mounts
+from probes.proc.cgroup_memory import mounts
 
 _EMPTY_S = 10.0
 _NUMBERS = itertools.count()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from probes.rundir import MANIFEST
+from probes.contract.rundir import MANIFEST
 
 POLL_S = 0.02
 CALM_CORES = 0.5

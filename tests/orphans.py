@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from harness.descendants import adopt_orphans
-from probes import process_tree
+from harness.foreign.descendants import adopt_orphans
+from probes.proc import process_tree
 
 ENDING_S = 3.0
 _REAP_S = 0.05

@@ -1,7 +1,8 @@
 """One module per cause: a pure function from signs to findings, with the evidence that proves it.
 
 Each says in its docstring what proves it and what tells it from its neighbours. Severity is left
-at ``warning``: which finding stopped the run is decided by ``analysis.ranking`` over all of them.
+at ``warning``: which finding stopped the run is decided by ``analysis.verdict.ranking`` over all of
+them.
 """
 
 from __future__ import annotations
@@ -9,54 +10,63 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from analysis.evidence import Finding
-from analysis.findings import (
+from analysis.findings import no_limit_met, reached
+from analysis.findings.cpu import (
     accept_imbalance,
-    accept_queue_overflow,
-    accept_spin,
-    backend_unavailable,
-    bind_ports_exhausted,
     client_is_the_limit,
-    closed_by_server,
-    conntrack_full,
     cpu_quota,
-    enobufs,
-    ephemeral_ports_exhausted,
-    fd_limit_process,
-    fd_limit_system,
-    full_worker_on_shared_listener,
-    garbage_collection,
     handshake_cost,
     host_cpu_saturated,
     hot_acceptor,
     hot_worker_code,
     keepalive_storm,
+    message_amplification,
+    worker_blocked,
+)
+from analysis.findings.descriptors import (
+    accept_spin,
+    fd_limit_process,
+    fd_limit_system,
+    full_worker_on_shared_listener,
+    server_resets_when_full,
+)
+from analysis.findings.memory import (
+    enobufs,
+    garbage_collection,
     mapping_limit,
     memory_exhausted,
-    message_amplification,
-    neighbour_table_full,
-    no_limit_met,
-    orphans_or_time_wait,
-    own_limit,
-    port_search_cost,
-    reached,
     receive_buffer_full,
     runtime_heap_limit,
-    server_resets_when_full,
     slow_consumers,
-    softnet_drops,
-    source_address_missing,
-    syn_backlog_overflow,
-    task_limit,
     tcp_memory_pressure,
+)
+from analysis.findings.ports import (
+    bind_ports_exhausted,
+    ephemeral_ports_exhausted,
+    port_search_cost,
+    source_address_missing,
+)
+from analysis.findings.queues import (
+    accept_queue_overflow,
+    conntrack_full,
+    neighbour_table_full,
+    orphans_or_time_wait,
+    softnet_drops,
+    syn_backlog_overflow,
     unix_queue_full,
+)
+from analysis.findings.server import (
+    backend_unavailable,
+    closed_by_server,
+    own_limit,
+    task_limit,
     upgrade_refused,
     upgrade_unanswered,
     waits_for_slot,
-    worker_blocked,
     worker_crash,
     worker_replaced,
 )
-from analysis.signs import Signs
+from analysis.signs.signs import Signs
 
 Finder = Callable[[Signs], list[Finding]]
 

@@ -2,16 +2,16 @@
 
 Proof: the connections and the time that were watched, calls that failed for want of a resource (0)
 and handshakes that full queues dropped (0). It says nothing about load that did not come: that is
-the ladder. Every other finding that stands for itself goes before it (analysis/ranking.py).
+the ladder. Every other finding that stands for itself goes before it (analysis/verdict/ranking.py).
 """
 
 from __future__ import annotations
 
 from analysis.evidence import Evidence, Finding, Subject
-from analysis.fates import LEAST_COUNT
-from analysis.listen_queues import moved_by_own, own_queues
-from analysis.signs import EMFILE, ENFILE, Signs
-from probes.schema import SERVER_ROLES
+from analysis.server.fates import LEAST_COUNT
+from analysis.signs.listen_queues import moved_by_own, own_queues
+from analysis.signs.signs import EMFILE, ENFILE, Signs
+from probes.contract.schema import SERVER_ROLES
 
 CAUSE = "no-limit-met"
 DECIDING_TABLES = ("failing_syscalls", "net_counters", "process_samples")

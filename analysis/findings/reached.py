@@ -7,9 +7,9 @@ that the run came close to: that is the ladder.
 from __future__ import annotations
 
 from analysis.evidence import Evidence, Finding, Subject
-from analysis.ladder import next_wall
-from analysis.limit_words import limit_of
-from analysis.signs import Signs
+from analysis.ladder.ladder import next_wall
+from analysis.ladder.limit_words import limit_of
+from analysis.signs.signs import Signs
 
 
 def find(signs: Signs) -> list[Finding]:

@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from harness.run_archive import SUFFIX, packed, read_members
-from probes.errors import RunDirError
-from probes.rundir import LIVE, MANIFEST, RunDir
+from harness.results.archive import SUFFIX, packed, read_members
+from probes.contract.errors import RunDirError
+from probes.contract.rundir import LIVE, MANIFEST, RunDir
 
 __all__ = ["SUFFIX", "control_groups", "pack", "stand_ins", "unpack"]
 

@@ -15,10 +15,10 @@ from typing import Any
 from bench.peers import catalogue as peers
 from bench.recordings import label
 from bench.recordings.label import Label
-from harness import scenario
-from harness.matrix_calibration import Calibration
-from harness.matrix_rows import Scale, rows_of_file
-from harness.scenario import Expectation, Row
+from harness.matrix import scenario
+from harness.matrix.calibration import Calibration
+from harness.matrix.rows import Scale, rows_of_file
+from harness.matrix.scenario import Expectation, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tests" / "recordings"

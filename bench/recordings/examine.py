@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.run_frames import RunFrames
+from analysis.document import document
+from analysis.frames.run_frames import RunFrames
 from analysis.summary import Summary
-from analysis.verdict_document import document
 from bench.recordings.grounding import Tables
 from bench.recordings.meaning import meaning
 

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.run_frames import RunFrames
-from analysis.run_view import RunView
+from analysis.frames.run_frames import RunFrames
+from analysis.frames.run_view import RunView
 from bench.recordings.table_rows import Rows
-from probes import schema
+from probes.contract import schema
 
 Floats = npt.NDArray[np.float64]
 

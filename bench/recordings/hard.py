@@ -19,9 +19,9 @@ from bench.recordings.catalogue import Recording, recording_of
 from bench.recordings.harm import lacking
 from bench.recordings.label import Label
 from bench.recordings.scoring import Case
-from harness import scenario
-from harness.scenario import is_of_others
-from probes.errors import RunDirError
+from harness.matrix import scenario
+from harness.matrix.scenario import is_of_others
+from probes.contract.errors import RunDirError
 
 ROWS = Path(__file__).parents[1] / "hard.toml"
 KEPT = Path(__file__).parents[1] / "hard.jsonl"

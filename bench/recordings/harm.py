@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from probes.clock import NS_PER_S
-from probes.rundir import RunDir
+from probes.contract.clock import NS_PER_S
+from probes.contract.rundir import RunDir
 
 SLOW_NS = NS_PER_S // 2
 """A person waits for a page that takes so long."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.causes import CAUSES, GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
-from harness.scenario import Expectation, Row
-from probes.errors import RunDirError
+from harness.matrix.scenario import Expectation, Row
+from probes.contract.errors import RunDirError
 
 SUFFIX = ".label.json"
 

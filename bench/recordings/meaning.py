@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from analysis.document import document
 from analysis.summary import Summary
-from analysis.verdict import exit_code
-from analysis.verdict_document import document
+from analysis.verdict.verdict import exit_code
 
 _VERDICT = ("cause", "side", "at_connections", "at_s", "confidence")
 _FINDING = (

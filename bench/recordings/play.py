@@ -14,14 +14,14 @@ from pathlib import Path
 
 import psutil
 
-from analysis.matrix_figures import figures_of
-from analysis.run_frames import load
+from analysis.frames.run_frames import load
+from analysis.matrix.figures import figures_of
 from analysis.summary import summarise
 from bench.peers import catalogue as peers
 from bench.recordings.catalogue import Recording
 from bench.recordings.watched import Attach, WaitingFleet, wait_until
-from probes.errors import HostError
-from probes.rundir import MANIFEST, open_run_dir
+from probes.contract.errors import HostError
+from probes.contract.rundir import MANIFEST, open_run_dir
 
 DEADLINE_S = 150
 _ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def _run(recording: Recording, folder: Path) -> Path:
 
 def _command(recording: Recording, folder: Path) -> list[str]:
     as_nobody = [] if recording.is_root else [*_AS_NOBODY]
-    launch = [*as_nobody, sys.executable, "-P", "-m", "harness.matrix_launch"]
+    launch = [*as_nobody, sys.executable, "-P", "-m", "harness.matrix.launch"]
     bound = [str(os.getpid()), str(recording.client_nofile)]
     ours = ["--quiet", "--output", str(folder / "runs"), "--name", "recording"]
     without_page = [] if recording.commit else ["--no-report"]  # not in every version
@@ -135,7 +135,7 @@ def _end(recording: Recording, child: subprocess.Popen[bytes], folder: Path) -> 
         _wait_for_group(child)
     else:
         for process in psutil.Process(child.pid).children():
-            if any("probes.collect" in word for word in process.cmdline()):
+            if any("probes.collect.main" in word for word in process.cmdline()):
                 process.kill()
 
 

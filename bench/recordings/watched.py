@@ -17,15 +17,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from harness import conntrack_fill, faults, netns, run_options, scenario
-from harness.burners import Burners
-from harness.fleet import Fleet
-from harness.host import read_host
-from harness.plan import make_plan
-from harness.run_cgroups import RunCgroups
-from probes import live as live_memory
-from probes.live import Counter, Live, Phase
-from probes.own_user import own_user
+from harness.faults import conntrack_fill
+from harness.faults import kinds as faults
+from harness.faults.burners import Burners
+from harness.faults.cgroups import RunCgroups
+from harness.fleet import netns
+from harness.matrix import scenario
+from harness.options import run as run_options
+from harness.planning.host import read_host
+from harness.planning.plan import make_plan
+from harness.supervision.fleet import Fleet
+from probes.contract import live as live_memory
+from probes.contract.live import Counter, Live, Phase
+from probes.rights.own_user import own_user
 
 DEADLINE_S = 60
 HOLD_MOST_S = 4.0
@@ -139,7 +143,7 @@ class Attach:
         probes = ["--probes", attached["probes"]] if "probes" in attached else []
         self._log, self.runs = path / "attach.log", path / "runs"
         words = [
-            *(sys.executable, "-P", "-m", "harness.cli_attach", "--pid", str(server_pid)),
+            *(sys.executable, "-P", "-m", "harness.commands.attach", "--pid", str(server_pid)),
             *(*probes, "--json", "--no-report", "--output", str(self.runs)),
         ]
         with self._log.open("w") as stream:

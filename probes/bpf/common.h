@@ -1,5 +1,5 @@
 // What every program of an object shares: which processes, which network namespace, which ports.
-// Kernel structs come before this text, generated from BTF (probes/kernel_tree.py); numbers that
+// Kernel structs come before this text, generated from BTF (probes/bpf_loader/kernel_tree.py); numbers that
 // depend on the kernel come as -D. Contexts are plain words (unsigned long long *), so that bcc
 // rewrites no dereference: every read of kernel memory below is explicit. Nothing that decides
 // whether a program is accepted is left to the compiler: see bounded().
@@ -17,7 +17,7 @@ struct run_config {
 BPF_ARRAY(config, struct run_config, 1);
 BPF_HASH(watched_pids, u32, u8, 16384);
 
-// One slot per kind of loss; probes/bpf_sources.py names them in the same order
+// One slot per kind of loss; probes/ebpf/sources.py names them in the same order
 enum loss { LOST_FAILURES, LOST_FAILURE_STACKS, LOST_CPU_SAMPLES, LOST_CPU_PAUSED, LOST_RESETS,
             LOST_DROPS, LOST_PORT_GROUPS, LOST_SYSCALL_MIX, LOST_RUNQ, LOST_SKB_ALLOCS,
             LOST_OOM_KILLS, LOST_FATES, LOSS_KINDS };

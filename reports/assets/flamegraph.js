@@ -1,5 +1,5 @@
 "use strict";
-// Flame graphs from flat lists (reports/flamegraph.py). Frames are plain elements: they carry their
+// Flame graphs from flat lists (reports/elements/flamegraph.py). Frames are plain elements: they carry their
 // names, take the focus, and print. Only what is wide enough to be seen is made.
 (function () {
   var dataBox = document.getElementById("flame-data");

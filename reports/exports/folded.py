@@ -15,7 +15,7 @@ def to_folded(samples: pd.DataFrame) -> str:
     their own ways and do not add up.
 
     Args:
-        samples: From ``analysis.stack_samples``.
+        samples: From ``analysis.stacks.stack_samples``.
     """
     keys = ["role", "worker", "pid", "source", "stack"]
     folded: pd.DataFrame = samples.groupby(keys, sort=True)["sample_count"].sum().reset_index()

@@ -13,10 +13,10 @@ from typing import Any
 
 from analysis.causes import CAUSES, GOOD_CAUSES
 from analysis.evidence import Finding, times
-from analysis.ladder import Rung
-from analysis.rung import PLAN
+from analysis.ladder.ladder import Rung
+from analysis.ladder.rung import PLAN
 from analysis.summary import Summary
-from reports import formatting
+from reports.elements import formatting
 from reports.exports.plain_text import one_line
 
 MAX_RUNGS_PER_LIMIT = 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.ladder import Rung
+from analysis.ladder.ladder import Rung
 from analysis.summary import Summary
 from reports.exports.openmetrics_text import Family, exposition
 

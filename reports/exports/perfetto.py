@@ -17,11 +17,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.document import json_safe
 from analysis.evidence import Evidence, Finding, Subject
 from analysis.summary import Summary
-from analysis.verdict_document import json_safe
+from reports.elements.formatting import quantity
 from reports.exports.plain_text import encodable, one_line
-from reports.formatting import quantity
 
 RUN_PID = 4_194_304
 """Stands for the run itself: PID_MAX_LIMIT (include/linux/threads.h), which no process can have."""

@@ -24,7 +24,7 @@ def to_speedscope(samples: pd.DataFrame, *, name: str, exporter: str) -> str:
     how the process changed; its time axis is the time sampled, without that between the samples.
 
     Args:
-        samples: From ``analysis.stack_samples``.
+        samples: From ``analysis.stacks.stack_samples``.
         name: Title of the file.
         exporter: Name and version of the tool.
     """

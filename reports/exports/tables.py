@@ -23,7 +23,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from analysis.evidence import EVIDENCE_KEYS, Finding, Fix
-from analysis.rung import Rung
+from analysis.ladder.rung import Rung
 from analysis.summary import Summary
 from reports.exports.plain_text import encodable, one_line
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from reports import style
+from reports.elements import style
 from reports.figures.time_axis import Phase, draw_phases, draw_window, set_time_axis
 
 LINES = (

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from reports import style
+from reports.elements import style
 from reports.figures.time_axis import Phase, draw_phases, draw_window, set_time_axis
 
 Series = Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]]

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from reports import style
+from reports.elements import style
 
 WIDE_PT, NARROW_PT = 540.0, 340.0
 _ROW_PT, _TOP_PT, _BOTTOM_PT, _SIDE_PT = 44.0, 4.0, 26.0, 10.0
@@ -31,7 +31,7 @@ class RangeRow:
         values: One for each repeat that measured it.
         median: NaN when none did.
         text: Median and difference in words.
-        colour: A stand-in of ``reports.style``.
+        colour: A stand-in of ``reports.elements.style``.
     """
 
     name: str
@@ -50,7 +50,7 @@ def plot_ranges(
 
     Args:
         rows: The base first.
-        unit: As in ``analysis.run_figures.Figure``.
+        unit: As in ``analysis.comparison.run_figures.Figure``.
         width_pt: WIDE_PT or NARROW_PT of this module.
         with_bars: Also a bar from zero to each median, where sizes are compared.
     """

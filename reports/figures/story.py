@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from reports import style
+from reports.elements import style
 from reports.figures.time_axis import (
     Mark,
     Phase,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from reports import style
+from reports.elements import style
 
 AXIS_LABEL = "seconds since the ramp began"
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from reports import formatting, style
+from reports.elements import formatting, style
 from reports.figures.latency import LINES
 
 

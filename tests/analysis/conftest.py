@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from analysis.run_frames import RunFrames, load
-from probes import live as live_module
-from probes import schema
-from probes.live import CloseKind, Counter, Live, Role, Stage
-from probes.rundir import RunDir, create_run_dir, open_run_dir
+from analysis.frames.run_frames import RunFrames, load
+from probes.contract import live as live_module
+from probes.contract import schema
+from probes.contract.live import CloseKind, Counter, Live, Role, Stage
+from probes.contract.rundir import RunDir, create_run_dir, open_run_dir
 
 S = 1_000_000_000
 ORIGIN_NS = 50 * S  # the ramp begins here in every built run

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from analysis.alternatives import alternatives, how_to_decide, tolerance_s
 from analysis.causes import CAUSES
 from analysis.evidence import Evidence, Finding, Fix, Subject
-from analysis.run_view import RunView
-from analysis.verdict import conclude
+from analysis.frames.run_view import RunView
+from analysis.verdict.alternatives import alternatives, how_to_decide, tolerance_s
+from analysis.verdict.verdict import conclude
 
 
 def finding(cause, *, first_s=1.0, table="failing_syscalls", explained=23, **values):
@@ -111,9 +111,9 @@ def test_the_sentence_says_both(small_run):
 
 def test_verdict_json_and_the_terminal_show_them(build, tmp_path):
     """No port at connect and no address at bind, from the same moment on."""
+    from analysis.document import document
     from analysis.summary import summarise
-    from analysis.verdict_document import document
-    from reports.terminal import end_lines
+    from reports.terminal.terminal import end_lines
 
     build.stages(1.0, 2.0)
     build.manifest["target_connections"] = 2000

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.comparable import check_comparable, check_probes, probes_that_ran
-from analysis.comparison import RunDigest, compare
-from analysis.comparison_document import document, headline, noise_note
-from analysis.run_conditions import changes, conditions, value_words, variant_key
-from analysis.run_figures import FIGURE_NAMES, Figure
-from analysis.spread import Difference
-from probes.errors import ExitCode, HostError, UsageError
+from analysis.comparison.comparable import check_comparable, check_probes, probes_that_ran
+from analysis.comparison.comparison import RunDigest, compare
+from analysis.comparison.document import document, headline, noise_note
+from analysis.comparison.run_conditions import changes, conditions, value_words, variant_key
+from analysis.comparison.run_figures import FIGURE_NAMES, Figure
+from analysis.stats.spread import Difference
+from probes.contract.errors import ExitCode, HostError, UsageError
 
 MANIFEST: dict[str, Any] = {
     "schema_version": 1,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.cpu import cpu_between, df_worker_cpu, wants_full_core
-from analysis.run_view import Phase, RunView
+from analysis.frames.cpu import cpu_between, df_worker_cpu, wants_full_core
+from analysis.frames.run_view import Phase, RunView
 
 S = 10**9
 

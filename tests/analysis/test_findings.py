@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from analysis.run_view import RunView
+from analysis.frames.run_view import RunView
 from analysis.summary import summarise
-from analysis.unexplained import unexplained
+from analysis.verdict.unexplained import unexplained
 
 TARGET = 1500
 

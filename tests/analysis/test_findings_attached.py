@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from analysis import verdict as verdict_module
-from analysis.run_view import RunView
+from analysis.frames.run_view import RunView
 from analysis.summary import summarise
-from probes.errors import ExitCode
+from analysis.verdict import verdict as verdict_module
+from probes.contract.errors import ExitCode
 
 PORT = 9001
 S = 10**9

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.own_limits import name_limit
-from analysis.own_timeouts import name_timeout
+from analysis.server.own_limits import name_limit
+from analysis.server.own_timeouts import name_timeout
 from analysis.summary import summarise
 from tests.analysis.test_findings_foreign import accepted, foreign
 from tests.analysis.test_findings_workers import block

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from analysis import answer_gaps
-from analysis.answer_gaps import Gap
+from analysis.server import answer_gaps
+from analysis.server.answer_gaps import Gap
 from analysis.summary import summarise
 
 SERVER = 800

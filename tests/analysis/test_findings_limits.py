@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from analysis.control_group import cpu_quota_command, nofile_command, owner_of, tasks_command
+from analysis.server.control_group import cpu_quota_command, nofile_command, owner_of, tasks_command
 from analysis.summary import summarise
 
 GIB = 1 << 30

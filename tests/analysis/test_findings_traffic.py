@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from analysis import send_queues
-from analysis import verdict as verdict_module
-from analysis.findings import slow_consumers
+from analysis.findings.memory import slow_consumers
+from analysis.signs import send_queues
 from analysis.summary import summarise
-from probes.errors import ExitCode
+from analysis.verdict import verdict as verdict_module
+from probes.contract.errors import ExitCode
 
 PORT = 9001
 MB = 1_000_000
@@ -229,7 +229,7 @@ def test_a_queue_that_moved_between_two_spans_is_two_spans(watched):
 
 
 def summarise_view(watched):
-    from analysis.run_view import RunView
+    from analysis.frames.run_view import RunView
 
     return RunView(watched.build.frames())
 

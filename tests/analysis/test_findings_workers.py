@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.collector import COLLECTOR_FRAME, COLLECTOR_THREAD
-from analysis.findings.accept_imbalance import is_uneven, spread_of
+from analysis.findings.cpu.accept_imbalance import is_uneven, spread_of
+from analysis.stacks.collector import COLLECTOR_FRAME, COLLECTOR_THREAD
 from analysis.summary import summarise
 
 TARGET = 1000
@@ -42,7 +42,7 @@ def live(build, pid, *, until_s=6.0, **values):
 
 # -- worker-blocked ----------------------------------------------------------------------------
 
-SLEEP = "Worker.run (harness/worker.py:153);report (app.py:{line})"
+SLEEP = "Worker.run (harness/server/worker.py:153);report (app.py:{line})"
 
 
 def block(build, pid, *, from_s=2.0, until_s=5.0, every_s=0.1, **values):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from analysis.host_facts import allowed_cpus, of_allowed_cpus, quota_cores
+from analysis.frames.host_facts import allowed_cpus, of_allowed_cpus, quota_cores
 
 COLUMNS = ["at_ns", "core", "user_ns_total", "idle_ns_total"]
 

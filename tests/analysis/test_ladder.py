@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.descriptors import df_descriptors
-from analysis.ladder import build_ladder, layout_wall, next_wall
-from analysis.memory import df_memory_over_time, df_memory_per_connection
-from analysis.ports import df_ports
-from analysis.run_view import RunView
-from analysis.timeline import df_listeners
-from analysis.verdict import wall_sentence
+from analysis.frames.descriptors import df_descriptors
+from analysis.frames.memory import df_memory_over_time, df_memory_per_connection
+from analysis.frames.ports import df_ports
+from analysis.frames.run_view import RunView
+from analysis.frames.timeline import df_listeners
+from analysis.ladder.ladder import build_ladder, layout_wall, next_wall
+from analysis.verdict.verdict import wall_sentence
 
 
 def ladder_of(build):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.confusion import confusion
-from analysis.matrix import Outcome, RowSpec, compare, effects
-from analysis.matrix_document import document
+from analysis.matrix.confusion import confusion
+from analysis.matrix.document import document
+from analysis.matrix.matrix import Outcome, RowSpec, compare, effects
 
 
 def spec(row_id, **changes):

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from analysis import processes
 from analysis.evidence import Finding
 from analysis.findings import FINDERS
-from analysis.probe_trust import MATERIAL_LOSS_SHARE, PROBE_OF_TABLE, ProbeTrust
-from analysis.run_frames import RunFrames
-from analysis.run_view import RunView
+from analysis.frames import processes
+from analysis.frames.probe_trust import MATERIAL_LOSS_SHARE, PROBE_OF_TABLE, ProbeTrust
+from analysis.frames.run_frames import RunFrames
+from analysis.frames.run_view import RunView
 from analysis.summary import summarise
-from probes.registry import PROBES
-from probes.schema import TABLES
+from probes.collect.registry import PROBES
+from probes.contract.schema import TABLES
 from tests.analysis import (
     test_findings,
     test_findings_attached,

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from analysis.remembered import remembered
+from analysis.stats.remembered import remembered
 
 
 class Run:

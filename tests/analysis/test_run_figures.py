@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.run_figures import CPU_TICK_S, FIGURE_NAMES, key_figures
+from analysis.comparison.run_figures import CPU_TICK_S, FIGURE_NAMES, key_figures
 from analysis.summary import summarise
 
 CONNECTIONS = 1_009

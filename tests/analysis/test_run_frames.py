@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.run_frames import empty_table, load
-from probes import schema
-from probes.errors import RunDirError
-from probes.rundir import RunDir, open_run_dir
+from analysis.frames.run_frames import empty_table, load
+from probes.contract import schema
+from probes.contract.errors import RunDirError
+from probes.contract.rundir import RunDir, open_run_dir
 
 
 @pytest.mark.parametrize("name", schema.TABLES)

@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 
-from analysis.accept_caller import accept_caller
-from analysis.function_shares import function_name
-from analysis.hot_thread import thread_kind
-from analysis.run_view import RunView
-from analysis.runtime_frames import (
+from analysis.frames.run_view import RunView
+from analysis.stacks.accept_caller import accept_caller
+from analysis.stacks.function_shares import function_name
+from analysis.stacks.hot_thread import thread_kind
+from analysis.stacks.runtime_frames import (
     is_named,
     is_own_code,
     jvm_name,
@@ -18,7 +18,7 @@ from analysis.runtime_frames import (
 )
 from analysis.summary import summarise
 
-# As probes.symbols names them; captured from Node 20.20 under perf events.
+# As probes.symbols.symbols names them; captured from Node 20.20 under perf events.
 NODE = (
     "__libc_start_call_main;node::Start;node::NodeMainInstance::Run;node::SpinEventLoopInternal;"
     "uv_run;uv__run_timers;node::Environment::RunTimers;v8::Function::Call;"

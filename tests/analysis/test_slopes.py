@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from analysis import slopes
-from analysis.rung import Rung, next_wall, ordered, predict
+from analysis.ladder.rung import Rung, next_wall, ordered, predict
+from analysis.stats import slopes
 
 counts = st.lists(st.integers(0, 200_000), min_size=3, max_size=60)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from analysis.spread import FEWEST_RUNS, Difference, Spread, differs, gap, noise_factor
+from analysis.stats.spread import FEWEST_RUNS, Difference, Spread, differs, gap, noise_factor
 
 numbers = st.floats(-1e9, 1e9).map(lambda x: round(x, 3))
 repeats = st.lists(numbers, min_size=1, max_size=8)

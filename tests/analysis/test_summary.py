@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import verdict, verdict_document
+from analysis import document as verdict_document
 from analysis.summary import Summary, summarise
+from analysis.verdict import verdict
 
 FRAMES = [f.name for f in dataclasses.fields(Summary) if f.type == "pd.DataFrame"]
 
@@ -140,7 +141,7 @@ def test_a_stream_cut_short_and_a_dead_supervisor_still_give_a_verdict(build, ma
     build.add("events", at_s=0.0, event="phase_ramp")
     run = build.write()
     make_live(run.path)
-    from analysis.run_frames import load
+    from analysis.frames.run_frames import load
 
     summary = summarise(load(run))
     assert summary.run["peak_connections"] == 45

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.beside_neighbours import SuiteRun, main, read_results, table
-from probes import process_tree
+from probes.proc import process_tree
 from tests.neighbours.program import NOISY
 
 ROOT = Path(__file__).resolve().parents[2]

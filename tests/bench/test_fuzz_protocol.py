@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from bench import fuzz_protocol
-from harness.frames import FrameError
-from harness.protocol import Connection, Role
+from harness.websocket.frames import FrameError
+from harness.websocket.protocol import Connection, Role
 
 
 def test_frames_and_handshakes_are_read_as_others_read_them():

@@ -11,10 +11,11 @@ import pytest
 
 from bench.fuzz_recordings import RECORDINGS, Outcome
 from bench.recordings import archive
-from harness import cli_compare, cli_report
-from probes import live as live_memory
-from probes.errors import RunDirError
-from probes.live import Header, Live
+from harness.commands import compare as cli_compare
+from harness.commands import report as cli_report
+from probes.contract import live as live_memory
+from probes.contract.errors import RunDirError
+from probes.contract.live import Header, Live
 
 COUNT = 24
 

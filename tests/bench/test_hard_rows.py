@@ -10,10 +10,10 @@ import pytest
 from bench.recordings import hard, label
 from bench.recordings.harm import KINDS, harm_of_connections, lacking
 from bench.recordings.score_document import hard_part, markdown
-from harness import run_options
-from probes.clock import NS_PER_S
-from probes.errors import RunDirError
-from probes.rundir import create_run_dir
+from harness.options import run as run_options
+from probes.contract.clock import NS_PER_S
+from probes.contract.errors import RunDirError
+from probes.contract.rundir import create_run_dir
 
 ROWS = hard.rows()
 

@@ -21,13 +21,17 @@ DEADLINE_S = 200
 @pytest.mark.parametrize(
     ("words", "parent", "role"),
     [
-        (["python", "-P", "-m", "probes.collect", "--run-dir", "x"], "supervisor", "probes"),
+        (["python", "-P", "-m", "probes.collect.main", "--run-dir", "x"], "supervisor", "probes"),
         (["py-spy", "record"], "probes", "py_spy"),
-        (["python", "-P", "-m", "probes.name_parser_main", "7", "8"], "probes", "name_parser"),
-        (["python", "-P", "-m", "harness.server_main"], "supervisor", "server_parent"),
-        (["python", "-P", "-m", "harness.server_main"], "server_parent", "worker"),
-        (["python", "-P", "-m", "harness.client_main"], "client_parent", "client"),
-        (["python", "-P", "-m", "harness.foreign_main"], "supervisor", "launcher"),
+        (
+            ["python", "-P", "-m", "probes.symbols.name_parser_main", "7", "8"],
+            "probes",
+            "name_parser",
+        ),
+        (["python", "-P", "-m", "harness.server.main"], "supervisor", "server_parent"),
+        (["python", "-P", "-m", "harness.server.main"], "server_parent", "worker"),
+        (["python", "-P", "-m", "harness.client.main"], "client_parent", "client"),
+        (["python", "-P", "-m", "harness.foreign.main"], "supervisor", "launcher"),
         (["nginx: worker process"], "server", "server"),
         (["sh"], "supervisor", "other"),
     ],

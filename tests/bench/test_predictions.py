@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench import predictions
-from harness import run_options
+from harness.options import run as run_options
 from tests.machine import in_turn
 
 COUNTED = [row.id for row in predictions.scenario().rows if row.extra["limit"] != "cpu_worker"]

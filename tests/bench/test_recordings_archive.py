@@ -10,9 +10,9 @@ import tarfile
 import pytest
 
 from bench.recordings import archive
-from probes import schema
-from probes.errors import RunDirError
-from probes.rundir import create_run_dir, open_run_dir
+from probes.contract import schema
+from probes.contract.errors import RunDirError
+from probes.contract.rundir import create_run_dir, open_run_dir
 
 SECRET = "/home/somebody/connscope"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.run_frames import load
+from analysis.frames.run_frames import load
 from bench.recordings.grounding import Tables
-from probes import schema
-from probes.rundir import create_run_dir, open_run_dir
+from probes.contract import schema
+from probes.contract.rundir import create_run_dir, open_run_dir
 
 S = 1_000_000_000
 T0 = 1_000 * S

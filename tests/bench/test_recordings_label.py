@@ -9,9 +9,10 @@ import pytest
 from analysis.causes import CAUSES, GOOD_CAUSES
 from bench.recordings import catalogue, label
 from bench.recordings.label import Provoked
-from harness import run_options, scenario
-from harness.scenario import Expectation, Row
-from probes.errors import RunDirError
+from harness.matrix import scenario
+from harness.matrix.scenario import Expectation, Row
+from harness.options import run as run_options
+from probes.contract.errors import RunDirError
 
 RECORDINGS = {each.id: each for each in catalogue.all_recordings()}
 

@@ -13,7 +13,7 @@ from bench.peers import catalogue
 from bench.peers.catalogue import BY_NAME
 from bench.server_bench import LARGE, expected_s, missing_runs
 from bench.server_figures import ServerRun, ServerRuns
-from harness.host import read_host
+from harness.planning.host import read_host
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS = ["node-none", "nginx"]

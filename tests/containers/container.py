@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from harness.cgroup_members import members
-from probes.cgroup_memory import mounts
+from harness.foreign.cgroup_members import members
+from probes.proc.cgroup_memory import mounts
 from tests.containers.surroundings import Surroundings
 from tests.control_groups import files_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from probes.registry import PROBES
+from probes.collect.registry import PROBES
 from tests.containers.surroundings import Surroundings
 
 Facts = Mapping[str, Any]

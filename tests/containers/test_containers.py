@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cgroup_members import container_folders
+from harness.foreign.cgroup_members import container_folders
 from tests.containers import judge
 from tests.containers.container import PROJECT, started
 from tests.containers.page import keep, kept, page

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from probes.registry import PROBES
+from probes.collect.registry import PROBES
 from tests.distributions.roots import DISTRIBUTIONS
 
 FACTS = Path(__file__).with_name("facts.jsonl")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from documentation.page_commands import ROOT, Block, Result, Runner, blocks_of, pages
-from harness.commands import COMMANDS, Command
+from harness.commands.family import COMMANDS, Command
 from tests.machine import Machine
 
 PAGES_AT_ONCE = 3

@@ -18,7 +18,7 @@ from documentation.page_commands import (
     reason_not_to_run,
 )
 from documentation.verdict_file import OBJECTS
-from harness.commands import COMMANDS
+from harness.commands.family import COMMANDS
 
 pytestmark = [
     pytest.mark.privileged,

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from harness import netns
-from harness.fleet import Fleet
-from harness.fleet_config import FleetConfig, GroupShare
-from probes import live as live_memory
-from probes.live import Counter, Live, Phase
+from harness.fleet import netns
+from harness.fleet.config import FleetConfig, GroupShare
+from harness.supervision.fleet import Fleet
+from probes.contract import live as live_memory
+from probes.contract.live import Counter, Live, Phase
 
 DEADLINE_S = 60.0
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import run_options
-from harness.accept_weights import AcceptWeights
-from harness.plan import PlanRequest
-from probes.errors import UsageError
-from probes.live import COUNTER_WORDS, Counter
+from harness.options import run as run_options
+from harness.planning.plan import PlanRequest
+from harness.server.accept_weights import AcceptWeights
+from probes.contract.errors import UsageError
+from probes.contract.live import COUNTER_WORDS, Counter
 
 MS = 1_000_000
 

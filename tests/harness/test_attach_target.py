@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 
-from harness import cgroup_members, netns
-from harness.attach_target import find_target
-from harness.cli_attach import main
-from harness.probe_process import ProbeProcess
-from probes import descriptor_count, process_tree
-from probes.errors import ExitCode, HostError, UsageError
+from harness.commands.attach import main
+from harness.fleet import netns
+from harness.foreign import cgroup_members
+from harness.foreign.attach_target import find_target
+from harness.supervision.probe_process import ProbeProcess
+from probes.contract.errors import ExitCode, HostError, UsageError
+from probes.proc import descriptor_count, process_tree
 
 FOREIGN = Path(__file__).parent / "foreign"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -320,7 +321,7 @@ def test_another_users_process_needs_root(start, port, monkeypatch):
 
 def test_too_little_memory_is_a_refusal_not_a_risk(capsys, start, port, monkeypatch):
     server = start(*python(LISTENS, port))
-    monkeypatch.setattr("harness.cli_attach._NEEDED_BYTES", 1 << 60)
+    monkeypatch.setattr("harness.commands.attach._NEEDED_BYTES", 1 << 60)
     message = refused(capsys, 4, "--pid", server.pid)
     assert "must not take them from the server" in message
 
@@ -338,7 +339,7 @@ def test_without_root_it_watches_what_it_may_and_says_what_is_missing(start, por
     server = start(*python(polls, port), **as_nobody)
     done = subprocess.run(
         [
-            *(sys.executable, "-P", "-m", "harness.cli_attach", "--port", str(port)),
+            *(sys.executable, "-P", "-m", "harness.commands.attach", "--port", str(port)),
             *("--duration", "1", "--output", str(tmp_path / "runs")),
         ],
         capture_output=True,
@@ -368,8 +369,10 @@ def test_a_server_that_dies_after_it_was_found_is_told_in_two_lines(
         server.wait()
         return target
 
-    monkeypatch.setattr("harness.cli_attach.find_target", found_and_gone)
-    monkeypatch.setattr("harness.cli_attach.stand_back", lambda _: None)  # this is pytest's process
+    monkeypatch.setattr("harness.commands.attach.find_target", found_and_gone)
+    monkeypatch.setattr(
+        "harness.commands.attach.stand_back", lambda _: None
+    )  # this is pytest's process
     words = ["--pid", str(server.pid), "--probes", "none", "--quiet", "--output", str(tmp_path)]
     assert main(words) == ExitCode.FAILED
     lines = capsys.readouterr().err.splitlines()
@@ -385,8 +388,8 @@ def test_a_server_that_dies_while_its_probes_start_is_a_crash(start, port, tmp_p
             server.kill()
             super().__init__(*arguments, **named)
 
-    monkeypatch.setattr("harness.attach_watch.ProbeProcess", Killing)
-    monkeypatch.setattr("harness.cli_attach.stand_back", lambda _: None)
+    monkeypatch.setattr("harness.supervision.attach_watch.ProbeProcess", Killing)
+    monkeypatch.setattr("harness.commands.attach.stand_back", lambda _: None)
     words = ["--pid", str(server.pid), "--probes", "none", "--quiet", "--output", str(tmp_path)]
     assert main(words) == ExitCode.LIMIT_MET
     verdict = json.loads((tmp_path / "latest" / "verdict.json").read_text())

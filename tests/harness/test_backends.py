@@ -10,11 +10,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from harness import backends
-from probes import connection_dump
-from probes.connection_dump import Ends
-from probes.socket_dump import UnixSocket
-from probes.socket_owners import Listener
+from harness.foreign import backends
+from probes.netlink import connection_dump
+from probes.netlink.connection_dump import Ends
+from probes.netlink.socket_dump import UnixSocket
+from probes.netlink.socket_owners import Listener
 
 FRONT, OTHER = 41, 42
 

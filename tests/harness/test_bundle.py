@@ -17,17 +17,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.run_frames import load
+from analysis.document import document
+from analysis.frames.run_frames import load
 from analysis.summary import summarise
-from analysis.verdict_document import document
-from harness import bundle, conclusion, run_archive
-from harness.run_redaction import Redaction
-from probes import schema
-from probes.errors import RunDirError, ToolkitError, UsageError
-from probes.rundir import RunDir, create_run_dir, open_run_dir
+from harness.results import archive as run_archive
+from harness.results import bundle, conclusion
+from harness.results.redaction import Redaction
+from probes.contract import schema
+from probes.contract.errors import RunDirError, ToolkitError, UsageError
+from probes.contract.rundir import RunDir, create_run_dir, open_run_dir
 
 SERVER = Path(__file__).parent / "foreign" / "hiccup_server.py"
-RUN, REPORT = ("-P", "-m", "harness.cli_run"), ("-P", "-m", "harness.cli_report")
+RUN, REPORT = ("-P", "-m", "harness.commands.run"), ("-P", "-m", "harness.commands.report")
 SECRETS = ("zorbanka", "quixley", "10.11.12.13", "fd12:3456::9", "prometej-7")
 
 
@@ -247,7 +248,7 @@ def test_what_is_no_bundle_is_refused_in_one_line_and_leaves_nothing_outside(con
     ],
 )
 def test_a_manifest_that_no_run_has_is_no_traceback(lie, call, tmp_path):
-    from harness import cli_report
+    from harness.commands import report as cli_report
 
     manifest = json.loads(MANIFEST) | lie
     member = ("x/manifest.json", FILE, json.dumps(manifest).encode())
@@ -310,7 +311,7 @@ def test_what_a_table_says_of_text_that_it_does_not_have_is_left_out(small, tmp_
     ],
 )
 def test_mistakes_are_told_in_two_lines(small, call, words, complaint, monkeypatch):
-    from harness import cli_report
+    from harness.commands import report as cli_report
 
     monkeypatch.chdir(small.path)
     done = call(cli_report.main, str(small.path), *words)
@@ -348,8 +349,8 @@ def test_what_was_redacted_once_has_no_word_that_is_not_known(text):
 
 
 def test_live_memory_of_a_run_that_was_killed_names_no_address(small, tmp_path):
-    from probes import live as live_memory
-    from probes.live import Live, Stage
+    from probes.contract import live as live_memory
+    from probes.contract.live import Live, Stage
 
     fd = live_memory.create(small.path / "live.bin", 1, 2)
     live = Live(fd)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from harness import cli_compare
-from probes import schema
-from probes.rundir import MANIFEST, RunDir, create_run_dir
+from harness.commands import compare as cli_compare
+from probes.contract import schema
+from probes.contract.rundir import MANIFEST, RunDir, create_run_dir
 
 DEADLINE_S = 150
 CONNECTIONS = 300
@@ -34,7 +34,7 @@ def compare(call):
 
 def compare_as_users_do(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli_compare", *map(str, arguments)],
+        [sys.executable, "-P", "-m", "harness.commands.compare", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -139,7 +139,7 @@ def record(parent: Path, *options: str) -> Path:
     before = set(parent.iterdir())
     done = subprocess.run(
         [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--quiet", "--no-report"),
+            *(sys.executable, "-P", "-m", "harness.commands.run", "--quiet", "--no-report"),
             *("--output", str(parent)),
             *("--connections", str(CONNECTIONS), "--workers", "2", "--clients", "1"),
             *("--hold", "1", "--connect-timeout", "3", "--probes", "light", *options),

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from harness import cli_doctor
-from harness.cli_doctor import Examination, most_connections
-from harness.host import Cgroup, read_host
-from harness.plan import PlanRequest, make_plan
-from probes.errors import UsageError
-from probes.registry import PROBES, ProbeCheck
+from harness.commands import doctor as cli_doctor
+from harness.commands.doctor import Examination, most_connections
+from harness.planning.host import Cgroup, read_host
+from harness.planning.plan import PlanRequest, make_plan
+from probes.collect.registry import PROBES, ProbeCheck
+from probes.contract.errors import UsageError
 
 DELAYS = {"accept_queue", "tcp_mem"}
 
@@ -44,7 +44,7 @@ CHECKS = [
 
 
 def doctor(*arguments, command=(sys.executable, "-P", "-c")):
-    code = "import sys; from harness.cli_doctor import main; sys.exit(main())"
+    code = "import sys; from harness.commands.doctor import main; sys.exit(main())"
     return subprocess.run(
         [*command, code, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
@@ -105,7 +105,7 @@ def test_nonsense_gives_two_lines_and_exit_code_2(arguments, said):
 
 
 def test_a_closed_pipe_is_no_crash():
-    code = "import sys; from harness.cli_doctor import main; sys.exit(main(['--json']))"
+    code = "import sys; from harness.commands.doctor import main; sys.exit(main(['--json']))"
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as out:

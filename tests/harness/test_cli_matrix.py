@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli_matrix, matrix_store
+from harness.commands import matrix as cli_matrix
+from harness.matrix import store as matrix_store
 
-COMMAND = [sys.executable, "-P", "-m", "harness.cli_matrix"]
+COMMAND = [sys.executable, "-P", "-m", "harness.commands.matrix"]
 DEADLINE_S = 150
 QUICK = ["--connections", "300", "--hold", "0.2", "--probes", "none", "--workers", "2"]
 

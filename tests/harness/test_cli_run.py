@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from analysis.run_frames import load
-from harness import cli_run
-from probes.rundir import open_run_dir
+from analysis.frames.run_frames import load
+from harness.commands import run as cli_run
+from probes.contract.rundir import open_run_dir
 
-COMMAND = [sys.executable, "-P", "-m", "harness.cli_run"]
+COMMAND = [sys.executable, "-P", "-m", "harness.commands.run"]
 DEADLINE_S = 150
 
 
@@ -244,7 +244,7 @@ def test_killing_the_supervisor_takes_everything_and_keeps_the_recording(tmp_pat
     child.communicate(timeout=DEADLINE_S)
     wait_until_gone(children)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli_report", str(run)],
+        [sys.executable, "-P", "-m", "harness.commands.report", str(run)],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.command_parser import HELP_COLUMNS, HELP_LINES, Example, Parser
-from harness.commands import COMMANDS
-from probes.errors import UsageError
+from harness.commands.family import COMMANDS
+from harness.options.parser import HELP_COLUMNS, HELP_LINES, Example, Parser
+from probes.contract.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,7 +141,7 @@ WRONG = {
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
 def test_wrong_input_is_two_lines_and_exit_code_2(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    module = {"profile-run": "harness.cli_run"}.get(command.name, command.parser.split(":")[0])
+    module = {"profile-run": "harness.commands.run"}.get(command.name, command.parser.split(":")[0])
     main = __import__(module, fromlist=["main"]).main
     for line in WRONG[command.name]:
         code = main(line.split())

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from harness.command_user import user_behind
-from probes.errors import UsageError
+from harness.foreign.command_user import user_behind
+from probes.contract.errors import UsageError
 
 NOBODY = pwd.getpwnam("nobody")
 
@@ -59,7 +59,7 @@ def test_a_user_that_is_gone_is_said_with_the_way_out(environment):
 def test_a_caller_that_is_gone_is_two_lines_and_no_run(tmp_path):
     words = ["--connections", "5", "--server-cmd", "sleep 9", "--output", str(tmp_path / "runs")]
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli_run", *words],
+        [sys.executable, "-P", "-m", "harness.commands.run", *words],
         env={**os.environ, "SUDO_USER": "no-such-user"},
         capture_output=True,
         text=True,

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from harness.command_parser import SHELLS
-from harness.completion import completion_script
+from harness.commands.completion import completion_script
+from harness.options.parser import SHELLS
 
 LINES = {
     "profile-run --connecti": "--connections",

@@ -16,18 +16,19 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from harness import analysis_process, analysis_request, bundle, conclusion, matrix_loop, pipeline
-from harness.analysis_process import AnalysisProcess
-from harness.analysis_request import BUNDLE, COMPARISON, RESULTS, TABLES, TEXT, Request
-from harness.matrix_rows import Scale, rows_of_vary
-from harness.matrix_store import Matrix
-from harness.run_results import Result, write_results, write_tables
-from probes.errors import RunDirError
-from probes.own_rights import parse_status
-from probes.own_user import FIRST_ID, LAST_ID
-from probes.privileges import bits_of
-from probes.rundir import MANIFEST, REPORT, VERDICT, RunDir, open_files
-from probes.table_writer import arrow_schema
+from harness.matrix import loop as matrix_loop
+from harness.matrix.rows import Scale, rows_of_vary
+from harness.matrix.store import Matrix
+from harness.results import analysis_process, analysis_request, bundle, conclusion, pipeline
+from harness.results.analysis_process import AnalysisProcess
+from harness.results.analysis_request import BUNDLE, COMPARISON, RESULTS, TABLES, TEXT, Request
+from harness.results.results import Result, write_results, write_tables
+from probes.bpf_loader.own_rights import parse_status
+from probes.contract.errors import RunDirError
+from probes.contract.rundir import MANIFEST, REPORT, VERDICT, RunDir, open_files
+from probes.contract.table_writer import arrow_schema
+from probes.rights.own_user import FIRST_ID, LAST_ID
+from probes.rights.privileges import bits_of
 
 as_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root has another one do it: needs root"
@@ -41,7 +42,7 @@ def recorded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     words = ("--connections", "20", "--hold", "0.2", "--probes", "none", "--quiet", "--output")
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli_run", *words, folder],
+        [sys.executable, "-P", "-m", "harness.commands.run", *words, folder],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -72,7 +73,7 @@ def wait_until_ready(process: AnalysisProcess) -> None:
 def asked(
     process: AnalysisProcess, run: RunDir, *, with_page: bool, with_derived: bool
 ) -> Iterator[Result]:
-    """As ``harness.conclusion`` asks for a report."""
+    """As ``harness.results.conclusion`` asks for a report."""
     again = f"profile-report {run.path}"
     options = {"with_derived": with_derived}
     request = Request(RESULTS, str(run.path), again, with_page=with_page, options=options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness import endpoint
-from probes.errors import UsageError
+from harness.foreign import endpoint
+from probes.contract.errors import UsageError
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import client_faults, faults, run_options, worker_faults
-from harness.acceptor import slow_handoff_code
-from harness.burners import Burners
-from harness.fleet_config import GroupShare
-from probes.errors import UsageError
+from harness.client import faults as client_faults
+from harness.faults import kinds as faults
+from harness.faults.burners import Burners
+from harness.fleet.config import GroupShare
+from harness.options import run as run_options
+from harness.server import faults as worker_faults
+from harness.server.acceptor import slow_handoff_code
+from probes.contract.errors import UsageError
 
 
 @pytest.mark.parametrize("text", ["", "ghost:1", "hot-code", "hot-code:x", "hot-code:1:5"])

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from harness.client import Client
-from harness.limits import OWN_DESCRIPTORS_COUNT
-from harness.worker import Worker
-from probes.live import CloseKind, Counter, Stage
+from harness.client.client import Client
+from harness.planning.limits import OWN_DESCRIPTORS_COUNT
+from harness.server.worker import Worker
+from probes.contract.live import CloseKind, Counter, Stage
 
 ROOT = os.geteuid() == 0
 

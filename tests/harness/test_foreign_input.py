@@ -19,18 +19,20 @@ from pathlib import Path
 
 import pytest
 
-from harness import endpoint, foreign_main
-from harness.cli_attach import main as profile_attach
-from harness.foreign_server import ForeignRequest, check_running
-from harness.listen_failure import never_listened
-from harness.listeners import Admission
-from harness.live_status import ProcessLabels
-from harness.server_command import cannot_start, words
-from harness.server_output import telling_lines
-from probes import process_tree, socket_owners
-from probes.errors import UsageError
-from probes.own_rights import parse_status
-from probes.socket_owners import Listener
+from harness.commands.attach import main as profile_attach
+from harness.foreign import endpoint
+from harness.foreign import main as foreign_main
+from harness.foreign.listen_failure import never_listened
+from harness.foreign.server import ForeignRequest, check_running
+from harness.foreign.server_command import cannot_start, words
+from harness.foreign.server_output import telling_lines
+from harness.server.listeners import Admission
+from harness.supervision.live_status import ProcessLabels
+from probes.bpf_loader.own_rights import parse_status
+from probes.contract.errors import UsageError
+from probes.netlink import socket_owners
+from probes.netlink.socket_owners import Listener
+from probes.proc import process_tree
 
 LOG = Path("runs/1/logs/server.log")
 
@@ -230,7 +232,7 @@ def launched(command, report_fd, *, grace_s=20.0, user="", may_gain=False, **opt
         may_gain=may_gain, grace_s=grace_s, folder="/", environment=dict(os.environ),
         command=command,
     )  # fmt: skip
-    words = options.pop("words", ["-m", "harness.foreign_main"])
+    words = options.pop("words", ["-m", "harness.foreign.main"])
     parent = subprocess.Popen(
         [sys.executable, "-P", *words], pass_fds=[report_fd], stdin=subprocess.PIPE, **options
     )

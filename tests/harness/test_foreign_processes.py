@@ -12,10 +12,11 @@ import time
 
 import pytest
 
-from harness.foreign_processes import YOUNG_S, ForeignProcesses
-from probes import connection_dump, descriptor_count
-from probes import live as live_memory
-from probes.live import Counter, Header, Live, Role
+from harness.foreign.processes import YOUNG_S, ForeignProcesses
+from probes.contract import live as live_memory
+from probes.contract.live import Counter, Header, Live, Role
+from probes.netlink import connection_dump
+from probes.proc import descriptor_count
 
 # Reads a file, closes it and listens: as many descriptors as before, and another one among them.
 # It polls before it accepts, since a blocked accept4 has a descriptor reserved (net/socket.c).

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from analysis.run_frames import RunFrames, load
-from probes.process_tree import children_of, read_stat, tree_of
-from probes.rundir import open_run_dir
+from analysis.frames.run_frames import RunFrames, load
+from probes.contract.rundir import open_run_dir
+from probes.proc.process_tree import children_of, read_stat, tree_of
 
-COMMAND = [sys.executable, "-P", "-m", "harness.cli_run"]
+COMMAND = [sys.executable, "-P", "-m", "harness.commands.run"]
 DEADLINE_S = 120
 FOREIGN = Path(__file__).parent / "foreign"
 NODE_MODULES = FOREIGN.parents[1] / "node_modules"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameDecoder, FrameProtocol
 
-from harness.frames import (
+from harness.websocket.frames import (
     SERVER_CLOSE_GOING_AWAY,
     SERVER_CLOSE_NORMAL,
     SERVER_PING,

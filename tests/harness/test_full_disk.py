@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli_attach, cli_report, cli_run, recording
-from probes.rundir import RunDir, create_run_dir
-from probes.table_writer import TableWriter
+from harness.commands import attach as cli_attach
+from harness.commands import report as cli_report
+from harness.commands import run as cli_run
+from harness.supervision import recording
+from probes.contract.rundir import RunDir, create_run_dir
+from probes.contract.table_writer import TableWriter
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from wsproto.events import AcceptConnection, RejectConnection, Request
 
-from harness.handshake import (
+from harness.websocket.handshake import (
     HEAD_LIMIT_BYTES,
     HandshakeCache,
     HandshakeError,

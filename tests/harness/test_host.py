@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.host import format_ranges, parse_ranges, read_host
-from probes.errors import HostError
+from harness.planning.host import format_ranges, parse_ranges, read_host
+from probes.contract.errors import HostError
 
 CALL_FILTER = Path(__file__).parents[1] / "containers" / "call_filter.py"
 TCP_TABLE = """\
@@ -126,7 +126,7 @@ def test_a_refused_namespace_is_none_whatever_the_capabilities(host_at):
 
 
 ASK = (
-    "from harness.host import read_host; host = read_host(); "
+    "from harness.planning.host import read_host; host = read_host(); "
     "print(host.namespace_errno, host.may_own_namespace)"
 )
 

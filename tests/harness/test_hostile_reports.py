@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import handshake, recording
-from harness.fleet import _told
-from harness.fleet_reports import ProcessEnd, Refusal
-from probes import live as live_memory
-from probes.live import Counter, Live
-from probes.rundir import create_run_dir
+from harness.fleet.reports import ProcessEnd, Refusal
+from harness.supervision import recording
+from harness.supervision.fleet import _told
+from harness.websocket import handshake
+from probes.contract import live as live_memory
+from probes.contract.live import Counter, Live
+from probes.contract.rundir import create_run_dir
 
 END = {"pid": 1, "slot": 0, "exited_ns": 5, "status": 0, "signal": 0}
 REFUSAL = {"pid": 1, "at_ns": 5, "status": 503, "reason": "", "body": "busy"}

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from harness import supervisor
-from harness.supervisor import Interrupt
+from harness.supervision import supervisor
+from harness.supervision.supervisor import Interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

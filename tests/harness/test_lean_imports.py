@@ -10,7 +10,7 @@ import pytest
 HEAVY = {"numpy", "pandas", "pyarrow", "matplotlib", "psutil", "rich", "jinja2", "asyncio"}
 
 
-@pytest.mark.parametrize("module", ["harness.server_main", "harness.client_main"])
+@pytest.mark.parametrize("module", ["harness.server.main", "harness.client.main"])
 def test_server_and_clients_import_nothing_heavy(module):
     done = subprocess.run(
         [sys.executable, "-P", "-c", f"import {module}, sys; print(*sys.modules)"],
@@ -25,7 +25,7 @@ def test_server_and_clients_import_nothing_heavy(module):
 
 def test_the_supervisor_is_lean_until_the_fleet_is_gone():
     done = subprocess.run(
-        [sys.executable, "-P", "-c", "import harness.cli_run, sys; print(*sys.modules)"],
+        [sys.executable, "-P", "-c", "import harness.commands.run, sys; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.fleet_config import GroupShare
-from harness.load_shape import Pace, groups_of, interleave
+from harness.client.load_shape import Pace, groups_of, interleave
+from harness.fleet.config import GroupShare
 
 groups = st.lists(st.integers(0, 50), min_size=1, max_size=8)
 

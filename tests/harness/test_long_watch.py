@@ -58,13 +58,13 @@ WATCH = """
 import gc, json, os, subprocess, sys
 from pathlib import Path
 from harness import recording
-from harness.foreign_processes import ForeignProcesses
-from harness.recorder import EventLog
+from harness.foreign.processes import ForeignProcesses
+from harness.supervision.recorder import EventLog
 from probes import live as live_memory
-from probes.collector import Collector
-from probes.live import Counter, Header, Live, Phase
-from probes.rundir import RunDir
-from probes.symbols import user_symbols
+from probes.collect.collector import Collector
+from probes.contract.live import Counter, Header, Live, Phase
+from probes.contract.rundir import RunDir
+from probes.symbols.symbols import user_symbols
 
 SERVER, folder, turns, turn_s = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 SLOTS = 64
@@ -150,7 +150,7 @@ def day(tmp_path_factory):
 
 
 def table(folder: Path, name: str) -> list[dict]:
-    from probes.rundir import RunDir
+    from probes.contract.rundir import RunDir
 
     return RunDir(folder).read_table(name).table.to_pylist()
 
@@ -197,7 +197,7 @@ def test_failing_calls_were_counted_all_the_time(day):
 
 def test_the_recording_keeps_to_its_size_and_to_few_batches(day):
     folder, told = day
-    from probes.row_budget import most_bytes
+    from probes.budget.row_budget import most_bytes
 
     assert told["size"][-1] < most_bytes(TURNS_COUNT * TURN_S, 4, os.cpu_count() or 1)
     assert told["files"] < 26 * 40  # a file an hour and table at most

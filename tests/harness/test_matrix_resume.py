@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli_matrix, matrix_seal, matrix_store
+from harness.commands import matrix as cli_matrix
+from harness.matrix import seal as matrix_seal
+from harness.matrix import store as matrix_store
 
 QUICK = ["--connections", "100", "--hold", "0", "--probes", "none", "--workers", "1"]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other users")

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import matrix_store, scenario
-from harness.matrix_calibration import Calibration
-from harness.matrix_rows import MatrixRow, Scale, rows_of_file, rows_of_vary, scale_of
-from probes.errors import UsageError
+from harness.matrix import scenario
+from harness.matrix import store as matrix_store
+from harness.matrix.calibration import Calibration
+from harness.matrix.rows import MatrixRow, Scale, rows_of_file, rows_of_vary, scale_of
+from probes.contract.errors import UsageError
 
 BASE = ["--connections", "300", "--hold", "1"]
 

@@ -14,10 +14,10 @@ from contextlib import suppress
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from harness.metrics_endpoint import parse_address, serving
-from probes import live as live_memory
-from probes.errors import HostError, UsageError
-from probes.live import Counter, Header, Live, Phase, Role
+from harness.supervision.metrics_endpoint import parse_address, serving
+from probes.contract import live as live_memory
+from probes.contract.errors import HostError, UsageError
+from probes.contract.live import Counter, Header, Live, Phase, Role
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -199,7 +199,7 @@ def test_the_port_is_free_when_the_block_ends(tmp_path):
 
 
 def test_it_imports_nothing_heavy():
-    code = "import harness.metrics_endpoint, sys; print(*sys.modules)"
+    code = "import harness.supervision.metrics_endpoint, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
@@ -208,7 +208,7 @@ def test_it_imports_nothing_heavy():
 
 
 def test_the_supervisor_has_no_http_server_unless_asked():
-    code = "import harness.cli_run, sys; print(*sys.modules)"
+    code = "import harness.commands.run, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )

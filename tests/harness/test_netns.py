@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import conntrack_fill, netns
-from probes.errors import HostError
+from harness.faults import conntrack_fill
+from harness.fleet import netns
+from probes.contract.errors import HostError
 
 pytestmark = pytest.mark.privileged
 

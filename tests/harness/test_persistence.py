@@ -20,13 +20,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.attempts import StopReason, attempts_record
-from harness.client_opening import WALL_FAILURES
-from harness.client_retries import Retries
-from harness.load_shape import Pace
-from probes.live import CloseKind, Counter, Header, Stage
+from harness.client.load_shape import Pace
+from harness.client.opening import WALL_FAILURES
+from harness.client.retries import Retries
+from harness.supervision.attempts import StopReason, attempts_record
+from probes.contract.live import CloseKind, Counter, Header, Stage
 
-COMMAND = [sys.executable, "-P", "-m", "harness.cli_run"]
+COMMAND = [sys.executable, "-P", "-m", "harness.commands.run"]
 SERVER = Path(__file__).parent / "foreign" / "hiccup_server.py"
 NO_PORTS: dict[str, Any] = {
     "sysctls": {"net.ipv4.ip_local_port_range": "40000 40023"},

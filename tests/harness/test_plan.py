@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from harness.host import Cgroup, Host
-from harness.limits import peak_share, ports_in_range, safe_connections
-from harness.plan import ACCEPT_MODES, MAX_PROCESSES, PlanRequest, make_plan
-from harness.plan_text import plan_json, plan_text
-from harness.port_groups import loopback_address
-from probes.errors import HostError, UsageError
+from harness.planning.host import Cgroup, Host
+from harness.planning.limits import peak_share, ports_in_range, safe_connections
+from harness.planning.plan import ACCEPT_MODES, MAX_PROCESSES, PlanRequest, make_plan
+from harness.planning.port_groups import loopback_address
+from harness.planning.text import plan_json, plan_text
+from probes.contract.errors import HostError, UsageError
 
 ALL_CAPABILITIES = (1 << 41) - 1
 CAP_SYS_RESOURCE = 1 << 24

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli_matrix, cli_report, cli_run
-from probes import calling_user as module
-from probes.calling_user import CallingUser, calling_user
-from probes.private_file import hand_over, make_folder
-from probes.rundir import create_run_dir
+from harness.commands import matrix as cli_matrix
+from harness.commands import report as cli_report
+from harness.commands import run as cli_run
+from probes.contract.private_file import hand_over, make_folder
+from probes.contract.rundir import create_run_dir
+from probes.rights import calling_user as module
+from probes.rights.calling_user import CallingUser, calling_user
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other users")
 UID, GID = 54_321, 54_322
@@ -91,7 +93,7 @@ def test_a_run_belongs_to_who_called_sudo(tmp_path, call, by_sudo):
 def test_so_does_one_that_ctrl_c_ended_and_one_that_failed(tmp_path, deadline):
     arguments = [*QUICK[:-1], "--hold", "600", "--output", str(tmp_path)]
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "harness.cli_run", *arguments],
+        [sys.executable, "-P", "-m", "harness.commands.run", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -123,7 +125,15 @@ def test_a_watch_belongs_to_who_called_sudo(tmp_path):
         assert server.stdout.readline() == b"listens\n"
         words = ["--pid", str(server.pid), "--duration", "0.3", "--probes", "light", "--quiet"]
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "harness.cli_attach", *words, "--output", str(tmp_path)],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "harness.commands.attach",
+                *words,
+                "--output",
+                str(tmp_path),
+            ],
             capture_output=True,
             text=True,
             timeout=120,

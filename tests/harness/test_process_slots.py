@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from harness.process_slots import GIVE_BACK_S, ProcessSlots
-from probes import live as live_memory
-from probes.live import Counter, Header, Live, Role
+from harness.foreign.process_slots import GIVE_BACK_S, ProcessSlots
+from probes.contract import live as live_memory
+from probes.contract.live import Counter, Header, Live, Role
 
 
 @pytest.fixture

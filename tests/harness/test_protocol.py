@@ -11,8 +11,14 @@ from wsproto import events as oracle_events
 from wsproto.connection import Connection as OracleConnection
 from wsproto.connection import ConnectionType
 
-from harness.frames import Opcode, encode_close, encode_frame, parse_close_payload, parse_header
-from harness.protocol import (
+from harness.websocket.frames import (
+    Opcode,
+    encode_close,
+    encode_frame,
+    parse_close_payload,
+    parse_header,
+)
+from harness.websocket.protocol import (
     BinaryMessage,
     Close,
     Connection,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.recording_room import DAY_S, Room, room_at
-from probes.errors import HostError
+from harness.supervision.recording_room import DAY_S, Room, room_at
+from probes.contract.errors import HostError
 
 GIB, MIB = 1 << 30, 1 << 20
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import run_options, scenario
-from probes.errors import UsageError
+from harness.matrix import scenario
+from harness.options import run as run_options
+from probes.contract.errors import UsageError
 
 FILES = sorted(path.stem for path in scenario.FOLDER.glob("*.toml"))
 

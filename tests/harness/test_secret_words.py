@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.secret_words import without_query_values, without_secrets
+from harness.foreign.secret_words import without_query_values, without_secrets
 
 
 @pytest.mark.parametrize(

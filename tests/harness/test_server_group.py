@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import descendants, server_group
-from harness.cgroup_folders import remove_stale
-from harness.server_group import ServerGroup
-from probes.process_tree import read_stat
+from harness.faults.cgroup_folders import remove_stale
+from harness.foreign import descendants, server_group
+from harness.foreign.server_group import ServerGroup
+from probes.proc.process_tree import read_stat
 from tests.control_groups import control_group
 
 FORKS = """
@@ -96,7 +96,7 @@ def test_what_limits_this_process_limits_the_group(group):
 
 LIMITED = """
 import os, sys, time
-from harness.server_group import ServerGroup
+from harness.foreign.server_group import ServerGroup
 with open(sys.argv[1] + "/cgroup.procs", "w") as procs:
     procs.write("0")
 made = ServerGroup.make()

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.own_limits import name_limit
-from harness import server_settings
-from harness.server_settings import (
+from analysis.server.own_limits import name_limit
+from harness.foreign import server_settings
+from harness.foreign.server_settings import (
     files_named,
     of_arguments,
     of_text,

@@ -86,7 +86,7 @@ def test_a_run_in_which_the_clock_is_set_is_told_as_any_other(jumping_clock, tmp
     )
     before = datetime.now(UTC)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli_run", *words],
+        [sys.executable, "-P", "-m", "harness.commands.run", *words],
         env=jumping_clock, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -111,8 +111,8 @@ def test_a_run_in_which_the_clock_is_set_is_told_as_any_other(jumping_clock, tmp
 
 def assert_in_order(run: Path) -> None:
     """All rows of all tables are within the run, by the clock that nobody sets."""
-    from probes.rundir import open_run_dir
-    from probes.schema import TABLES
+    from probes.contract.rundir import open_run_dir
+    from probes.contract.schema import TABLES
 
     recording = open_run_dir(run)
     stages = recording.read_manifest()["stages"]

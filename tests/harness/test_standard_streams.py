@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from harness import command_end
+from harness.commands import end as command_end
 
 AT_WORK = (
     "import sys\n"
-    "from harness.command_line import run_command\n"
+    "from harness.commands.entry import run_command\n"
     "def work(words):\n"
     "    for n in range(3): sys.stderr.write(f'line {n}\\n'); sys.stderr.flush()\n"
     "    open(sys.argv[1], 'w').write('all of it')\n"
@@ -34,7 +34,7 @@ def test_work_goes_on_when_nobody_reads_what_it_says(tmp_path: Path, redirection
 
 
 def test_a_verdict_that_nobody_reads_still_is_the_exit_code(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("harness.conclusion.conclude", lambda run, **_: {"verdict": {}})
+    monkeypatch.setattr("harness.results.conclusion.conclude", lambda run, **_: {"verdict": {}})
     run: Any = type("Run", (), {"path": tmp_path})
     read_fd, write_fd = os.pipe()
     os.close(read_fd)

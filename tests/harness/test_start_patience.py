@@ -8,19 +8,19 @@ import subprocess
 import sys
 import time
 
-from harness import probe_process, start_patience
-from harness.probe_process import ProbeProcess
-from harness.start_patience import (
+from harness.supervision import probe_process, start_patience
+from harness.supervision.probe_process import ProbeProcess
+from harness.supervision.start_patience import (
     LEAST_CPU_NS,
     LONGEST_START_S,
     STILL_S,
     StartPatience,
     wanted_cpu_ns,
 )
-from probes import live as live_memory
-from probes.driven import LONGEST_STOP_S, USUAL_STOP_S, stop_limit_s
-from probes.own_cost import process_cpu_ns
-from probes.rundir import create_run_dir
+from probes.budget.own_cost import process_cpu_ns
+from probes.collect.driven import LONGEST_STOP_S, USUAL_STOP_S, stop_limit_s
+from probes.contract import live as live_memory
+from probes.contract.rundir import create_run_dir
 
 
 def test_who_works_is_waited_for():

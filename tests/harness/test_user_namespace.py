@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "--pid", "--net", "--fork")
-_ASK = "from probes.own_user import own_user; print(own_user() is not None)"
+_ASK = "from probes.rights.own_user import own_user; print(own_user() is not None)"
 
 
 @cache

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from probes.live import Counter
+from probes.contract.live import Counter
 
 TIMEOUT_S = 10
 

@@ -72,7 +72,7 @@ def slowness() -> float:
 
 def doctor() -> dict[str, Any]:
     """What profile-doctor says of every probe."""
-    from harness import cli_doctor
+    from harness.commands import doctor as cli_doctor
 
     code, out, err = called(cli_doctor.main, "--json")
     if not out.strip():
@@ -127,14 +127,14 @@ CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def profile_run(*words: str) -> dict[str, Any]:
     """A run and its verdict."""
-    from harness import cli_run
+    from harness.commands import run as cli_run
 
     return verdict_of(cli_run.main, *words)
 
 
 def profile_attach(*words: str, runs: Path = RUNS) -> dict[str, Any]:
     """A watch and its verdict."""
-    from harness import cli_attach
+    from harness.commands import attach as cli_attach
 
     return verdict_of(cli_attach.main, *words, runs=runs)
 

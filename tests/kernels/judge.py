@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from probes.registry import PROBES
+from probes.collect.registry import PROBES
 from tests.kernels.catalogue import Kernel
 
 Facts = Mapping[str, Any]

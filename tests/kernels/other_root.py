@@ -5,8 +5,8 @@ kernel takes a program. ROOT is a root file system with another bcc, such as Deb
 
     debootstrap --include=python3-bpfcc,python3-numpy trixie ROOT
 
-Only ``probes/bpf_compile.py`` runs in it; the running kernel takes what it makes, and the iterator
-over the sockets is read once. Ends with 1 when a program is refused.
+Only ``probes/bpf_loader/compile.py`` runs in it; the running kernel takes what it makes, and the
+iterator over the sockets is read once. Ends with 1 when a program is refused.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from probes import bpf_kernel, bpf_shared, bpf_sources
-from probes.bpf_program import compose, request_of
-from probes.bpf_sources import SourceBuilder
-from probes.btf import Btf
-from probes.tcp_iterator import PROGRAM
+from probes.bpf_loader import syscalls as bpf_kernel
+from probes.bpf_loader.btf import Btf
+from probes.bpf_loader.program import compose, request_of
+from probes.ebpf import shared as bpf_shared
+from probes.ebpf import sources as bpf_sources
+from probes.ebpf.sources import SourceBuilder
+from probes.ebpf.tcp_iterator import PROGRAM
 
 PROJECT = Path(__file__).resolve().parents[2]
 OBJECTS: dict[str, Sequence[SourceBuilder]] = {
@@ -51,7 +53,7 @@ def ask(root: Path, btf: Btf, builders: Sequence[SourceBuilder]) -> Answer:
             f"mount --bind /proc {inside}/proc && mount --rbind /sys {inside}/sys && "
             f"mount --bind {project} {inside}/mnt && cd / && "
             f"exec env PYTHONPATH=/mnt PYTHONDONTWRITEBYTECODE=1 "
-            f"chroot {inside} python3 -P -m probes.bpf_compile {theirs.fileno()}"
+            f"chroot {inside} python3 -P -m probes.bpf_loader.compile {theirs.fileno()}"
         )
         done = subprocess.run(
             ["unshare", "--mount", "sh", "-c", script],

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from probes.registry import PROBES
+from probes.collect.registry import PROBES
 from tests.kernels import judge
 from tests.kernels.catalogue import KERNELS, Kernel
 from tests.kernels.checks import PROVOKED

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import sys
 
-from harness import conntrack_fill
+from harness.faults import conntrack_fill
 from tests.neighbours.program import Life, enter_namespace, namespace_parser
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from probes.cgroup_memory import mounts
+from probes.proc.cgroup_memory import mounts
 
 _NAME = re.compile(r"neighbour-(\d+)")
 _EMPTY_S = 10.0

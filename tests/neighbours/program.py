@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import netns
+from harness.fleet import netns
 
 ROOT = Path(__file__).parents[2]
 NOISY = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.cgroup_memory import mounts
+from probes.proc.cgroup_memory import mounts
 from tests.neighbours.program import beside
 
 pytestmark = pytest.mark.privileged

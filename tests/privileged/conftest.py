@@ -1,4 +1,4 @@
-"""Rows of ``harness/scenarios/every-cause.toml``, each run once for all tests that look at it."""
+"""Rows of ``every-cause.toml``, each run once for all tests that look at it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import scenario
+from harness.matrix import scenario
 
 DEADLINE_S = 240
 CROWDED = "host-cpu-saturated"
@@ -32,7 +32,7 @@ def provoke(machine: Any, row: scenario.Row, folder: Path) -> dict[str, Any]:
     limit = row.client_nofile
     command = [
         *(["prlimit", f"--nofile={limit}:{limit}"] if limit else []),
-        *(sys.executable, "-P", "-m", "harness.cli_run"),
+        *(sys.executable, "-P", "-m", "harness.commands.run"),
         *(() if row.id in WITH_PAGE else ("--no-report",)),
         *(*row.arguments(), "--json", "--output", str(folder), "--name", row.id),
     ]

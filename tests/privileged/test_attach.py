@@ -18,15 +18,15 @@ from typing import Any
 
 import pytest
 
-from harness import netns
-from probes import process_tree
-from probes.elf import ElfFile, symbol_table
-from probes.rundir import open_run_dir
+from harness.fleet import netns
+from probes.contract.rundir import open_run_dir
+from probes.proc import process_tree
+from probes.symbols.elf import ElfFile, symbol_table
 
 pytestmark = [pytest.mark.privileged, pytest.mark.shared]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
-COMMAND = [sys.executable, "-P", "-m", "harness.cli_attach"]
+COMMAND = [sys.executable, "-P", "-m", "harness.commands.attach"]
 DEADLINE_S = 150
 
 
@@ -479,7 +479,7 @@ def test_a_watch_whose_probes_died_does_not_say_that_all_is_well(world):
     (probes,) = [
         pid
         for pid in process_tree.tree_of(attach.child.pid)
-        if b"probes.collect" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"probes.collect.main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(probes, signal.SIGKILL)
     assert attach.end() == 6, attach.said
@@ -509,7 +509,7 @@ def test_a_killed_attach_leaves_no_process_and_no_program(world):
     assert server.poll() is None
     # what it recorded is still a run
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli_report", str(attach.run)],
+        [sys.executable, "-P", "-m", "harness.commands.report", str(attach.run)],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,

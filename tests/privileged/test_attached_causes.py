@@ -1,9 +1,10 @@
 """What profile-attach names of a server that it watches from outside while the cause comes about.
 
-The rows are those of ``harness/scenarios/every-cause.toml`` that have ``attached``: what must be
-named from outside. Their fleet is started without a supervisor and without probes, its server is
-watched by its pid, and the clients begin when the watch has. Other causes are in ``test_attach``;
-docs/explanation/attached.md has the table of all, and of those that cannot be seen from outside.
+The rows are those of ``harness/matrix/scenarios/every-cause.toml`` that have ``attached``: what
+must be named from outside. Their fleet is started without a supervisor and without probes, its
+server is watched by its pid, and the clients begin when the watch has. Other causes are in
+``test_attach``; docs/explanation/attached.md has the table of all, and of those that cannot be seen
+from outside.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from bench.recordings.watched import DEADLINE_S, Attach, WaitingFleet, wait_until
-from harness import scenario
+from harness.matrix import scenario
 from tests.machine import in_turn
 
 pytestmark = pytest.mark.privileged

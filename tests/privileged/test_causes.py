@@ -1,7 +1,7 @@
 """Every cause that the verdict names, provoked for real, with the real probes.
 
-The rows are those of ``harness/scenarios/every-cause.toml``, with what their verdict must say.
-What more a row proves is checked below, or in the other modules of this folder.
+The rows are those of ``harness/matrix/scenarios/every-cause.toml``, with what their verdict must
+say. What more a row proves is checked below, or in the other modules of this folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 
 import pytest
 
-from harness import scenario
+from harness.matrix import scenario
 from tests.machine import in_turn
 
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from probes.cgroup_memory import mounts
-from probes.elf import ElfFile, symbol_table
-from probes.rundir import RunDir
+from probes.contract.rundir import RunDir
+from probes.proc.cgroup_memory import mounts
+from probes.symbols.elf import ElfFile, symbol_table
 
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
@@ -41,7 +41,7 @@ def profile_run(machine: Any, tmp_path: Path) -> Callable[..., tuple[dict[str, A
 
     def run(command: str, *arguments: str, cores: float = 0) -> tuple[dict[str, Any], str]:
         words = [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
+            *(sys.executable, "-P", "-m", "harness.commands.run", "--json", "--quiet"),
             *("--server-cmd", command, "--output", str(tmp_path), *arguments),
         ]
         done = machine.record(

@@ -28,7 +28,15 @@ def ran(machine: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         path = FOREIGN / server
         program = sys.executable if path.suffix == ".py" else "node"
         words = [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
+            *(
+                sys.executable,
+                "-P",
+                "-m",
+                "harness.commands.run",
+                "--json",
+                "--quiet",
+                "--no-report",
+            ),
             *("--output", str(tmp_path), "--connections", str(WANTED), "--ramp", str(ANSWERED)),
             *("--hold", "2", "--server-cmd", f"{program} {path} {kind} {SECONDS} {count} {{port}}"),
         ]

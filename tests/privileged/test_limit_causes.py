@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from probes import process_tree
+from probes.proc import process_tree
 from tests.control_groups import control_group
 from tests.machine import CALM_CORES
 from tests.privileged.test_attach import World, sample_until
@@ -34,7 +34,15 @@ def profile_run(machine: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
     def run(command: str, *arguments: str, cores: float = CALM_CORES) -> dict[str, Any]:
         words = [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
+            *(
+                sys.executable,
+                "-P",
+                "-m",
+                "harness.commands.run",
+                "--json",
+                "--quiet",
+                "--no-report",
+            ),
             *("--server-cmd", command, "--output", str(tmp_path / "runs"), *arguments),
         ]
         done = machine.record(words, tmp_path / "runs", timeout_s=DEADLINE_S, cores=cores)

@@ -20,14 +20,15 @@ from typing import Any
 
 import pytest
 
-from harness import conntrack_fill, netns
+from harness.faults import conntrack_fill
+from harness.fleet import netns
 from tests.neighbours.program import beside
 
 pytestmark = [pytest.mark.privileged, pytest.mark.shared]
 
 FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
-RUN = [sys.executable, "-P", "-m", "harness.cli_run"]
-ATTACH = [sys.executable, "-P", "-m", "harness.cli_attach"]
+RUN = [sys.executable, "-P", "-m", "harness.commands.run"]
+ATTACH = [sys.executable, "-P", "-m", "harness.commands.attach"]
 DEADLINE_S = 90
 PORT = 9001
 CONNECTIONS = 300

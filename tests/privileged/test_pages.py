@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes import schema
-from probes.rundir import create_run_dir
+from probes.contract import schema
+from probes.contract.rundir import create_run_dir
 
 TESTS = Path(__file__).parents[1]
 CHECK = TESTS / "reports/check_page.cjs"
@@ -62,7 +62,7 @@ pytestmark = [
 
 
 def profile_run(folder: Path, arguments: Sequence[str]) -> Path:
-    command = [sys.executable, "-P", "-m", "harness.cli_run", *arguments]
+    command = [sys.executable, "-P", "-m", "harness.commands.run", *arguments]
     done = subprocess.run(
         [*command, "--quiet", "--output", str(folder)],
         capture_output=True,
@@ -75,7 +75,7 @@ def profile_run(folder: Path, arguments: Sequence[str]) -> Path:
 
 def report(run: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli_report", str(run)],
+        [sys.executable, "-P", "-m", "harness.commands.report", str(run)],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -87,7 +87,7 @@ def report(run: Path) -> None:
 def interrupted(folder: Path) -> Path:
     child = subprocess.Popen(
         [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--connections", "300"),
+            *(sys.executable, "-P", "-m", "harness.commands.run", "--connections", "300"),
             *("--hold", "60", "--quiet", "--output", str(folder)),
         ],
         stdout=subprocess.DEVNULL,

@@ -104,7 +104,7 @@ class Run:
 def record(machine: Any, path: Path, command: str, *arguments: str) -> dict[str, Any]:
     """One run; what is judged by the stacks of a server that spins has all cores."""
     words = [
-        *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
+        *(sys.executable, "-P", "-m", "harness.commands.run", "--json", "--quiet", "--no-report"),
         *("--server-cmd", command, "--hold", "0.2", "--output", str(path), *arguments),
     ]
     done = machine.record(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.probe_trust import MATERIAL_LOSS_SHARE
+from analysis.frames.probe_trust import MATERIAL_LOSS_SHARE
 
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn]
 
@@ -79,7 +79,7 @@ def test_the_host_has_its_own_table(provoked):
 def test_a_time_wait_that_is_full_is_worth_knowing_with_its_limit(machine, tmp_path):
     server = Path(__file__).parents[1] / "harness" / "foreign" / "closes_first.py"
     words = [
-        *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
+        *(sys.executable, "-P", "-m", "harness.commands.run", "--json", "--quiet", "--no-report"),
         *("--output", str(tmp_path), "--connections", "300", "--hold", "4"),
         *("--sysctl", "net.ipv4.tcp_max_tw_buckets=50"),
         *("--server-cmd", f"{sys.executable} {server} 1.5 {{port}}"),

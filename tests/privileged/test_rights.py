@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from harness import process_rights
-from harness.burners import Burners
-from harness.process_rights import CALLER, OWN, TABLE, Rights, rights_of
-from probes import process_tree
-from probes.own_rights import parse_status
-from probes.own_user import FIRST_ID, LAST_ID
-from probes.privileges import bits_of, names_of
+from harness.faults.burners import Burners
+from harness.supervision import process_rights
+from harness.supervision.process_rights import CALLER, OWN, TABLE, Rights, rights_of
+from probes.bpf_loader.own_rights import parse_status
+from probes.proc import process_tree
+from probes.rights.own_user import FIRST_ID, LAST_ID
+from probes.rights.privileges import bits_of, names_of
 
 pytestmark = [pytest.mark.privileged, pytest.mark.shared]
 
@@ -32,14 +32,14 @@ FOREIGN = Path(__file__).parents[1] / "harness" / "foreign"
 DEADLINE_S = 150.0
 NOBODY_UID = pwd.getpwnam("nobody").pw_uid
 BY_MODULE = {
-    "probes.collect": "probe process",
-    "probes.bpf_compile": "eBPF compiler",
-    "probes.name_parser_main": "parser of names",
-    "probes.limited_start": "probe process",  # until it has become py-spy
-    "harness.analysis_main": "analysis",
-    "harness.burners": "burner",
-    "harness.cgroup_guard": "guard of control groups",
-    "harness.foreign_main": "launcher of a server command",
+    "probes.collect.main": "probe process",
+    "probes.bpf_loader.compile": "eBPF compiler",
+    "probes.symbols.name_parser_main": "parser of names",
+    "probes.rights.limited_start": "probe process",  # until it has become py-spy
+    "harness.results.analysis_main": "analysis",
+    "harness.faults.burners": "burner",
+    "harness.faults.cgroup_guard": "guard of control groups",
+    "harness.foreign.main": "launcher of a server command",
 }
 PYTHON = shlex.quote(os.path.realpath(sys.executable))  # which nobody may execute, too
 SERVER = (
@@ -75,7 +75,7 @@ def kind_of(pid: int, command: int) -> str:
     stat = process_tree.read_stat(pid)
     if stat is None:
         raise ProcessLookupError(pid)
-    if module in ("harness.server_main", "harness.client_main"):
+    if module in ("harness.server.main", "harness.client.main"):
         return (
             "parent of servers or clients" if stat.ppid == command else "worker, acceptor, client"
         )
@@ -87,10 +87,10 @@ def kind_of(pid: int, command: int) -> str:
     above = stat.ppid
     while above not in (0, 1, command):
         over = words_of(above)
-        if "harness.foreign_main" in over:
+        if "harness.foreign.main" in over:
             is_root = process_tree.user_of(pid) == 0
             return "server command as root" if is_root else "server command"
-        if "probes.collect" in over and program in ("setpriv", "sh"):
+        if "probes.collect.main" in over and program in ("setpriv", "sh"):
             return "probe process"  # until it has become py-spy
         above = getattr(process_tree.read_stat(above), "ppid", 0)
     raise AssertionError(f"nobody knows what it is: {words}")
@@ -196,7 +196,7 @@ FLEET = {
 
 def test_a_run_has_no_more_rights_than_the_table_says(tmp_path, deadline):
     command = [
-        *("harness.cli_run", "--connections", "300", "--ramp", "20", "--hold", "600"),
+        *("harness.commands.run", "--connections", "300", "--ramp", "20", "--hold", "600"),
         *("--workers", "2", "--clients", "2", "--accept", "handoff", "--memory-max", "2g"),
     ]
     with running(command, tmp_path) as looked:
@@ -210,7 +210,15 @@ def test_a_run_has_no_more_rights_than_the_table_says(tmp_path, deadline):
 )
 def test_nor_has_one_with_a_server_command(tmp_path, deadline, caller, kind):
     server = f"{PYTHON} -c {shlex.quote(SERVER)} {{port}}"
-    command = ["harness.cli_run", "--connections", "40", "--hold", "600", "--server-cmd", server]
+    command = [
+        "harness.commands.run",
+        "--connections",
+        "40",
+        "--hold",
+        "600",
+        "--server-cmd",
+        server,
+    ]
     behind = {"SUDO_USER": caller, "DOAS_USER": "", "PKEXEC_UID": ""}
     with running(command, tmp_path, **behind) as looked:
         wanted = FLEET | {"launcher of a server command", kind}
@@ -228,7 +236,7 @@ def test_nor_has_a_watch(tmp_path, deadline):
                     return probe.connect_ex(("127.0.0.1", port)) == 0
 
             deadline("the server listens", listens)
-            with running(["harness.cli_attach", "--port", str(port)], tmp_path) as looked:
+            with running(["harness.commands.attach", "--port", str(port)], tmp_path) as looked:
                 looked.in_stage(
                     deadline, "watch", {"supervisor", "probe process", "parser of names", "py-spy"}
                 )

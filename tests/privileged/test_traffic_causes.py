@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from probes.rundir import open_run_dir
+from probes.contract.rundir import open_run_dir
 from tests.privileged.test_attach import World
 
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn(cores=0.5)]
@@ -30,7 +30,15 @@ def profile_run(machine: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def run(server: Path, kind: str, value: int, *arguments: str, cores: float) -> dict[str, Any]:
         command = f"{sys.executable} {server} {{port}} {kind} {value}"
         words = [
-            *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
+            *(
+                sys.executable,
+                "-P",
+                "-m",
+                "harness.commands.run",
+                "--json",
+                "--quiet",
+                "--no-report",
+            ),
             *("--server-cmd", command, "--output", str(tmp_path / "runs"), *arguments),
         ]
         done = machine.record(words, tmp_path / "runs", timeout_s=150, cores=cores)

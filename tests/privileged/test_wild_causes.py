@@ -44,7 +44,7 @@ def ran(once: Callable[..., Any], machine: Any) -> Callable[..., Run]:
     def get(name: str, command: str, *more: str) -> Run:
         def make(folder: Path) -> dict[str, Any]:
             words = [
-                *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet"),
+                *(sys.executable, "-P", "-m", "harness.commands.run", "--json", "--quiet"),
                 *("--no-report", "--output", str(folder), "--connections", str(WANTED)),
                 *("--connect-timeout", "1.5", "--hold", "0.5", "--server-cmd", command, *more),
             ]

@@ -57,7 +57,7 @@ def test_connections_were_sent_away_while_there_was_room(provoked):
 def test_however_fast_clients_come_a_reserve_descriptor_is_no_spin(machine, tmp_path):
     """Up to 10,000 failing accepts a second in each worker, each followed by one that is closed."""
     words = [
-        *(sys.executable, "-P", "-m", "harness.cli_run", "--json", "--quiet", "--no-report"),
+        *(sys.executable, "-P", "-m", "harness.commands.run", "--json", "--quiet", "--no-report"),
         *("--output", str(tmp_path), "--connections", "40000", "--hold", "0.2"),
         *("--workers", "2", "--nofile", "400", "--at-fd-limit", "reset"),
     ]

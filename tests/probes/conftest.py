@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from probes import live as live_memory
-from probes.live import Counter, Live, Role
-from probes.rundir import RunDir, create_run_dir
+from probes.contract import live as live_memory
+from probes.contract.live import Counter, Live, Role
+from probes.contract.rundir import RunDir, create_run_dir
 
 CHILD_PRELUDE = """
 import ctypes, os, select, signal, sys, threading, time

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import schema
-from probes.arrow_columns import arrow_column, arrow_type
+from probes.contract import schema
+from probes.contract.arrow_columns import arrow_column, arrow_type
 
 WHOLE = st.integers(-(2**63), 2**63 - 1)
 NUMBERS = st.floats(allow_nan=False) | st.integers(-(2**53), 2**53)
@@ -71,7 +71,7 @@ def test_who_writes_tables_does_not_import_pandas(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from probes.rundir import RunDir
+from probes.contract.rundir import RunDir
 run = RunDir(Path(sys.argv[1]))
 writer = run.writer("events", "test")
 writer.append(1, "began", 2, "")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from probes import arrow_stream
-from probes.errors import RunDirError
-from probes.rundir import RunDir
-from probes.table_writer import arrow_schema
+from probes.contract import arrow_stream
+from probes.contract.errors import RunDirError
+from probes.contract.rundir import RunDir
+from probes.contract.table_writer import arrow_schema
 
 TABLE = "events"
 

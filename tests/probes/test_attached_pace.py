@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from probes import own_cost
-from probes.attached_pace import CALM_FLUSH_NS, FLUSH_NS, AttachedPace, notes, signs_of
-from probes.clock import NS_PER_MS, NS_PER_S, now_ns
-from probes.governor import QUIET_STRETCH, Governor
-from probes.live import Counter
-from probes.own_cost import OwnCost, process_cpu_ns, stand_back
-from probes.probe import ProcessRef, Target
-from probes.pyspy import ATTACHED_LOW_MOST_COUNT, QUIET_REST_S, PythonStacksProbe
-from probes.row_budget import RowBudget
+from probes.budget import own_cost
+from probes.budget.governor import QUIET_STRETCH, Governor
+from probes.budget.own_cost import OwnCost, process_cpu_ns, stand_back
+from probes.budget.pace import CALM_FLUSH_NS, FLUSH_NS, AttachedPace, notes, signs_of
+from probes.budget.row_budget import RowBudget
+from probes.contract.clock import NS_PER_MS, NS_PER_S, now_ns
+from probes.contract.live import Counter
+from probes.contract.probe import ProcessRef, Target
+from probes.python_stacks.python_stacks import (
+    ATTACHED_LOW_MOST_COUNT,
+    QUIET_REST_S,
+    PythonStacksProbe,
+)
 
 
 def occupy(slot, pid: int, **words: int) -> None:

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from probes.bcc_import import find_bcc
-from probes.errors import ProbeUnavailableError
+from probes.bpf_loader.bcc_import import find_bcc
+from probes.contract.errors import ProbeUnavailableError
 
 
 def package(directory, *files):
@@ -38,7 +38,7 @@ def test_nothing_installed_names_the_package(tmp_path):
 def test_the_import_exposes_nothing_else_of_the_system():
     code = (
         "import sys; before = list(sys.path)\n"
-        "from probes.bcc_import import import_bcc\n"
+        "from probes.bpf_loader.bcc_import import import_bcc\n"
         "bcc = import_bcc(); assert import_bcc() is bcc\n"
         "assert hasattr(bcc, 'BPF') and hasattr(bcc.libbcc, 'lib')\n"
         "assert sys.path == before\n"

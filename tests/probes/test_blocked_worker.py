@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from probes.blocked_worker import (
+from probes.contract.clock import NS_PER_MS, NS_PER_S, now_ns
+from probes.contract.errors import ProbeUnavailableError
+from probes.contract.live import Counter, Live, Role
+from probes.contract.probe import Target
+from probes.samplers.blocked_samples import (
     LEAST_LAG_NS,
     BlockedSamplesProbe,
     kernel_stack_of,
@@ -16,10 +20,6 @@ from probes.blocked_worker import (
     state_of,
     syscall_of,
 )
-from probes.clock import NS_PER_MS, NS_PER_S, now_ns
-from probes.errors import ProbeUnavailableError
-from probes.live import Counter, Live, Role
-from probes.probe import Target
 
 pytestmark = pytest.mark.alone
 

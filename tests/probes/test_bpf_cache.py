@@ -5,11 +5,14 @@ import os
 
 import pytest
 
-from probes import bpf_cache, bpf_program, bpf_shared, bpf_sources
-from probes.bpf_kernel import map_layout, read_iterator
-from probes.bpf_program import RAW_TRACEPOINT, TRACING, BpfObject, BpfSource, MapType
-from probes.btf import Btf
-from probes.probe import Target
+from probes.bpf_loader import cache as bpf_cache
+from probes.bpf_loader import program as bpf_program
+from probes.bpf_loader.btf import Btf
+from probes.bpf_loader.program import RAW_TRACEPOINT, TRACING, BpfObject, BpfSource, MapType
+from probes.bpf_loader.syscalls import map_layout, read_iterator
+from probes.contract.probe import Target
+from probes.ebpf import shared as bpf_shared
+from probes.ebpf import sources as bpf_sources
 
 pytestmark = pytest.mark.privileged
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from probes import bpf_sources
-from probes.bpf_cpu import OTHERS, CpuStacksProbe
-from probes.clock import now_ns
-from probes.probe import ProcessRef, Target
-from probes.row_budget import STACKS_MOST_COUNT
-from probes.rundir import RunDir
+from probes.budget.row_budget import STACKS_MOST_COUNT
+from probes.contract.clock import now_ns
+from probes.contract.probe import ProcessRef, Target
+from probes.contract.rundir import RunDir
+from probes.ebpf import sources as bpf_sources
+from probes.ebpf.cpu_stacks import OTHERS, CpuStacksProbe
 
 pytestmark = [pytest.mark.privileged, pytest.mark.alone]
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from probes.bpf_runq import RunqLatencyProbe
-from probes.bpf_skb_alloc import SkbAllocsProbe
-from probes.bpf_syscall_mix import SyscallMixProbe
-from probes.clock import now_ns
-from probes.probe import ProcessRef, Target
-from probes.rundir import RunDir
+from probes.contract.clock import now_ns
+from probes.contract.probe import ProcessRef, Target
+from probes.contract.rundir import RunDir
+from probes.ebpf.runq_latency import RunqLatencyProbe
+from probes.ebpf.skb_allocs import SkbAllocsProbe
+from probes.ebpf.syscall_mix import SyscallMixProbe
 
 pytestmark = [pytest.mark.privileged, pytest.mark.alone]
 

@@ -11,10 +11,12 @@ import sys
 
 import pytest
 
-from probes import bpf_oom, bpf_shared, bpf_sources
-from probes.bpf_program import compose
-from probes.btf import Btf
-from probes.probe import ProcessRef, Target
+from probes.bpf_loader.btf import Btf
+from probes.bpf_loader.program import compose
+from probes.contract.probe import ProcessRef, Target
+from probes.ebpf import oom_kills as bpf_oom
+from probes.ebpf import shared as bpf_shared
+from probes.ebpf import sources as bpf_sources
 from tests.neighbours.groups import memory_group
 from tests.neighbours.program import beside
 
@@ -32,9 +34,9 @@ for at in range(0, 256 << 20, {mmap.PAGESIZE}):
 _IN_A_CONTAINER = """
 import json, subprocess, sys
 from pathlib import Path
-from probes.bpf_oom import OomKillsProbe
-from probes.probe import ProcessRef, Target
-from probes.rundir import RunDir
+from probes.ebpf.oom_kills import OomKillsProbe
+from probes.contract.probe import ProcessRef, Target
+from probes.contract.rundir import RunDir
 
 greedy = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE)
 Path(sys.argv[2], "cgroup.procs").write_text(str(greedy.pid))

@@ -3,11 +3,22 @@
 import numpy as np
 import pytest
 
-from probes import bpf_cache, bpf_kernel, bpf_program, bpf_shared, bpf_sources
-from probes.bpf_program import RAW_TRACEPOINT, BpfObject, BpfSource, MapType, check_bpf, compose
-from probes.btf import Btf
-from probes.errors import ProbeUnavailableError
-from probes.probe import Target
+from probes.bpf_loader import cache as bpf_cache
+from probes.bpf_loader import program as bpf_program
+from probes.bpf_loader import syscalls as bpf_kernel
+from probes.bpf_loader.btf import Btf
+from probes.bpf_loader.program import (
+    RAW_TRACEPOINT,
+    BpfObject,
+    BpfSource,
+    MapType,
+    check_bpf,
+    compose,
+)
+from probes.contract.errors import ProbeUnavailableError
+from probes.contract.probe import Target
+from probes.ebpf import shared as bpf_shared
+from probes.ebpf import sources as bpf_sources
 
 pytestmark = pytest.mark.privileged
 

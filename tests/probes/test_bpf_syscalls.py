@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from probes import live as live_memory
-from probes.bpf_syscalls import FailingSyscallsProbe
-from probes.clock import now_ns
-from probes.live import Counter, Live
-from probes.probe import ProcessRef, Target
-from probes.rundir import RunDir
-from probes.syscall_names import syscall_name
+from probes.contract import live as live_memory
+from probes.contract.clock import now_ns
+from probes.contract.live import Counter, Live
+from probes.contract.probe import ProcessRef, Target
+from probes.contract.rundir import RunDir
+from probes.ebpf.failing_syscalls import FailingSyscallsProbe
+from probes.proc.syscall_names import syscall_name
 
 pytestmark = pytest.mark.privileged
 

@@ -11,16 +11,21 @@ from collections import Counter
 
 import pytest
 
-from probes import bpf_kernel, bpf_probe, bpf_shared, bpf_sources, sock_diag, tcp_snapshot
-from probes.bpf_program import BpfObject
-from probes.bpf_tcp import TcpEventsProbe, drop_reason, short_names
-from probes.clock import now_ns
-from probes.errors import ProbeUnavailableError
-from probes.probe import ProcessRef, Target
-from probes.rundir import RunDir
-from probes.socket_snapshot import dotted
-from probes.tcp_iterator import TcpIterator
-from probes.tcp_snapshot import TcpSnapshotProbe, next_pause_ns
+from probes.bpf_loader import syscalls as bpf_kernel
+from probes.bpf_loader.program import BpfObject
+from probes.contract.clock import now_ns
+from probes.contract.errors import ProbeUnavailableError
+from probes.contract.probe import ProcessRef, Target
+from probes.contract.rundir import RunDir
+from probes.ebpf import base as bpf_probe
+from probes.ebpf import shared as bpf_shared
+from probes.ebpf import sources as bpf_sources
+from probes.ebpf import tcp_snapshot
+from probes.ebpf.tcp_events import TcpEventsProbe, drop_reason, short_names
+from probes.ebpf.tcp_iterator import TcpIterator
+from probes.ebpf.tcp_snapshot import TcpSnapshotProbe, next_pause_ns
+from probes.netlink import sock_diag
+from probes.netlink.socket_snapshot import dotted
 
 PORT, QUEUE_PORT, FULL_PORT, CLOSED_PORT, MUTE_PORT = 9000, 9001, 9002, 9003, 9004
 CONNECTIONS, UNREAD_BYTES = 23, 1009

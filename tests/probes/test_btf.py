@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from probes.btf import VMLINUX_BTF, Btf, MissingTypeError
-from probes.errors import ProbeUnavailableError
+from probes.bpf_loader.btf import VMLINUX_BTF, Btf, MissingTypeError
+from probes.contract.errors import ProbeUnavailableError
 
 pytestmark = pytest.mark.privileged
 

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from probes.cgroup_cpu import (
+from probes.contract.clock import now_ns
+from probes.contract.probe import ProcessRef, Target
+from probes.proc.cgroup_cpu import (
     MOST_GROUPS_COUNT,
     CpuQuotas,
     cpu_groups,
@@ -10,9 +12,7 @@ from probes.cgroup_cpu import (
     parse_cpu_max,
     parse_cpu_stat,
 )
-from probes.clock import now_ns
-from probes.host_counters import HostCountersProbe
-from probes.probe import ProcessRef, Target
+from probes.samplers.host_counters import HostCountersProbe
 from tests.control_groups import control_group
 
 V1_MOUNTS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from probes.cgroup_memory import (
+from probes.proc.cgroup_memory import (
     CgroupUse,
     MemoryGroups,
     cgroup_memory_folders,

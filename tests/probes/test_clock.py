@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.clock import NS_PER_S, Anchor, now_ns
+from probes.contract.clock import NS_PER_S, Anchor, now_ns
 
 
 def test_now_is_the_clock_of_the_kernels_events():

@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from probes import collector as collector_module
-from probes import registry
-from probes.attached_pace import AttachedPace
-from probes.clock import NS_PER_S, now_ns
-from probes.collect import parse_ports
-from probes.collector import Collector
-from probes.driven import next_due_ns
-from probes.errors import ProbeUnavailableError, UsageError
-from probes.fleet_slots import fleet_is_ready, processes_of
-from probes.live import Counter, Header, Live, Phase, Role
-from probes.probe import Target
-from probes.rundir import RunDir
-from probes.table_writer import TableWriter
+from probes.budget.pace import AttachedPace
+from probes.collect import collector as collector_module
+from probes.collect import registry
+from probes.collect.collector import Collector
+from probes.collect.driven import next_due_ns
+from probes.collect.fleet_slots import fleet_is_ready, processes_of
+from probes.collect.main import parse_ports
+from probes.contract.clock import NS_PER_S, now_ns
+from probes.contract.errors import ProbeUnavailableError, UsageError
+from probes.contract.live import Counter, Header, Live, Phase, Role
+from probes.contract.probe import Target
+from probes.contract.rundir import RunDir
+from probes.contract.table_writer import TableWriter
 
 pytestmark = pytest.mark.shared
 
@@ -110,7 +110,7 @@ class Process:
             *("--run-dir", str(run.path), "--probes", probes, "--live-fd", str(live_fd)),
             *("--server-ports", "9001", "--ready-fd", str(write_fd), *options),
         ]
-        program = ["-c", code] if code else ["-m", "probes.collect"]
+        program = ["-c", code] if code else ["-m", "probes.collect.main"]
         command = [sys.executable, "-P", *program, *arguments]
         if soft_limit_count:
             command = ["sh", "-c", f'ulimit -Sn {soft_limit_count}; exec "$@"', "sh", *command]
@@ -256,7 +256,7 @@ def test_it_waits_for_the_fleet_and_can_be_stopped_meanwhile(run, new_live, star
 NO_PY_SPY = """
 import sys
 from probes import pyspy
-from probes.collect import main
+from probes.collect.main import main
 pyspy.find_py_spy = lambda: None
 sys.exit(main(sys.argv[1:]))
 """
@@ -328,7 +328,7 @@ def test_it_dies_with_its_supervisor(run, fleet, tmp_path, deadline):
     supervisor_code = f"""
 import subprocess, sys, time
 child = subprocess.Popen(
-    [sys.executable, "-P", "-m", "probes.collect", "--run-dir", {str(run.path)!r}, "--probes",
+    [sys.executable, "-P", "-m", "probes.collect.main", "--run-dir", {str(run.path)!r}, "--probes",
      "live_samples,python_stacks", "--live-fd", "{fd}", "--ready-fd", "1"],
     stdin={keep_read}, pass_fds=({fd},), start_new_session=True)
 print(child.pid, flush=True)
@@ -746,8 +746,8 @@ def test_probes_know_how_much_longer_their_end_may_take(drive, told_s, slowness)
 UNREACHABLE = """
 import signal, sys, time
 from probes import collector, registry
-from probes.collect import main
-from probes.live_sampler import LiveSamplesProbe
+from probes.collect.main import main
+from probes.samplers.live_samples import LiveSamplesProbe
 
 collector.STOP_LIMIT_S = 0.2
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import connection_dump, inet_diag
-from probes.connection_dump import Connections
+from probes.netlink import connection_dump, inet_diag
+from probes.netlink.connection_dump import Connections
 
 HOSTS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 

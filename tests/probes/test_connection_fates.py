@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from probes.clock import now_ns
-from probes.connection_fates import ConnectionFatesProbe
-from probes.probe import ProcessRef, Target
+from probes.contract.clock import now_ns
+from probes.contract.probe import ProcessRef, Target
+from probes.ebpf.connection_fates import ConnectionFatesProbe
 
 pytestmark = pytest.mark.privileged
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import descriptor_count as counting
-from probes.descriptor_count import descriptor_count, estimated_count
+from probes.proc import descriptor_count as counting
+from probes.proc.descriptor_count import descriptor_count, estimated_count
 
 MANY = 3_000
 

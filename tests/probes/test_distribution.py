@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from probes.distribution import bindings
+from probes.bpf_loader.distribution import bindings
 
 RELEASES = {
     'NAME="Debian GNU/Linux"\nID=debian\n': "apt-get install python3-bpfcc",

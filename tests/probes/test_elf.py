@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from probes import debug_files
-from probes.debug_files import embedded_debug_file, is_debug_file_of
-from probes.debug_places import open_candidates
-from probes.demangle import demangle, without_parameters
-from probes.elf import ElfFile, symbol_table
-from probes.elf_symbols import ElfSymbols
-from probes.go_symbols import go_table
+from probes.symbols import debug_files
+from probes.symbols.debug_files import embedded_debug_file, is_debug_file_of
+from probes.symbols.debug_places import open_candidates
+from probes.symbols.demangle import demangle, without_parameters
+from probes.symbols.elf import ElfFile, symbol_table
+from probes.symbols.elf_symbols import ElfSymbols
+from probes.symbols.go import go_table
 
 PROGRAMS = Path(__file__).parent / "programs"
 NODE_MODULES = Path(__file__).parents[1] / "node_modules"

@@ -1,6 +1,6 @@
 import pytest
 
-from probes.errors import (
+from probes.contract.errors import (
     ExitCode,
     HostError,
     ProbeUnavailableError,

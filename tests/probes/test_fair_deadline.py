@@ -6,8 +6,14 @@ import time
 
 import pytest
 
-from probes.driven import LONGEST_STOP_S, STOP_LIMIT_S, ProbeHangs, longest_stop_s, time_limit
-from probes.fair_deadline import FairDeadline
+from probes.collect.driven import (
+    LONGEST_STOP_S,
+    STOP_LIMIT_S,
+    ProbeHangs,
+    longest_stop_s,
+    time_limit,
+)
+from probes.collect.fair_deadline import FairDeadline
 
 S = 10**9
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from probes import open_fates
-from probes.clock import now_ns
+from probes.contract.clock import now_ns
+from probes.samplers import open_fates
 
 
 def test_a_namespace_with_very_many_sockets_is_left_alone(monkeypatch):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.clock import NS_PER_MS, NS_PER_S
-from probes.governor import (
+from probes.budget.governor import (
     CALM_STRETCH,
     LONGEST_PERIOD_NS,
     MOST_STRETCH,
@@ -16,6 +15,7 @@ from probes.governor import (
     KernelPurse,
     aligned_ns,
 )
+from probes.contract.clock import NS_PER_MS, NS_PER_S
 
 
 def simulated(governor: Governor, cost_share: float, seconds: int, *, alert: bool) -> float:

@@ -6,8 +6,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from probes.clock import now_ns
-from probes.host_counters import (
+from probes.contract.clock import now_ns
+from probes.contract.probe import ProcessRef, Target
+from probes.samplers.host_counters import (
     CoreTime,
     HostCountersProbe,
     SlabCache,
@@ -22,7 +23,6 @@ from probes.host_counters import (
     parse_softnet_stat,
     parse_stat,
 )
-from probes.probe import ProcessRef, Target
 from tests.neighbours.groups import memory_group
 
 TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.clock import now_ns
-from probes.hot_worker import (
+from probes.budget.hot_worker import (
     AcceptFailures,
     HotWorkerWatch,
     Use,
@@ -14,8 +13,9 @@ from probes.hot_worker import (
     idle_siblings,
     parse_cpu_ns,
 )
-from probes.live import Counter, Header, Phase, Role
-from probes.probe import ProcessRef
+from probes.contract.clock import now_ns
+from probes.contract.live import Counter, Header, Phase, Role
+from probes.contract.probe import ProcessRef
 
 
 def use(pid, role, cpu, established=100, demand=None, failing_per_s=0.0):

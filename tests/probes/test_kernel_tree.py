@@ -6,8 +6,8 @@ import tempfile
 
 import pytest
 
-from probes.btf import Btf, MissingTypeError
-from probes.kernel_tree import header_files, kernel_tree, struct_source, version_code
+from probes.bpf_loader.btf import Btf, MissingTypeError
+from probes.bpf_loader.kernel_tree import header_files, kernel_tree, struct_source, version_code
 
 pytestmark = pytest.mark.privileged
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from probes.bpf_syscalls import FailingSyscallsProbe
-from probes.clock import now_ns
-from probes.limit_readings import LimitReader, parse_limits, sizes_of
-from probes.probe import ProcessRef, Target
+from probes.contract.clock import now_ns
+from probes.contract.probe import ProcessRef, Target
+from probes.ebpf.failing_syscalls import FailingSyscallsProbe
+from probes.proc.limit_readings import LimitReader, parse_limits, sizes_of
 from tests.control_groups import control_group
 
 NONE = sizes_of(0, 0, 0)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import live as live_memory
-from probes.errors import RunDirError
-from probes.live import (
+from probes.contract import live as live_memory
+from probes.contract.errors import RunDirError
+from probes.contract.live import (
     HEADER_BYTES,
     LAG_BUCKETS,
     RECORD_COLUMNS,
@@ -89,7 +89,7 @@ def test_an_unknown_column_is_no_column(new_live):
 
 
 WRITER = """
-from probes.live import Counter, Live
+from probes.contract.live import Counter, Live
 live = Live(FD)
 slot = live.slot(1)
 for count in range(1, 24):

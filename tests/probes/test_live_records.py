@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from probes import live as live_module
-from probes import schema
-from probes.live import CloseKind, Counter, Live, Role, Stage
-from probes.live_records import read_connections, read_slots
-from probes.rundir import create_run_dir
+from probes.contract import live as live_module
+from probes.contract import schema
+from probes.contract.live import CloseKind, Counter, Live, Role, Stage
+from probes.contract.live_records import read_connections, read_slots
+from probes.contract.rundir import create_run_dir
 
 
 @pytest.fixture

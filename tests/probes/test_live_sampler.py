@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import schema
-from probes.clock import now_ns
-from probes.errors import ProbeUnavailableError
-from probes.live import LAG_BUCKETS, Counter, Live, Role
-from probes.live_sampler import LiveSamplesProbe, longest_turn_ns
-from probes.probe import Target
+from probes.contract import schema
+from probes.contract.clock import now_ns
+from probes.contract.errors import ProbeUnavailableError
+from probes.contract.live import LAG_BUCKETS, Counter, Live, Role
+from probes.contract.probe import Target
+from probes.samplers.live_samples import LiveSamplesProbe, longest_turn_ns
 
 DIRECT = {  # columns that are counters under the same name
     name: Counter[name.upper()]
@@ -124,7 +124,7 @@ def test_the_longest_turn_is_never_understated(earlier: list[int], turns: list[i
 def test_a_killed_writer_keeps_its_rows(run, new_live, python_child):
     live, fd = new_live(1)
     code = f"""
-from probes.live import Counter, Live, Role
+from probes.contract.live import Counter, Live, Role
 slot = Live({fd}).slot(0)
 slot[Counter.ROLE] = Role.SERVER
 slot[Counter.ESTABLISHED_TOTAL] = 23

@@ -18,13 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import name_messages, name_parser_process, process_tree, symbols
-from probes.name_messages import Answer, Ask, Kind, Request, Status
-from probes.name_parser_process import NameParserProcess, ParserGoneError
-from probes.own_rights import parse_status
-from probes.own_user import FIRST_ID, LAST_ID
-from probes.seccomp import program
-from probes.symbols import UNKNOWN, UserSymbols
+from probes.bpf_loader.own_rights import parse_status
+from probes.proc import process_tree
+from probes.rights.own_user import FIRST_ID, LAST_ID
+from probes.rights.seccomp import program
+from probes.symbols import name_messages, name_parser_process, symbols
+from probes.symbols.name_messages import Answer, Ask, Kind, Request, Status
+from probes.symbols.name_parser_process import NameParserProcess, ParserGoneError
+from probes.symbols.symbols import UNKNOWN, UserSymbols
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_it_works_where_python_itself_is_in_a_folder_of_root_alone(tmp_path, mon
 CALLS = """
 import ctypes, os, sys
 from probes import privileges, seccomp
-from probes.name_parser_main import _READS
+from probes.symbols.name_parser_main import _READS
 privileges.gain_nothing()
 assert seccomp.install(_READS)
 def refused(call, *words):
@@ -164,8 +165,8 @@ def mapped(tmp_path):
 NEEDS_MEMORY = """
 import os, struct, sys
 from probes import name_parser_main
-from probes.name_messages import Ask, Request
-from probes.name_parser import NameParser
+from probes.symbols.name_messages import Ask, Request
+from probes.symbols.name_parser import NameParser
 name_parser_main.MOST_MEMORY_BYTES = int(sys.argv[2])
 count = 1_000_000
 head = bytearray(64)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import netns
-from probes.neighbour_tables import FAMILIES, parse_tables, read_table
+from harness.fleet import netns
+from probes.proc.neighbour_tables import FAMILIES, parse_tables, read_table
 
 
 @pytest.mark.parametrize("name", FAMILIES)

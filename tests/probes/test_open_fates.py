@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import socket
 
-from probes import socket_dump
-from probes.live import Counter, Phase, Role
-from probes.open_fates import OpenFatesProbe, count_fates, endpoints, fate_of
-from probes.probe import ProcessRef, Target
-from probes.socket_dump import InetSocket
-from probes.trouble import STALLED_NS, ClientTrouble, OutsideTrouble, PendingTrouble
+from probes.budget.trouble import STALLED_NS, ClientTrouble, OutsideTrouble, PendingTrouble
+from probes.contract.live import Counter, Phase, Role
+from probes.contract.probe import ProcessRef, Target
+from probes.netlink import socket_dump
+from probes.netlink.socket_dump import InetSocket
+from probes.samplers.open_fates import OpenFatesProbe, count_fates, endpoints, fate_of
 
 
 def stand(server: socket.socket) -> list[socket.socket]:
@@ -83,7 +83,7 @@ def test_trouble_is_a_failure_or_a_standstill_of_our_clients(new_live, occupy):
     live, _ = new_live(1)
     occupy(live, 0, Role.CLIENT, 4711)
     slot = live.slot(0)
-    from probes.live import Header
+    from probes.contract.live import Header
 
     live.header[Header.PHASE] = Phase.RAMP
     watch = ClientTrouble(live)

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from harness.host import CAP_SYS_RESOURCE, read_host
-from probes import bpf_sources
-from probes.own_descriptors import WANTED_COUNT, needed_count
+from harness.planning.host import CAP_SYS_RESOURCE, read_host
+from probes.ebpf import sources as bpf_sources
+from probes.rights.own_descriptors import WANTED_COUNT, needed_count
 
 CODE = """
 import os, resource, sys
-from probes.own_descriptors import raise_own_limit
+from probes.rights.own_descriptors import raise_own_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
 if len(sys.argv) > 3:
     os.setgid(65534), os.setuid(65534)

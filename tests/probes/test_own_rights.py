@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from probes.own_rights import in_first_user_namespace, parse_status, require_bpf
+from probes.bpf_loader.own_rights import in_first_user_namespace, parse_status, require_bpf
 
 pytestmark = pytest.mark.privileged
 
 CHECK = """
-from probes.bpf_program import check_bpf
-from probes.errors import ProbeUnavailableError
+from probes.bpf_loader.program import check_bpf
+from probes.contract.errors import ProbeUnavailableError
 try:
     check_bpf()
 except ProbeUnavailableError as error:

@@ -10,21 +10,21 @@ import sys
 
 import pytest
 
-from probes import own_user
-from probes.own_user import FIRST_ID, LAST_ID, OwnUser
+from probes.rights import own_user
+from probes.rights.own_user import FIRST_ID, LAST_ID, OwnUser
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users: needs root")
 
 BECOMES = """
 import os, sys
-from probes.own_user import OwnUser, become
+from probes.rights.own_user import OwnUser, become
 become(OwnUser(*map(int, sys.argv[1:])))
 print(os.getresuid(), os.getresgid(), os.getgroups(), flush=True)
 sys.stdin.read()
 """
 TOUCHES = """
 import ctypes, os, sys
-from probes.own_user import OwnUser, become
+from probes.rights.own_user import OwnUser, become
 pid = int(sys.argv[1])
 become(OwnUser(*map(int, sys.argv[2:])))
 try:
@@ -162,7 +162,7 @@ def forbidden():
 os.fork = forbidden
 wait = threading.Event()
 threading.Thread(target=wait.wait).start()
-from probes.own_user import own_user
+from probes.rights.own_user import own_user
 print(own_user().uid)
 wait.set()
 """

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import perf_map
-from probes.clean_name import MAX_NAME_CHARACTERS, clean_name
-from probes.perf_map import CodeMap, MapBudget, PerfMap, frame_name, parse_line
-from probes.perf_map_file import MapRefusedError, open_map
-from probes.symbols import UserSymbols
+from probes.symbols import perf_map
+from probes.symbols.clean_name import MAX_NAME_CHARACTERS, clean_name
+from probes.symbols.perf_map import CodeMap, MapBudget, PerfMap, frame_name, parse_line
+from probes.symbols.perf_map_file import MapRefusedError, open_map
+from probes.symbols.symbols import UserSymbols
 
 # Captured from CPython 3.12.1, python -X perf spin.py
 TRAMPOLINE = b"""\

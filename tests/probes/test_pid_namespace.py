@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from probes import pid_namespace
+from probes.bpf_loader import pid_namespace
 
 pytestmark = pytest.mark.privileged
 
@@ -35,11 +35,11 @@ INSIDE = """
 import json, os, subprocess, sys
 from pathlib import Path
 from probes import pid_namespace
-from probes.bpf_cpu import CpuStacksProbe
-from probes.bpf_syscalls import FailingSyscallsProbe
-from probes.clock import now_ns
-from probes.probe import ProcessRef, Target
-from probes.rundir import RunDir
+from probes.ebpf.cpu_stacks import CpuStacksProbe
+from probes.ebpf.failing_syscalls import FailingSyscallsProbe
+from probes.contract.clock import now_ns
+from probes.contract.probe import ProcessRef, Target
+from probes.contract.rundir import RunDir
 
 FAILS, folder, wanted_pid = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 assert not pid_namespace.is_first() and not pid_namespace.proc_is_of_another()
@@ -153,10 +153,10 @@ def test_this_process_is_in_the_namespace_that_proc_shows():
 @pytest.mark.parametrize(
     "code",
     [
-        "from harness.cli_doctor import main; sys.exit(main(['--json']))",
+        "from harness.commands.doctor import main; sys.exit(main(['--json']))",
         # the second process of the namespace is another one of the host
-        "from harness.cli_attach import main; sys.exit(main(['--pid', '2']))",
-        "from harness.cli_run import main; sys.exit(main(['--plan', '--connections', '9']))",
+        "from harness.commands.attach import main; sys.exit(main(['--pid', '2']))",
+        "from harness.commands.run import main; sys.exit(main(['--plan', '--connections', '9']))",
     ],
 )
 def test_a_proc_of_another_namespace_is_refused_with_the_fix(code):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from probes import privileges
-from probes.own_rights import parse_status
-from probes.privileges import bits_of, names_of, would_gain
+from probes.bpf_loader.own_rights import parse_status
+from probes.rights import privileges
+from probes.rights.privileges import bits_of, names_of, would_gain
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="has nothing to give up: needs root")
 

@@ -3,10 +3,10 @@ import time
 
 import pytest
 
-from probes.clock import now_ns
-from probes.probe import ProcessRef, Target
-from probes.process_sampler import ProcessSamplesProbe
-from probes.run_queue_wait import MOST_THREADS_COUNT, RunQueueWait, parse_wait_ns
+from probes.contract.clock import now_ns
+from probes.contract.probe import ProcessRef, Target
+from probes.proc.run_queue_wait import MOST_THREADS_COUNT, RunQueueWait, parse_wait_ns
+from probes.samplers.process_samples import ProcessSamplesProbe
 
 
 def sampled(run, pids: list[int], samples: int = 1, period_s: float = 0.0) -> list[dict]:

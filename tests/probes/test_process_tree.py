@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from probes import process_tree
+from probes.proc import process_tree
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import pyspy, pyspy_process
-from probes.clock import NS_PER_S, now_ns
-from probes.errors import ProbeUnavailableError
-from probes.own_rights import parse_status
-from probes.privileges import bits_of
-from probes.probe import ProcessRef, Target
-from probes.pyspy import (
+from probes.bpf_loader.own_rights import parse_status
+from probes.contract.clock import NS_PER_S, now_ns
+from probes.contract.errors import ProbeUnavailableError
+from probes.contract.probe import ProcessRef, Target
+from probes.python_stacks import pyspy_process
+from probes.python_stacks import python_stacks as pyspy
+from probes.python_stacks.python_stacks import (
     HIGH_RATE_PER_S,
     LOW_RATE_PER_S,
     PythonStacksProbe,
     python_build_note,
 )
-from probes.pyspy_trace import (
+from probes.python_stacks.trace import (
     CpuBilling,
     Outcome,
     Span,
@@ -34,6 +34,7 @@ from probes.pyspy_trace import (
     parse_outcome,
     parse_trace,
 )
+from probes.rights.privileges import bits_of
 
 pytestmark = pytest.mark.alone
 
@@ -257,14 +258,14 @@ def test_a_setpriv_that_lacks_an_option_is_not_used(monkeypatch, tmp_path):
     pyspy_process._setpriv.cache_clear()
     monkeypatch.setattr(pyspy_process.shutil, "which", lambda name: str(poor))
     try:
-        assert "probes.limited_start" in pyspy_process.launcher(os.getpid())
+        assert "probes.rights.limited_start" in pyspy_process.launcher(os.getpid())
     finally:
         pyspy_process._setpriv.cache_clear()
 
 
 def test_a_py_spy_has_two_capabilities_and_gains_none(start_kind):
     words = pyspy_process.launcher(os.getpid())
-    assert ("probes.limited_start" in words) is (start_kind == "python")
+    assert ("probes.rights.limited_start" in words) is (start_kind == "python")
     done = subprocess.run(
         [*words, "cat", "/proc/self/status"], capture_output=True, text=True, check=True
     )
@@ -337,8 +338,8 @@ def test_denied_ptrace_makes_the_probe_unavailable(tmp_path):
 import ctypes, os
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
-from probes.pyspy import PythonStacksProbe
-from probes.errors import ProbeUnavailableError
+from probes.python_stacks.python_stacks import PythonStacksProbe
+from probes.contract.errors import ProbeUnavailableError
 try:
     PythonStacksProbe().check()
 except ProbeUnavailableError as error:
@@ -353,11 +354,11 @@ except ProbeUnavailableError as error:
 READS_ANOTHER_USERS = """
 import subprocess, sys, time
 from pathlib import Path
-from probes.clock import now_ns
-from probes.errors import ProbeUnavailableError
-from probes.probe import ProcessRef, Target
-from probes.pyspy import PythonStacksProbe
-from probes.rundir import create_run_dir
+from probes.contract.clock import now_ns
+from probes.contract.errors import ProbeUnavailableError
+from probes.contract.probe import ProcessRef, Target
+from probes.python_stacks.python_stacks import PythonStacksProbe
+from probes.contract.rundir import create_run_dir
 
 code = "print('ready', flush=True)\\nwhile True: pass"
 target = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, user=65534)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import registry
-from probes.errors import ProbeUnavailableError, UsageError
-from probes.registry import PROBES, ProbeEntry, names_of_set, resolve
+from probes.collect import registry
+from probes.collect.registry import PROBES, ProbeEntry, names_of_set, resolve
+from probes.contract.errors import ProbeUnavailableError, UsageError
 
 LIGHT = {
     "live_samples",
@@ -84,7 +84,7 @@ def test_listing_imports_no_probe():
     code = (
         "import sys; from probes import registry; registry.resolve('full');"
         "print([m for m in sys.modules if m.split('.')[0] in ('bcc', 'pyarrow', 'psutil', 'numpy')"
-        " or m.startswith('probes.bpf') or m == 'probes.pyspy'])"
+        " or m.startswith('probes.bpf') or m == 'probes.python_stacks.python_stacks'])"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True)
     assert done.stdout == b"[]\n"

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.clock import NS_PER_S
-from probes.row_budget import (
+from probes.budget.row_budget import (
     BURST_BYTES,
     COARSEST_STRETCH,
     FINEST_STRETCH,
@@ -15,6 +14,7 @@ from probes.row_budget import (
     bytes_per_s,
     most_bytes,
 )
+from probes.contract.clock import NS_PER_S
 
 DAY_S = 86_400
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probes import schema
-from probes.errors import RunDirError, UsageError
-from probes.rundir import (
+from probes.contract import schema
+from probes.contract.errors import RunDirError, UsageError
+from probes.contract.rundir import (
     MANIFEST,
     RunDir,
     arrow_schema,
@@ -156,7 +156,7 @@ def test_a_column_that_came_later_is_not_known_in_older_recordings(
 LIMITED = """
 import json, resource, sys
 from pathlib import Path
-from probes.rundir import RunDir
+from probes.contract.rundir import RunDir
 run = RunDir(Path(sys.argv[1]))
 writer = run.writer("events", "limited")
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.probe import ProcessRef, Target
-from probes.runtime_limits import RuntimeLimitsProbe, heap_limits
+from probes.contract.probe import ProcessRef, Target
+from probes.samplers.runtime_limits import RuntimeLimitsProbe, heap_limits
 
 MIB = 1 << 20
 HOST = 24 << 30

@@ -1,7 +1,7 @@
 import pytest
 
-from probes import schema
-from probes.schema import BOOL, F64, I64, TABLES, TEXT, Column
+from probes.contract import schema
+from probes.contract.schema import BOOL, F64, I64, TABLES, TEXT, Column
 
 COLUMNS = [
     pytest.param(table.name, column, id=f"{table.name}.{column.name}")

@@ -12,9 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from probes import inet_diag, send_queues
-from probes.probe import ProcessRef, Target
-from probes.send_queues import Progress, Queue, SendQueuesProbe, is_standing, parse_progress
+from probes.contract.probe import ProcessRef, Target
+from probes.netlink import inet_diag
+from probes.samplers import send_queues
+from probes.samplers.send_queues import (
+    Progress,
+    Queue,
+    SendQueuesProbe,
+    is_standing,
+    parse_progress,
+)
 
 S = 1_000_000_000
 SILENT, READING = 7, 5

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.clock import now_ns
-from probes.probe import ProcessRef, Target
-from probes.server_words import (
+from probes.contract.clock import now_ns
+from probes.contract.probe import ProcessRef, Target
+from probes.samplers.server_words import (
     LINE_CHARACTERS,
     LOOK_BYTES,
     MOST_KINDS_COUNT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from probes import socket_dump
+from probes.netlink import socket_dump
 
 
 def inode(connection: socket.socket) -> int:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from probes import socket_owners
+from probes.netlink import socket_owners
 
 
 @pytest.mark.parametrize(

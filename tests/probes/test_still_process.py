@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from probes import live as live_memory
-from probes import registry
-from probes.bpf_syscalls import NEAR_SHARE, most_used_share
-from probes.live import Counter, Live
-from probes.probe import Target
-from probes.still_process import (
+from probes.collect import registry
+from probes.contract import live as live_memory
+from probes.contract.live import Counter, Live
+from probes.contract.probe import Target
+from probes.ebpf.failing_syscalls import NEAR_SHARE, most_used_share
+from probes.samplers.still_process import (
     POLL_CHANNELS,
     SleepWatch,
     StillWatch,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from probes import elf, mappings, perf_map_file, stranger_file, symbols
-from probes.debug_places import open_elf
+from probes.rights import stranger_file
+from probes.symbols import elf, mappings, perf_map_file, symbols
+from probes.symbols.debug_places import open_elf
 
 KMSG = os.makedev(1, 7)  # /dev/full: opening it does no harm, and is seen
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from probes.elf_symbols import ElfSymbols
-from probes.kernel_symbols import KernelSymbols
-from probes.mappings import parse_maps
-from probes.stacks import frames_of, join_stack
-from probes.symbols import UserSymbols
+from probes.symbols.elf_symbols import ElfSymbols
+from probes.symbols.kernel import KernelSymbols
+from probes.symbols.mappings import parse_maps
+from probes.symbols.stacks import frames_of, join_stack
+from probes.symbols.symbols import UserSymbols
 
 KALLSYMS = """\
 ffffffff81000000 T _stext

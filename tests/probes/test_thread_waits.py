@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from probes.thread_waits import Endpoint, waits_of
+from probes.samplers.thread_waits import Endpoint, waits_of
 
 CODE = """
 import socket

@@ -8,11 +8,15 @@ from contextlib import suppress
 
 import pytest
 
-from probes import bpf_kernel, bpf_probe, bpf_program, kernel_features, trial
-from probes.bpf_compile import refusal_reason
-from probes.btf import Btf, MissingTypeError
-from probes.errors import ProbeUnavailableError
-from probes.registry import PROBES
+from probes.bpf_loader import kernel_features
+from probes.bpf_loader import program as bpf_program
+from probes.bpf_loader import syscalls as bpf_kernel
+from probes.bpf_loader.btf import Btf, MissingTypeError
+from probes.bpf_loader.compile import refusal_reason
+from probes.collect import trial
+from probes.collect.registry import PROBES
+from probes.contract.errors import ProbeUnavailableError
+from probes.ebpf import base as bpf_probe
 
 pytestmark = pytest.mark.privileged
 

@@ -7,11 +7,11 @@ import stat
 
 import pytest
 
-from harness.run_results import write_results
-from probes import whole_file
-from probes.errors import RunDirError
-from probes.rundir import RunDir, write_atomically
-from probes.whole_file import DeviceKeptError, replace_file
+from harness.results.results import write_results
+from probes.contract import whole_file
+from probes.contract.errors import RunDirError
+from probes.contract.rundir import RunDir, write_atomically
+from probes.contract.whole_file import DeviceKeptError, replace_file
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from analysis.run_frames import load
+from analysis.frames.run_frames import load
 from bench.recordings import archive
 from bench.recordings.catalogue import FOLDER
-from harness import cli_report
-from probes import schema
-from probes.errors import RunDirError
-from probes.rundir import MANIFEST, RunDir, open_run_dir
+from harness.commands import report as cli_report
+from probes.contract import schema
+from probes.contract.errors import RunDirError
+from probes.contract.rundir import MANIFEST, RunDir, open_run_dir
 
 LATE_COLUMN = "run_queue_wait_ns_total"
 

@@ -29,29 +29,29 @@ import pytest
 from markdown_it import MarkdownIt
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from analysis.run_frames import RunFrames, load
-from analysis.run_view import RunView
-from analysis.stack_samples import df_stack_samples
+from analysis.document import document
+from analysis.frames.run_frames import RunFrames, load
+from analysis.frames.run_view import RunView
+from analysis.stacks.stack_samples import df_stack_samples
 from analysis.summary import Summary, summarise
-from analysis.verdict_document import document
 from bench.recordings import archive, catalogue, hard, label
 from bench.recordings.catalogue import FOLDER
 from bench.recordings.examine import EXPECTED, examine
 from bench.recordings.meaning import differences, meaning
 from bench.recordings.score_document import markdown
 from bench.score import expected_cases
-from harness import cli_report
-from probes.rundir import open_run_dir
-from reports import style
+from harness.commands import report as cli_report
+from probes.contract.rundir import open_run_dir
+from reports.elements import style
+from reports.elements.svg import inline_svg
 from reports.exports.folded import to_folded
 from reports.exports.markdown import to_markdown
 from reports.exports.openmetrics import to_openmetrics
 from reports.exports.perfetto import to_perfetto
 from reports.exports.speedscope import to_speedscope
 from reports.exports.tables import csv_files, frames_of, parquet_files
-from reports.page import render
-from reports.svg import inline_svg
-from reports.view import Chart, View
+from reports.page.page import render
+from reports.sections.view import Chart, View
 
 EVERY_PAGE = os.environ.get("EVERY_PAGE") == "1"
 IDS = sorted(

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from analysis.evidence import Evidence, Finding, Fix, Subject
-from analysis.ladder import Rung
+from analysis.ladder.ladder import Rung
 from analysis.summary import Summary
-from analysis.verdict import Verdict
+from analysis.verdict.verdict import Verdict
 
 COLUMNS: dict[str, str] = {
     "phases": "phase start_s end_s duration_s established_count failed_count established_per_s "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from analysis.alternatives import Alternative
-from analysis.deciding import Deciding
 from analysis.evidence import Evidence
-from analysis.not_explained import NotExplained
-from analysis.ruled_out import Left, RuledOut, Unwatched
-from analysis.unexplained import Unexplained
-from reports.page import render
-from reports.terminal import end_lines
+from analysis.verdict.alternatives import Alternative
+from analysis.verdict.deciding import Deciding
+from analysis.verdict.not_explained import NotExplained
+from analysis.verdict.ruled_out import Left, RuledOut, Unwatched
+from analysis.verdict.unexplained import Unexplained
+from reports.page.page import render
+from reports.terminal.terminal import end_lines
 
 _OTHER = Alternative("worker-blocked", "server", "it explains 23 <b>", "py-spy dump --pid PID")
 

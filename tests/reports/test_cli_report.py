@@ -12,11 +12,11 @@ import sys
 import pandas as pd
 import pytest
 
-from harness import cli_report
-from harness.command_line import run_command
-from probes import schema
-from probes.errors import HostError
-from probes.rundir import create_run_dir
+from harness.commands import report as cli_report
+from harness.commands.entry import run_command
+from probes.contract import schema
+from probes.contract.errors import HostError
+from probes.contract.rundir import create_run_dir
 
 S = 1_000_000_000
 T0 = 1_000 * S
@@ -228,7 +228,7 @@ def test_a_full_disk_is_two_lines_and_loses_nothing(run, tmp_path):
     disk.mkdir()
     script = (
         f"mount -t tmpfs -o size=200k tmpfs {disk} && cp -r {run.path} {disk}/run && "
-        f"cd / && {sys.executable} -P -m harness.cli_report {disk}/run; code=$?; "
+        f"cd / && {sys.executable} -P -m harness.commands.report {disk}/run; code=$?; "
         f"ls -A {disk}/run; exit $code"
     )
     done = subprocess.run(

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.comparison import Against, Comparison, compare, digest
-from analysis.spread import Difference, Spread
-from reports.comparison_page import NAVIGATION, render_comparison, write_comparison
-from reports.comparison_text import comparison_text
-from reports.comparison_words import change_text, noise_text, range_text, says_text, value_text
+from analysis.comparison.comparison import Against, Comparison, compare, digest
+from analysis.stats.spread import Difference, Spread
+from reports.comparison.page import NAVIGATION, render_comparison, write_comparison
+from reports.comparison.text import comparison_text
+from reports.comparison.words import change_text, noise_text, range_text, says_text, value_text
 from reports.figures.ranges import NARROW_PT, RangeRow, plot_ranges
 
 HERE = Path(__file__).parent

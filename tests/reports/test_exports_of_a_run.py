@@ -20,11 +20,11 @@ import pytest
 from markdown_it import MarkdownIt
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from analysis.run_frames import load
-from analysis.run_view import RunView
-from analysis.stack_samples import df_stack_samples
-from harness import cli_report
-from probes.rundir import open_run_dir
+from analysis.frames.run_frames import load
+from analysis.frames.run_view import RunView
+from analysis.stacks.stack_samples import df_stack_samples
+from harness.commands import report as cli_report
+from probes.contract.rundir import open_run_dir
 
 pytestmark = pytest.mark.privileged
 
@@ -51,7 +51,7 @@ class Recorded:
         # Port 0 instead of the page's: another process of this machine may have that one.
         words = shlex.split(RUN_COMMAND.replace("--metrics 9464", "--metrics 0"))
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "harness.cli_run", *words[1:]],
+            [sys.executable, "-P", "-m", "harness.commands.run", *words[1:]],
             cwd=folder,
             env={**os.environ, "CI": "true"},
             stdout=subprocess.PIPE,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports import formatting, style
+from reports.elements import formatting, style
+from reports.elements.svg import StyleSheet, inline_svg
 from reports.figures.story import plot_story
-from reports.page import content_security_policy, render
-from reports.svg import StyleSheet, inline_svg
+from reports.page.page import content_security_policy, render
 
 
 def _story(summary, width_pt):

@@ -6,7 +6,7 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.flamegraph import (
+from reports.elements.flamegraph import (
     MAX_FRAMES_PAGE,
     build_tree,
     flame_data,

@@ -10,9 +10,9 @@ import pyarrow.csv as pa_csv
 import pytest
 from matplotlib.figure import Figure
 
+from reports.elements.style import common_style
+from reports.elements.svg import StyleSheet, inline_svg
 from reports.exports.tables import _without_formulas
-from reports.style import common_style
-from reports.svg import StyleSheet, inline_svg
 
 TEXTS = (
     ' style="}body{visibility:hidden}.z{"',

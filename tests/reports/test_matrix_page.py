@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.confusion import confusion
-from analysis.matrix import Outcome, RowSpec, compare
-from reports.matrix_markdown import diagnosis
-from reports.matrix_page import MatrixFacts, render
-from reports.matrix_terminal import MatrixView, confusion_lines, result_lines
+from analysis.matrix.confusion import confusion
+from analysis.matrix.matrix import Outcome, RowSpec, compare
+from reports.matrix.markdown import diagnosis
+from reports.matrix.page import MatrixFacts, render
+from reports.matrix.terminal import MatrixView, confusion_lines, result_lines
 
 HERE = Path(__file__).parent
 HOSTILE = "<img src=x onerror=pwned=1></script><script>pwned=1</script>{{ 7*7 }}\x1b[31m"

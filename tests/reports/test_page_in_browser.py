@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.page import render
+from reports.page.page import render
 
 HERE = Path(__file__).parent
 SECTIONS = ["verdict", "ladder", "story", "hot", "memory", "ports", "errors", "kernel", "method"]

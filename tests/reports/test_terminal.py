@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.terminal import (
+from reports.terminal.terminal import (
     LiveView,
     Status,
     bar,
@@ -131,7 +131,7 @@ def test_hostile_names_cannot_drive_the_terminal():
 
 _DRAW = """
 import sys, time
-from reports.terminal import LiveView, Status
+from reports.terminal.terminal import LiveView, Status
 with LiveView(1000, enabled=True) as view:
     for n in range(3):
         view.update(Status(n, f"phase{n}", n * 100, n * 100, 5.0, 0, (), (("w0", n, 10, 50.0),)))
@@ -188,7 +188,7 @@ def test_on_a_terminal_it_redraws_in_place_and_stays_lean():
 
 _RUN = """
 import time
-from reports.terminal import LiveView, Status
+from reports.terminal.terminal import LiveView, Status
 workers = tuple((f"worker {n}", 200 + n, 252, float(n)) for n in range(4))
 with LiveView(1000, enabled=True, remarks=["plan: a remark"]) as view:
     for n in range(600):

@@ -1,4 +1,4 @@
-"""Thin socket pumps around ``harness.protocol``: just enough I/O to meet foreign endpoints."""
+"""Thin socket pumps around ``harness.websocket``: just enough I/O to meet foreign endpoints."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.frames import Opcode, encode_frame
-from harness.handshake import (
+from harness.websocket.frames import Opcode, encode_frame
+from harness.websocket.handshake import (
     HandshakeError,
     check_response,
     client_request,
     new_key,
     server_response,
 )
-from harness.protocol import BinaryMessage, Connection, Event, Pong, Role, TextMessage
+from harness.websocket.protocol import BinaryMessage, Connection, Event, Pong, Role, TextMessage
 
 TIMEOUT_S = 20.0
 MASKED_BY_A_SERVER = encode_frame(Opcode.TEXT, b"bad", mask=b"abcd")

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from harness.frames import Opcode, encode_frame
-from harness.protocol import Close, Pong, TextMessage, Violation
+from harness.websocket.frames import Opcode, encode_frame
+from harness.websocket.protocol import Close, Pong, TextMessage, Violation
 
 pytestmark = [pytest.mark.browser, pytest.mark.node]
 

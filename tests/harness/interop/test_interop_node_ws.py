@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from harness.frames import Opcode, encode_frame
-from harness.protocol import BinaryMessage, Close, Ping, Pong, TextMessage, Violation
+from harness.websocket.frames import Opcode, encode_frame
+from harness.websocket.protocol import BinaryMessage, Close, Ping, Pong, TextMessage, Violation
 
 pytestmark = pytest.mark.node
 

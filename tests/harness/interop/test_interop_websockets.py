@@ -9,8 +9,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as websockets_connect
 from websockets.sync.server import serve
 
-from harness.frames import Opcode, encode_frame
-from harness.protocol import BinaryMessage, Close, Ping, Pong, TextMessage, Violation
+from harness.websocket.frames import Opcode, encode_frame
+from harness.websocket.protocol import BinaryMessage, Close, Ping, Pong, TextMessage, Violation
 
 LENGTHS = [0, 125, 126, 1_009, 70_000]
 

@@ -1,0 +1,1 @@
+"""Several runs: may they be compared, what changed, what moved."""

@@ -1,0 +1,1 @@
+"""Causes of time: processor, blocking, uneven load."""

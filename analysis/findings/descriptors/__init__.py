@@ -1,0 +1,1 @@
+"""Causes at a limit of descriptors."""

@@ -1,0 +1,196 @@
+"""``fd-limit-process``: a process is at RLIMIT_NOFILE.
+
+Proof: EMFILE from accept4, accept or socket (server; a proxy opens one for each connection) or
+socket (client), which Linux returns for nothing else (fs/file.c, alloc_fd), and descriptors open =
+soft limit of that pid. A worker that leaves its listener before it meets EMFILE is full by its
+count alone; that is a limit only when connections wanted in.
+What its clients see depends on the runtime. Those that were never answered are counted here; resets
+are ``server-resets-when-full``, a status is ``upgrade-refused``.
+Told apart from ``fd-limit-system``: that one is ENFILE, with descriptors below the soft limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.evidence import (
+    Evidence,
+    Finding,
+    Fix,
+    Subject,
+    capitalised,
+    side_of_role,
+    times,
+)
+from analysis.server.nofile_setting import lasting_limit_command, raised_where_it_is_set
+from analysis.signs.full_processes import full_processes
+from analysis.signs.signs import EMFILE, Signs
+from probes.contract.schema import SERVER_ROLES
+
+_LEAST_TRYING_S = 0.5
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding a side: about the process that was full first; the others are counted."""
+    found = []
+    for roles in (SERVER_ROLES, ("client",)):
+        rows = full_processes(signs, roles)
+        if len(rows):
+            found.append(_finding(signs, rows))
+    return found
+
+
+def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
+    view = signs.view
+    row = rows.to_dict("records")[0]
+    subject = view.subject(int(row["pid"]))
+    soft, own, held = int(row["soft_count"]), int(row["own_count"]), int(row["peak_count"])
+    emfile_count, first_s = int(row["emfile_count"]), float(row["first_s"])
+    is_client = subject.role == "client"
+    at_connections = view.begun_count_at(first_s) if is_client else view.open_count_at(first_s)
+    if view.is_attached:
+        at_connections = _at_that_moment(signs, subject.pid, first_s, soft - own)
+    # EMFILE itself proves that every descriptor was taken; the samples come twice a second
+    used = soft if emfile_count else own + held
+    counted_in = "live_samples" if view.is_attached else "connections"
+    evidence = [
+        Evidence("descriptors_open", used, str(row["table"]), first_s),
+        Evidence("descriptor_limit", soft, "processes"),
+        Evidence("descriptors_own", own, "processes"),
+        Evidence("process_connections", held, str(row["table"])),
+        Evidence("connections_open", at_connections, counted_in, first_s),
+        Evidence("processes_at_limit", len(rows), "processes"),
+    ]
+    syscall = str(row["emfile_calls"])
+    if emfile_count:
+        table = str(row["emfile_table"])
+        evidence.append(Evidence("emfile_calls", emfile_count, table, first_s, of=syscall))
+    confidence, missing = signs.trust("failing_syscalls", "live_samples")
+    if emfile_count and held < 0.98 * (soft - own):
+        confidence = "medium"
+        missing += (f"no sample saw more than {held:,} connections in it before EMFILE",)
+    others = ""
+    if not is_client and (hanging_count := _hanging_count(signs, first_s)):
+        evidence.append(Evidence("handshakes_unanswered", hanging_count, "connections", first_s))
+        others = (
+            f" {hanging_count:,} clients got no answer until their timeout: they hang instead of "
+            "being reset."
+        )
+        others += _tries_again(emfile_count, float(row["last_s"]) - first_s)
+    if len(rows) > 1:
+        others += f" {len(rows)} processes of this side were full in the end."
+    each_count = view.descriptors_per_connection(subject.role)
+    taken = f"{soft - own:,} connections"
+    if each_count > 1:
+        evidence.append(Evidence("descriptors_per_connection", each_count, "live_samples"))
+        taken = f"{soft - own:,} for {(soft - own) // each_count:,} connections"
+    doing = "accepts" if subject.role != "client" else "opens"
+    explanation = (
+        f"{capitalised(str(subject))} {doing} no further connection: its {soft:,} descriptors are "
+        f"all in use, {own:,} by itself, {taken}."
+        + (f" {syscall} returned EMFILE {times(emfile_count)}." if emfile_count else "")
+        + others
+    )
+    return Finding(
+        cause="fd-limit-process",
+        severity="warning",
+        side=side_of_role(subject.role),
+        subject=subject,
+        first_s=first_s,
+        last_s=float(rows["last_s"].max()),
+        evidence=tuple(evidence),
+        explanation=explanation,
+        fix=_fixes(signs, row),
+        at_connections=at_connections,
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{capitalised(str(subject))} was at its descriptor limit of {soft:,} "
+        f"({taken} + {own:,} own) at {at_connections:,} connections",
+        explained_count=_explained(signs, subject),
+    )
+
+
+def _at_that_moment(signs: Signs, pid: int, at_s: float, capacity: int) -> int:
+    """Connections of all when one was full, where they are only sampled: it held its capacity."""
+    view = signs.view
+    samples = view.watched_samples
+    before = samples[view.seconds_of(samples["at_ns"]) <= at_s]
+    latest = before.drop_duplicates("pid", keep="last")
+    return int(latest["open_count"][latest["pid"] != pid].sum()) + capacity
+
+
+def _explained(signs: Signs, subject: Subject) -> int:
+    """What failed by this limit: EMFILE at a client's socket, else what a full server left."""
+    connections = signs.view.connections
+    if subject.role == "client":
+        hit = connections["is_failed"] & (connections["errno"] == EMFILE)
+        never_tried = signs.view.target_count - len(connections)
+        return int(hit.sum()) + max(0, never_tried)
+    others = connections["is_failed"] & (connections["errno"].isin([0, 104, 110, 32]))
+    return max(1, int(others.sum()) + signs.view.waiting_count)
+
+
+def _hanging_count(signs: Signs, since_s: float) -> int:
+    """Handshakes that ended by the client's own timeout after a process was full."""
+    rows = signs.view.connections
+    hanging = rows["is_failed"] & (rows["stage"] == "handshake") & (rows["close_kind"] == "timeout")
+    return int((hanging & (rows["closed_s"] >= since_s)).sum())
+
+
+def _tries_again(emfile_count: int, seconds: float) -> str:
+    """How often a server that keeps its listener tries: with back-off, or in a loop."""
+    if emfile_count < 2 or seconds < _LEAST_TRYING_S:
+        return ""
+    return (
+        f" It keeps its listener and tries {(emfile_count - 1) / seconds:,.0f} times a second; who "
+        "waits in the queue is served when a descriptor is freed."
+    )
+
+
+def _fixes(signs: Signs, row: Mapping[Hashable, Any]) -> tuple[Fix, ...]:
+    """Raise the limit to what the target needs; or spread the target over more processes."""
+    view = signs.view
+    soft, own = int(str(row["soft_count"])), int(str(row["own_count"]))
+    each_count = view.descriptors_per_connection(str(row["role"]))
+    # its own files alone can fill it before the first connection
+    capacity = max(1, (soft - own) // each_count)
+    share = capacity / max(1, view.peak_count)
+    wanted = max(view.target_count, 2 * view.peak_count)
+    needed = own + each_count * int(np.ceil(share * wanted * 1.05))
+    new = max(65_535 if needed <= 65_535 else -(-needed // 65_536) * 65_536, 2 * soft)
+    if view.server_command and not view.host.get("may_raise_nofile", True):
+        # the run starts it, and can give it no more than it has itself
+        hard = int((view.host.get("limits") or {}).get("nofile_hard_count") or new)
+        new = min(new, hard) if hard > soft else new
+    moves = (
+        f"moves this rung from about {round(capacity / share):,} connections to about "
+        f"{round((new - own) / each_count / share):,} at the same share of {100 * share:.0f} % per "
+        "process"
+    )
+    peers = view.who[view.who["role"] == row["role"]]
+    per_target = int(np.ceil(wanted / capacity * 1.05))
+    more = Fix(
+        f"profile-run --{'clients' if row['role'] == 'client' else 'workers'} "
+        f"{max(len(peers) + 1, per_target)}",
+        f"{capacity:,} connections a process at this limit: so many processes hold {wanted:,}",
+    )
+    if row["role"] == "client":
+        return Fix(f"ulimit -n {new}", moves), more
+    lasting = Fix(lasting_limit_command(view, int(str(row["pid"])), new), moves)
+    if not view.is_foreign:
+        return lasting, Fix(f"profile-run --nofile {new}", moves), more
+    more = Fix(
+        f"start {max(len(peers) + 1, per_target)} processes of it (cluster, workers, replicas)",
+        more.effect,
+    )
+    # what works as it stands goes first: the name of a unit is not known
+    where_set = raised_where_it_is_set(view, int(str(row["pid"])), soft, new)
+    if where_set is not None:  # more for its launcher would not reach it
+        return Fix(where_set, moves), more
+    if view.server_command:
+        return Fix(f"profile-run --nofile {new}", moves), lasting, more
+    return Fix(f"prlimit --pid {row['pid']} --nofile={new}", moves), lasting, more

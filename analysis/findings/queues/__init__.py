@@ -1,0 +1,1 @@
+"""Causes of the kernel's queues and tables."""

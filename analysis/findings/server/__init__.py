@@ -1,0 +1,1 @@
+"""What a server did or said that is no limit of the host."""

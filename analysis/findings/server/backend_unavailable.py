@@ -1,0 +1,200 @@
+"""``backend-unavailable``: the proxy that holds the clients reaches nobody behind it.
+
+Proof: it answers handshakes with 502, 503 or 504 (RFC 9110, section 15.6), and its own connects to
+what is behind it fail: with their errno; or later than the call, which a proxy asks of the socket
+(SO_ERROR), by the resets that came instead of an answer and by its own words. Or a process behind
+it has requests that it read and did not answer before the proxy gave up.
+Told apart from ``upgrade-refused``: the answer is the proxy's, not the application's. Where a
+process behind it is known to be at a limit, this follows from that (``analysis.verdict.ranking``).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
+from analysis.frames.run_view import RunView
+from analysis.server import fates
+from analysis.server.own_timeouts import name_timeout
+from analysis.signs.signs import Signs
+
+_STATUS = re.compile(r"HTTP (50[234])\b")
+_NOT_REACHED = re.compile(
+    r"connect\(\)|while connecting to upstream|no server available|no healthy upstream"
+    r"|attempt to connect to|proxy error: dial|handlers for .* are down"
+)
+"""Of the lines that mean this cause, those of connects: others speak of one who was reached."""
+_HARMFUL = {111: "ECONNREFUSED", 110: "ETIMEDOUT", 2: "ENOENT", 113: "EHOSTUNREACH", 11: "EAGAIN"}
+_LISTENS = Fix(
+    "ss -ltnpx  # does what is behind it listen, where the proxy looks for it?",
+    "the handshakes reach the application",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreached:
+    """How a proxy reached nobody.
+
+    Attributes:
+        subject: Whose fault it is, the proxy where it found nobody.
+        said: What happened, for people.
+        evidence: What proves it.
+        first_s: When it began.
+        last_s: When it was last seen.
+        tables: What it rests on.
+        fixes: What helps.
+    """
+
+    subject: Subject
+    said: str
+    evidence: tuple[Evidence, ...]
+    first_s: float
+    last_s: float
+    tables: tuple[str, ...]
+    fixes: tuple[Fix, ...] = (_LISTENS,)
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding about the proxy, or none."""
+    view = signs.view
+    events = view.frames["events"]
+    told = [str(d) for d in events[events["event"] == "upgrade_refused"]["detail"]]
+    statuses = [int(match[1]) for text in told if (match := _STATUS.match(text))]
+    if not view.is_foreign or not statuses:
+        return []
+    ways = (_failed_connects, _refused_connects, _told, _silent_backend)
+    found = next((each for way in ways if (each := way(signs)) is not None), None)
+    return [] if found is None else [_finding(signs, found, statuses[0])]
+
+
+def _failed_connects(signs: Signs) -> _Unreached | None:
+    """Connects of the proxy that failed at once, with their errno."""
+    view, errors = signs.view, signs.errors
+    failed = errors[(errors["syscall"] == "connect") & errors["errno"].isin(_HARMFUL)]
+    failed = failed[failed["role"].isin(["server", "acceptor"])]
+    failed = failed[~(failed["first_s"] >= view.stop_s)]
+    if failed.empty:
+        return None
+    by_pid = failed.groupby("pid")["event_count"].sum()
+    pid = int(str(by_pid.idxmax()))
+    mine = failed[failed["pid"] == pid]
+    first_s, last_s = float(mine["first_s"].min()), float(mine["last_s"].max())
+    evidence, parts = [], []
+    for code, rows in mine.groupby("errno"):
+        count = int(rows["event_count"].sum())
+        label = _HARMFUL[int(str(code))]
+        evidence.append(Evidence("refused_connects", count, "failing_syscalls", first_s, of=label))
+        parts.append(f"{count:,} connects returned {label}")
+    said = f"{capitalised(str(view.subject(pid)))} reached nobody behind it: {' and '.join(parts)}"
+    tables = ("failing_syscalls",)
+    return _Unreached(view.subject(pid), said, tuple(evidence), first_s, last_s, tables)
+
+
+def _silent_backend(signs: Signs) -> _Unreached | None:
+    """A process behind the proxy that reads requests and answers none while the proxy waits."""
+    view = signs.view
+    behind = fates.backend_pids(view)
+    waiting = [each for each in fates.stuck(view) if each.pid in behind]
+    waiting = [each for each in waiting if each.unanswered_count >= fates.LEAST_COUNT]
+    refused_s = _refused_after_s(view)
+    if not waiting or not refused_s:
+        return None
+    most = waiting[0]
+    who = view.subject(most.pid)
+    front = view.subject(fates.busiest_front(view))
+    evidence = [
+        Evidence("unanswered_connections", most.unanswered_count, "open_fates", most.first_s),
+        Evidence("time_to_answer_median", refused_s, "connections", most.first_s),
+    ]
+    said = f"{capitalised(str(who))} read {most.unanswered_count:,} requests and did not answer "
+    said += f"them, until {front} gave up after {refused_s:.1f} s"
+    fixes = [
+        Fix(
+            f"profile-attach --pid {most.pid} --duration 30  # while requests wait: what it does",
+            "it answers in time",
+        )
+    ]
+    waited = name_timeout(front.command, [view.process_facts(front.pid)], refused_s)
+    if waited is not None:
+        place = f"{waited.where}: {waited.text}"
+        evidence.append(Evidence("own_timeout", waited.value_s, "manifest", of=place))
+        said += f" ({waited.text}, {waited.where})"
+        fixes.append(Fix(waited.fix(), "the proxy waits until it answers"))
+    last_s = most.last_s
+    tables = ("open_fates",)
+    return _Unreached(who, said, tuple(evidence), most.first_s, last_s, tables, tuple(fixes))
+
+
+def _refused_connects(signs: Signs) -> _Unreached | None:
+    """Resets for connects that are no client's: a connect that does not wait returns no error."""
+    view = signs.view
+    if not view.has_own_namespace:
+        return None  # other programs connect there as well
+    resets = view.frames["tcp_resets"]
+    is_refusal = (resets["direction"] == "rx") & (resets["state"] == "SYN_SENT")
+    mine = resets[is_refusal & (resets["side"] == "other")]
+    count = int(mine["event_count"].sum())
+    if count < max(fates.LEAST_COUNT, _refused_count(view) // 2):
+        return None
+    first_s = view.seconds(int(mine["first_ns"].min()))
+    subject = view.subject(fates.busiest_front(view))
+    said = f"{capitalised(str(subject))} reached nobody behind it: {count:,} connects were refused"
+    evidence = (Evidence("refused_connects", count, "tcp_resets", first_s, of=_HARMFUL[111]),)
+    return _Unreached(subject, said, evidence, first_s, view.stop_s, ("tcp_resets",))
+
+
+def _told(signs: Signs) -> _Unreached | None:
+    """The proxy says it of its connects."""
+    view = signs.view
+    words = [
+        each
+        for each in signs.words_of("backend-unavailable")
+        if each.first_s < view.stop_s and _NOT_REACHED.search(each.line)
+    ]
+    count = sum(each.count for each in words)
+    if count < fates.LEAST_COUNT:
+        return None
+    pids = fates.servers(view)
+    speaker = next((each.pid for each in words if each.pid in pids), 0)
+    subject = view.subject(speaker or fates.busiest_front(view))
+    first_s, last_s = min(e.first_s for e in words), max(e.last_s for e in words)
+    evidence = (Evidence("refused_connects", count, "server_words", first_s, of=_HARMFUL[111]),)
+    said = f"{capitalised(str(subject))} reached nobody behind it: {count:,} connects were refused"
+    return _Unreached(subject, said, evidence, first_s, last_s, ("server_words",))
+
+
+def _refused_count(view: RunView) -> int:
+    connections = view.connections
+    return int((connections["is_failed"] & (connections["close_kind"] == "protocol")).sum())
+
+
+def _refused_after_s(view: RunView) -> float:
+    """How long clients waited for the refusal, 0 for nobody."""
+    connections = view.connections
+    refused = connections[connections["is_failed"] & (connections["close_kind"] == "protocol")]
+    return float((refused["closed_s"] - refused["start_s"]).median()) if len(refused) else 0.0
+
+
+def _finding(signs: Signs, found: _Unreached, status: int) -> Finding:
+    view = signs.view
+    first_s = found.first_s
+    confidence, missing = signs.trust(*found.tables)
+    refused = _refused_count(view)
+    return Finding(
+        cause="backend-unavailable",
+        severity="warning",
+        side="server",
+        subject=found.subject,
+        first_s=first_s,
+        last_s=max(first_s, found.last_s),
+        evidence=(Evidence("http_status", status, "events", first_s), *found.evidence),
+        explanation=f"{found.said}. The proxy answered {refused:,} handshakes itself, with HTTP "
+        f"{status}.",
+        fix=found.fixes,
+        at_connections=view.open_count_at(first_s),
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{found.said}; the proxy answered HTTP {status}",
+        explained_count=refused,
+    )

@@ -1,0 +1,153 @@
+"""``own-limit``: the server, or a process behind it, lets in so many connections and no more.
+
+Proof: a number. Up to it connections are served, of the attempts begun after it hardly any is, and
+the process closes them at once, or leaves them in its accept queue, or takes them and reads
+nothing, or closes its listening socket, or ends and says why, while it has descriptors and CPU to
+spare and no call of it fails for want of anything.
+The setting is named where its value was found (``analysis/server/own_limits.py``).
+Told apart from ``fd-limit-process``: descriptors are left and no accept returned EMFILE. From
+``accept-queue-overflow``, ``hot-worker-code`` and ``worker-blocked``: the process is idle, and the
+number does not grow with time. From ``waits-for-slot``: no thread waits for somebody else.
+"""
+
+from __future__ import annotations
+
+import re
+
+from analysis.evidence import Evidence, Finding, Fix, capitalised
+from analysis.frames.run_view import RunView
+from analysis.server import fates
+from analysis.server.own_limits import NamedLimit, name_limit
+from analysis.signs.limit_met import Met, attempts_after, descriptors_of, met_limits
+from analysis.signs.signs import Signs
+
+
+def find(signs: Signs) -> list[Finding]:
+    """One finding for each process of the deepest tier that met its own limit."""
+    view = signs.view
+    if not view.is_foreign:
+        return []
+    first: dict[int, Met] = {}
+    for each in met_limits(signs):
+        first.setdefault(each.pid, each)
+    return [_finding(signs, first[pid]) for pid in fates.deepest(view, first)]
+
+
+def _finding(signs: Signs, met: Met) -> Finding:
+    view = signs.view
+    subject = view.subject(met.pid)
+    name = capitalised(str(subject))
+    descriptors = met.descriptors or descriptors_of(signs, met.pid)
+    wanted = max(view.target_count, met.let_in + met.explained)
+    facts = view.process_facts(met.pid)
+    known = (
+        None
+        if met.is_rate and met.is_told
+        else name_limit(
+            subject.command, facts, met.let_in, descriptors, wanted, shared_count=met.shared_count
+        )
+    )
+    who, held = name, met.let_in
+    if met.shared_count and (known is None or known.is_of_all):
+        held = met.shared_count
+        others = met.sharing_count - 1
+        who += f" and {others:,} other" + ("s" if others > 1 else "") + " that share its listener"
+    tried, let_in = attempts_after(signs, met.first_s)
+    evidence = [
+        Evidence("let_in", held, met.evidence[0].table, met.first_s),
+        *met.evidence,
+    ]
+    if not view.is_attached:
+        evidence += [
+            Evidence("attempts_after", tried, "connections", met.first_s),
+            Evidence("attempts_after_let_in", let_in, "connections", met.first_s),
+        ]
+    if known is not None:
+        of = known.setting or known.where
+        evidence.append(Evidence("limit_setting", known.value, "manifest", of=of))
+    limits = view.frames["processes"]
+    soft = limits["nofile_soft_count"][limits["pid"] == met.pid]
+    left = ""
+    if descriptors and len(soft):
+        evidence += [
+            Evidence("descriptors_open", descriptors, "process_samples"),
+            Evidence("descriptor_limit", int(soft.iloc[0]), "processes"),
+        ]
+        left = f", with {descriptors:,} of {int(soft.iloc[0]):,} descriptors in use"
+    cpu_pct = signs.cpu_pct_of(met.pid, met.first_s, met.last_s)
+    if cpu_pct is not None:
+        evidence.append(Evidence("process_cpu", cpu_pct, "process_samples", met.first_s))
+        left += f" and {cpu_pct:.0f} % of a core"
+    limit = " on how fast clients come" if met.is_rate and met.is_told else _words(known)
+    confidence, missing = signs.trust("connection_fates", "open_fates", "process_samples")
+    return Finding(
+        cause="own-limit",
+        severity="warning",
+        side="server",
+        subject=subject,
+        first_s=met.first_s,
+        last_s=max(met.first_s, met.last_s),
+        evidence=tuple(evidence),
+        explanation=(
+            f"{who} let in {held:,} connections and {met.how}{left}. No call of it failed "
+            f"for want of descriptors or memory: the limit is its own{limit}."
+        ),
+        fix=(
+            _faster(view, met) or _fix(known, str(subject), held),
+            *_slower(view, met, is_counted=known is not None),
+        ),
+        at_connections=held,
+        confidence=confidence,
+        missing=missing,
+        sentence=f"{who} let in {held:,} connections and {met.how}: a limit of its own"
+        f"{limit}{left}",
+        explained_count=met.explained,
+    )
+
+
+def _faster(view: RunView, met: Met) -> Fix | None:
+    """The line that limits the rate, where the server said that it is one and its file is known."""
+    if not (met.is_rate and met.is_told):
+        return None
+    for each in view.process_facts(met.pid).get("settings") or []:
+        text = str(each.get("text") or "")
+        if _RATE_SETTING.search(text):
+            place = f"{each['file']}:{each['line']}"
+            return Fix(f"a higher rate or burst in {place}  # {text}", "more come in a second")
+    return Fix("a higher rate or burst in limit_req_zone and limit_req", "more come in a second")
+
+
+_RATE_SETTING = re.compile(r"\blimit_req(?:_zone)?\b")
+
+
+def _slower(view: RunView, met: Met, *, is_counted: bool) -> tuple[Fix, ...]:
+    """What the clients can do where the limit is one on their rate, or may be."""
+    if not met.is_rate or view.is_attached:
+        return ()
+    seconds = max(0.1, view.hold.start_s - view.ramp.start_s)
+    rate = max(1, min(int(met.let_in / seconds), met.let_in))
+    return (
+        Fix(
+            f"profile-run --ramp {rate} --retry 10  # {'if it' if is_counted else 'it'} limits how "
+            "fast clients come",
+            "who is refused comes back later",
+        ),
+    )
+
+
+def _words(known: NamedLimit | None) -> str:
+    if known is None:
+        return ""
+    if not known.setting:
+        return f", as it seems the {known.value:,} of {known.where}"
+    return f", {known.setting} {known.value:,} ({known.where})"
+
+
+def _fix(known: NamedLimit | None, name: str, let_in: int) -> Fix:
+    if known is not None:
+        return Fix(known.raise_it, f"more than {let_in:,} connections are let in")
+    return Fix(
+        f"raise the limit on connections that {name} sets itself  # none of its options and "
+        f"configuration files names {let_in:,}",
+        f"more than {let_in:,} connections are let in",
+    )

@@ -1,0 +1,1 @@
+"""One run as typed frames, a module for each subject."""

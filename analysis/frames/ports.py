@@ -1,0 +1,178 @@
+"""Local ports in use per (source address, destination address, destination port)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.frames.run_view import Floats, RunView
+
+_DEFAULT_RANGE = (32768, 60999)
+_EADDRNOTAVAIL = 99
+_USE_STEP_PCT = 5.0
+
+_COLUMNS = [
+    "source_address",
+    "destination_address",
+    "destination_port",
+    "ports_used_count",
+    "range_count",
+    "used_pct",
+    "refused_count",
+    "source",
+]
+
+
+def port_range(view: RunView) -> tuple[int, int]:
+    """The range of local ports of the run: snapshot, then plan, then sysctl, then the default."""
+    groups = view.frames["port_groups"]
+    known = groups[groups["range_high_port"] > 0]
+    if len(known):
+        return int(known["range_low_port"].iloc[-1]), int(known["range_high_port"].iloc[-1])
+    planned = view.plan.get("port_range")
+    if isinstance(planned, list | tuple) and len(planned) == 2:
+        return int(planned[0]), int(planned[1])
+    words = view.sysctl("net.ipv4.ip_local_port_range").split()
+    if len(words) == 2:
+        return int(words[0]), int(words[1])
+    return _DEFAULT_RANGE
+
+
+def df_ports(view: RunView) -> pd.DataFrame:
+    """Peak use of each group against the range, fullest first.
+
+    From the kernel's snapshots; groups that no snapshot saw, and runs without eBPF, from the
+    connection records: a port is taken from connect to close.
+    """
+    low, high = port_range(view)
+    range_count = high - low + 1
+    groups = view.frames["port_groups"]
+    key = ["source_address", "destination_port"]
+    seen = groups.groupby([*key, "destination_address"], as_index=False).agg(
+        ports_used_count=("ports_used_count", "max")
+    )
+    seen = seen.assign(source="port_groups")
+    recorded = _from_records(view).assign(destination_address="", source="connections")
+    refused = recorded.set_index(key)["refused_count"]
+    from_kernel = pd.MultiIndex.from_frame(seen[key])
+    absent = ~pd.MultiIndex.from_frame(recorded[key]).isin(from_kernel)
+    frame = pd.concat([seen, recorded[absent].drop(columns="refused_count")], ignore_index=True)
+    found = refused.reindex(pd.MultiIndex.from_frame(frame[key])).fillna(0).to_numpy()
+    frame = frame.assign(
+        range_count=range_count,
+        used_pct=100 * frame["ports_used_count"] / range_count,
+        refused_count=found.astype(np.int64),
+    )
+    frame = frame.sort_values("ports_used_count", ascending=False, kind="stable", ignore_index=True)
+    return frame[_COLUMNS]
+
+
+def by_source(ports: pd.DataFrame) -> pd.DataFrame:
+    """The groups of each source address as one, fullest first.
+
+    For ``--bind early``: a port that was taken at bind is taken for all destinations.
+
+    Args:
+        ports: From ``df_ports``.
+    """
+    frame = ports.groupby("source_address", as_index=False, sort=False).agg(
+        destination_address=("destination_address", "first"),
+        destination_port=("destination_port", "first"),
+        ports_used_count=("ports_used_count", "sum"),
+        range_count=("range_count", "first"),
+        refused_count=("refused_count", "sum"),
+        source=("source", "first"),
+    )
+    frame = frame.assign(used_pct=100 * frame["ports_used_count"] / frame["range_count"])
+    frame = frame.sort_values("ports_used_count", ascending=False, kind="stable", ignore_index=True)
+    return frame[_COLUMNS]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """One pool while it filled: an entry for each connection that held a port of it.
+
+    Attributes:
+        source_address: Of the clients.
+        destination_port: Of the server.
+        begun_s: When each took its port, ascending.
+        used_count: Ports of the pool in use then, this one included.
+        connect_ms: What connect took, NaN where it did not succeed.
+        refused_count: Connections that got EADDRNOTAVAIL.
+    """
+
+    source_address: str
+    destination_port: int
+    begun_s: Floats
+    used_count: npt.NDArray[np.int64]
+    connect_ms: Floats
+    refused_count: int
+
+
+def pool_use(view: RunView) -> list[PoolUse]:
+    """How each pool filled: a port is taken from connect to close."""
+    pools = []
+    groups = view.connections.groupby(["source_address", "destination_port"], sort=False)
+    for key, part in groups:
+        address, port = str(key[0]), int(str(key[1]))
+        refused = (part["errno"] == _EADDRNOTAVAIL) & (part["stage"] == "connect")
+        holding = part[~refused & part["stage"].isin(["connect", "handshake", "open", "closed"])]
+        holding = holding.sort_values("start_s", kind="stable")
+        begun_s = holding["start_s"].to_numpy()
+        ended_s = np.sort(holding["closed_s"].dropna().to_numpy())
+        # in use after the i-th start: i + 1 less those that ended by then
+        used = np.arange(1, len(begun_s) + 1) - np.searchsorted(ended_s, begun_s, side="right")
+        connect_ms = (holding["connected_s"].to_numpy() - begun_s) * 1e3
+        pools.append(PoolUse(address, port, begun_s, used, connect_ms, int(refused.sum())))
+    return pools
+
+
+def df_connect_by_use(view: RunView) -> pd.DataFrame:
+    """What connect took against how full its pool was, all pools together.
+
+    Returns:
+        used_pct (middle of a twentieth of the range), connection_count, p50_ms, p90_ms, p99_ms;
+        only twentieths with connections.
+    """
+    low, high = port_range(view)
+    columns = ["used_pct", "connection_count", "p50_ms", "p90_ms", "p99_ms"]
+    pools = pool_use(view)
+    if not pools:
+        return pd.DataFrame(columns=columns)
+    frame = pd.DataFrame(
+        {
+            "used_pct": np.concatenate([p.used_count for p in pools]) * 100.0 / (high - low + 1),
+            "connect_ms": np.concatenate([p.connect_ms for p in pools]),
+        }
+    ).dropna()
+    place = np.ceil(frame["used_pct"] / _USE_STEP_PCT).clip(1, 100 / _USE_STEP_PCT)
+    grouped = frame.groupby(place)["connect_ms"]
+    quantiles = grouped.quantile(np.array([0.5, 0.9, 0.99])).unstack()
+    if quantiles.empty:
+        return pd.DataFrame(columns=columns)
+    return pd.DataFrame(
+        {
+            "used_pct": (quantiles.index.to_numpy(dtype="float64") - 0.5) * _USE_STEP_PCT,
+            "connection_count": grouped.size().to_numpy(),
+            "p50_ms": quantiles[0.5].to_numpy(),
+            "p90_ms": quantiles[0.9].to_numpy(),
+            "p99_ms": quantiles[0.99].to_numpy(),
+        }
+    )
+
+
+def _from_records(view: RunView) -> pd.DataFrame:
+    rows = [
+        {
+            "source_address": pool.source_address,
+            "destination_port": pool.destination_port,
+            "ports_used_count": int(pool.used_count.max(initial=0)),
+            "refused_count": pool.refused_count,
+        }
+        for pool in pool_use(view)
+    ]
+    columns = ["source_address", "destination_port", "ports_used_count", "refused_count"]
+    return pd.DataFrame(rows, columns=columns).astype({"destination_port": "int64"})

@@ -1,0 +1,1 @@
+"""Capacity, use and slope of each limit, and where it is met."""

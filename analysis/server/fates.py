@@ -1,0 +1,344 @@
+"""What a server that is not ours did with the connections that it took, and what it waited for.
+
+Frames in, small records out; the finders of ``own-limit``, ``waits-for-slot``, ``unix-queue-full``
+and ``backend-unavailable`` share what is computed here. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from analysis.frames.run_view import RunView
+from analysis.stats.remembered import remembered
+from probes.contract.schema import SERVER_ROLES
+
+LEAST_COUNT = 5
+"""Connections with one fate that are no accident."""
+
+_PASSING_SHARE = 0.05
+"""Who accepts for others has so many of their connections open at most: those on their way."""
+
+_STANDING_LOOKS = 2
+"""Looks in a row (half a second apart) in which a queue must stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedAtOnce:
+    """Connections that a process closed within 50 ms of their accept, without an answer.
+
+    Attributes:
+        pid: The process.
+        count: How many.
+        unread_count: Of them those of which it had read nothing.
+        first_s: Moment of the first close.
+        last_s: Likewise the last.
+        accepted_count: All that it accepted.
+    """
+
+    pid: int
+    count: int
+    unread_count: int
+    first_s: float
+    last_s: float
+    accepted_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StandingQueue:
+    """A queue that stood while its owner accepted nobody.
+
+    Attributes:
+        pid: Who listens, 0 when several do or nobody knows.
+        place: Port or path, for people.
+        is_unix: It is a Unix socket's.
+        count: Connections that waited, at most.
+        backlog_count: Most that may wait, 0 when not known.
+        first_s: When it was first seen to stand.
+        last_s: Likewise last.
+        sharing_pids: All who took connections from it, where several share the listener.
+    """
+
+    pid: int
+    place: str
+    is_unix: bool
+    count: int
+    backlog_count: int
+    first_s: float
+    last_s: float
+    sharing_pids: tuple[int, ...] = ()
+
+    @property
+    def is_full(self) -> bool:
+        """It had no room: the kernel lets in one more than its backlog (sk_acceptq_is_full)."""
+        return 0 < self.backlog_count <= self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Connections that wait for a process, most of which it accepted and did not serve.
+
+    Attributes:
+        pid: The process.
+        unread_count: Those whose request nobody read, at most.
+        unanswered_count: Those whose request was read and not answered, at most.
+        answered_count: Those that it served at that moment.
+        first_s: First look that saw them.
+        last_s: Last one.
+        unaccepted_count: Those that stood in its queue meanwhile, at most.
+    """
+
+    pid: int
+    unread_count: int
+    unanswered_count: int
+    answered_count: int
+    first_s: float
+    last_s: float
+    unaccepted_count: int = 0
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.unread_count + self.unanswered_count + self.unaccepted_count
+
+
+@remembered
+def closed_at_once(view: RunView) -> list[ClosedAtOnce]:
+    """Processes that closed connections at once, those with most first."""
+    rows = _latest(view)
+    found = []
+    for pid, mine in rows.groupby("pid"):
+        by_fate = mine.set_index("fate")
+        early = by_fate[by_fate.index.isin(["closed_unread", "closed_unanswered"])]
+        count = int(early["at_once_total"].sum())
+        if count < LEAST_COUNT or _passes_on(view, int(str(pid))):
+            continue
+        unread = by_fate.index == "closed_unread"
+        accepted = by_fate.index == "accepted"
+        found.append(
+            ClosedAtOnce(
+                pid=int(str(pid)),
+                count=count,
+                unread_count=int(by_fate["at_once_total"][unread].sum()),
+                first_s=view.seconds(int(early["first_ns"].min())),
+                last_s=view.seconds(int(early["last_ns"].max())),
+                accepted_count=int(by_fate["connection_total"][accepted].sum()),
+            )
+        )
+    return sorted(found, key=lambda each: -each.count)
+
+
+def _passes_on(view: RunView, pid: int) -> bool:
+    """It closes its own descriptor of what other processes of the server go on to serve.
+
+    They got it by SCM_RIGHTS or by fork: it holds next to none of the connections, they do.
+    """
+    live = view.frames["live_samples"]
+    peaks = live[live["role"].isin(["server", "acceptor"])].groupby("pid")["open_count"].max()
+    others = int(peaks.drop(pid, errors="ignore").sum())
+    return others >= LEAST_COUNT and int(peaks.get(pid, 0)) <= _PASSING_SHARE * others
+
+
+@remembered
+def accepted_count(view: RunView, pid: int) -> int:
+    """Connections that a process was seen to accept, -1 when it was not watched."""
+    rows = view.frames["connection_fates"]
+    rows = rows[(rows["pid"] == pid) & (rows["fate"] == "accepted")]
+    return int(rows["connection_total"].max()) if len(rows) else -1
+
+
+@remembered
+def last_accept_s(view: RunView, pid: int) -> float | None:
+    """When a process last accepted a connection, None when it was not seen to."""
+    rows = view.frames["connection_fates"]
+    rows = rows[(rows["pid"] == pid) & (rows["fate"] == "accepted")]
+    return view.seconds(int(rows["last_ns"].max())) if len(rows) else None
+
+
+@remembered
+def _latest(view: RunView) -> pd.DataFrame:
+    rows = view.frames["connection_fates"]
+    rows = rows[rows["at_ns"].notna()]
+    return rows.sort_values("at_ns", kind="stable").drop_duplicates(["pid", "fate"], keep="last")
+
+
+@remembered
+def standing_queues(view: RunView) -> list[StandingQueue]:
+    """Queues of the server's listeners that stood, the longest first."""
+    found = [*_standing_tcp(view), *_standing_unix(view)]
+    return sorted(found, key=lambda each: -each.count)
+
+
+@remembered
+def _standing_tcp(view: RunView) -> list[StandingQueue]:
+    looks = before_stop(view, "open_fates")
+    waiting = looks[looks["fate"] == "unaccepted"]
+    listeners = view.frames["listeners"].groupby("local_port")
+    backlogs, inodes = listeners["backlog_count"].max(), listeners["socket_inode"].nunique()
+    found = []
+    for port, mine in waiting.groupby("local_port"):
+        span = _standing(looks, mine, "socket_count")
+        if span is None:
+            continue
+        first_s, last_s, count = span
+        pids = _owners_of_port(view, int(str(port)))
+        # of several that share one listener all have stopped, else the queue would not stand
+        serving = [each for each in pids if accepted_count(view, each) > 0]
+        if len(pids) > 1 and int(inodes.get(port, 0)) != 1:
+            serving = []
+        pid = pids[0] if len(pids) == 1 else 0
+        if any(_accepted_between(view, each, first_s, last_s) for each in serving or [pid] if each):
+            continue
+        if not pid and serving:
+            pid = max(serving, key=lambda each: (accepted_count(view, each), -each))
+        backlog = int(backlogs.get(port, 0))
+        shared = tuple(serving) if len(serving) > 1 else ()
+        place = f"port {port}"
+        found.append(StandingQueue(pid, place, False, count, backlog, first_s, last_s, shared))
+    return found
+
+
+def _standing_unix(view: RunView) -> list[StandingQueue]:
+    looks = before_stop(view, "unix_listeners")
+    found = []
+    for (pid, path), mine in looks[looks["accept_queue_count"] > 0].groupby(["pid", "path"]):
+        span = _standing(looks, mine, "accept_queue_count")
+        owner = int(str(pid))
+        if span is None or _accepted_between(view, owner, span[0], span[1]):
+            continue
+        first_s, last_s, count = span
+        backlog = int(mine["backlog_count"].max())
+        found.append(StandingQueue(owner, str(path), True, count, backlog, first_s, last_s))
+    return found
+
+
+def _standing(
+    looks: pd.DataFrame, waiting: pd.DataFrame, column: str
+) -> tuple[float, float, int] | None:
+    """First and last look at which the queue stood, and its most; None when it only passed."""
+    all_s = sorted(set(looks["at_s"]))
+    seen = waiting.groupby("at_s")[column].sum()
+    best: list[float] = []
+    row: list[float] = []
+    for at_s in all_s:
+        row = [*row, at_s] if at_s in seen.index else []
+        best = row if len(row) > len(best) else best
+    if len(best) < _STANDING_LOOKS:
+        return None
+    return best[0], best[-1], int(max(seen.loc[at_s] for at_s in best))
+
+
+def _accepted_between(view: RunView, pid: int, first_s: float, last_s: float) -> bool:
+    accepted_s = last_accept_s(view, pid)
+    return accepted_s is not None and first_s < accepted_s < last_s - 0.3
+
+
+@remembered
+def _owners_of_port(view: RunView, port: int) -> list[int]:
+    """Processes that own a listener of a port."""
+    listeners = view.frames["listeners"]
+    inodes = listeners["socket_inode"][listeners["local_port"] == port].unique()
+    owners = view.frames["listener_owners"]
+    pids = [int(pid) for pid in owners["pid"][owners["socket_inode"].isin(inodes)].unique()]
+    if pids:
+        accepting = [pid for pid in pids if accepted_count(view, pid) > 0]
+        return accepting or pids
+    who = view.who
+    return [int(pid) for pid in who["pid"][who["role"].isin(["server", "acceptor"])]]
+
+
+@remembered
+def stuck(view: RunView) -> list[Stuck]:
+    """Processes with connections that they accepted and did not serve, the most first."""
+    looks = before_stop(view, "open_fates")
+    found = []
+    for pid, mine in looks[looks["pid"] > 0].groupby("pid"):
+        waiting = mine[mine["fate"].isin(["unread", "unanswered"])]
+        totals = waiting.groupby("at_s")["socket_count"].sum()
+        if len(totals) < _STANDING_LOOKS:
+            continue
+        then = _fullest_look(mine, totals)
+        found.append(
+            Stuck(
+                pid=int(str(pid)),
+                unread_count=int(then.get("unread", 0)),
+                unanswered_count=int(then.get("unanswered", 0)),
+                answered_count=int(then.get("answered", 0)),
+                first_s=float(totals.index.min()),
+                last_s=float(totals.index.max()),
+            )
+        )
+    queues = {queue.pid: queue for queue in _standing_tcp(view) if queue.pid}
+    found = [_with_queue(each, queues.pop(each.pid, None)) for each in found]
+    for queue in queues.values():  # it takes none of them, so only its threads say why
+        served = max(0, accepted_count(view, queue.pid))
+        found.append(Stuck(queue.pid, 0, 0, served, queue.first_s, queue.last_s, queue.count))
+    return sorted(found, key=lambda each: -each.count)
+
+
+def _fullest_look(mine: pd.DataFrame, totals: pd.Series[int]) -> pd.Series[int]:
+    """By fate, the look with the most that waited; of several that with the most answered.
+
+    A server that answers slowly has answered nobody when as many wait as clients may try at once.
+    """
+    fullest = totals[totals >= totals.max()].index
+    counts = mine[mine["at_s"].isin(fullest)].pivot_table(
+        index="at_s", columns="fate", values="socket_count", aggfunc="sum", fill_value=0
+    )
+    answered = counts.get("answered")
+    best = 0 if answered is None else int(answered.to_numpy().argmax())
+    return counts.iloc[best]
+
+
+def _with_queue(each: Stuck, queue: StandingQueue | None) -> Stuck:
+    return each if queue is None else replace(each, unaccepted_count=queue.count)
+
+
+@remembered
+def before_stop(view: RunView, table: str) -> pd.DataFrame:
+    """Rows of a table until clients were told to stop, with their moment as ``at_s``."""
+    rows = view.frames[table]
+    rows = rows.assign(at_s=view.seconds_of(rows["at_ns"]))
+    return rows[rows["at_s"] <= view.stop_s + 0.5]
+
+
+def backend_pids(view: RunView) -> list[int]:
+    """Processes that work behind those that hold the clients."""
+    who = view.who
+    return [int(pid) for pid in who["pid"][who["role"] == "backend"]]
+
+
+@remembered
+def servers(view: RunView) -> list[int]:
+    """All processes of the server's side."""
+    who = view.who
+    return [int(pid) for pid in who["pid"][who["role"].isin(SERVER_ROLES)]]
+
+
+def busiest_front(view: RunView) -> int:
+    """Of the processes that clients come to the one that accepted most, the first when not known.
+
+    A child that a server forks for a connection has its listener for a moment, until it executes
+    another program.
+    """
+    pids = [int(pid) for pid in view.who["pid"][view.who["role"] == "server"]]
+    return max(pids, key=lambda pid: accepted_count(view, pid), default=0)
+
+
+def closers(view: RunView) -> dict[int, int]:
+    """Processes that closed connections which they had answered and whose clients were there."""
+    rows = _latest(view)
+    rows = rows[rows["fate"] == "closed_answered"]
+    return {int(pid): int(n) for pid, n in zip(rows["pid"], rows["connection_total"], strict=True)}
+
+
+def deepest(view: RunView, pids: Iterable[int]) -> list[int]:
+    """Of several processes those that work behind the others, where there are any.
+
+    A proxy waits because what is behind it does.
+    """
+    some = list(pids)
+    behind = [pid for pid in backend_pids(view) if pid in some]
+    return behind or some

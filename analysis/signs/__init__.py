@@ -1,0 +1,1 @@
+"""Facts that more than one finding needs, each computed once."""

@@ -1,0 +1,392 @@
+"""How servers let nobody in any more although nothing is short: what is seen of each way.
+
+Frames in, small records out; the finder of ``own-limit`` makes a finding of them. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from analysis.evidence import Evidence
+from analysis.server import fates
+from analysis.server.own_limits import FD_SETSIZE
+from analysis.server.thread_waits import blocking_wait, main_wait, some_thread_polls, thread_waits
+from analysis.signs.signs import EMFILE, ENFILE, Signs
+from analysis.stats.remembered import remembered
+
+_FULL_USE = 0.98
+_LET_IN_SHARE = 0.1
+"""Of the attempts begun after the limit was met, so many may still get in: some were on their way,
+or took the place of one that left."""
+_ON_ITS_WAY_S = 0.1
+_LAST_WORDS_S = 2.0
+_STANDS_S = 1.0
+"""So long nobody is let in before it is said that a queue stands."""
+_AROUND_SELECT = 20
+"""Descriptors of its own: files, its listener, a pipe or two."""
+_SIGABRT = 6
+_PARENTS_CALLS = ("wait4", "waitid")
+_WANTS = (EMFILE, ENFILE, 12, 11)  # ENOMEM; EAGAIN of clone
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A process that let nobody in any more.
+
+    Attributes:
+        pid: Who.
+        how: What it did with the rest, for people.
+        first_s: When it began.
+        last_s: When it was last seen.
+        let_in: Connections that it had let in.
+        evidence: What proves it.
+        explained: Attempts that ended or wait so.
+        sharing_count: Processes that share the listener and have stopped together, 0 for one alone.
+        shared_count: Connections that they had let in together.
+        is_rate: It says that its clients come too fast, not that they are too many.
+        descriptors: That it had open then, where no sample says it, 0 otherwise.
+        is_told: The server said so itself.
+    """
+
+    pid: int
+    how: str
+    first_s: float
+    last_s: float
+    let_in: int
+    evidence: tuple[Evidence, ...]
+    explained: int
+    sharing_count: int = 0
+    shared_count: int = 0
+    is_rate: bool = False
+    descriptors: int = 0
+    is_told: bool = False
+
+
+@remembered
+def met_limits(signs: Signs) -> list[Met]:
+    """All who let nobody in any more, of those that could have; one process may be there twice."""
+    met = (
+        *_dying(signs),
+        *_deaf(signs),
+        *_closing(signs),
+        *_queueing(signs),
+        *_silent(signs),
+        *_refusing(signs),
+    )
+    return [each for each in met if each.is_told or _could_have(signs, each)]
+
+
+def _dying(signs: Signs) -> list[Met]:
+    """Processes that end as soon as they have one connection more than they can have.
+
+    They said so (``own-limit`` of ``analysis/server/server_words.py``), or their C library ended
+    them at the first descriptor that select(2) cannot name (glibc, debug/fdelt_chk.c: SIGABRT).
+    """
+    found = []
+    for end in signs.process_ends:
+        held = max(end.held_count, end.lost_count)
+        if end.is_orderly or held < fates.LEAST_COUNT:
+            continue
+        said = [
+            each
+            for each in signs.words_of("own-limit")
+            if each.pid in (0, end.pid) and abs(each.first_s - end.ended_s) <= _LAST_WORDS_S
+        ]
+        is_at_select = -_AROUND_SELECT <= held - FD_SETSIZE < 0
+        if not said and not (is_at_select and end.signal == _SIGABRT):
+            continue
+        by_select = is_at_select or any("select" in each.line for each in said)
+        evidence = Evidence("connections_held", held, "live_samples", end.ended_s)
+        found.append(
+            Met(
+                end.pid,
+                "ended at the next one",
+                end.first_lost_s,
+                end.ended_s,
+                held,
+                (evidence,),
+                signs.harmed_since(end.first_lost_s),
+                descriptors=FD_SETSIZE if by_select else 0,
+                is_told=bool(said),
+            )
+        )
+    return found
+
+
+def _deaf(signs: Signs) -> list[Met]:
+    """Processes that have closed their listening socket, and go on serving whom they have."""
+    view = signs.view
+    connections = view.connections
+    is_refused = connections["is_failed"] & (connections["close_kind"] == "refused")
+    refused = connections[is_refused]
+    ended = {end.pid for end in signs.process_ends}
+    pids = [pid for pid in fates.servers(view) if fates.accepted_count(view, pid) > 0]
+    fronts = [pid for pid in pids if view.subject(pid).role != "backend"]
+    if len(refused) < fates.LEAST_COUNT or not fronts or ended:
+        return []
+    first_s = float(refused["start_s"].min())
+    let_in = int((connections["established_s"] <= first_s + _ON_ITS_WAY_S).sum())
+    if let_in < fates.LEAST_COUNT:
+        return []  # it never listened where the clients came
+    most = max(fronts, key=lambda pid: (fates.accepted_count(view, pid), -pid))
+    evidence = Evidence("connects_refused", len(refused), "connections", first_s)
+    return [
+        Met(
+            most,
+            f"then closed its listening socket: {len(refused):,} connects were refused",
+            first_s,
+            float(refused["closed_s"].max()),
+            let_in,
+            (evidence,),
+            unserved_count(signs),
+            len(fronts) if len(fronts) > 1 else 0,
+            let_in if len(fronts) > 1 else 0,
+        )
+    ]
+
+
+def _closing(signs: Signs) -> list[Met]:
+    """Processes that close what they accept, at once."""
+    view = signs.view
+    connections = view.connections
+    ended = connections[connections["is_failed"] & connections["close_kind"].isin(["eof", "rst"])]
+    found = []
+    for each in fates.closed_at_once(view):
+        harmed = each.count if view.is_attached else len(ended)
+        if harmed < fates.LEAST_COUNT or each.count < harmed // 2:
+            continue
+        evidence = Evidence("closed_at_once", each.count, "connection_fates", each.first_s)
+        found.append(
+            Met(
+                each.pid,
+                f"closed the other {each.count:,} at once",
+                each.first_s,
+                each.last_s,
+                max(0, each.accepted_count - each.count),
+                (evidence,),
+                min(each.count, harmed),
+            )
+        )
+    return found
+
+
+def _queueing(signs: Signs) -> list[Met]:
+    """Processes that have stopped accepting, and are idle."""
+    view = signs.view
+    found = []
+    waiting = {each.pid for each in fates.stuck(view) if blocking_wait(view, each)}
+    connections = view.connections
+    refused = int((connections["is_failed"] & (connections["close_kind"] == "protocol")).sum())
+    came = max(1, int(connections["connected_s"].notna().sum()) - fates.LEAST_COUNT)
+    for queue in fates.standing_queues(view):
+        accepted = fates.accepted_count(view, queue.pid)
+        if not queue.pid or accepted <= 0 or not is_harmed_by_waiting(signs):
+            continue
+        if accepted <= refused or (refused >= fates.LEAST_COUNT and accepted >= came):
+            continue  # it took all who came, and sent some of them away
+        if queue.pid in waiting:  # what it took already waits for somebody else
+            continue
+        if not _is_free(signs, queue.pid, queue.first_s, queue.last_s):
+            continue
+        since_s = fates.last_accept_s(view, queue.pid)
+        begun_s = queue.first_s if since_s is None else min(since_s, queue.first_s)
+        if queue.sharing_pids:
+            begun_s = _all_stopped_s(signs, queue, begun_s)
+        evidence = [
+            Evidence(
+                "standing_queue",
+                queue.count,
+                "unix_listeners" if queue.is_unix else "open_fates",
+                queue.first_s,
+                of=queue.place,
+            ),
+            Evidence("time_without_accept", queue.last_s - begun_s, "connection_fates", begun_s),
+        ]
+        found.append(
+            Met(
+                queue.pid,
+                f"then accepted nobody, while {queue.count:,} waited in the queue of {queue.place}",
+                begun_s,
+                queue.last_s,
+                accepted,
+                tuple(evidence),
+                unserved_count(signs),
+                len(queue.sharing_pids),
+                _shared_count(signs, queue),
+            )
+        )
+    return found
+
+
+def _all_stopped_s(signs: Signs, queue: fates.StandingQueue, since_s: float) -> float:
+    """When nobody took anyone from a queue any more; of those who share it some may be too young.
+
+    A server that forks as it fills has processes that were not seen to accept: clients know whom
+    they let in.
+    """
+    if signs.view.is_attached:
+        return since_s
+    let_in_s = signs.view.connections["established_s"]
+    last_s = float(let_in_s[let_in_s <= queue.last_s].max())
+    return last_s if since_s < last_s <= queue.last_s - _STANDS_S else since_s
+
+
+def _shared_count(signs: Signs, queue: fates.StandingQueue) -> int:
+    """What all who share a queue took of it, 0 where nobody shares it.
+
+    A server that forks as it fills has processes that were too young to be counted.
+    """
+    if not queue.sharing_pids:
+        return 0
+    taken = sum(fates.accepted_count(signs.view, pid) for pid in queue.sharing_pids)
+    return taken if signs.view.is_attached else max(taken, signs.view.peak_count)
+
+
+def _silent(signs: Signs) -> list[Met]:
+    """Processes that go on accepting and read nothing of what they accept, with an idle loop."""
+    view = signs.view
+    found = []
+    for each in fates.stuck(view):
+        is_unread = each.unread_count >= max(fates.LEAST_COUNT, each.unanswered_count)
+        if (
+            not is_unread
+            or not is_harmed_by_waiting(signs)
+            or blocking_wait(view, each) is not None
+        ):
+            continue
+        if not each.answered_count or not _is_free(signs, each.pid, each.first_s, each.last_s):
+            continue
+        evidence = Evidence("unread_connections", each.unread_count, "open_fates", each.first_s)
+        found.append(
+            Met(
+                each.pid,
+                f"took {each.unread_count:,} more and read nothing of them",
+                each.first_s,
+                each.last_s,
+                each.answered_count,
+                (evidence,),
+                unserved_count(signs),
+            )
+        )
+    return found
+
+
+def _refusing(signs: Signs) -> list[Met]:
+    """A process that answers with an error of its own, and asks nobody behind it."""
+    view = signs.view
+    connections = view.connections
+    refused = connections[connections["is_failed"] & (connections["close_kind"] == "protocol")]
+    events = view.frames["events"]
+    told = [str(each) for each in events[events["event"] == "upgrade_refused"]["detail"]]
+    statuses = [int(match[1]) for text in told if (match := _TOO_MANY.match(text))]
+    serving = [pid for pid in fates.servers(view) if fates.accepted_count(view, pid) > 0]
+    fronts = [pid for pid in serving if view.subject(pid).role != "backend"]
+    failed = signs.errors[(signs.errors["syscall"] == "connect") & signs.errors["pid"].isin(fronts)]
+    established = int(connections["established_s"].notna().sum())
+    said = [each for each in signs.words_of("own-limit") if _REFUSES.search(each.line)]
+    if len(refused) < fates.LEAST_COUNT or not statuses or len(failed):
+        return []
+    if not fronts or (len(fronts) > 1 and not said):
+        return []
+    first_s, last_s = float(refused["closed_s"].min()), float(refused["closed_s"].max())
+    if not established or not any(_is_free(signs, pid, first_s, last_s) for pid in fronts):
+        return []
+    evidence = (
+        Evidence("handshakes_refused", len(refused), "connections", first_s),
+        Evidence("http_status", statuses[0], "events", first_s),
+    )
+    how = f"answered the other {len(refused):,} with HTTP {statuses[0]}"
+    speakers = [each.pid for each in said if each.pid in fronts]
+    return [
+        Met(
+            max(set(speakers or fronts), key=(speakers or fronts).count),
+            how,
+            first_s,
+            last_s,
+            established,
+            evidence,
+            len(refused),
+            len(fronts) if len(fronts) > 1 else 0,
+            established if len(fronts) > 1 else 0,
+            is_rate=statuses[0] == _TOO_MANY_REQUESTS
+            or any("limiting requests" in each.line for each in said),
+            is_told=bool(said),
+        )
+    ]
+
+
+_REFUSES = re.compile(r"limiting (?:connections|requests)|concurrency limit")
+"""Words of a server that answers with an error, and does not close or wait."""
+_TOO_MANY_REQUESTS = 429
+"""RFC 6585 section 4: too many requests in a given amount of time."""
+_TOO_MANY = re.compile(r"HTTP (429|500|503)\b")
+
+
+def unserved_count(signs: Signs) -> int:
+    """Attempts that failed or waited to the end."""
+    return signs.view.failed_count + signs.view.waiting_count
+
+
+def is_harmed_by_waiting(signs: Signs, late_count: int = 0) -> bool:
+    """Somebody was kept out, or came late; of real clients nobody says it."""
+    return signs.view.is_attached or unserved_count(signs) + late_count >= fates.LEAST_COUNT
+
+
+def _is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
+    """The process could serve: it needs no full core, and its first thread waits for events."""
+    if signs.is_busy(pid, first_s, last_s):
+        return False
+    view = signs.view
+    main = main_wait(view, pid)
+    if main is None:
+        return True
+    if main.kind == "sleep":
+        return _is_at_select(descriptors_of(signs, pid))
+    if main.kind not in ("lock", "pipe") and main.syscall not in _PARENTS_CALLS:
+        return False
+    if main.syscall.startswith("write"):
+        return False  # nobody reads what it says
+    # A thread for each connection, and the one that accepts waits until one of them is done; or
+    # the first thread has nothing to do but to wait for its parent's word, and another one has the
+    # events.
+    held = sum(
+        wait.thread_count
+        for wait in thread_waits(view, pid)
+        if wait.kind == "own_connection" and wait.share > 0.5
+    )
+    return held >= fates.LEAST_COUNT or some_thread_polls(view, pid)
+
+
+def _is_at_select(descriptors: int) -> bool:
+    return FD_SETSIZE - 3 <= descriptors <= FD_SETSIZE + 3
+
+
+def descriptors_of(signs: Signs, pid: int) -> int:
+    """Most descriptors that a process had open, 0 when not known."""
+    samples = signs.view.frames["process_samples"]
+    mine = samples["fd_count"][(samples["pid"] == pid) & (samples["fd_count"] > 0)]
+    return int(mine.max()) if len(mine) else 0
+
+
+def _could_have(signs: Signs, each: Met) -> bool:
+    """Nothing was missing that the kernel gives, and the number did not grow."""
+    view = signs.view
+    errors = signs.errors
+    mine = errors[(errors["pid"] == each.pid) & errors["errno"].isin(_WANTS)]
+    if (mine["syscall"] != "connect").any():
+        return False
+    own = signs.descriptors[signs.descriptors["pid"] == each.pid]
+    if len(own) and float(own["use"].fillna(0).max()) >= _FULL_USE:
+        return False
+    if view.is_attached:
+        return True
+    tried, let_in = attempts_after(signs, each.first_s)
+    return let_in <= _LET_IN_SHARE * max(fates.LEAST_COUNT, tried)
+
+
+def attempts_after(signs: Signs, since_s: float) -> tuple[int, int]:
+    """Attempts begun after a moment, and how many of them got in."""
+    connections = signs.view.connections
+    later = connections[connections["start_s"] > since_s + _ON_ITS_WAY_S]
+    return len(later), int(later["established_s"].notna().sum())

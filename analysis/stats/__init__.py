@@ -1,0 +1,1 @@
+"""Lines, spreads and what is computed once. No word of runs."""

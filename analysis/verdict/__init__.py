@@ -1,0 +1,1 @@
+"""Which finding stopped the run, what else explains it, and the sentence."""

@@ -1,0 +1,1 @@
+"""The measured client process. It imports as little as it can."""

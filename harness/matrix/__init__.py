@@ -1,0 +1,1 @@
+"""``profile-matrix``: scenario files, rows, the store, and one run of a row."""

@@ -1,0 +1,1 @@
+"""Command lines: the parser, argument types, and the step to typed requests."""

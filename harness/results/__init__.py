@@ -1,0 +1,1 @@
+"""From a recorded run directory to verdict, page, exports and bundles."""

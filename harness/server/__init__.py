@@ -1,0 +1,1 @@
+"""The measured server process. It imports as little as it can."""

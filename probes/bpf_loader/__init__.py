@@ -1,0 +1,1 @@
+"""How an eBPF program is compiled, kept, loaded, attached and read. Knows no probe."""

@@ -1,0 +1,1 @@
+"""What watching may cost, where the costly probes look, and when."""

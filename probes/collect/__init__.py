@@ -1,0 +1,1 @@
+"""The probe process: which probes there are, and how they are driven."""

@@ -1,0 +1,1 @@
+"""What the other rooms share with the probes: tables, files, time, errors, live memory."""

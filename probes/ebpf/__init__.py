@@ -1,0 +1,1 @@
+"""The eBPF probes: module, probe, C file and table have one name."""

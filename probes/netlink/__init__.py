@@ -1,0 +1,1 @@
+"""Sockets by netlink (sock_diag(7)). No probe."""

@@ -1,0 +1,1 @@
+"""The probe that samples Python with py-spy."""

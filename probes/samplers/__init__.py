@@ -1,0 +1,1 @@
+"""Probes without eBPF: module, probe and table have one name."""

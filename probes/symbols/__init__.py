@@ -1,0 +1,1 @@
+"""From addresses to names: kernel, ELF, Go, debug files, maps of runtimes."""

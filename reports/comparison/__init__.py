@@ -1,0 +1,1 @@
+"""``profile-compare``: page and text."""

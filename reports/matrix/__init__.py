@@ -1,0 +1,1 @@
+"""``profile-matrix``: page, terminal and Markdown."""

@@ -1,0 +1,1 @@
+"""report.html as a whole."""

@@ -1,0 +1,1 @@
+"""The live view, and the lines at the end."""
