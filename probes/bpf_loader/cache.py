@@ -53,7 +53,7 @@ def path_of(request: Request) -> Path:
     """Where the object of a request is kept.
 
     Args:
-        request: As ``bpf_compile.compile_and_load`` takes it. Its text has the offsets of this
+        request: As ``compile.compile_and_load`` takes it. Its text has the offsets of this
             kernel's structs; headers, kernel and bcc are what else the compiler is given.
     """
     uname = platform.uname()

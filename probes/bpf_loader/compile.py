@@ -45,7 +45,7 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
     Args:
         request: ``text`` (C), ``flags`` (of clang), ``constants`` (name to number), ``programs``
             (name to BPF_PROG_TYPE_*), ``maps`` (names), ``attach_types`` (name to BPF_*, where
-            needed), ``keep`` (where ``bpf_cache`` keeps it, if at all).
+            needed), ``keep`` (where ``cache`` keeps it, if at all).
 
     Returns:
         The answer and the descriptors that it counts: ``maps`` and ``programs`` list names in

@@ -8,7 +8,7 @@ DEADLINE_S = 60
 
 def told(code: str, *, is_apart: bool = False) -> str:
     head = "import sys, threading; from harness.results.ahead import AnalysisAhead; "
-    head += f"from harness import conclusion; conclusion.is_apart = lambda: {is_apart}; "
+    head += f"from harness.results import conclusion; conclusion.is_apart = lambda: {is_apart}; "
     head += "ahead = AnalysisAhead(); loaded = lambda: 'harness.results.pipeline' in sys.modules; "
     done = subprocess.run(
         [sys.executable, "-P", "-c", head + code],

@@ -145,7 +145,7 @@ def test_a_parent_that_is_killed_is_told_as_that_and_nobody_else_is_blamed(
 
         def parent_pid():
             children = psutil.Process(run.pid).children()
-            (found,) = (c.pid for c in children if f"harness.{side}_main" in c.cmdline())
+            (found,) = (c.pid for c in children if f"harness.{side}.main" in c.cmdline())
             return found
 
         deadline("all are open", lambda: run.poll() is not None or holds())

@@ -221,7 +221,7 @@ def test_the_page_of_a_matrix_is_drawn_by_it(tmp_path, monkeypatch):
 
 ROOT_STAYS_LEAN = """
 import sys
-from harness import {module}
+from harness.commands import {module}
 code = {module}.main(sys.argv[1:])
 print(code, sorted({{"pandas", "pyarrow", "matplotlib"}} & set(sys.modules)), file=sys.stderr)
 """
@@ -231,9 +231,9 @@ print(code, sorted({{"pandas", "pyarrow", "matplotlib"}} & set(sys.modules)), fi
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        ("cli_report", ["--format", "md"]),
-        pytest.param("cli_report", ["--format", "parquet"], marks=pytest.mark.variant),
-        pytest.param("cli_report", ["--bundle", "b.tar.xz"], marks=pytest.mark.variant),
+        ("report", ["--format", "md"]),
+        pytest.param("report", ["--format", "parquet"], marks=pytest.mark.variant),
+        pytest.param("report", ["--bundle", "b.tar.xz"], marks=pytest.mark.variant),
     ],
 )
 def test_a_command_of_root_reads_nothing_of_a_recording_itself(run, tmp_path, module, words):

@@ -244,7 +244,8 @@ def launched(command, report_fd, *, grace_s=20.0, user="", may_gain=False, **opt
 
 WATCHED = """
 import os, sys
-from harness import descendants, foreign_main
+from harness.foreign import descendants
+from harness.foreign import main as foreign_main
 def told(group, number):
     print("group", group, flush=True)
 def send(pid, number, is_meant):

@@ -552,8 +552,9 @@ def test_a_launcher_that_is_killed_leaves_nothing_of_the_server_and_is_told_as_t
     command = COMMAND
     if not with_group:
         code = (
-            "import sys; from harness import cli_run, server_group; "
-            "server_group.ServerGroup.make = lambda: None; sys.exit(cli_run.main(sys.argv[1:]))"
+            "import sys; from harness.commands import run; "
+            "from harness.foreign import server_group; "
+            "server_group.ServerGroup.make = lambda: None; sys.exit(run.main(sys.argv[1:]))"
         )
         command = [sys.executable, "-P", "-c", code]
     run = subprocess.Popen(

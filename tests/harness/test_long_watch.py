@@ -57,10 +57,10 @@ for turn, line in enumerate(sys.stdin):
 WATCH = """
 import gc, json, os, subprocess, sys
 from pathlib import Path
-from harness import recording
+from harness.supervision import recording
 from harness.foreign.processes import ForeignProcesses
 from harness.supervision.recorder import EventLog
-from probes import live as live_memory
+from probes.contract import live as live_memory
 from probes.collect.collector import Collector
 from probes.contract.live import Counter, Header, Live, Phase
 from probes.contract.rundir import RunDir

@@ -255,7 +255,7 @@ def test_it_waits_for_the_fleet_and_can_be_stopped_meanwhile(run, new_live, star
 
 NO_PY_SPY = """
 import sys
-from probes import pyspy
+from probes.python_stacks import python_stacks as pyspy
 from probes.collect.main import main
 pyspy.find_py_spy = lambda: None
 sys.exit(main(sys.argv[1:]))
@@ -745,7 +745,8 @@ def test_probes_know_how_much_longer_their_end_may_take(drive, told_s, slowness)
 
 UNREACHABLE = """
 import signal, sys, time
-from probes import collector, registry
+from probes.collect import collector
+from probes.collect import registry
 from probes.collect.main import main
 from probes.samplers.live_samples import LiveSamplesProbe
 

@@ -98,7 +98,8 @@ def test_it_works_where_python_itself_is_in_a_folder_of_root_alone(tmp_path, mon
 
 CALLS = """
 import ctypes, os, sys
-from probes import privileges, seccomp
+from probes.rights import privileges
+from probes.rights import seccomp
 from probes.symbols.name_parser_main import _READS
 privileges.gain_nothing()
 assert seccomp.install(_READS)
@@ -164,7 +165,7 @@ def mapped(tmp_path):
 
 NEEDS_MEMORY = """
 import os, struct, sys
-from probes import name_parser_main
+from probes.symbols import name_parser_main
 from probes.symbols.name_messages import Ask, Request
 from probes.symbols.name_parser import NameParser
 name_parser_main.MOST_MEMORY_BYTES = int(sys.argv[2])
@@ -201,7 +202,8 @@ def test_a_file_that_needs_too_much_memory_has_no_names(tmp_path, most_bytes, na
 
 SPINS = """
 import sys
-from probes import name_parser, name_parser_main
+from probes.symbols import name_parser
+from probes.symbols import name_parser_main
 real = name_parser.NameParser._file
 def spins(self, request, fd):
     while b"mapped" in self._lines[request.key][request.other].path:

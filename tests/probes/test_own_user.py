@@ -136,7 +136,8 @@ def test_which_numbers_a_user_namespace_has(id_map, number, is_there):
 
 CANNOT = """
 import os, sys
-from probes import own_user, privileges
+from probes.rights import own_user
+from probes.rights import privileges
 keeps = [name for name in ("setuid", "setgid") if name != sys.argv[1]]
 privileges.keep_only(keeps)
 said = own_user.can_become(own_user.OwnUser(61_184, 61_184))

@@ -34,7 +34,7 @@ for line in sys.stdin:
 INSIDE = """
 import json, os, subprocess, sys
 from pathlib import Path
-from probes import pid_namespace
+from probes.bpf_loader import pid_namespace
 from probes.ebpf.cpu_stacks import CpuStacksProbe
 from probes.ebpf.failing_syscalls import FailingSyscallsProbe
 from probes.contract.clock import now_ns

@@ -19,7 +19,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="has nothing to give u
 
 def rights_after(code: str) -> dict[str, str]:
     """/proc/self/status of a process that has run some code."""
-    script = f"from probes import privileges as p\n{code}\nprint(open('/proc/self/status').read())"
+    told = "print(open('/proc/self/status').read())"
+    script = f"from probes.rights import privileges as p\n{code}\n{told}"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )

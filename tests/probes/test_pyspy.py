@@ -290,7 +290,8 @@ def test_a_py_spy_has_two_capabilities_and_gains_none(start_kind):
 
 READS_ITS_LIKE = """
 import os, subprocess, sys
-from probes import privileges, pyspy_process
+from probes.rights import privileges
+from probes.python_stacks import pyspy_process
 if sys.argv[1] == "python":
     pyspy_process.shutil.which = lambda name: None
 privileges.bound_by(set(privileges.CAPABILITIES) - {"sys_ptrace"})

@@ -82,7 +82,7 @@ def test_every_probe_can_be_made_and_keeps_the_protocol(name: str):
 
 def test_listing_imports_no_probe():
     code = (
-        "import sys; from probes import registry; registry.resolve('full');"
+        "import sys; from probes.collect import registry; registry.resolve('full');"
         "print([m for m in sys.modules if m.split('.')[0] in ('bcc', 'pyarrow', 'psutil', 'numpy')"
         " or m.startswith('probes.bpf') or m == 'probes.python_stacks.python_stacks'])"
     )
