@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
 import struct
+import sys
+import termios
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +31,7 @@ SILENT, READING = 7, 5
 
 
 def fill(connection: socket.socket) -> int:
-    """Writes until the kernel takes no more, of a peer that reads nothing."""
+    """Writes until the kernel takes no more, of a peer that reads nothing, and all stands."""
     connection.setblocking(False)
     total = 0
     while select.select([], [connection], [], 0.2)[1]:
@@ -36,7 +39,19 @@ def fill(connection: socket.socket) -> int:
             total += connection.send(bytes(65_536))
         except BlockingIOError:
             break
+    # on a crowded host the kernel still moves what the peer's buffer has room for
+    end_s, unchanged_count, left = time.monotonic() + 20, 0, -1
+    while unchanged_count < 10:
+        assert time.monotonic() < end_s, f"{left} bytes still move"
+        time.sleep(0.03)
+        before, left = left, _unacknowledged_bytes(connection)
+        unchanged_count = unchanged_count + 1 if left == before else 0
     return total
+
+
+def _unacknowledged_bytes(connection: socket.socket) -> int:
+    answer = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ, tcp(7)
+    return int.from_bytes(answer, sys.byteorder)
 
 
 class Watch:
