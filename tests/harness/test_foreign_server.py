@@ -255,7 +255,7 @@ def test_no_command_line_has_the_environment_however_large_it_is(
     )
     assert run.done.returncode == 0, run.done.stderr
     assert got.read_text() == "s3cret" * 15_000
-    assert b"foreign_main" in seen.read_bytes()
+    assert b"harness.foreign.main" in seen.read_bytes()
     assert b"s3cret" not in seen.read_bytes()
 
 
@@ -576,7 +576,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_of_the_server_and_is_told_as_t
         (launcher,) = (
             pid
             for pid in children_of(run.pid)
-            if b"foreign_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"harness.foreign.main" in Path(f"/proc/{pid}/cmdline").read_bytes()
         )
         server = tree_of(launcher)[1:]
         assert len(server) == 4
