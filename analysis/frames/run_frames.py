@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from probes.contract import schema
@@ -26,6 +27,9 @@ _DTYPES: dict[str, Any] = {
     schema.TEXT: "str",
     schema.BOOL: "bool",
 }
+
+_UNSEEN_NS = 1_200_000_000
+"""Two sampling periods and a little: who is not seen for so long, while others are, has ended."""
 
 Reader = Callable[[str], TableRead]
 
@@ -130,6 +134,8 @@ def load(run: RunDir) -> RunFrames:
         )
     if incomplete or frames.is_cut_short:
         _fill_from_live(run, frames, incomplete)
+    if frames.is_cut_short:
+        _add_ends_by_samples(frames)
     return frames
 
 
@@ -207,6 +213,26 @@ def _processes_of_slots(slots: list[dict[str, int]]) -> pd.DataFrame:
         for slot in slots
     ]
     return pd.DataFrame(rows)
+
+
+def _add_ends_by_samples(frames: RunFrames) -> None:
+    """Ends that the supervisor did not live to write: who was no longer sampled had ended.
+
+    How is not known then. The moment is the middle between two samples.
+    """
+    processes, sampled = frames["processes"], frames["process_samples"]
+    seen_ns = sampled.groupby("pid")["at_ns"].max()
+    all_ns = np.unique(sampled["at_ns"])
+    ends_ns = {
+        int(str(pid)): (int(last_ns) + int(all_ns[all_ns > last_ns][0])) // 2
+        for pid, last_ns in seen_ns.items()
+        if int(all_ns[-1]) - int(last_ns) >= _UNSEEN_NS
+    }
+    exited_ns = processes["pid"].map(ends_ns).fillna(0).astype("int64")
+    told = processes["exited_ns"] > 0
+    frames.put(
+        "processes", processes.assign(exited_ns=processes["exited_ns"].where(told, exited_ns))
+    )
 
 
 def _last_moment_ns(connections: pd.DataFrame, slots: list[dict[str, int]]) -> int:

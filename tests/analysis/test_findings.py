@@ -465,6 +465,31 @@ def test_a_crash_at_the_limit_follows_from_it(build):
     assert by_cause(summary, "worker-crash").follows_from == "fd-limit-process"
 
 
+@pytest.mark.parametrize("seen_until_s", [2.0, 3.5])
+def test_of_a_run_that_was_killed_the_last_samples_tell_who_had_crashed(build, seen_until_s):
+    """Nobody lived to write its end; who is sampled to the end has not crashed."""
+    build.manifest |= {"status": "running", "target_connections": 400}
+    build.add("events", at_s=0.0, event="phase_ramp")
+    for worker in range(2):
+        build.process("server", worker, nofile_soft_count=20_000)
+    build.process("client", 0, nofile_soft_count=20_000)
+    build.connect(100)
+    build.connect(100, stage="closed", close_kind="rst", errno=104, closed_s=2.2)
+    for quarter in range(17):
+        for pid in (800, 801):
+            build.live(pid, quarter / 4, open_count=100, established_total=100)
+    build.cpu(800, 20, until_s=4.0)
+    build.cpu(801, 20, until_s=seen_until_s)
+    summary = summarise(build.frames())
+    crashed = [f for f in summary.findings if f.cause == "worker-crash"]
+    assert [f.subject.pid for f in crashed] == ([801] if seen_until_s == 2.0 else [])
+    if crashed:
+        assert summary.verdict.cause == "worker-crash"
+        assert crashed[0].confidence == "medium"
+        assert crashed[0].value_of("lost_within_1s") == 100
+        assert "a status that nobody could see" in crashed[0].sentence
+
+
 def test_a_process_that_the_run_stopped_did_not_crash(build):
     crash(build, with_emfile=False)
     for row in build.rows["processes"]:

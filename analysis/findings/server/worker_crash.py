@@ -124,8 +124,9 @@ def _died(signs: Signs, row: Mapping[Hashable, Any], end: ProcessEnd | None) -> 
     if signs.view.is_attached and end is not None and not end.held_count:
         # It served its last connection and ended. How, is not always to be seen.
         return status > 0 or (number > 0 and number not in ASKED_TO_END)
-    # of a server that was there before how it ended is not always to be seen
-    return status > 0 or number > 0 or (status < 0 and signs.view.is_attached)
+    # how it ended is not always to be seen: it was there before, or who would have seen it ended
+    is_unseen = signs.view.is_attached or signs.view.frames.is_cut_short
+    return status > 0 or number > 0 or (status < 0 and is_unseen)
 
 
 def _finding(signs: Signs, row: Mapping[Hashable, Any], end: ProcessEnd | None) -> Finding:
