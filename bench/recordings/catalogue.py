@@ -30,8 +30,6 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
     "healthy-20000": {"connections": 3000, "message_rate": 1000},
     "healthy-120000": {"connections": 4000},
     "healthy": {"connections": 2000},
-    # 71 % of the ports, as in the row
-    "port-search": {"connections": 3000, "port_range": "40000-44223"},
     # 16,384 ports of Windows, of which the row uses up all
     "r01-windows-ports": {"connections": 2125, "port_range": "49152-51199"},
     "hot-acceptor": {"connections": 2000},
