@@ -103,7 +103,9 @@ def test_there_are_watches_foreign_servers_and_runs_that_lack_something():
 def test_all_of_them_are_small():
     for recording in RECORDINGS.values():
         options = run_options.parse(list(recording.words))
-        assert options.connections <= 6_000, recording.id
+        # a search for a port costs something only among many
+        most_count = 20_000 if recording.id == "every-cause/port-search" else 6_000
+        assert options.connections <= most_count, recording.id
 
 
 def test_every_cause_that_is_provoked_anew_is_recorded_too():
