@@ -464,8 +464,13 @@ def rung_sentence(rung: Mapping[str, Any]) -> str:
     used, capacity = rung.get("used_at_peak"), rung.get("capacity")
     if isinstance(used, (int, float)) and isinstance(capacity, (int, float)):
         unit = unit_words(str(rung.get("unit", "")))
-        sentence += f" (used {used:,.6g} of {capacity:,.6g} {unit}".rstrip() + ")"
+        sentence += f" (used {_whole(used)} of {_whole(capacity)} {unit}".rstrip() + ")"
     return sentence
+
+
+def _whole(value: float) -> str:
+    """A number as people read it: 2,466,174, but 0.25."""
+    return f"{value:,.0f}" if abs(value) >= 1_000 or value == int(value) else f"{value:.4g}"
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -24,6 +24,7 @@ from reports.terminal.terminal import (
     picture,
     plain_line,
     print_end,
+    rung_sentence,
 )
 
 WORKERS = tuple((f"server {n}", 15_000 + n, 17_143, float(n)) for n in range(64))
@@ -298,3 +299,13 @@ def test_the_end_survives_an_encoding_without_blocks():
     stream = io.TextIOWrapper(raw, encoding="ascii")
     print_end({"verdict": {"cause": "x", "sentence": "µ"}}, None, stream)
     assert raw.getvalue() == b"verdict  ?\n"
+
+
+def test_a_large_capacity_is_written_out():
+    rung = {
+        "limit": "file_max", "subject": "the host", "unit": "count", "used_at_peak": 240_496.0,
+        "capacity": 2_466_174.0, "predicted_connections": 1_235_441.0,
+    }  # fmt: skip
+    assert "(used 240,496 of 2,466,174)" in rung_sentence(rung)
+    cores = rung | {"used_at_peak": 0.25, "capacity": 2, "unit": ""}
+    assert "(used 0.25 of 2)" in rung_sentence(cores)
