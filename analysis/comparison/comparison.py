@@ -118,9 +118,10 @@ class FigureRow:
 
     Attributes:
         name: And label, unit, better, slowed_by_probes: as in
-        ``analysis.comparison.run_figures.Figure``. values: Of every repeat that measured it, for
-        each variant. spreads: For each variant. against: Each variant but the first against the
-        first.
+            ``analysis.comparison.run_figures.Figure``.
+        values: Of every repeat that measured it, for each variant.
+        spreads: For each variant.
+        against: Each variant but the first against the first.
     """
 
     name: str

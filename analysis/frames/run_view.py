@@ -448,6 +448,10 @@ class RunView:
         """The side of that process."""
         return side_of_role(self.subject(pid).role)
 
+    def pids_of(self, *roles: str) -> list[int]:
+        """Every process of some roles, in the order of the table."""
+        return [int(pid) for pid in self.who["pid"][self.who["role"].isin(roles)]]
+
     def pid_of(self, role: str, worker: int) -> int:
         """The pid of a numbered process, 0 when not known."""
         rows = self.who[(self.who["role"] == role) & (self.who["worker"] == worker)]

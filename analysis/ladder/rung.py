@@ -27,8 +27,7 @@ class Rung:
         unit: count, pages, bytes, pct, ...
         per_connection: Use per connection of the whole run (not of this process), in ``unit``.
         fit_error_pct: Error of the slope in percent of the slope (``analysis.stats.slopes``); None
-        when
-            the slope was not fitted.
+            when the slope was not fitted.
         predicted_connections: Connections of the whole run at which this limit is met; None when
             this run cannot tell: ``note`` says why.
         source: Where capacity and use come from.

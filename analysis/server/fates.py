@@ -245,8 +245,7 @@ def _owners_of_port(view: RunView, port: int) -> list[int]:
     if pids:
         accepting = [pid for pid in pids if accepted_count(view, pid) > 0]
         return accepting or pids
-    who = view.who
-    return [int(pid) for pid in who["pid"][who["role"].isin(["server", "acceptor"])]]
+    return view.pids_of("server", "acceptor")
 
 
 @remembered
@@ -306,15 +305,13 @@ def before_stop(view: RunView, table: str) -> pd.DataFrame:
 
 def backend_pids(view: RunView) -> list[int]:
     """Processes that work behind those that hold the clients."""
-    who = view.who
-    return [int(pid) for pid in who["pid"][who["role"] == "backend"]]
+    return view.pids_of("backend")
 
 
 @remembered
 def servers(view: RunView) -> list[int]:
     """All processes of the server's side."""
-    who = view.who
-    return [int(pid) for pid in who["pid"][who["role"].isin(SERVER_ROLES)]]
+    return view.pids_of(*SERVER_ROLES)
 
 
 def busiest_front(view: RunView) -> int:
@@ -323,8 +320,20 @@ def busiest_front(view: RunView) -> int:
     A child that a server forks for a connection has its listener for a moment, until it executes
     another program.
     """
-    pids = [int(pid) for pid in view.who["pid"][view.who["role"] == "server"]]
-    return max(pids, key=lambda pid: accepted_count(view, pid), default=0)
+    return max(view.pids_of("server"), key=lambda pid: accepted_count(view, pid), default=0)
+
+
+@remembered
+def refused(view: RunView) -> pd.DataFrame:
+    """Connections whose clients got another answer than the upgrade, or a broken one."""
+    connections = view.connections
+    return connections[connections["is_failed"] & (connections["close_kind"] == "protocol")]
+
+
+def refusals_told(view: RunView) -> list[str]:
+    """What clients told of answers instead of the upgrade: ``HTTP 503: ...``; a few of each."""
+    events = view.frames["events"]
+    return [str(detail) for detail in events[events["event"] == "upgrade_refused"]["detail"]]
 
 
 def closers(view: RunView) -> dict[int, int]:

@@ -16,11 +16,11 @@ _EARLY_S, _LATE_S, _LATE_SHARE = 0.3, 0.8, 0.1
 """A timer is never early, but its moment is seen by another process; it is late on a full host."""
 _LEAST_MS = 500
 """A number without a unit that is smaller counts no milliseconds."""
-_TIME = re.compile(
-    r"time_?out|idle|keep_?-?alive|interval|ttl|expir|max_?-?age|life_?time|heartbeat|ping|pong",
-    re.IGNORECASE,
+TIME_WORDS = (
+    r"time_?out|idle|keep_?-?alive|interval|ttl|expir|max_?-?age|life_?time|heartbeat|ping|pong"
 )
-"""Words of a setting that is a time."""
+"""Of a setting that is a time."""
+_TIME = re.compile(TIME_WORDS, re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The worker at a full core: which, since when, and what it was doing."""
+"""The worker at a full core: which, and since when."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def _queueing(signs: Signs) -> list[Met]:
     found = []
     waiting = {each.pid for each in fates.stuck(view) if blocking_wait(view, each)}
     connections = view.connections
-    refused = int((connections["is_failed"] & (connections["close_kind"] == "protocol")).sum())
+    refused = len(fates.refused(view))
     came = max(1, int(connections["connected_s"].notna().sum()) - fates.LEAST_COUNT)
     for queue in fates.standing_queues(view):
         accepted = fates.accepted_count(view, queue.pid)
@@ -275,15 +275,13 @@ def _silent(signs: Signs) -> list[Met]:
 def _refusing(signs: Signs) -> list[Met]:
     """A process that answers with an error of its own, and asks nobody behind it."""
     view = signs.view
-    connections = view.connections
-    refused = connections[connections["is_failed"] & (connections["close_kind"] == "protocol")]
-    events = view.frames["events"]
-    told = [str(each) for each in events[events["event"] == "upgrade_refused"]["detail"]]
+    refused = fates.refused(view)
+    told = fates.refusals_told(view)
     statuses = [int(match[1]) for text in told if (match := _TOO_MANY.match(text))]
     serving = [pid for pid in fates.servers(view) if fates.accepted_count(view, pid) > 0]
     fronts = [pid for pid in serving if view.subject(pid).role != "backend"]
     failed = signs.errors[(signs.errors["syscall"] == "connect") & signs.errors["pid"].isin(fronts)]
-    established = int(connections["established_s"].notna().sum())
+    established = int(view.connections["established_s"].notna().sum())
     said = [each for each in signs.words_of("own-limit") if _REFUSES.search(each.line)]
     if len(refused) < fates.LEAST_COUNT or not statuses or len(failed):
         return []

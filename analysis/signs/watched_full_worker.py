@@ -92,8 +92,7 @@ def _siblings(signs: Signs, pid: int) -> list[int]:
     owners = owners[owners["socket_inode"].isin(inodes)]
     mine = owners[owners["pid"] == pid]["socket_inode"]
     others = owners[owners["socket_inode"].isin(mine) & (owners["pid"] != pid)]["pid"]
-    servers = view.who[view.who["role"] == "server"]["pid"]
-    return sorted({int(other) for other in others} & {int(server) for server in servers})
+    return sorted({int(other) for other in others} & set(view.pids_of("server")))
 
 
 def _room_count(signs: Signs, pid: int, at_s: float) -> int:

@@ -65,8 +65,8 @@ def watched_keepalives(signs: Signs) -> WatchedKeepalives | None:
     if traffic is None or not _are_small_and_answered(traffic):
         return None
     per_s = traffic.tx_per_s + traffic.rx_per_s
-    servers = signs.view.who[signs.view.who["role"] == "server"]["pid"]
-    each_pct = {int(p): signs.cpu_pct_of(int(p), since_s, until_s) or 0.0 for p in servers}
+    servers = signs.view.pids_of("server")
+    each_pct = {p: signs.cpu_pct_of(p, since_s, until_s) or 0.0 for p in servers}
     cpu_us = sum(each_pct.values()) * 1e4 / per_s
     taken = sum(signs.established_between(p, since_s, until_s) or 0 for p in each_pct)
     is_quiet = taken / max(until_s - since_s, 0.1) <= _MOST_NEW_SHARE * per_s

@@ -83,6 +83,5 @@ def _closer(signs: Signs) -> int:
     closed = fates.closed_at_once(signs.view)
     if closed:
         return closed[0].pid
-    who = signs.view.who
-    servers = [int(pid) for pid in who["pid"][who["role"] == "server"]]
+    servers = signs.view.pids_of("server")
     return servers[0] if len(servers) == 1 else 0

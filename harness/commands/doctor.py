@@ -69,9 +69,8 @@ def parser() -> Parser:
 def _doctor(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     if arguments.print_completion is not None:
-        from harness.commands.completion import (
-            completion_script,  # needs the parsers of all commands
-        )
+        # it needs the parsers of all commands
+        from harness.commands.completion import completion_script
 
         print(completion_script(arguments.print_completion), end="")
         return int(ExitCode.REACHED)

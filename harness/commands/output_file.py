@@ -21,12 +21,21 @@ def check_output_file(path: Path, *, option: str, usual: str) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{option} {path} is a directory", fix=f"{option} {path / usual}")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"{option} {path}: there is no directory {path.parent}", fix=f"mkdir -p {path.parent}"
-        )
+    check_parent(path, option=option)
     if is_kept(path):
         raise UsageError(
             f"{option} {path} is a device, and no file takes its place",
             fix=f"{option} FILE, for example {usual}",
+        )
+
+
+def check_parent(path: Path, *, option: str) -> None:
+    """Refuses a file or folder in a directory that is not there.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"{option} {path}: there is no directory {path.parent}", fix=f"mkdir -p {path.parent}"
         )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.commands.entry import run_command
-from harness.commands.output_file import check_output_file
+from harness.commands.output_file import check_output_file, check_parent
 from harness.options.parser import Example, Parser
 from harness.results import conclusion
 from harness.results.analysis_request import TABLES, TEXT, Request
@@ -250,11 +250,7 @@ def _check_output(output: Path, *, is_folder: bool = False) -> None:
         return
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is not a folder", fix=f"--output {output}.d")
-    if not output.parent.is_dir():
-        raise UsageError(
-            f"--output {output}: there is no directory {output.parent}",
-            fix=f"mkdir -p {output.parent}",
-        )
+    check_parent(output, option="--output")
 
 
 if __name__ == "__main__":

@@ -131,9 +131,8 @@ def _metrics(
     if options.metrics is None:
         yield
         return
-    from harness.supervision.metrics_endpoint import (
-        serving,  # http.server only when it is asked for
-    )
+    # http.server only when it is asked for
+    from harness.supervision.metrics_endpoint import serving
 
     with serving(options.metrics, run.path, plan.target_connections) as url:
         remarks.append(f"metrics: {url}")

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import NotRequired, TypedDict
 
+from analysis.server.own_timeouts import TIME_WORDS
 from probes.rights import stranger_file
 
 LEAST, MOST = 8, 10_000_000
@@ -43,8 +44,7 @@ _LINE = re.compile(
 )
 _SECRET = re.compile(r"pass|secret|token|key|pin(?!g)|auth|credential", re.IGNORECASE)
 _TIME_WORDS = re.compile(
-    r"time_?out|idle|keep_?-?alive|interval|ttl|expir|max_?-?age|life_?time|heartbeat|ping|pong"
-    r"|duration|deadline|grace|linger",
+    TIME_WORDS + r"|duration|deadline|grace|linger",
     re.IGNORECASE,
 )
 _TIME = re.compile(

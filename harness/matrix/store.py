@@ -116,9 +116,8 @@ class Matrix:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; ``comparison`` is for readers, the rest is what a resume needs."""
-        from analysis.document import (
-            json_safe,  # pandas: not for a list, nor for what is refused
-        )
+        # pandas comes with it: not for a list, nor for what is refused
+        from analysis.document import json_safe
 
         plain = {
             "schema_version": SCHEMA_VERSION,

@@ -27,7 +27,6 @@ from harness.results.archive import packed, read_members
 from harness.results.redaction import Redaction
 from harness.version import tool_version
 from probes.contract import schema
-from probes.contract.arrow_columns import arrow_column
 from probes.contract.errors import RunDirError, UsageError
 from probes.contract.live import Live
 from probes.contract.private_file import FOLDER_MODE, open_new
@@ -41,7 +40,7 @@ from probes.contract.rundir import (
     open_files,
     open_run_dir,
 )
-from probes.contract.table_writer import arrow_schema
+from probes.contract.table_writer import arrow_schema, batch_of
 from probes.contract.whole_file import replace_file
 
 MOST_BYTES = 256 << 20
@@ -236,13 +235,9 @@ def _stream_of(table: str, columns: dict[str, Any]) -> bytes:
     import pyarrow as pa
 
     wanted = arrow_schema(table)
-    types = [column.type for column in schema.TABLES[table].columns]
-    arrays = [
-        arrow_column(columns[name], kind) for name, kind in zip(wanted.names, types, strict=True)
-    ]
     stream = io.BytesIO()
     with pa.ipc.new_stream(stream, wanted) as sink:
-        sink.write_batch(pa.record_batch(arrays, schema=wanted))
+        sink.write_batch(batch_of(table, [columns[name] for name in wanted.names]))
     return stream.getvalue()
 
 

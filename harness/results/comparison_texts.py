@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from analysis.comparison.comparable import check_comparable, check_probes, probes_that_ran
-from analysis.comparison.comparison import compare, digest
+from analysis.comparison.comparison import RunDigest, compare, digest
 from analysis.comparison.document import document
 from analysis.frames.run_frames import load
 from analysis.summary import summarise
@@ -17,9 +16,6 @@ from harness.results.damaged_run import told_as_damage
 from harness.results.results import Result
 from probes.contract.rundir import RunDir, require_version
 from reports.comparison.text import comparison_text
-
-if TYPE_CHECKING:
-    from analysis.comparison.comparison import RunDigest
 
 _ADVICE = "leave it out, or copy the run directory again"
 

@@ -56,7 +56,7 @@ def conclude(
         run: A recorded run, also one that was interrupted or killed.
         report_path: Where the page goes; report.html of the run directory when None.
         with_page: With the page and derived tables; without it the verdict alone.
-        unwritten: See ``run_results.write_results``.
+        unwritten: See ``harness.results.results.write_results``.
 
     Returns:
         The content of verdict.json.

@@ -44,7 +44,8 @@ class MissingTypeError(LookupError):
 
     Args:
         name: What is missing, ``struct sock``; ``probes/bpf_loader/kernel_features.py`` knows who
-        has it. message: For people; made of the name when empty.
+            has it.
+        message: For people; made of the name when empty.
     """
 
     def __init__(self, name: str, message: str = "") -> None:

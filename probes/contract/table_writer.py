@@ -34,6 +34,15 @@ def arrow_schema(table: str) -> pa.Schema:
     return pa.schema([(c.name, arrow_type(c.type)) for c in schema.TABLES[table].columns])
 
 
+def batch_of(table: str, columns: Sequence[Any]) -> pa.RecordBatch:
+    """One batch of a table, of its columns in the order of the schema."""
+    import pyarrow as pa
+
+    types = [column.type for column in schema.TABLES[table].columns]
+    arrays = [arrow_column(*each) for each in zip(columns, types, strict=True)]
+    return pa.record_batch(arrays, schema=arrow_schema(table))
+
+
 class _WholeWrites(io.RawIOBase):
     """A file that takes all that it is given, or raises: write(2) on a full disk takes a part.
 
@@ -139,11 +148,7 @@ class TableWriter:
         self._write_batch(list(zip(*rows, strict=True)))
 
     def _write_batch(self, columns: Sequence[Any]) -> None:
-        import pyarrow as pa
-
-        types = [column.type for column in schema.TABLES[self.table].columns]
-        arrays = [arrow_column(*each) for each in zip(columns, types, strict=True)]
-        self._write(pa.record_batch(arrays, schema=self.schema))
+        self._write(batch_of(self.table, columns))
 
     def _write(self, batch: Any) -> None:
         now_s = time.monotonic()

@@ -3,8 +3,8 @@
 A file is read piece by piece and never mapped: it belongs to whoever runs the watched program, and
 a mapped file that its owner cuts kills its reader with SIGBUS. All that a file says of itself is
 bounded before it is believed, and it is read in a process without rights
-(``probes.symbols.name_parser``). Source: elf(5); the GNU notes and .gnu_debuglink: binutils'
-bfd/opncls.c.
+(``probes.symbols.name_parser``).
+Source: elf(5); the GNU notes and .gnu_debuglink: binutils' bfd/opncls.c.
 """
 
 from __future__ import annotations

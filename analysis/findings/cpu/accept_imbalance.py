@@ -117,7 +117,7 @@ def _workers(view: RunView) -> list[int]:
     A child that a foreign server forks for one of them has the listener until it executes another
     program: it is none unless it took one, or still had the listener when somebody looked.
     """
-    pids = [int(pid) for pid in view.who["pid"][view.who["role"] == "server"]]
+    pids = view.pids_of("server")
     owners = set(view.frames["listener_owners"]["pid"])
     if not view.is_foreign or not owners:
         return pids

@@ -94,8 +94,7 @@ def _hot_one(signs: Signs, pid: int) -> _Hot | None:
     since_s, until_s = best
     inside = cpu["at_s"].between(since_s + 0.01, until_s + 0.01)
     cpu_pct = float(cpu["cpu_pct"][inside & (cpu["pid"] == pid)].mean())
-    servers = view.who[view.who["role"] == "server"]["pid"]
-    workers = cpu[inside & cpu["pid"].isin(servers)].groupby("pid")["cpu_pct"].mean()
+    workers = cpu[inside & cpu["pid"].isin(view.pids_of("server"))].groupby("pid")["cpu_pct"].mean()
     workers_pct = float(workers.median()) if len(workers) else 0.0
     per_s = _handoffs_per_s(signs, pid, since_s, until_s)
     if per_s <= 0 or workers_pct > cpu_pct / 2 or not _accepts_alone(signs, pid):
@@ -112,8 +111,7 @@ def _accepts_alone(signs: Signs, pid: int) -> bool:
         return True
     known = (signs.view.manifest.get("server") or {}).get("processes") or []
     owners = {int(each["pid"]) for each in known if each.get("owns_listener")}
-    servers = signs.view.who[signs.view.who["role"] == "server"]["pid"]
-    return pid in owners and owners.isdisjoint(int(each) for each in servers)
+    return pid in owners and owners.isdisjoint(signs.view.pids_of("server"))
 
 
 def _waits(signs: Signs, since_s: float, until_s: float, per_s: float) -> tuple[float, int]:
@@ -132,10 +130,9 @@ def _waits(signs: Signs, since_s: float, until_s: float, per_s: float) -> tuple[
 
 def _handoffs_per_s(signs: Signs, pid: int, since_s: float, until_s: float) -> float:
     """By its own counter; of one that is not ours by the connections that its workers got."""
-    who = signs.view.who
     if signs.view.is_foreign:
-        servers = who[who["role"] == "server"]["pid"]
-        return sum(_per_s(signs, int(p), "established_total", since_s, until_s) for p in servers)
+        servers = signs.view.pids_of("server")
+        return sum(_per_s(signs, each, "established_total", since_s, until_s) for each in servers)
     return _per_s(signs, pid, "tx_messages_total", since_s, until_s)
 
 

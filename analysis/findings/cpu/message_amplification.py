@@ -170,8 +170,8 @@ def _amplified(signs: Signs, pid: int, since_s: float, until_s: float) -> Amplif
         rates = _watched(view, since_s, until_s)
     if rates is None or rates.in_per_s < _LEAST_IN_PER_S or rates.out_per_s <= 0:
         return None
-    servers = view.who[view.who["role"] == "server"]["pid"]
-    each_pct = {int(p): signs.cpu_pct_of(int(p), since_s, until_s) or 0.0 for p in servers}
+    servers = view.pids_of("server")
+    each_pct = {p: signs.cpu_pct_of(p, since_s, until_s) or 0.0 for p in servers}
     busy_pct = sum(each_pct.values())
     if not each_pct.get(pid):
         return None

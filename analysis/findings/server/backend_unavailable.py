@@ -58,8 +58,7 @@ class _Unreached:
 def find(signs: Signs) -> list[Finding]:
     """One finding about the proxy, or none."""
     view = signs.view
-    events = view.frames["events"]
-    told = [str(d) for d in events[events["event"] == "upgrade_refused"]["detail"]]
+    told = fates.refusals_told(view)
     statuses = [int(match[1]) for text in told if (match := _STATUS.match(text))]
     if not view.is_foreign or not statuses:
         return []
@@ -135,7 +134,7 @@ def _refused_connects(signs: Signs) -> _Unreached | None:
     is_refusal = (resets["direction"] == "rx") & (resets["state"] == "SYN_SENT")
     mine = resets[is_refusal & (resets["side"] == "other")]
     count = int(mine["event_count"].sum())
-    if count < max(fates.LEAST_COUNT, _refused_count(view) // 2):
+    if count < max(fates.LEAST_COUNT, len(fates.refused(view)) // 2):
         return None
     first_s = view.seconds(int(mine["first_ns"].min()))
     subject = view.subject(fates.busiest_front(view))
@@ -164,15 +163,9 @@ def _told(signs: Signs) -> _Unreached | None:
     return _Unreached(subject, said, evidence, first_s, last_s, ("server_words",))
 
 
-def _refused_count(view: RunView) -> int:
-    connections = view.connections
-    return int((connections["is_failed"] & (connections["close_kind"] == "protocol")).sum())
-
-
 def _refused_after_s(view: RunView) -> float:
     """How long clients waited for the refusal, 0 for nobody."""
-    connections = view.connections
-    refused = connections[connections["is_failed"] & (connections["close_kind"] == "protocol")]
+    refused = fates.refused(view)
     return float((refused["closed_s"] - refused["start_s"]).median()) if len(refused) else 0.0
 
 
@@ -180,7 +173,7 @@ def _finding(signs: Signs, found: _Unreached, status: int) -> Finding:
     view = signs.view
     first_s = found.first_s
     confidence, missing = signs.trust(*found.tables)
-    refused = _refused_count(view)
+    refused = len(fates.refused(view))
     return Finding(
         cause="backend-unavailable",
         severity="warning",

@@ -123,8 +123,8 @@ def _closer(view: RunView, count: int) -> int:
     found = fates.deepest(view, pids)
     if found:
         return max(found, key=lambda pid: most[pid])
-    servers = view.who[view.who["role"] == "server"]["pid"]
-    return int(servers.iloc[0]) if len(servers) == 1 else 0
+    servers = view.pids_of("server")
+    return servers[0] if len(servers) == 1 else 0
 
 
 def _timeout(view: RunView, pid: int, open_s: float) -> NamedTimeout | None:

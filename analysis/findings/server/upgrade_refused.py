@@ -61,8 +61,7 @@ def find(signs: Signs) -> list[Finding]:
         view.connections["is_failed"] & (view.connections["stage"] == "handshake")
     ]
     refused = ended[ended["close_kind"] == "protocol"]
-    events = view.frames["events"]
-    told = [str(detail) for detail in events[events["event"] == "upgrade_refused"]["detail"]]
+    told = fates.refusals_told(view)
     if refused.empty and view.is_foreign:
         refused = _closed_without_a_word(signs, ended)
         told = []
