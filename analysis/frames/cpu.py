@@ -106,14 +106,17 @@ def df_worker_cpu(view: RunView) -> pd.DataFrame:
 
 
 def df_host_cpu(view: RunView) -> pd.DataFrame:
-    """Share of each core's time by kind; core -1 is the mean over all."""
+    """Share of each core's time by kind; core -1 is the mean over all.
+
+    ``busy_pct`` is what was not idle: a core that the hypervisor has taken is not free.
+    """
     samples = view.host_cpu
     totals = [f"{kind}_ns_total" for kind in _KINDS]
     rate = rates(samples, "core", totals)
     whole = rate[totals].sum(axis=1).replace(0, np.nan)
     columns = {f"{kind}_pct": 100 * rate[f"{kind}_ns_total"] / whole for kind in _KINDS}
     frame = pd.DataFrame({"at_s": view.seconds_of(rate["at_ns"]), "core": rate["core"], **columns})
-    frame = frame.dropna().assign(busy_pct=lambda f: 100 - f["idle_pct"] - f["steal_pct"])
+    frame = frame.dropna().assign(busy_pct=lambda f: 100 - f["idle_pct"])
     if len(frame) and not (frame["core"] == -1).any():
         mean = frame.groupby("at_s", as_index=False).mean().assign(core=-1)
         frame = pd.concat([frame, mean], ignore_index=True)

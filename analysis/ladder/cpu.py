@@ -34,9 +34,9 @@ def host_cpu_rung(view: RunView) -> Rung:
     """Servers and clients together in the hold phase, against what others leave of the cores."""
     source = "process_samples of the fleet and /proc/stat in the hold phase"
     raw = view.host_cpu
-    kinds = ["user", "system", "softirq", "irq"]
+    kinds = ["user", "system", "softirq", "irq", "steal"]  # nobody has a core that is stolen
     whole = raw[raw["core"] >= 0] if (raw["core"] >= 0).any() else raw
-    moments = whole.groupby("at_ns")[[f"{k}_ns_total" for k in [*kinds, "idle", "steal"]]].sum()
+    moments = whole.groupby("at_ns")[[f"{k}_ns_total" for k in [*kinds, "idle"]]].sum()
     at_s = view.seconds_of(moments.index)
     inside = moments[(at_s >= view.hold.start_s) & (at_s <= view.hold.end_s)]
     fleet_pct = fleet_cpu_pct(view)

@@ -42,8 +42,6 @@ _IDLE_PCT = 20.0
 """Who gets and wants less of a core than this is not kept from its work by who has them."""
 _SETTLED_S = 0.6
 """An interval that ends sooner lies partly in the time before."""
-_BEYOND_SHARE = 0.2
-"""So much of an interval may lie behind the end of the watch: a full host delays the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +184,13 @@ def _is_kept_out_by_an_idle_server(signs: Signs, findings: list[Finding]) -> boo
     return bool(len(wanted_pct)) and bool((wanted_pct < _IDLE_PCT).all())
 
 
-def host_busy_between(view: RunView, since_s: Floats, until_s: Floats) -> tuple[Floats, Floats]:
-    """The busy share of all cores in each span, from their totals.
+def host_busy_between(
+    view: RunView, since_s: Floats, until_s: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """The share of all cores that was not idle in each span, from their totals.
 
-    On a full host the samples themselves come late, down to one in several seconds.
+    A core that the hypervisor has taken is not free either. On a full host the samples themselves
+    come late, down to one in several seconds.
 
     Args:
         view: The run.
@@ -197,17 +198,18 @@ def host_busy_between(view: RunView, since_s: Floats, until_s: Floats) -> tuple[
         until_s: Where they end.
 
     Returns:
-        Per cent, NaN where nobody knows; and how much of each span lies between the first sample
-        and the last, in s.
+        Per cent, NaN where nobody knows; of these what the hypervisor took; and how much of each
+        span lies between the first sample and the last, in s.
     """
     raw = view.host_cpu
     raw = raw[(raw["core"] == -1) == bool((raw["core"] == -1).any())]
     totals = raw.drop(columns="core").groupby("at_ns").sum()
     if len(totals) < 2:
-        return np.full(len(since_s), np.nan), np.zeros(len(since_s))
+        nobody_knows = np.full(len(since_s), np.nan)
+        return nobody_knows, nobody_knows, np.zeros(len(since_s))
     at_s = view.seconds_of(totals.index)
     whole = totals.sum(axis=1).to_numpy(dtype=np.float64)
-    free = (totals["idle_ns_total"] + totals["steal_ns_total"]).to_numpy(dtype=np.float64)
+    free = totals["idle_ns_total"].to_numpy(dtype=np.float64)
 
     def grown(values: Floats) -> Floats:
         """By how much, in each span; before the first sample and after the last it stands."""
@@ -215,8 +217,9 @@ def host_busy_between(view: RunView, since_s: Floats, until_s: Floats) -> tuple[
         return difference
 
     of_all = grown(whole)
-    busy_pct = 100 * grown(whole - free) / np.where(of_all > 0, of_all, np.nan)
-    return busy_pct, grown(at_s)
+    of_all = np.where(of_all > 0, of_all, np.nan)
+    stolen = totals["steal_ns_total"].to_numpy(dtype=np.float64)
+    return 100 * grown(whole - free) / of_all, 100 * grown(stolen) / of_all, grown(at_s)
 
 
 def is_starved(wait_pct: Floats, cpu_pct: Floats) -> Flags:
@@ -282,12 +285,11 @@ def _waiting_server(signs: Signs) -> Harm | None:
     best: tuple[float, float, pd.DataFrame] | None = None
     for pid, of_pid in rows.groupby("pid", sort=True):
         since_s = of_pid["at_s"].shift(fill_value=max(0.0, begun_s[int(str(pid))]))
-        mine = of_pid.assign(since_s=since_s, length_s=of_pid["at_s"] - since_s)
-        mine = mine[mine["at_s"] - signs.view.stop_s <= _BEYOND_SHARE * mine["length_s"]]
+        mine = _until_the_stop(of_pid.assign(since_s=since_s), signs.view.stop_s)
         for start, stop in runs_of(_starved_intervals(signs.view, mine)):
             part = mine.iloc[start:stop]
             from_s = float(part["since_s"].iloc[0])
-            until_s = min(float(part["at_s"].iloc[-1]), signs.view.stop_s)
+            until_s = float(part["at_s"].iloc[-1])
             if best is None or until_s - from_s > best[1] - best[0]:
                 best = from_s, until_s, part
     if best is None:
@@ -306,6 +308,29 @@ def _waiting_server(signs: Signs) -> Harm | None:
             Evidence("core_wait", wait_pct, "process_samples", from_s, of=str(subject)),
             Evidence("process_cpu", cpu_pct, "process_samples", from_s, of=str(subject)),
         ),
+    )
+
+
+def _until_the_stop(rows: pd.DataFrame, stop_s: float) -> pd.DataFrame:
+    """The intervals within the watch, with what is certain of one that reaches beyond its end.
+
+    A full host delays the samples, the last one by seconds. So much of its wait as fits behind the
+    end is taken to lie there, and all of its time on a core before it.
+
+    Args:
+        rows: Of one process: since_s, at_s, wait_pct, cpu_pct.
+        stop_s: End of the watch.
+    """
+    rows = rows[(rows["since_s"] < stop_s) & (rows["since_s"] < rows["at_s"])]
+    whole_s = rows["at_s"] - rows["since_s"]
+    length_s = rows["at_s"].clip(upper=stop_s) - rows["since_s"]
+    wait_s = (rows["wait_pct"] / 100 * whole_s - (whole_s - length_s)).clip(lower=0)
+    cpu_s = (rows["cpu_pct"] / 100 * whole_s).clip(upper=length_s - wait_s)
+    return rows.assign(
+        at_s=rows["at_s"].clip(upper=stop_s),
+        length_s=length_s,
+        wait_pct=100 * wait_s / length_s,
+        cpu_pct=100 * cpu_s / length_s,
     )
 
 

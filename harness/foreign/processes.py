@@ -312,12 +312,14 @@ class ForeignProcesses:
     # -- connections -----------------------------------------------------------------------------
 
     def _count(self, each: Held) -> None:
+        counted_ns = time.monotonic_ns()
         count = descriptor_count(each.pid)
         if count < 0:
             return
         open_count = max(0, count - each.own_count)
         grown = open_count - each.slot[Counter.OPEN_COUNT]
         each.slot[Counter.OPEN_COUNT] = open_count
+        each.slot[Counter.COUNTED_NS] = counted_ns
         self._are_moving |= abs(grown) > _MOVING_SHARE * each.slot[Counter.NOFILE_SOFT_COUNT]
         if grown > 0 and self._is_loaded:
             each.slot[Counter.ESTABLISHED_TOTAL] += grown

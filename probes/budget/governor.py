@@ -4,7 +4,9 @@ A server in service pays for who watches it with CPU that it cannot have, so an 
 budget of CPU time, which is saved up to a burst and spent where something happens. ``Governor``
 is told what was used and answers with one factor by which every probe's period is multiplied:
 1 while something happens that deserves it, ``CALM_STRETCH`` when nothing does, ``QUIET_STRETCH``
-when nothing has for a while, and more for as long as the budget is overdrawn.
+when nothing has for a while, and more for as long as the budget is overdrawn. It also knows when
+the watch stands back too far: a host that is full leaves it no core at all, and what makes the host
+full is what somebody wants to know.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ BEGIN_SHARE = 0.1
 """What ``KernelPurse`` saves up before it begins: it watches often and shortly, so that no second
 of the target is a much slower one."""
 
+STARVED_NS = NS_PER_S
+"""A watch that waited so long for a core between two looks does not see what it is there for."""
+
+FORWARD_NS, LONGEST_FORWARD_NS = 10 * NS_PER_S, 160 * NS_PER_S
+"""How long it takes its turn like others then, and at most where it starves again and again."""
+
 CALM_STRETCH, QUIET_STRETCH = 2.0, 4.0
 MOST_STRETCH = 32.0
 LONGEST_PERIOD_NS = 20 * NS_PER_S
@@ -58,6 +66,8 @@ class Governor:
     _used_ns: int = -1
     _alert_until_ns: int = 0
     _quiet_from_ns: int = 0
+    _forward_until_ns: int = 0
+    _forward_ns: int = FORWARD_NS
 
     def spend(self, at_ns: int, used_total_ns: int) -> None:
         """Takes a reading of the clocks, about once a second.
@@ -87,6 +97,20 @@ class Governor:
     def is_alert(self, at_ns: int) -> bool:
         """Whether something happened lately."""
         return at_ns < self._alert_until_ns
+
+    def wait(self, at_ns: int, waited_ns: int) -> None:
+        """Takes how long the watch has waited for a core since the look before."""
+        if waited_ns < STARVED_NS or self.is_starved(at_ns):
+            return
+        if self._forward_until_ns and at_ns - self._forward_until_ns < self._forward_ns:
+            self._forward_ns = min(LONGEST_FORWARD_NS, 2 * self._forward_ns)
+        else:
+            self._forward_ns = FORWARD_NS
+        self._forward_until_ns = at_ns + self._forward_ns
+
+    def is_starved(self, at_ns: int) -> bool:
+        """Whether those who want the cores left the watch none lately."""
+        return at_ns < self._forward_until_ns
 
     def is_quiet(self, at_ns: int) -> bool:
         """Whether nothing has happened for a while."""

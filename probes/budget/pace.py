@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from probes.budget.governor import Governor, aligned_ns
-from probes.budget.own_cost import OwnCost
+from probes.budget.own_cost import START_NICE, WATCH_NICE, OwnCost, core_wait_ns
 from probes.budget.row_budget import FINEST_STRETCH, LONGEST_ROWS_NS, RowBudget
 from probes.contract.clock import NS_PER_S
 from probes.contract.live import Counter, Header, Live
@@ -87,6 +87,7 @@ class AttachedPace:
         self._governor = governor if governor is not None else Governor()
         self._cost = OwnCost(os.getppid())
         self._spend_due_ns = 0
+        self._waited_ns = core_wait_ns(os.getpid())
         self._signs: tuple[int, ...] | None = None
 
     def alert(self, at_ns: int) -> None:
@@ -97,6 +98,10 @@ class AttachedPace:
         """When to look for signs next."""
         is_quiet = self._governor.is_quiet(at_ns)
         return aligned_ns(at_ns, _QUIET_LOOK_NS if is_quiet else _LOOK_NS)
+
+    def nice(self, at_ns: int) -> int:
+        """How far to stand back (nice(2))."""
+        return START_NICE if self._governor.is_starved(at_ns) else WATCH_NICE
 
     def flush_due_ns(self, at_ns: int) -> int:
         """When to write rows next: the further apart they are, the longer they may wait."""
@@ -127,6 +132,9 @@ class AttachedPace:
         self._signs = signs
         if at_ns >= self._spend_due_ns:
             self._spend_due_ns = at_ns + _SPEND_NS
+            waited_ns = core_wait_ns(os.getpid())
+            self._governor.wait(at_ns, waited_ns - self._waited_ns)
+            self._waited_ns = waited_ns
             self._governor.spend(at_ns, self._cost.total_ns())
         self._look_at_rows(at_ns)
         return self._governor.stretch(at_ns)

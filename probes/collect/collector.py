@@ -24,6 +24,7 @@ from probes.budget import pace as attached_pace
 from probes.budget import row_budget
 from probes.budget.governor import aligned_ns
 from probes.budget.hot_worker import AcceptFailures, HotWorkerWatch
+from probes.budget.own_cost import WATCH_NICE, stand_back
 from probes.budget.pace import AttachedPace
 from probes.collect import registry
 from probes.collect.driven import (
@@ -90,6 +91,7 @@ class Collector:
     _target: Target | None = None
     _followed: FollowedSlots | None = None
     _pace: AttachedPace | None = None
+    _nice: int = WATCH_NICE
     _phase: int = Phase.START
     _unmerged: list[TableWriter] = field(default_factory=list)
     _merge_due_ns: int = 0
@@ -462,6 +464,10 @@ class Collector:
         before = target.stretch, target.row_stretch
         target.stretch = self._pace.look(at_ns, is_hot=is_hot)
         target.row_stretch, target.is_coarse = self._pace.row_stretch, self._pace.is_coarse
+        if self._pace.nice(at_ns) != self._nice:
+            self._nice = self._pace.nice(at_ns)
+            if os.geteuid() == 0:  # without root there is no way back: it never stood so far back
+                stand_back(self._nice)
         quickens = target.stretch < before[0] or target.row_stretch < before[1]
         for entry in self.driven if quickens else ():
             if entry.running and entry.probe is not None:

@@ -122,6 +122,7 @@ class Counter(IntEnum):
     RETRIED_TOTAL = 40  # client: attempts after a connection's first
     RETRIED_OPEN_TOTAL = 41  # of them, of connections that had been open
     RETRIED_AFTER_BASE = 42  # first of nine words: attempts after one that ended so (CloseKind)
+    COUNTED_NS = 51  # server that is not ours: when OPEN_COUNT was read, written after it
 
 
 COUNTER_WORDS = 64

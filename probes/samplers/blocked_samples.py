@@ -238,10 +238,16 @@ class BlockedSamplesProbe:
             return
         channel = "" if channel == "0" else channel
         since_ns = still.since_ns(at_ns, pid, state_of(stat), channel)
+        if not since_ns and not still.is_same(pid, at_ns):
+            return
+        # also at the first look: on a slow host the second is seconds later, in the same sleep
+        turns_count = turns_of(_read(f"{folder}/schedstat"))
+        counted_ns = slot[Counter.COUNTED_NS]  # before the count, which is written first
+        slept_ns, took_some = self._sleeps.look(
+            at_ns, pid, turns_count, counted_ns, slot[Counter.OPEN_COUNT]
+        )
         if not since_ns:
             return
-        turns_count = turns_of(_read(f"{folder}/schedstat"))
-        slept_ns, took_some = self._sleeps.look(at_ns, pid, turns_count, slot[Counter.OPEN_COUNT])
         if took_some:
             still.leave_alone(pid)
             return

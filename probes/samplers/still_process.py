@@ -46,8 +46,6 @@ POLL_CHANNELS = (
 """Where an event loop, a blocking accept or a parent of workers waits for something to do."""
 _EPOLL_CHANNELS = ("ep_poll", "do_epoll")
 _OTHER_POLL_CHANNELS = ("do_sys_poll", "do_poll", "do_select", "poll_schedule", "do_wait")
-_SETTLED_NS = 300_000_000
-"""Connections are counted four times a second: so late is a count of what was accepted before."""
 
 
 class StillWatch:
@@ -122,14 +120,17 @@ class SleepWatch:
     def __init__(self) -> None:
         self._sleeps: dict[int, tuple[int, int, int]] = {}  # turns, since when, connections
 
-    def look(self, at_ns: int, pid: int, turns_count: int, open_count: int) -> tuple[int, bool]:
+    def look(
+        self, at_ns: int, pid: int, turns_count: int, counted_ns: int, open_count: int
+    ) -> tuple[int, bool]:
         """Takes one look at a main thread that stands still.
 
         Args:
             at_ns: When.
             pid: Whose.
             turns_count: Turns on a core so far, -1 when not known.
-            open_count: Connections of the process.
+            counted_ns: When its connections were counted: on a busy host seconds ago.
+            open_count: How many they were, or are by now.
 
         Returns:
             Since when it has not run, as far as was seen; and whether the process has taken
@@ -138,8 +139,8 @@ class SleepWatch:
         turns, since_ns, settled_count = self._sleeps.get(pid, (-1, at_ns, -1))
         if turns_count != turns or turns_count < 0:
             since_ns, settled_count = at_ns, -1
-        elif settled_count < 0 and at_ns - since_ns >= _SETTLED_NS:
-            settled_count = open_count
+        elif settled_count < 0 and counted_ns > since_ns:
+            settled_count = open_count  # an earlier count lacks what was taken just before
         self._sleeps[pid] = turns_count, since_ns, settled_count
         return since_ns, 0 <= settled_count < open_count
 

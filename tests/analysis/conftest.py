@@ -170,8 +170,10 @@ class RunBuilder:
         row = next(r for r in self.rows["processes"] if r["pid"] == pid)
         return row["role"], row["worker"]
 
-    def host_cpu(self, busy_pct: float, *, from_s: float, until_s: float) -> None:
-        """Both cores busy to this share."""
+    def host_cpu(
+        self, busy_pct: float, *, from_s: float, until_s: float, steal_pct: float = 0.0
+    ) -> None:
+        """Both cores busy to this share, and taken by the hypervisor to that one."""
         previous = [r for r in self.rows.get("host_cpu", []) if r["core"] == 0]
         user = previous[-1]["user_ns_total"] if previous else 0
         idle = previous[-1]["idle_ns_total"] if previous else 0
@@ -182,7 +184,8 @@ class RunBuilder:
                     at_s=from_s + 0.5 * i,
                     core=core,
                     user_ns_total=user + int(busy_pct / 100 * i * S / 2),
-                    idle_ns_total=idle + int((1 - busy_pct / 100) * i * S / 2),
+                    idle_ns_total=idle + int((1 - (busy_pct + steal_pct) / 100) * i * S / 2),
+                    steal_ns_total=int(steal_pct / 100 * i * S / 2),
                 )
 
     def health(self, *probes: str, **values: Any) -> None:

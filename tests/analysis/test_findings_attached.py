@@ -571,13 +571,13 @@ def test_a_burst_without_a_function_is_traffic_and_a_full_core_that_lasts_a_limi
     assert summarise(watched.frames()).verdict.cause == cause
 
 
-def full_host(build, *, wait_pct=None, cpu_pct=5.0, pressure_pct=99, busy_pct=99):
+def full_host(build, *, wait_pct=None, cpu_pct=5.0, pressure_pct=99, busy_pct=99, steal_pct=0.0):
     """6 s of a host that others fill; worker 0 as said, worker 1 idle. None: an older recording."""
     for worker, pct, wait in ((0, cpu_pct, wait_pct), (1, 0.5, wait_pct and 1)):
         for quarter in range(25):
             build.live(800 + worker, quarter / 4, open_count=100, established_total=100)
         build.cpu(800 + worker, pct, from_s=-0.5, until_s=6.0, fd_count=116, wait_pct=wait)
-    build.host_cpu(busy_pct, from_s=-0.5, until_s=6.0)
+    build.host_cpu(busy_pct, from_s=-0.5, until_s=6.0, steal_pct=steal_pct)
     for half in range(-1, 13):
         build.add("host_pressure", at_s=half / 2, resource="cpu",
                   some_ns_total=int((half + 1) * S / 2 * pressure_pct / 100))  # fmt: skip
@@ -600,6 +600,9 @@ def full_host(build, *, wait_pct=None, cpu_pct=5.0, pressure_pct=99, busy_pct=99
         pytest.param({"wait_pct": 1, "cpu_pct": 40}, "no-limit-met", id="busy, and gets its core"),
         pytest.param({"wait_pct": 60, "busy_pct": 94}, "no-limit-met", id="a core is free"),
         pytest.param({"wait_pct": 60, "pressure_pct": 0}, "host-cpu-saturated", id="psi=0"),
+        pytest.param(
+            {"wait_pct": 60, "busy_pct": 90, "steal_pct": 9}, "host-cpu-saturated", id="steal"
+        ),
     ],
 )
 def test_a_server_is_starved_when_it_waits_for_a_core_and_not_when_others_do(watched, host, cause):
@@ -616,6 +619,17 @@ def test_the_starved_process_is_said_with_what_it_waited_and_got(watched):
     )
     assert starved.fix[0].command.startswith("top ")
     assert "does not belong to the server" in starved.fix[0].command
+
+
+def test_cores_that_the_hypervisor_took_are_not_processes_beside_the_server(watched):
+    summary = full_host(watched, wait_pct=60, busy_pct=29, steal_pct=70)
+    starved = named(summary, "host-cpu-saturated")
+    assert starved.value_of("host_busy") == pytest.approx(99, abs=1)
+    shares = {e.of: e.value for e in starved.evidence if e.id == "host_share"}
+    assert shares["other machines of the hypervisor"] == pytest.approx(70, abs=1)
+    assert shares["processes beside the run"] == pytest.approx(29 - 5.5 / 2, abs=1)
+    assert "other machines of the hypervisor took 70 %" in starved.sentence
+    assert starved.fix[0].command.startswith("vmstat 1")
 
 
 def test_a_server_that_fills_the_host_itself_needs_more_cores(watched):
@@ -667,6 +681,28 @@ def test_waits_are_judged_over_three_seconds_without_a_rest(watched, wait_pcts, 
     assert ("host-cpu-saturated" in causes(summarise(watched.frames()))) is is_named
 
 
+@pytest.mark.parametrize(("wait_pct", "is_named"), [(90, True), (49, False)])
+def test_a_last_sample_that_comes_late_is_worth_what_cannot_lie_behind_the_end(
+    watched, wait_pct, is_named
+):
+    idle(watched)  # the watch ends at 6 s, and the sample of 1 to 6 s comes at 9
+    watched.rows["process_samples"].clear()
+    watched.cpu(800, 3, from_s=-0.5, until_s=1.0, wait_pct=0)
+    watched.cpu(800, 5, from_s=1.0, until_s=9.0, wait_pct=wait_pct)
+    watched.rows["process_samples"] = [
+        row
+        for row in watched.rows["process_samples"]
+        if not watched.ns(1.0) < row["at_ns"] < watched.ns(9.0)
+    ]
+    watched.host_cpu(99, from_s=-0.5, until_s=9.0)
+    summary = summarise(watched.frames())
+    assert ("host-cpu-saturated" in causes(summary)) is is_named
+    if is_named:  # 7.2 s of waiting, 3 of them behind the end
+        starved = named(summary, "host-cpu-saturated")
+        (waited,) = [e.value for e in starved.evidence if e.id == "core_wait"]
+        assert waited == pytest.approx(100 * 4.2 / 5, abs=1)
+
+
 @pytest.mark.parametrize(("full_from_s", "is_named"), [(2.5, True), (3.5, False)])
 def test_a_server_is_starved_only_while_no_core_is_free(watched, full_from_s, is_named):
     idle(watched)
@@ -680,13 +716,13 @@ def test_a_server_is_starved_only_while_no_core_is_free(watched, full_from_s, is
         assert named(summary, "host-cpu-saturated").first_s == full_from_s
 
 
-@pytest.mark.parametrize(("last_s", "is_named"), [(6.6, True), (7.5, False)])
+@pytest.mark.parametrize(("last_s", "is_named"), [(6.6, True), (7.5, True), (8.4, False)])
 def test_a_full_host_delays_samples_to_the_end_of_the_watch(watched, last_s, is_named):
-    """A sample at 2 s, the next when the watch was over, at 6 s: most was watched, or not."""
+    """A sample at 2 s, the next after the end at 6 s: 3 s waited, some of it within the watch."""
     idle(watched)
     watched.rows["process_samples"].clear()
     for at_s, wait_s in ((-0.5, 0.0), (2.0, 0.0), (last_s, 3.0)):
-        watched.add("process_samples", at_s=at_s, pid=800, role="server", state="running",
+        watched.add("process_samples", at_s=at_s, pid=800, role="server", state="sleeping",
                     run_queue_wait_ns_total=int(wait_s * S))  # fmt: skip
     watched.host_cpu(100, from_s=-0.5, until_s=8.0)
     assert ("host-cpu-saturated" in causes(summarise(watched.frames()))) is is_named

@@ -76,6 +76,21 @@ def test_a_worker_that_sleeps_is_seen_where_looks_are_seconds_apart(held):
     assert finding.value_of("loop_blocked_time") > 90
 
 
+@pytest.mark.parametrize(("step_s", "is_named"), [(0.45, True), (0.2, False)])
+def test_one_long_sleep_is_seen_in_few_looks_where_there_were_no_more(held, step_s, is_named):
+    for look in range(1, 4):
+        held.add(
+            "blocked_samples", at_s=2.0 + step_s * look, pid=801, turn_s=2.0,
+            lag_ns=round(1e9 * step_s * look), state="S", wait_channel="hrtimer_nanosleep",
+            syscall="clock_nanosleep", kernel_stack="", python_stack="",
+            period_ns=round(1e9 * step_s),
+        )  # fmt: skip
+    held.cpu(801, 1, from_s=0.0, until_s=6.0)
+    held.cpu(800, 2, from_s=0.0, until_s=6.0)
+    found = [cause for cause, _ in causes(summarise(held.frames()))]
+    assert ("worker-blocked" in found) is is_named
+
+
 def test_a_worker_that_sleeps_in_its_loop(held):
     block(held, 801)
     held.cpu(801, 1, from_s=0.0, until_s=6.0)

@@ -334,7 +334,7 @@ def test_workers_that_die_and_come_anew_are_followed(world):
 @pytest.mark.parametrize(
     ("path", "cause", "words"),
     [
-        ("/block/2.5", "worker-blocked", "clock_nanosleep"),
+        ("/block/4", "worker-blocked", "clock_nanosleep"),
         pytest.param("/spin/4.5", "hot-worker-code", "calculate", marks=pytest.mark.alone),
     ],
 )

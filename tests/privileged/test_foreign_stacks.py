@@ -212,11 +212,13 @@ def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(profile_run):
     assert "--perf-basic-prof and run again" not in page
 
 
+@pytest.mark.in_turn(cores=ONE_CORE)
 @pytest.mark.node
 def test_node_at_the_end_of_its_heap_is_told_from_hot_code(profile_run, has_symbols):
     verdict, page = profile_run(
         f"node --perf-basic-prof --max-old-space-size=200 {FOREIGN / 'collects.cjs'} {{port}}",
         *("--connections", "50", "--hold", "4", "--message-rate", "150"),
+        cores=ONE_CORE,
     )
     (pid,) = {f["subject"]["pid"] for f in verdict["findings"] if f["subject"].get("command")}
     Path(f"/tmp/perf-{pid}.map").unlink()

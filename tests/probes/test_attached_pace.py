@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from probes.budget import own_cost
-from probes.budget.governor import QUIET_STRETCH, Governor
+from probes.budget import pace as attached_pace
+from probes.budget.governor import FORWARD_NS, QUIET_STRETCH, STARVED_NS, Governor
 from probes.budget.own_cost import OwnCost, process_cpu_ns, stand_back
 from probes.budget.pace import CALM_FLUSH_NS, FLUSH_NS, AttachedPace, notes, signs_of
 from probes.budget.row_budget import RowBudget
@@ -68,6 +69,19 @@ def test_a_quiet_server_is_looked_at_less_often_and_that_is_not_put_on_the_budge
     assert pace.look(later_ns, is_hot=True) == 1
     assert pace.look_due_ns(later_ns) == later_ns + NS_PER_S // 5
     assert pace.flush_due_ns(later_ns) == later_ns + FLUSH_NS
+
+
+def test_a_watch_that_waits_for_a_core_stands_back_no_longer(new_live, monkeypatch):
+    waited_ns = [0]
+    monkeypatch.setattr(attached_pace, "core_wait_ns", lambda pid: waited_ns[0])
+    pace = AttachedPace(new_live(1, 1)[0])
+    pace.look(NS_PER_S, is_hot=False)
+    assert pace.nice(NS_PER_S) == own_cost.WATCH_NICE
+    waited_ns[0] += STARVED_NS
+    pace.look(4 * NS_PER_S, is_hot=False)
+    assert pace.nice(4 * NS_PER_S) == own_cost.START_NICE
+    pace.look(4 * NS_PER_S + FORWARD_NS, is_hot=False)
+    assert pace.nice(4 * NS_PER_S + FORWARD_NS) == own_cost.WATCH_NICE
 
 
 def test_what_the_budget_takes_is_counted(new_live):

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from probes.budget.governor import (
     CALM_STRETCH,
+    LONGEST_FORWARD_NS,
     LONGEST_PERIOD_NS,
     MOST_STRETCH,
     QUIET_AFTER_NS,
     QUIET_STRETCH,
+    STARVED_NS,
     Governor,
     KernelPurse,
     aligned_ns,
@@ -147,3 +149,24 @@ def test_a_process_without_descriptors_is_watched_beyond_the_share_but_not_again
     assert not purse.affords(True, True)
     purse.grant(62 * NS_PER_S)
     assert purse.affords(True, False)
+
+
+def test_a_watch_that_gets_no_core_takes_its_turn_for_a_while_and_longer_where_it_starves_again():
+    governor = Governor()
+    governor.wait(NS_PER_S, STARVED_NS - 1)
+    assert not governor.is_starved(NS_PER_S)
+    lengths_s = []
+    at_s = 1
+    for _ in range(7):
+        governor.wait(at_s * NS_PER_S, STARVED_NS)
+        since_s = at_s
+        while governor.is_starved(at_s * NS_PER_S):
+            governor.wait(at_s * NS_PER_S, STARVED_NS)  # it is on its way: nothing new
+            at_s += 1
+        lengths_s.append(at_s - since_s)
+        at_s += 2
+    assert lengths_s == [10, 20, 40, 80, 160, 160, 160]
+    at_s += LONGEST_FORWARD_NS // NS_PER_S  # a calm while, and it begins anew
+    governor.wait(at_s * NS_PER_S, STARVED_NS)
+    assert governor.is_starved((at_s + 9) * NS_PER_S)
+    assert not governor.is_starved((at_s + 10) * NS_PER_S)

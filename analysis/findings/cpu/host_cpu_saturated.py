@@ -39,6 +39,7 @@ from analysis.signs.signs import Signs
 from probes.contract.schema import SERVER_ROLES
 
 _COVERED = 0.6
+_TOLD_STEAL_PCT = 1.0
 _LEAST_WAIT_PCT = 30.0
 """Where cores are just full, every process of the run gets one soon."""
 _OF_THE_RUN = (*SERVER_ROLES, "client")
@@ -47,17 +48,23 @@ _WANTED_SHARE = 0.1
 """Where nobody knows who waits: a server that takes less of the cores may be one that is idle."""
 
 _WATCHING, _BESIDE = "connscope's own watching", BESIDE_THE_RUN
+_STOLEN = "other machines of the hypervisor"
 """What shares of the cores are called where no role says it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """Who took the CPU, in per cent of one core; ``others`` are processes beside the run."""
+    """Who took the CPU, in per cent of one core.
+
+    ``others`` are processes beside the run; ``stolen`` is what the hypervisor gave to somebody else
+    while this host had work (steal, proc_stat(5)).
+    """
 
     servers: float
     clients: float
     probes: float
     others: float
+    stolen: float
     capacity: float
 
     @property
@@ -71,6 +78,7 @@ class _Shares:
             "the clients": self.clients,
             _WATCHING: self.probes,
             _BESIDE: self.others,
+            _STOLEN: self.stolen,
         }
         ordered = sorted(parts.items(), key=lambda part: -part[1])
         ordered = [part for part in ordered if part[1] > 0]
@@ -92,7 +100,7 @@ def find(signs: Signs) -> list[Finding]:
         shares = _shares(signs, harm)
         if harm.is_of_any_task and shares.servers < _WANTED_SHARE * shares.capacity:
             continue
-        foreign = shares.others >= _OTHERS_SHARE * shares.capacity
+        foreign = shares.others + shares.stolen >= _OTHERS_SHARE * shares.capacity
         if foreign or not _is_named_otherwise(signs):
             is_limited = _stops_on_an_idle_host(signs)
             return [_finding(signs, harm, shares, foreign=foreign, is_limited=is_limited)]
@@ -129,7 +137,7 @@ def _longest_waiting(signs: Signs, harm: Harm) -> tuple[Subject, float] | None:
 
 def _busy_pct(signs: Signs, harm: Harm) -> float | None:
     """Busy share of all cores, None when the samples do not cover most of the span."""
-    (busy_pct,), (covered_s,) = host_busy_between(
+    (busy_pct,), _, (covered_s,) = host_busy_between(
         signs.view, np.array([harm.from_s]), np.array([harm.until_s])
     )
     if np.isnan(busy_pct) or covered_s < _COVERED * (harm.until_s - harm.from_s):
@@ -154,12 +162,17 @@ def _shares(signs: Signs, harm: Harm) -> _Shares:
 
     capacity = 100.0 * signs.view.core_count
     busy_pct = _busy_pct(signs, harm) or 0.0
+    _, (stolen_pct,), _ = host_busy_between(
+        signs.view, np.array([harm.from_s]), np.array([harm.until_s])
+    )
+    stolen = capacity * float(np.nan_to_num(stolen_pct)) / 100
     known = taken(*SERVER_ROLES, "client", "probe", "supervisor")
     return _Shares(
         servers=taken(*SERVER_ROLES),
         clients=taken("client"),
         probes=taken("probe", "supervisor"),
-        others=max(0.0, capacity * busy_pct / 100 - known),
+        others=max(0.0, capacity * busy_pct / 100 - stolen - known),
+        stolen=stolen,
         capacity=capacity,
     )
 
@@ -220,6 +233,9 @@ def _finding(
         evidence.append(Evidence("host_share", share_pct, "process_samples", of=name))
     others_pct = 100 * shares.others / shares.capacity
     evidence.append(Evidence("host_share", others_pct, "host_cpu", of=_BESIDE))
+    stolen_pct = 100 * shares.stolen / shares.capacity
+    if stolen_pct >= _TOLD_STEAL_PCT:
+        evidence.append(Evidence("host_share", stolen_pct, "host_cpu", of=_STOLEN))
     waiting = _longest_waiting(signs, harm)
     if waiting is not None and not view.is_attached:  # there it is the harm
         evidence.append(
@@ -237,8 +253,9 @@ def _finding(
         confidence = "medium"
         missing += ("nobody measured who waits for a core (process_samples, host_pressure)",)
     together = "the servers" if view.is_attached else "servers and clients together"
-    most = _BESIDE if foreign else together
-    most_pct = others_pct if foreign else 100 * shares.fleet / shares.capacity
+    most, most_pct = together, 100 * shares.fleet / shares.capacity
+    if foreign:
+        most, most_pct = max((_BESIDE, others_pct), (_STOLEN, stolen_pct), key=lambda of: of[1])
     return Finding(
         cause="host-cpu-saturated",
         severity="warning",
@@ -271,7 +288,15 @@ _BESIDE_A_LIMIT = "what stopped it would have done so on an idle host too, later
 def _fixes(harm: Harm, shares: _Shares, *, foreign: bool, attached: bool) -> tuple[Fix, ...]:
     fixes = []
     whom = "server" if attached else "run"
-    if foreign:
+    if foreign and shares.stolen > shares.others:
+        fixes.append(
+            Fix(
+                "vmstat 1  # st: choose a machine type or a host where it stays near 0",
+                f"gives the {whom} the {shares.stolen / 100:.1f} cores that the hypervisor gave to "
+                f"other machines; no setting in this one does",
+            )
+        )
+    elif foreign:
         fixes.append(
             Fix(
                 f"top -o %CPU  # and end, or move away, what does not belong to the {whom}",

@@ -33,6 +33,9 @@ _LEAST_SHARE = 0.25
 """A loop that is off the CPU inside its turns for a quarter of the time answers late; a healthy one
 is so for none of it: it never waits but in epoll_wait."""
 _LEAST_SAMPLES, _SOME_SAMPLES = 5, 2
+_SAMPLES_OF_ONE_TURN, _ONE_TURN_SHARE = 3, 0.5
+"""So few will do of one turn that lasts a second and was asleep for most of it: on a slow host
+there are no more looks at it. Ten looks a second make it five."""
 _SHORT_LEAST_S, _SHORT_LEAST_SAMPLES = 0.4, 4
 """Of a server that is not ours, under our own load: it is looked at ten times a second."""
 _GAP_S = 1.0
@@ -235,7 +238,7 @@ def _sampled(signs: Signs, pid: int) -> _Block | None:
     is_loaded = view.is_foreign and not view.is_attached
     least_s = _SHORT_LEAST_S if is_loaded else _LEAST_S
     least_count = _SHORT_LEAST_SAMPLES if is_loaded else _LEAST_SAMPLES
-    if len(mine) < least_count:
+    if len(mine) < _SAMPLES_OF_ONE_TURN:
         return None
     # on a slow host looks are seconds apart: a turn that went on meanwhile leaves no gap
     turns_s = (mine["lag_ns"] / 1e9).clip(lower=0)
@@ -246,12 +249,14 @@ def _sampled(signs: Signs, pid: int) -> _Block | None:
         until_s = float(rows["at_s"].iloc[-1])
         length_s = until_s - since_s
         blocked_s = min(float(rows["period_ns"].sum()) / 1e9, length_s)
-        if len(rows) < least_count or length_s < least_s:
+        if len(rows) < _SAMPLES_OF_ONE_TURN or length_s < least_s:
             continue
-        if blocked_s / length_s < _LEAST_SHARE:
+        share = blocked_s / length_s
+        is_one_turn = bool((turns_s[rows.index] >= _LEAST_S).any()) and share >= _ONE_TURN_SHARE
+        if share < _LEAST_SHARE or not (is_one_turn or len(rows) >= least_count):
             continue
         if best is None or length_s > best.until_s - best.since_s:
-            best = _described(pid, rows, since_s, until_s, 100 * blocked_s / length_s)
+            best = _described(pid, rows, since_s, until_s, 100 * share)
     return best
 
 
