@@ -35,6 +35,7 @@ from bench.command import end_on_sigterm, say
 from bench.recordings.watched import wait_until
 from harness.fleet import netns
 from harness.foreign.descendants import adopt_orphans
+from probes.collect.fair_deadline import FairDeadline
 from probes.proc import process_tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -298,12 +299,15 @@ def kill_one(
     try:
         killed, ends_with_it = _kill(child, role, at_s, which, how)
         wrong = []
-        try:
-            exit_code = child.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            wrong.append(f"it goes on {_END_S:g} s after {role} was killed")
+        deadline = FairDeadline(_END_S, 4 * _END_S, child.pid)
+        while child.poll() is None and deadline.left_s() > 0:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(min(1.0, deadline.left_s()))
+        if child.poll() is None:
+            roles = ", ".join(f"{pid} {what}" for pid, what in roles_in(child.pid).items())
+            wrong.append(f"it goes on {_END_S:g} s after {role} was killed: {roles}")
             os.killpg(child.pid, signal.SIGKILL)
-            exit_code = child.wait()
+        exit_code = child.wait()
         wrong += player.harm()
         wrong += host.left(child.pid, {each.pid for each in player.own})
     finally:
