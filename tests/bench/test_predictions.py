@@ -18,7 +18,7 @@ from tests.machine import in_turn
 COUNTED = [row.id for row in predictions.scenario().rows if row.extra["limit"] != "cpu_worker"]
 SPREAD = "SO_REUSEPORT"
 """How even the kernel's hash spreads connections is judged where nothing times out."""
-IS_VARIANT = (SPREAD, "of a client")
+IS_VARIANT = (SPREAD, "of a client", "local")
 
 
 def marked(row_id: str) -> Any:

@@ -419,6 +419,7 @@ def commands_of(root: int) -> list[list[str]]:
     return found
 
 
+@pytest.mark.variant
 def test_the_calls_of_a_32_bit_server_are_named_by_its_own_table(world):
     if os.uname().machine != "x86_64":
         pytest.skip("a 32-bit program for x86")

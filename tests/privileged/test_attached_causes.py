@@ -51,7 +51,8 @@ CORES = {
 """How many a row and its watch take, 0 for all."""
 VARIANTS = {
     *("syn-backlog", "full-worker-shared", "tcp-memory-pressure", "receive-buffer-full"),
-    "hot-acceptor",
+    *("hot-acceptor", "accept-queue", "conntrack", "accept-imbalance", "enobufs-sendmsg"),
+    *("memory-exhausted", "keepalive-storm"),
 }
 """Rows that are told from outside by the same tables as in a run of their own."""
 

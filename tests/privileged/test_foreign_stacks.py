@@ -238,6 +238,7 @@ def test_node_at_the_end_of_its_heap_is_told_from_hot_code(profile_run, has_symb
         assert thread in page
 
 
+@pytest.mark.variant
 def test_java_methods_are_named_by_the_map_of_jcmd_and_the_hot_thread_by_its_name(profile_run):
     if not (CLASSES / "HotServer.class").is_file() or shutil.which("jcmd") is None:
         pytest.skip("no JDK and its classes: make install-peers")

@@ -57,8 +57,14 @@ def of_still(verdict: dict[str, Any]) -> list[dict[str, Any]]:
     [
         ("stands_still.py", "sleep", {"worker-blocked"}, "a sleep"),
         ("stands_still.py", "stop", {"worker-blocked"}, "stopped by a signal"),
-        ("stands_still.py", "asks", {"worker-blocked"}, "an answer from a socket"),
-        ("stands_still.py", "calculate", {"hot-worker-code"}, "of a core"),
+        pytest.param(
+            *("stands_still.py", "asks", {"worker-blocked"}, "an answer from a socket"),
+            marks=pytest.mark.variant,
+        ),
+        pytest.param(
+            *("stands_still.py", "calculate", {"hot-worker-code"}, "of a core"),
+            marks=pytest.mark.variant,
+        ),
         # a file system in memory takes no time but that of the core
         pytest.param("stands_still.py", "flush", STILL, "", marks=pytest.mark.variant),
         pytest.param("stands_still.cjs", "sleep", {"worker-blocked"}, "a lock", marks=NODE_TOO),

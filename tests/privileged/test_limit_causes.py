@@ -251,6 +251,7 @@ def test_attach_names_the_task_limit_of_a_server_in_service(world, machine):
         watched.wait()
 
 
+@pytest.mark.variant
 def test_attach_names_used_up_mappings(world, machine):
     most = int(Path("/proc/sys/vm/max_map_count").read_text())
     with machine.shared():

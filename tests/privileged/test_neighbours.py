@@ -181,7 +181,20 @@ def test_a_healthy_run_in_the_hosts_namespace_is_reached_beside_it(
 
 @pytest.mark.parametrize(
     "words",
-    [("oom",), pytest.param(("files",), marks=pytest.mark.variant), *SAME_NAMESPACE],
+    [
+        *(("oom",), ("listener", "--here")),
+        *(
+            pytest.param(words, marks=pytest.mark.variant)
+            for words in (
+                ("files",),
+                ("listener", "--here", "--queue", "half-open"),
+                ("tcp_memory", "--here"),
+                ("tcp_memory", "--here", "--limit", "2000000"),
+                ("drops", "--here"),
+                ("time_wait", "--here"),
+            )
+        ),
+    ],
     ids=" ".join,
 )
 def test_a_healthy_server_that_is_watched_beside_it_meets_no_limit(served, namespace_fd, words):

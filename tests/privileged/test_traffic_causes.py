@@ -125,6 +125,7 @@ def test_clients_that_all_read_are_no_slow_consumers(broadcast):
     assert "slow-consumers" not in {f["cause"] for f in verdict["findings"]}
 
 
+@pytest.mark.variant
 def test_attach_names_clients_that_do_not_read(world, machine):
     with machine.shared():
         server = world.serve(sys.executable, str(BROADCASTS), str(world.port), "keep", str(SIZE))
@@ -172,7 +173,7 @@ def test_messages_that_go_to_all_are_named_with_the_number_that_fills_the_core(c
 
 
 @pytest.mark.in_turn
-@pytest.mark.parametrize("kind", ["echo", "ticks"])
+@pytest.mark.parametrize("kind", ["echo", pytest.param("ticks", marks=pytest.mark.variant)])
 def test_an_echo_and_what_a_server_says_by_itself_are_none(chat, kind):
     causes = {f["cause"] for f in chat(kind)["findings"]}
     assert "message-amplification" not in causes

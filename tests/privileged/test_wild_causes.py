@@ -61,7 +61,14 @@ def command(kind: str, count: int = LET_IN) -> str:
     return f"{sys.executable} -P {SERVER} {kind} {count} {{port}}"
 
 
-@pytest.mark.parametrize("kind", ["closes", "stops", "silent", "refuses"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "closes",
+        "stops",
+        *(pytest.param(each, marks=pytest.mark.variant) for each in ("silent", "refuses")),
+    ],
+)
 def test_a_limit_of_the_server_itself_is_named_with_its_number(ran, kind):
     run = ran(kind, command(kind))
     assert run.binding["cause"] == "own-limit"
@@ -74,7 +81,10 @@ def test_a_limit_of_the_server_itself_is_named_with_its_number(ran, kind):
     assert run.code == 3
 
 
-@pytest.mark.parametrize(("kind", "threads"), [("threads", LET_IN), ("asks", 4), ("one", 1)])
+@pytest.mark.parametrize(
+    ("kind", "threads"),
+    [("threads", LET_IN), ("asks", 4), pytest.param("one", 1, marks=pytest.mark.variant)],
+)
 def test_connections_that_wait_for_a_thread_or_for_somebody_else_are_told(ran, kind, threads):
     run = ran(kind, command(kind, threads))
     assert run.binding["cause"] == "waits-for-slot"
@@ -104,7 +114,11 @@ def test_the_setting_is_named_where_its_value_stands(ran, tmp_path):
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 @pytest.mark.parametrize(
-    ("behind", "cause"), [("stops", "own-limit"), ("threads", "waits-for-slot")]
+    ("behind", "cause"),
+    [
+        ("stops", "own-limit"),
+        pytest.param("threads", "waits-for-slot", marks=pytest.mark.variant),
+    ],
 )
 def test_what_works_behind_a_proxy_is_named_and_not_the_proxy(ran, tmp_path, behind, cause):
     script = tmp_path / "run.py"
