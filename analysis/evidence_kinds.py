@@ -311,6 +311,9 @@ _RUN: dict[str, EvidenceKind] = {
 
 _FATES: dict[str, EvidenceKind] = {
     "closed_at_once": EvidenceKind("count", "connections that it closed at once, unanswered"),
+    "closed_on_connect": EvidenceKind(
+        "count", "connections that the server closed within half a second of their connect"
+    ),
     "let_in": EvidenceKind("count", "connections that it let in"),
     "attempts_after": EvidenceKind("count", "attempts begun after it was met"),
     "attempts_after_let_in": EvidenceKind("count", "of them let in"),

@@ -14,6 +14,7 @@ from analysis.server.own_limits import FD_SETSIZE
 from analysis.server.thread_waits import blocking_wait, main_wait, some_thread_polls, thread_waits
 from analysis.signs.signs import EMFILE, ENFILE, Signs
 from analysis.stats.remembered import remembered
+from probes.contract.schema import SERVER_ROLES
 
 _FULL_USE = 0.98
 _LET_IN_SHARE = 0.1
@@ -23,6 +24,8 @@ _ON_ITS_WAY_S = 0.1
 _LAST_WORDS_S = 2.0
 _STANDS_S = 1.0
 """So long nobody is let in before it is said that a queue stands."""
+_AT_ONCE_S, _MOST_SHARE = 0.5, 0.9
+"""Of those that the server closed so many were so soon after their connect: it asked nobody."""
 _AROUND_SELECT = 20
 """Descriptors of its own: files, its listener, a pipe or two."""
 _SIGABRT = 6
@@ -70,6 +73,7 @@ def met_limits(signs: Signs) -> list[Met]:
         *_dying(signs),
         *_deaf(signs),
         *_closing(signs),
+        *_closing_as_clients_saw(signs),
         *_queueing(signs),
         *_silent(signs),
         *_refusing(signs),
@@ -169,6 +173,46 @@ def _closing(signs: Signs) -> list[Met]:
             )
         )
     return found
+
+
+def _closing_as_clients_saw(signs: Signs) -> list[Met]:
+    """The same where nobody watched who closes: those that come from then on are closed at once.
+
+    Clients know how soon after the connect that was. Who closes is whoever serves, unless it passes
+    connections on or has ended.
+    """
+    view = signs.view
+    if view.is_attached or len(view.frames["connection_fates"]) or signs.process_ends:
+        return []
+    live = view.frames["live_samples"]
+    peaks = live[live["role"].isin(SERVER_ROLES)].groupby("pid")["open_count"].max()
+    serving = [int(str(pid)) for pid, count in peaks.items() if count >= fates.LEAST_COUNT]
+    connections = view.connections
+    ended = connections[connections["is_failed"] & connections["close_kind"].isin(["eof", "rst"])]
+    soon = ended[ended["closed_s"] - ended["connected_s"] <= _AT_ONCE_S]
+    if len(soon) < fates.LEAST_COUNT or len(soon) < _MOST_SHARE * len(ended) or not serving:
+        return []
+    if any(view.subject(pid).role == "backend" for pid in fates.servers(view)):
+        return []
+    first_s, last_s = float(soon["start_s"].min()), float(soon["closed_s"].max())
+    let_in = int((connections["established_s"] <= first_s + _ON_ITS_WAY_S).sum())
+    most = max(serving, key=lambda pid: (int(peaks[pid]), -pid))
+    if let_in < fates.LEAST_COUNT or signs.is_busy(most, first_s, last_s):
+        return []
+    sharing_count = len(serving) if len(serving) > 1 else 0
+    return [
+        Met(
+            most,
+            f"closed the other {len(soon):,} at once",
+            first_s,
+            last_s,
+            int(peaks[most]) if sharing_count else let_in,
+            (Evidence("closed_on_connect", len(soon), "connections", first_s),),
+            len(soon),
+            sharing_count,
+            let_in if sharing_count else 0,
+        )
+    ]
 
 
 def _queueing(signs: Signs) -> list[Met]:

@@ -40,6 +40,34 @@ def test_who_closes_the_others_at_once_has_a_limit_of_its_own(foreign):
     assert finding.value_of("attempts_after_let_in") == 0
 
 
+@pytest.mark.parametrize(
+    ("closed_s", "is_limit"), [(1.65, True), (2.4, False)], ids=["at once", "later"]
+)
+def test_who_closes_at_once_is_told_by_clients_where_nobody_watched_it(foreign, closed_s, is_limit):
+    foreign.connect(60)
+    for quarter in range(12):
+        foreign.live(800, quarter / 4, open_count=60)
+    foreign.connect(40, from_s=1.5, until_s=1.6, stage="handshake", close_kind="rst", errno=104,
+                    closed_s=closed_s)  # fmt: skip
+    foreign.rows["probe_health"] = []
+    foreign.health("live_samples", "process_samples")
+    found = [f for f in summarise(foreign.frames()).findings if f.cause == "own-limit"]
+    assert bool(found) is is_limit
+    if is_limit:
+        (finding,) = found
+        assert finding.subject.pid == 800
+        assert (finding.value_of("let_in"), finding.value_of("closed_on_connect")) == (60, 40)
+        assert finding.confidence == "medium"  # nobody saw which process closed them
+
+
+def test_clients_are_not_believed_where_the_closing_process_was_watched(foreign):
+    served(foreign)
+    kept_out(foreign, "rst", errno=104, closed_s=1.7)
+    foreign.add("connection_fates", pid=800, at_s=2.0, last_s=1.6, fate="accepted",
+                connection_total=100, first_s=0.0)  # fmt: skip
+    assert "own-limit" not in [f.cause for f in summarise(foreign.frames()).findings]
+
+
 @pytest.mark.parametrize(("held_by_itself", "is_limit"), [(1, False), (30, True)])
 def test_who_passes_connections_on_closes_them_for_itself_alone(foreign, held_by_itself, is_limit):
     served(foreign)
