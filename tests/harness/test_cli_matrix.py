@@ -189,7 +189,7 @@ def stages(parent: Path) -> list[list[str]]:
 def test_ctrl_c_leaves_what_resume_goes_on_with(tmp_path, profile_matrix):
     runs = tmp_path / "runs"
     process = start(
-        *("--vary", "hold=0.2,15", "--output", str(runs), "--seed", "1", "--",
+        *("--vary", "hold=0.2,15", "--output", str(runs), "--seed", "1", "--no-report", "--",
           "--connections", "300", "--probes", "none"),
     )  # fmt: skip
 
@@ -209,7 +209,9 @@ def test_ctrl_c_leaves_what_resume_goes_on_with(tmp_path, profile_matrix):
     done_before = {o["row"]: o["run"] for o in before["outcomes"]}
     again = profile_matrix("--resume", str(path))
     assert again.returncode == 0, again.stderr
-    assert "runs  profile-run --connections 300 --probes none --hold 15\n" in again.stderr
+    assert (
+        "runs  profile-run --connections 300 --probes none --hold 15 --no-report\n" in again.stderr
+    )
     after = content(path)
     assert after["status"] == "finished"
     assert {o["row"] for o in after["outcomes"]} == {"hold=0.2", "hold=15"}
@@ -243,7 +245,7 @@ def descendants(pid: int) -> set[int]:
 def test_a_row_that_hangs_is_killed_with_its_whole_fleet(tmp_path):
     runs = tmp_path / "runs"
     process = start(
-        *("--vary", "workers=2", "--deadline", "10", "--output", str(runs), "--",
+        *("--vary", "workers=2", "--deadline", "10", "--no-report", "--output", str(runs), "--",
           "--connections", "100", "--probes", "none", "--hold", "600"),
     )  # fmt: skip
     # A busy machine may need all of the deadline for the start: so no stage is waited for.
@@ -261,7 +263,7 @@ def test_a_row_that_hangs_is_killed_with_its_whole_fleet(tmp_path):
 def test_the_death_of_the_matrix_takes_its_run_along_and_is_resumable(tmp_path):
     runs = tmp_path / "runs"
     process = start(
-        *("--vary", "workers=2", "--output", str(runs), "--",
+        *("--vary", "workers=2", "--no-report", "--output", str(runs), "--",
           "--connections", "100", "--probes", "none", "--hold", "600"),
     )  # fmt: skip
     wait_for("the hold", lambda: any("hold" in each for each in stages(runs)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,14 @@ def planned(tmp_path, monkeypatch):
         return path
 
     return plan
+
+
+@pytest.fixture
+def admitted(monkeypatch):
+    """The matrices that were let in: what their rows do then is no matter of whose they are."""
+    asked = []
+    monkeypatch.setattr(cli_matrix, "_run", lambda _, matrix: asked.append(matrix) or 0)
+    return asked
 
 
 def change(path: Path, edit) -> None:
@@ -132,16 +141,14 @@ def matrix_content(path: Path) -> dict:
     return json.loads((path / "matrix.json").read_text())
 
 
-def test_rows_of_a_shipped_scenario_need_no_key(planned, profile_matrix, key, monkeypatch):
+def test_rows_of_a_shipped_scenario_need_no_key(planned, profile_matrix, key, admitted):
     path = planned("the-2016-log", "--only", "r07*")
     key()
-    asked = []
-    monkeypatch.setattr(cli_matrix, "_run", lambda _, matrix: asked.append(matrix) or 0)
     done = profile_matrix("--resume", path)
     assert done.returncode == 0, done.stderr
     stored = matrix_content(path)
-    assert [list(row.words) for row in asked[0].rows] == [row["words"] for row in stored["rows"]]
-    assert [row.spec.against for row in asked[0].rows] == ["", "r05-eaddrnotavail"]
+    assert [list(row.words) for row in admitted[0].rows] == [row["words"] for row in stored["rows"]]
+    assert [row.spec.against for row in admitted[0].rows] == ["", "r05-eaddrnotavail"]
 
 
 @pytest.mark.parametrize(
@@ -155,19 +162,17 @@ def test_rows_of_a_shipped_scenario_need_no_key(planned, profile_matrix, key, mo
     ],
     ids=["words", "limit", "id", "none", "another scenario"],
 )
-def test_a_shipped_scenario_that_was_changed_is_not_run(planned, profile_matrix, monkeypatch, edit):
+def test_a_shipped_scenario_that_was_changed_is_not_run(planned, profile_matrix, admitted, edit):
     path = planned("the-2016-log", "--only", "r07*")
     change(path, edit)
-    asked = []
-    monkeypatch.setattr(cli_matrix, "_run", lambda _, matrix: asked.append(matrix) or 0)
     done = profile_matrix("--resume", path)
     assert done.returncode in {2, 5}, done.stderr
     assert len(done.stderr.splitlines()) == 2
-    assert not asked
+    assert not admitted
 
 
 @pytest.mark.parametrize("name", ["", "matrix.json", "rows", "logs"])
-def test_what_others_can_write_is_refused(planned, profile_matrix, name):
+def test_what_others_can_write_is_refused(planned, profile_matrix, admitted, name):
     path = planned(*VARIED)
     place = path / name
     place.chmod(place.stat().st_mode | 0o020)
@@ -176,21 +181,27 @@ def test_what_others_can_write_is_refused(planned, profile_matrix, name):
     error, fix = done.stderr.splitlines()
     assert "can be written by other users" in error
     assert fix.endswith(f"chmod go-w {place}")
+    assert not admitted
     place.chmod(place.stat().st_mode & ~0o022)
     assert profile_matrix("--resume", path).returncode == 0
+    assert len(admitted) == 1
 
 
 @as_root
 @pytest.mark.parametrize("name", ["", "matrix.json", "rows"])
-def test_what_belongs_to_another_user_is_refused(planned, profile_matrix, name, monkeypatch):
+def test_what_belongs_to_another_user_is_refused(
+    planned, profile_matrix, name, admitted, monkeypatch
+):
     path = planned(*VARIED)
     nobody = pwd.getpwnam("nobody")
     os.chown(path / name, nobody.pw_uid, nobody.pw_gid)
     done = profile_matrix("--resume", path)
     assert done.returncode == 2, done.stderr
     assert "belongs to user nobody" in done.stderr
+    assert not admitted
     monkeypatch.setenv("SUDO_UID", str(nobody.pw_uid))  # now it is who called sudo
     assert profile_matrix("--resume", path).returncode == 0
+    assert len(admitted) == 1
 
 
 @pytest.mark.parametrize("name", ["matrix.json", "matrix.html", "rows", "logs"])
@@ -232,6 +243,18 @@ def test_a_file_of_another_form_is_two_lines(tmp_path, profile_matrix, text):
     assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, call):
+    """A matrix of one row that has run, sealed by a key that nobody has any more."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix_seal, "_folder_of", lambda uid: folder / f"state-{uid}")
+        done = call(cli_matrix.main, *VARIED[:2], "--no-report", "--output", folder, *VARIED[2:])
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*-matrix-*")
+    return path
+
+
 @pytest.mark.parametrize(
     "edit",
     [
@@ -243,12 +266,10 @@ def test_a_file_of_another_form_is_two_lines(tmp_path, profile_matrix, text):
     ids=["facts", "verdict", "host", "options"],
 )
 def test_what_a_strangers_runs_came_to_is_understood_before_anything_runs(
-    planned, profile_matrix, key, edit
+    tmp_path, finished, profile_matrix, edit
 ):
-    path = planned(*VARIED)
-    done = profile_matrix("--resume", path)
-    assert done.returncode == 0, done.stderr
-    key()
+    path = tmp_path / finished.name
+    shutil.copytree(finished, path, symlinks=True)
     change(path, edit)
     before = matrix_content(path)
     done = profile_matrix("--resume", path, *VARIED)
@@ -267,7 +288,7 @@ def test_a_run_outside_of_it_is_refused(planned, run):
 
 
 def test_what_is_only_sent_is_in_no_file_of_it_and_asked_for_again(
-    tmp_path, planned, profile_matrix, monkeypatch
+    planned, profile_matrix, admitted
 ):
     secret = "Authorization: Bearer eyJhbGci"
     asked_with = (*VARIED, "--header", secret, "--path", "/chat?token=eyJhbGci")
@@ -277,11 +298,10 @@ def test_what_is_only_sent_is_in_no_file_of_it_and_asked_for_again(
     refused = profile_matrix("--resume", path)
     assert refused.returncode == 2, refused.stderr
     assert "sends values that are kept in no file" in refused.stderr
-    asked = []
-    monkeypatch.setattr(cli_matrix, "_run", lambda _, matrix: asked.append(matrix) or 0)
+    assert not admitted
     done = profile_matrix("--resume", path, *asked_with)
     assert done.returncode == 0, done.stderr
-    assert secret in asked[0].rows[0].words
+    assert secret in admitted[0].rows[0].words
     assert "eyJhbGci" not in done.stderr
 
 
@@ -310,7 +330,9 @@ def test_a_key_that_others_may_know_seals_nothing(tmp_path, planned, profile_mat
 
 
 @as_root
-def test_root_goes_on_with_what_who_called_sudo_has_sealed(planned, profile_matrix, monkeypatch):
+def test_root_goes_on_with_what_who_called_sudo_has_sealed(
+    planned, profile_matrix, admitted, monkeypatch
+):
     path = planned(*VARIED)
     nobody = pwd.getpwnam("nobody")
     mine, theirs = (matrix_seal._folder_of(uid) for uid in (0, nobody.pw_uid))
@@ -318,5 +340,7 @@ def test_root_goes_on_with_what_who_called_sudo_has_sealed(planned, profile_matr
     for each in (path, *path.rglob("*"), theirs, theirs / matrix_seal.KEY_FILE):
         os.chown(each, nobody.pw_uid, nobody.pw_gid)
     assert profile_matrix("--resume", path).returncode == 2
+    assert not admitted
     monkeypatch.setenv("SUDO_UID", str(nobody.pw_uid))
     assert profile_matrix("--resume", path).returncode == 0
+    assert len(admitted) == 1

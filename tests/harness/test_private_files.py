@@ -91,7 +91,7 @@ def test_a_run_belongs_to_who_called_sudo(tmp_path, call, by_sudo):
 
 @as_root
 def test_so_does_one_that_ctrl_c_ended_and_one_that_failed(tmp_path, deadline):
-    arguments = [*QUICK[:-1], "--hold", "600", "--output", str(tmp_path)]
+    arguments = [*QUICK[:-1], "--hold", "600", "--no-report", "--output", str(tmp_path)]
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "harness.commands.run", *arguments],
         stdout=subprocess.DEVNULL,
@@ -124,6 +124,7 @@ def test_a_watch_belongs_to_who_called_sudo(tmp_path):
     try:
         assert server.stdout.readline() == b"listens\n"
         words = ["--pid", str(server.pid), "--duration", "0.3", "--probes", "light", "--quiet"]
+        words.append("--no-report")
         done = subprocess.run(
             [
                 sys.executable,
