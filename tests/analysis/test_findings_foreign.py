@@ -216,6 +216,19 @@ def test_accepted_and_never_answered(foreign):
     assert finding.subject.pid == 800
 
 
+def test_a_proxy_whose_backend_lets_nobody_in_does_not_speak_another_protocol(foreign):
+    accepted(foreign, 100)
+    foreign.connect(100, stage="handshake", close_kind="timeout", errno=110, closed_s=3.0)
+    behind = foreign.process("backend", 0, start_s=-0.5)
+    foreign.add("connection_fates", at_s=2.0, pid=behind, fate="accepted", connection_total=60,
+                first_s=0.0, last_s=0.9)  # fmt: skip
+    for at_s in (1.5, 2.0, 2.5):
+        foreign.add("unix_listeners", at_s=at_s, pid=behind, path="/run/app", socket_inode=7,
+                    accept_queue_count=40, backlog_count=512)  # fmt: skip
+    (finding,) = summarise(foreign.frames()).findings
+    assert (finding.cause, finding.subject.pid) == ("own-limit", behind)
+
+
 def test_neither_in_a_server_that_established_some_or_accepted_none(foreign):
     accepted(foreign, 0)
     foreign.connect(100, stage="handshake", close_kind="timeout", errno=110, closed_s=3.0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.server import fates
 from analysis.server.thread_waits import blocking_wait
+from analysis.signs.limit_met import met_limits
 from analysis.signs.signs import Signs
 
 _LEAST_SHARE = 0.5
@@ -33,6 +34,8 @@ def find(signs: Signs) -> list[Finding]:
         return []
     if any(blocking_wait(view, each) is not None for each in fates.stuck(view)):
         return []  # it speaks the protocol, and waits for somebody else
+    if any(view.subject(met.pid).role == "backend" for met in met_limits(signs)):
+        return []  # it passes them on, and who is behind it lets nobody in
     live = view.frames["live_samples"]
     taken = live[live["role"].isin(["server", "acceptor"])].groupby("pid")["open_count"].max()
     if taken.empty or int(taken.max()) < 1:
