@@ -27,18 +27,39 @@ _COLUMNS = [
 
 
 def port_range(view: RunView) -> tuple[int, int]:
-    """The range of local ports of the run: snapshot, then plan, then sysctl, then the default."""
+    """The range of the clients' local ports, both ends inclusive.
+
+    Where each socket of theirs has one of its own (IP_LOCAL_PORT_RANGE, ip(7)), no snapshot knows
+    it.
+    """
+    planned = _planned(view)
+    return planned if planned and _is_by_socket(view) else namespace_port_range(view)
+
+
+def namespace_port_range(view: RunView) -> tuple[int, int]:
+    """What a socket has that asks for none: snapshot, then plan, then sysctl, then the default."""
     groups = view.frames["port_groups"]
     known = groups[groups["range_high_port"] > 0]
     if len(known):
         return int(known["range_low_port"].iloc[-1]), int(known["range_high_port"].iloc[-1])
-    planned = view.plan.get("port_range")
-    if isinstance(planned, list | tuple) and len(planned) == 2:
-        return int(planned[0]), int(planned[1])
+    planned = _planned(view)
+    if planned and not _is_by_socket(view):
+        return planned
     words = view.sysctl("net.ipv4.ip_local_port_range").split()
     if len(words) == 2:
         return int(words[0]), int(words[1])
     return _DEFAULT_RANGE
+
+
+def _planned(view: RunView) -> tuple[int, int] | None:
+    planned = view.plan.get("port_range")
+    if isinstance(planned, list | tuple) and len(planned) == 2:
+        return int(planned[0]), int(planned[1])
+    return None
+
+
+def _is_by_socket(view: RunView) -> bool:
+    return view.plan.get("port_range_by") == "socket"
 
 
 def df_ports(view: RunView) -> pd.DataFrame:
@@ -61,6 +82,9 @@ def df_ports(view: RunView) -> pd.DataFrame:
     absent = ~pd.MultiIndex.from_frame(recorded[key]).isin(from_kernel)
     frame = pd.concat([seen, recorded[absent].drop(columns="refused_count")], ignore_index=True)
     found = refused.reindex(pd.MultiIndex.from_frame(frame[key])).fillna(0).to_numpy()
+    if _is_by_socket(view):
+        # sockets of earlier runs, closed a minute ago, have other ports of the host's range
+        frame["ports_used_count"] = frame["ports_used_count"].clip(upper=range_count)
     frame = frame.assign(
         range_count=range_count,
         used_pct=100 * frame["ports_used_count"] / range_count,

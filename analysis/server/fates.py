@@ -150,6 +150,25 @@ def accepted_count(view: RunView, pid: int) -> int:
 
 
 @remembered
+def let_in_count(view: RunView, pid: int) -> int:
+    """Connections that a process accepted; where nobody was watched, the most that it held."""
+    if len(view.frames["connection_fates"]):
+        return accepted_count(view, pid)
+    live = view.frames["live_samples"]
+    held = live["open_count"][live["pid"] == pid]
+    return int(held.max()) if len(held) else -1
+
+
+def grew_between(view: RunView, pid: int, first_s: float, last_s: float) -> bool:
+    """A process had more connections at the end of a span than at its beginning."""
+    live = view.frames["live_samples"]
+    live = live[live["pid"] == pid]
+    at_s = view.seconds_of(live["at_ns"])
+    held = live["open_count"][(at_s >= first_s) & (at_s <= last_s)]
+    return len(held) > 1 and int(held.iloc[-1]) > int(held.iloc[0])
+
+
+@remembered
 def last_accept_s(view: RunView, pid: int) -> float | None:
     """When a process last accepted a connection, None when it was not seen to."""
     rows = view.frames["connection_fates"]

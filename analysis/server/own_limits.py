@@ -181,12 +181,13 @@ def _by_value(
         (each for each in facts.get("settings") or [] if each.get("value_s") is None),
         key=lambda each: (
             bool(_COMMENT.match(str(each.get("text")))),
+            abs(int(each["value"]) - connections),
             not (each["name"] or each.get("text")),
         ),
     )
     for each in settings:
         value = int(each["value"])
-        if abs(value - connections) <= 1:
+        if abs(value - connections) <= 1 and not _STATUS.search(str(each.get("text") or "")):
             where, needed = _where(each), _round(wanted * 1.1)
             if not each.get("file"):
                 if not each["name"] and not each.get("text"):
@@ -203,6 +204,8 @@ def _by_value(
     return None
 
 
+_STATUS = re.compile(r"HTTP/1\.[01]|\bswitching\b|\bstatus|\bwriteHead\b", re.IGNORECASE)
+"""A line that answers: what it has near the number of connections is an HTTP status (101, 503)."""
 _COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|;|--|\"\"\")")
 
 

@@ -125,7 +125,7 @@ def _deaf(signs: Signs) -> list[Met]:
     is_refused = connections["is_failed"] & (connections["close_kind"] == "refused")
     refused = connections[is_refused]
     ended = {end.pid for end in signs.process_ends}
-    pids = [pid for pid in fates.servers(view) if fates.accepted_count(view, pid) > 0]
+    pids = [pid for pid in fates.servers(view) if fates.let_in_count(view, pid) > 0]
     fronts = [pid for pid in pids if view.subject(pid).role != "backend"]
     if len(refused) < fates.LEAST_COUNT or not fronts or ended:
         return []
@@ -133,7 +133,7 @@ def _deaf(signs: Signs) -> list[Met]:
     let_in = int((connections["established_s"] <= first_s + _ON_ITS_WAY_S).sum())
     if let_in < fates.LEAST_COUNT:
         return []  # it never listened where the clients came
-    most = max(fronts, key=lambda pid: (fates.accepted_count(view, pid), -pid))
+    most = max(fronts, key=lambda pid: (fates.let_in_count(view, pid), -pid))
     evidence = Evidence("connects_refused", len(refused), "connections", first_s)
     return [
         Met(
@@ -224,7 +224,10 @@ def _queueing(signs: Signs) -> list[Met]:
     refused = len(fates.refused(view))
     came = max(1, int(connections["connected_s"].notna().sum()) - fates.LEAST_COUNT)
     for queue in fates.standing_queues(view):
-        accepted = fates.accepted_count(view, queue.pid)
+        accepted = fates.let_in_count(view, queue.pid)
+        is_watched = fates.accepted_count(view, queue.pid) >= 0
+        if not is_watched and fates.grew_between(view, queue.pid, queue.first_s, queue.last_s):
+            continue  # it takes them, slowly
         if not queue.pid or accepted <= 0 or not is_harmed_by_waiting(signs):
             continue
         if accepted <= refused or (refused >= fates.LEAST_COUNT and accepted >= came):
@@ -245,8 +248,10 @@ def _queueing(signs: Signs) -> list[Met]:
                 queue.first_s,
                 of=queue.place,
             ),
-            Evidence("time_without_accept", queue.last_s - begun_s, "connection_fates", begun_s),
         ]
+        if is_watched:
+            stood_s = queue.last_s - begun_s
+            evidence.append(Evidence("time_without_accept", stood_s, "connection_fates", begun_s))
         found.append(
             Met(
                 queue.pid,
@@ -322,7 +327,7 @@ def _refusing(signs: Signs) -> list[Met]:
     refused = fates.refused(view)
     told = fates.refusals_told(view)
     statuses = [int(match[1]) for text in told if (match := _TOO_MANY.match(text))]
-    serving = [pid for pid in fates.servers(view) if fates.accepted_count(view, pid) > 0]
+    serving = [pid for pid in fates.servers(view) if fates.let_in_count(view, pid) > 0]
     fronts = [pid for pid in serving if view.subject(pid).role != "backend"]
     failed = signs.errors[(signs.errors["syscall"] == "connect") & signs.errors["pid"].isin(fronts)]
     established = int(view.connections["established_s"].notna().sum())

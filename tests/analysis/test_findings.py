@@ -197,6 +197,23 @@ def test_other_failures_of_bind_and_connect_are_not_port_exhaustion(build, stage
     assert summary.verdict.cause == cause
 
 
+@pytest.mark.parametrize(
+    ("by", "size", "fix"),
+    [("socket", 1009, "profile-run --port-range"), ("host", 28232, "sysctl -w")],
+)
+def test_a_range_of_each_socket_is_not_the_one_of_the_host(build, by, size, fix):
+    """Without root the clients set it; TIME_WAIT of a run before holds ports of the host's."""
+    ports_run(build)
+    build.manifest["plan"]["port_range_by"] = by
+    build.add("port_groups", at_s=0.9, source_address="127.0.0.1", destination_port=9000,
+              destination_address="127.0.0.1", ports_used_count=1805,
+              range_low_port=32768, range_high_port=60999)  # fmt: skip
+    finding = by_cause(summarise(build.frames()), "ephemeral-ports-exhausted")
+    assert finding.value_of("port_range_size") == size
+    assert finding.value_of("ports_used") == min(size, 1805)
+    assert finding.fix[1].command.startswith(fix)
+
+
 def test_ports_that_somebody_else_holds_lower_the_confidence(build):
     ports_run(build)
     build.manifest["plan"] = {"port_range": [32768, 60999]}

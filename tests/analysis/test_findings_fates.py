@@ -235,6 +235,50 @@ def test_a_line_of_code_names_a_limit_before_a_comment_does():
     assert limit.where == "/srv/a.js:2: server.maxConnections = 120;"
 
 
+def test_a_status_in_a_line_that_answers_is_no_limit_and_what_fits_exactly_goes_first():
+    line = 'answer = b"HTTP/1.1 101 Switching Protocols"'
+    status = {"name": "", "value": 101, "file": "/srv/a.py", "line": 35, "text": line}
+    assert name_limit("python a.py", {"settings": [status]}, 100, 106, 500) is None
+    near = {"name": "", "value": 101, "file": "/srv/a.py", "line": 9, "text": "room = 101"}
+    argument = {"name": "", "value": 100, "file": "", "line": 0, "text": ""}
+    limit = name_limit("python a.py", {"settings": [status, near, argument]}, 100, 106, 500)
+    assert (limit.value, limit.where) == (100, "its command line")
+
+
+def blind(build):
+    """Nobody watched calls: no eBPF."""
+    build.rows["probe_health"] = []
+    build.health("live_samples", "process_samples", "open_fates")
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_queue_that_stands_is_seen_without_the_calls_of_its_owner(foreign, grows):
+    foreign.connect(60)
+    kept_out(foreign, "timeout", errno=110)
+    for quarter in range(12):
+        foreign.live(800, quarter / 4, open_count=60 + grows * quarter)
+    for at_s in (1.5, 2.0, 2.5):
+        foreign.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                    socket_count=40)  # fmt: skip
+    blind(foreign)
+    found = [f for f in summarise(foreign.frames()).findings if f.cause == "own-limit"]
+    assert bool(found) is not grows
+    if found:
+        assert found[0].value_of("let_in") == 60
+        assert found[0].confidence == "medium"
+
+
+def test_a_refusal_by_its_own_count_is_told_without_the_calls_of_the_server(foreign):
+    foreign.connect(60)
+    for quarter in range(12):
+        foreign.live(800, quarter / 4, open_count=60)
+    kept_out(foreign, "protocol", closed_s=1.7)
+    foreign.add("events", at_s=1.7, event="upgrade_refused", detail="HTTP 503: full")
+    blind(foreign)
+    finding = named(foreign, "own-limit")
+    assert (finding.value_of("let_in"), finding.value_of("http_status")) == (60, 503)
+
+
 @pytest.mark.parametrize(("listeners", "causes"), [(1, {"own-limit"}), (2, set())])
 def test_a_queue_that_all_who_share_it_have_left_is_their_limit(foreign, listeners, causes):
     """gunicorn --max-requests 30: two workers, each waits for the threads of its 30 clients."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
-from analysis.frames.ports import port_range
+from analysis.frames.ports import namespace_port_range
 from analysis.signs.signs import EADDRNOTAVAIL, Signs
 from probes.contract.schema import SERVER_ROLES
 
@@ -92,7 +92,7 @@ def _of_a_proxy(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
     first = refused.sort_values("first_s", kind="stable").iloc[0]
     first_s, last_s = float(first["first_s"]), float(refused["last_s"].max())
     count = int(refused["event_count"].sum())
-    low, high = port_range(view)
+    low, high = namespace_port_range(view)
     size = high - low + 1
     at_connections = view.open_count_at(first_s)
     subject = view.subject(int(first["pid"]))
@@ -154,6 +154,7 @@ def _fixes(signs: Signs, size: int) -> tuple[Fix, ...]:
     wanted = max(signs.view.target_count, 2 * signs.view.peak_count)
     addresses = max(groups + 1, -(-wanted // 10_000))
     widest = 65_535 - 1_024 + 1
+    is_of_the_run = signs.view.plan.get("port_range_by") in ("namespace", "socket")
     fixes = [
         Fix(
             f"profile-run --source-addresses {addresses}",
@@ -161,7 +162,9 @@ def _fixes(signs: Signs, size: int) -> tuple[Fix, ...]:
             f"{addresses * size:,} connections",
         ),
         Fix(
-            'sysctl -w net.ipv4.ip_local_port_range="1024 65535"',
+            "profile-run --port-range 1024-65535"
+            if is_of_the_run
+            else 'sysctl -w net.ipv4.ip_local_port_range="1024 65535"',
             f"{widest:,} ports a group instead of {size:,}: this rung moves from {groups * size:,} "
             f"to {groups * widest:,} connections",
         ),
