@@ -86,6 +86,8 @@ def df_worker_cpu(view: RunView) -> pd.DataFrame:
     # a wait is counted when it ends: one that neither ran nor slept from one row to the next waited
     is_stuck = (wait == 0) & (user + system == 0) & (rate["voluntary_switches_total"] == 0)
     is_stuck &= rate["was_ready"].astype(bool) & (rate["state"] == "running")
+    # what ended waits for nothing; what the kernel adds to its total then is more than has passed
+    wait = wait.mask(is_stuck, 100.0).mask(rate["state"] == "zombie")
     return pd.DataFrame(
         {
             "at_s": view.seconds_of(rate["at_ns"]),
@@ -96,7 +98,7 @@ def df_worker_cpu(view: RunView) -> pd.DataFrame:
             "user_pct": user,
             "system_pct": system,
             "cpu_pct": user + system,
-            "wait_pct": wait.mask(is_stuck, 100.0),
+            "wait_pct": wait,
             "rss_bytes": rate["rss_bytes"],
             "fd_count": rate["fd_count"],
             "state": rate["state"],

@@ -349,6 +349,20 @@ def _look_again(member: int | str, port: int) -> list[int]:
     ]
 
 
+def roots_with(pid: int, inodes: set[int]) -> list[int]:
+    """Roots of the server that a process is of, among all who own one of these listeners.
+
+    Workers with a listener each (SO_REUSEPORT) are in no tree that begins with one of them.
+    """
+    owners = {
+        each: mine
+        for each in socket_owners.all_pids()
+        if (mine := inodes & set(socket_owners.early_socket_inodes(each)))
+    }
+    mine = next((server for server in _servers(owners) if pid in server), [pid])
+    return _with_parent(mine)
+
+
 def _servers(owners: dict[int, set[int]]) -> list[list[int]]:
     """Owners of listeners as separate servers, eldest process first in each.
 
@@ -405,7 +419,9 @@ def _with_parent(pids: list[int]) -> list[int]:
     parents = {stat.ppid for pid in pids if (stat := process_tree.read_stat(pid)) is not None}
     tops = [pid for pid in pids if not members.intersection(_ancestors(pid))]
     outer = parents - members
-    if len(tops) > 1 and len(outer) == 1 and outer.isdisjoint({0, 1}):
+    # a shell may have started both them and this command
+    no_server = {0, 1, os.getpid(), *_ancestors(os.getpid())}
+    if len(tops) > 1 and len(outer) == 1 and outer.isdisjoint(no_server):
         return [*tops, *outer]
     return tops
 

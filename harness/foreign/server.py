@@ -12,11 +12,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.foreign.attach_target import check_tree
+from harness.foreign.attach_target import check_tree, roots_with
 from harness.foreign.endpoint import Endpoint
 from harness.foreign.launcher import STOP_GRACE_S, LauncherEnd, ServerLauncher
 from harness.foreign.listen_failure import addresses, never_listened
@@ -46,6 +46,7 @@ class ForeignRequest:
         endpoint: Where it is, or will be.
         command: Words of the command that starts it; empty for one that runs already.
         pid: The running server's process; 0 when a command starts it.
+        roots: Processes whose descendants are the running server; empty for that process alone.
         user: Whom the command runs as, '' for the user of this process.
         may_gain: Programs with setuid bits or file capabilities give the command what they have.
         nofile: RLIMIT_NOFILE of the command, 0 to inherit it.
@@ -55,6 +56,7 @@ class ForeignRequest:
     endpoint: Endpoint
     command: tuple[str, ...] = ()
     pid: int = 0
+    roots: tuple[int, ...] = ()
     user: str = ""
     may_gain: bool = False
     nofile: int = 0
@@ -128,9 +130,8 @@ def check_running(request: ForeignRequest) -> ForeignRequest:
             f"cannot see which process listens on port {endpoint.port}",
             fix="--server-pid PID, or run as root",
         )
-    return ForeignRequest(
-        endpoint=endpoint, pid=_eldest(owners), user=request.user, timeout_s=request.timeout_s
-    )
+    pid = _eldest(owners)
+    return replace(request, pid=pid, roots=tuple(roots_with(pid, inodes)))
 
 
 def _eldest(pids: list[int]) -> int:
@@ -192,7 +193,7 @@ class ForeignServer:
             namespace_fd: Network namespace of the run, -1 for this process's.
         """
         if not self.request.command:
-            self.processes.watch_tree([self.request.pid])
+            self.processes.watch_tree(list(self.request.roots or (self.request.pid,)))
             self.processes.follow()
             return
         request = self.request
@@ -271,7 +272,8 @@ class ForeignServer:
                 f"{self.request.endpoint.port}{self._said()}",
                 fix=f"cat -v {self.log_path}",
             )
-        if not self.request.command and not process_tree.tree_of(self.request.pid):
+        roots = self.request.roots or (self.request.pid,)
+        if not self.request.command and not any(map(process_tree.tree_of, roots)):
             raise ToolkitError(
                 f"the server (pid {self.request.pid}) is gone",
                 fix="start it again, or --server-cmd",

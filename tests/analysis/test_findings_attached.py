@@ -571,7 +571,12 @@ def test_a_burst_without_a_function_is_traffic_and_a_full_core_that_lasts_a_limi
     assert summarise(watched.frames()).verdict.cause == cause
 
 
-def full_host(build, *, wait_pct=None, cpu_pct=5.0, pressure_pct=99, busy_pct=99, steal_pct=0.0):
+def full_host(build, **host):
+    fill_host(build, **host)
+    return summarise(build.frames())
+
+
+def fill_host(build, *, wait_pct=None, cpu_pct=5.0, pressure_pct=99, busy_pct=99, steal_pct=0.0):
     """6 s of a host that others fill; worker 0 as said, worker 1 idle. None: an older recording."""
     for worker, pct, wait in ((0, cpu_pct, wait_pct), (1, 0.5, wait_pct and 1)):
         for quarter in range(25):
@@ -581,7 +586,6 @@ def full_host(build, *, wait_pct=None, cpu_pct=5.0, pressure_pct=99, busy_pct=99
     for half in range(-1, 13):
         build.add("host_pressure", at_s=half / 2, resource="cpu",
                   some_ns_total=int((half + 1) * S / 2 * pressure_pct / 100))  # fmt: skip
-    return summarise(build.frames())
 
 
 @pytest.mark.parametrize(
@@ -607,6 +611,23 @@ def full_host(build, *, wait_pct=None, cpu_pct=5.0, pressure_pct=99, busy_pct=99
 )
 def test_a_server_is_starved_when_it_waits_for_a_core_and_not_when_others_do(watched, host, cause):
     assert full_host(watched, **host).verdict.cause == cause
+
+
+@pytest.mark.parametrize(
+    ("state", "cause"), [("zombie", "no-limit-met"), ("sleeping", "host-cpu-saturated")]
+)
+def test_a_process_that_ended_waits_for_no_core(watched, state, cause):
+    """Of a child that had ended the kernel said 12.6 s of waiting in 4.8 s; it never wanted one."""
+    fill_host(watched, wait_pct=1, cpu_pct=0.0)
+    rows = [row for row in watched.rows["process_samples"] if row["pid"] == 800]
+    watched.rows["process_samples"] = [
+        row
+        for row in watched.rows["process_samples"]
+        if row["pid"] != 800 or not 1.0 < (row["at_ns"] - rows[0]["at_ns"]) / S < 6.0
+    ]
+    for row in rows[-2:]:
+        row |= {"state": state, "run_queue_wait_ns_total": 13 * S}
+    assert summarise(watched.frames()).verdict.cause == cause
 
 
 def test_the_starved_process_is_said_with_what_it_waited_and_got(watched):

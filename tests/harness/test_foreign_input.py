@@ -8,13 +8,14 @@ import os
 import pwd
 import select
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,55 @@ def test_a_pid_that_does_not_hold_the_listener_is_told_with_the_one_that_does():
             assert error.value.fix == f"--server-pid {os.getpid()}"
         finally:
             child.kill()
+
+
+def test_workers_with_a_listener_each_are_all_of_the_running_server():
+    """SO_REUSEPORT: none of them is in a tree that begins with another one."""
+    code = (
+        "import os, socket, sys, time\n"
+        "s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        "s.bind(('127.0.0.1', 0)); place = s.getsockname(); s.close()\n"
+        "for _ in range(3):\n"
+        "    if not os.fork():\n"
+        "        s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        "        s.bind(place); s.listen(); os.write(1, b'%d\\n' % place[1]); time.sleep(60)\n"
+        "time.sleep(60)"
+    )
+    children: list[int] = []
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            (port,) = {int(server.stdout.readline()) for _ in range(3)}
+            children = process_tree.children_of(server.pid)
+            found = running(port)
+            assert found.pid in children
+            assert set(found.roots) == {server.pid, *children}
+            assert not running(port, server.pid).roots  # who named one gets its tree
+        finally:
+            for pid in (*children, server.pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_shell_that_started_server_and_command_is_no_root():
+    """Its tree has this command and its clients, too."""
+    code = (
+        "import socket, sys, time\n"
+        "s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        "s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen()\n"
+        "print(s.getsockname()[1], flush=True); time.sleep(60)"
+    )
+    with ExitStack() as stack:
+        servers, port = [], 0
+        for _ in range(2):
+            command = [sys.executable, "-c", code, str(port)]
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(server)
+            stack.callback(server.kill)
+            servers.append(server)
+            assert server.stdout is not None
+            port = int(server.stdout.readline())
+        assert set(running(port).roots) == {each.pid for each in servers}
 
 
 def test_this_command_s_own_ancestors_are_no_server():
