@@ -18,32 +18,8 @@ from probes.contract.schema import SERVER_ROLES
 LEAST_COUNT = 5
 """Connections with one fate that are no accident."""
 
-_PASSING_SHARE = 0.05
-"""Who accepts for others has so many of their connections open at most: those on their way."""
-
 _STANDING_LOOKS = 2
 """Looks in a row (half a second apart) in which a queue must stand."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedAtOnce:
-    """Connections that a process closed within 50 ms of their accept, without an answer.
-
-    Attributes:
-        pid: The process.
-        count: How many.
-        unread_count: Of them those of which it had read nothing.
-        first_s: Moment of the first close.
-        last_s: Likewise the last.
-        accepted_count: All that it accepted.
-    """
-
-    pid: int
-    count: int
-    unread_count: int
-    first_s: float
-    last_s: float
-    accepted_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,41 +80,21 @@ class Stuck:
         return self.unread_count + self.unanswered_count + self.unaccepted_count
 
 
+def is_process_per_connection(view: RunView, pid: int) -> bool:
+    """One of many that have one connection at most, which another process accepts for them."""
+    return pid in _processes_of_one(view)
+
+
 @remembered
-def closed_at_once(view: RunView) -> list[ClosedAtOnce]:
-    """Processes that closed connections at once, those with most first."""
-    rows = _latest(view)
-    found = []
-    for pid, mine in rows.groupby("pid"):
-        by_fate = mine.set_index("fate")
-        early = by_fate[by_fate.index.isin(["closed_unread", "closed_unanswered"])]
-        count = int(early["at_once_total"].sum())
-        if count < LEAST_COUNT or _passes_on(view, int(str(pid))):
-            continue
-        unread = by_fate.index == "closed_unread"
-        accepted = by_fate.index == "accepted"
-        found.append(
-            ClosedAtOnce(
-                pid=int(str(pid)),
-                count=count,
-                unread_count=int(by_fate["at_once_total"][unread].sum()),
-                first_s=view.seconds(int(early["first_ns"].min())),
-                last_s=view.seconds(int(early["last_ns"].max())),
-                accepted_count=int(by_fate["connection_total"][accepted].sum()),
-            )
-        )
-    return sorted(found, key=lambda each: -each.count)
-
-
-def _passes_on(view: RunView, pid: int) -> bool:
-    """It closes its own descriptor of what other processes of the server go on to serve.
-
-    They got it by SCM_RIGHTS or by fork: it holds next to none of the connections, they do.
-    """
+def _processes_of_one(view: RunView) -> frozenset[int]:
     live = view.frames["live_samples"]
-    peaks = live[live["role"].isin(["server", "acceptor"])].groupby("pid")["open_count"].max()
-    others = int(peaks.drop(pid, errors="ignore").sum())
-    return others >= LEAST_COUNT and int(peaks.get(pid, 0)) <= _PASSING_SHARE * others
+    peaks = live[live["role"] == "server"].groupby("pid")["open_count"].max()
+    ones = {int(pid) for pid in peaks[peaks <= 1].index}
+    ones -= {pid for pid in ones if accepted_count(view, pid) > 0}
+    accepts = any(accepted_count(view, pid) > 0 for pid in servers(view) if pid not in ones)
+    if len(ones) < LEAST_COUNT or not (accepts or view.pids_of("acceptor")):
+        return frozenset()
+    return frozenset(ones)
 
 
 @remembered
@@ -177,7 +133,8 @@ def last_accept_s(view: RunView, pid: int) -> float | None:
 
 
 @remembered
-def _latest(view: RunView) -> pd.DataFrame:
+def latest(view: RunView) -> pd.DataFrame:
+    """Of each process the last count of each fate."""
     rows = view.frames["connection_fates"]
     rows = rows[rows["at_ns"].notna()]
     return rows.sort_values("at_ns", kind="stable").drop_duplicates(["pid", "fate"], keep="last")
@@ -357,7 +314,7 @@ def refusals_told(view: RunView) -> list[str]:
 
 def closers(view: RunView) -> dict[int, int]:
     """Processes that closed connections which they had answered and whose clients were there."""
-    rows = _latest(view)
+    rows = latest(view)
     rows = rows[rows["fate"] == "closed_answered"]
     return {int(pid): int(n) for pid, n in zip(rows["pid"], rows["connection_total"], strict=True)}
 

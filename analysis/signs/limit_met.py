@@ -6,21 +6,25 @@ Frames in, small records out; the finder of ``own-limit`` makes a finding of the
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from analysis.evidence import Evidence
 from analysis.server import fates
+from analysis.server.closed_at_once import ClosedAtOnce, closed_at_once, let_in_after
 from analysis.server.own_limits import FD_SETSIZE
 from analysis.server.thread_waits import blocking_wait, main_wait, some_thread_polls, thread_waits
-from analysis.signs.signs import EMFILE, ENFILE, Signs
+from analysis.signs.room_left import (
+    ON_ITS_WAY_S,
+    Met,
+    could_have,
+    descriptors_of,
+    held_count,
+    is_at_select,
+    unserved_count,
+)
+from analysis.signs.signs import Signs
 from analysis.stats.remembered import remembered
 from probes.contract.schema import SERVER_ROLES
 
-_FULL_USE = 0.98
-_LET_IN_SHARE = 0.1
-"""Of the attempts begun after the limit was met, so many may still get in: some were on their way,
-or took the place of one that left."""
-_ON_ITS_WAY_S = 0.1
 _LAST_WORDS_S = 2.0
 _STANDS_S = 1.0
 """So long nobody is let in before it is said that a queue stands."""
@@ -30,40 +34,6 @@ _AROUND_SELECT = 20
 """Descriptors of its own: files, its listener, a pipe or two."""
 _SIGABRT = 6
 _PARENTS_CALLS = ("wait4", "waitid")
-_WANTS = (EMFILE, ENFILE, 12, 11)  # ENOMEM; EAGAIN of clone
-
-
-@dataclass(frozen=True, slots=True)
-class Met:
-    """A process that let nobody in any more.
-
-    Attributes:
-        pid: Who.
-        how: What it did with the rest, for people.
-        first_s: When it began.
-        last_s: When it was last seen.
-        let_in: Connections that it had let in.
-        evidence: What proves it.
-        explained: Attempts that ended or wait so.
-        sharing_count: Processes that share the listener and have stopped together, 0 for one alone.
-        shared_count: Connections that they had let in together.
-        is_rate: It says that its clients come too fast, not that they are too many.
-        descriptors: That it had open then, where no sample says it, 0 otherwise.
-        is_told: The server said so itself.
-    """
-
-    pid: int
-    how: str
-    first_s: float
-    last_s: float
-    let_in: int
-    evidence: tuple[Evidence, ...]
-    explained: int
-    sharing_count: int = 0
-    shared_count: int = 0
-    is_rate: bool = False
-    descriptors: int = 0
-    is_told: bool = False
 
 
 @remembered
@@ -78,7 +48,7 @@ def met_limits(signs: Signs) -> list[Met]:
         *_silent(signs),
         *_refusing(signs),
     )
-    return [each for each in met if each.is_told or _could_have(signs, each)]
+    return [each for each in met if each.is_told or could_have(signs, each)]
 
 
 def _dying(signs: Signs) -> list[Met]:
@@ -130,7 +100,7 @@ def _deaf(signs: Signs) -> list[Met]:
     if len(refused) < fates.LEAST_COUNT or not fronts or ended:
         return []
     first_s = float(refused["start_s"].min())
-    let_in = int((connections["established_s"] <= first_s + _ON_ITS_WAY_S).sum())
+    let_in = int((connections["established_s"] <= first_s + ON_ITS_WAY_S).sum())
     if let_in < fates.LEAST_COUNT:
         return []  # it never listened where the clients came
     most = max(fronts, key=lambda pid: (fates.let_in_count(view, pid), -pid))
@@ -156,20 +126,26 @@ def _closing(signs: Signs) -> list[Met]:
     connections = view.connections
     ended = connections[connections["is_failed"] & connections["close_kind"].isin(["eof", "rst"])]
     found = []
-    for each in fates.closed_at_once(view):
+    closers = closed_at_once(view)
+    for each in closers:
         harmed = each.count if view.is_attached else len(ended)
-        if harmed < fates.LEAST_COUNT or each.count < harmed // 2:
+        role = view.subject(each.pid).role
+        together = sum(one.count for one in closers if view.subject(one.pid).role == role)
+        if harmed < fates.LEAST_COUNT or together < harmed // 2:
             continue
         evidence = Evidence("closed_at_once", each.count, "connection_fates", each.first_s)
+        tried, kept = let_in_after(view, each.pid, each.first_s)
         found.append(
             Met(
                 each.pid,
                 f"closed the other {each.count:,} at once",
                 each.first_s,
                 each.last_s,
-                max(0, each.accepted_count - each.count),
+                _kept_count(signs, each),
                 (evidence,),
                 min(each.count, harmed),
+                tried_after=tried,
+                let_in_after=kept,
             )
         )
     return found
@@ -195,7 +171,7 @@ def _closing_as_clients_saw(signs: Signs) -> list[Met]:
     if any(view.subject(pid).role == "backend" for pid in fates.servers(view)):
         return []
     first_s, last_s = float(soon["start_s"].min()), float(soon["closed_s"].max())
-    let_in = int((connections["established_s"] <= first_s + _ON_ITS_WAY_S).sum())
+    let_in = int((connections["established_s"] <= first_s + ON_ITS_WAY_S).sum())
     most = max(serving, key=lambda pid: (int(peaks[pid]), -pid))
     if let_in < fates.LEAST_COUNT or signs.is_busy(most, first_s, last_s):
         return []
@@ -215,6 +191,19 @@ def _closing_as_clients_saw(signs: Signs) -> list[Met]:
     ]
 
 
+def _kept_count(signs: Signs, each: ClosedAtOnce) -> int:
+    """Connections of clients that a process had let in when it began to close the others.
+
+    Of one that was there before the watch began those count that it held: a proxy has two sockets
+    for each.
+    """
+    accepted = max(0, each.accepted_count - each.count)
+    view = signs.view
+    if not view.is_attached:
+        return accepted
+    return max(accepted, held_count(view, each.pid, each.first_s))
+
+
 def _queueing(signs: Signs) -> list[Met]:
     """Processes that have stopped accepting, and are idle."""
     view = signs.view
@@ -228,6 +217,8 @@ def _queueing(signs: Signs) -> list[Met]:
         is_watched = fates.accepted_count(view, queue.pid) >= 0
         if not is_watched and fates.grew_between(view, queue.pid, queue.first_s, queue.last_s):
             continue  # it takes them, slowly
+        if accepted <= 0 and view.is_attached and queue.pid:  # it had stopped before
+            accepted = held_count(view, queue.pid, queue.first_s)
         if not queue.pid or accepted <= 0 or not is_harmed_by_waiting(signs):
             continue
         if accepted <= refused or (refused >= fates.LEAST_COUNT and accepted >= came):
@@ -238,6 +229,8 @@ def _queueing(signs: Signs) -> list[Met]:
             continue
         since_s = fates.last_accept_s(view, queue.pid)
         begun_s = queue.first_s if since_s is None else min(since_s, queue.first_s)
+        if since_s is None and view.is_attached:
+            begun_s = view.hold.start_s
         if queue.sharing_pids:
             begun_s = _all_stopped_s(signs, queue, begun_s)
         evidence = [
@@ -263,9 +256,28 @@ def _queueing(signs: Signs) -> list[Met]:
                 unserved_count(signs),
                 len(queue.sharing_pids),
                 _shared_count(signs, queue),
+                doubt=_NOBODY_CAME if _came_to_none(signs, queue, since_s) else "",
             )
         )
     return found
+
+
+_NOBODY_CAME = "that it lets in no more: nobody came after the last that it took"
+
+
+def _came_to_none(signs: Signs, queue: fates.StandingQueue, since_s: float | None) -> bool:
+    """It accepted as long as clients came, and left some in its queue when none came any more.
+
+    So does a loop that takes one connection for each event of a listener that tells only once
+    (EPOLLET): what has come together stays. A limit of its own looks the same where all came at
+    once.
+    """
+    view = signs.view
+    if view.is_attached or since_s is None or queue.sharing_pids:
+        return False
+    came_s = view.connections["connected_s"].dropna()
+    later = came_s > since_s + ON_ITS_WAY_S
+    return int(later.sum()) < fates.LEAST_COUNT and since_s - float(came_s.max()) <= ON_ITS_WAY_S
 
 
 def _all_stopped_s(signs: Signs, queue: fates.StandingQueue, since_s: float) -> float:
@@ -370,11 +382,6 @@ _TOO_MANY_REQUESTS = 429
 _TOO_MANY = re.compile(r"HTTP (429|500|503)\b")
 
 
-def unserved_count(signs: Signs) -> int:
-    """Attempts that failed or waited to the end."""
-    return signs.view.failed_count + signs.view.waiting_count
-
-
 def is_harmed_by_waiting(signs: Signs, late_count: int = 0) -> bool:
     """Somebody was kept out, or came late; of real clients nobody says it."""
     return signs.view.is_attached or unserved_count(signs) + late_count >= fates.LEAST_COUNT
@@ -389,7 +396,7 @@ def _is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
     if main is None:
         return True
     if main.kind == "sleep":
-        return _is_at_select(descriptors_of(signs, pid))
+        return is_at_select(descriptors_of(signs, pid))
     if main.kind not in ("lock", "pipe") and main.syscall not in _PARENTS_CALLS:
         return False
     if main.syscall.startswith("write"):
@@ -403,37 +410,3 @@ def _is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
         if wait.kind == "own_connection" and wait.share > 0.5
     )
     return held >= fates.LEAST_COUNT or some_thread_polls(view, pid)
-
-
-def _is_at_select(descriptors: int) -> bool:
-    return FD_SETSIZE - 3 <= descriptors <= FD_SETSIZE + 3
-
-
-def descriptors_of(signs: Signs, pid: int) -> int:
-    """Most descriptors that a process had open, 0 when not known."""
-    samples = signs.view.frames["process_samples"]
-    mine = samples["fd_count"][(samples["pid"] == pid) & (samples["fd_count"] > 0)]
-    return int(mine.max()) if len(mine) else 0
-
-
-def _could_have(signs: Signs, each: Met) -> bool:
-    """Nothing was missing that the kernel gives, and the number did not grow."""
-    view = signs.view
-    errors = signs.errors
-    mine = errors[(errors["pid"] == each.pid) & errors["errno"].isin(_WANTS)]
-    if (mine["syscall"] != "connect").any():
-        return False
-    own = signs.descriptors[signs.descriptors["pid"] == each.pid]
-    if len(own) and float(own["use"].fillna(0).max()) >= _FULL_USE:
-        return False
-    if view.is_attached:
-        return True
-    tried, let_in = attempts_after(signs, each.first_s)
-    return let_in <= _LET_IN_SHARE * max(fates.LEAST_COUNT, tried)
-
-
-def attempts_after(signs: Signs, since_s: float) -> tuple[int, int]:
-    """Attempts begun after a moment, and how many of them got in."""
-    connections = signs.view.connections
-    later = connections[connections["start_s"] > since_s + _ON_ITS_WAY_S]
-    return len(later), int(later["established_s"].notna().sum())

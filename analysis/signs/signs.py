@@ -27,6 +27,8 @@ ACCEPT_CALLS = ("accept4", "accept")
 
 EMFILE, ENFILE, EADDRINUSE, EADDRNOTAVAIL, ETIMEDOUT = 24, 23, 98, 99, 110
 
+HALF_CORE_PCT = 50.0
+
 MOST_MESSAGE_CPU_US = 200.0
 """A message that costs more CPU than this is not what burns it (ours cost 5 to 25 us)."""
 
@@ -292,6 +294,12 @@ class Signs:
         cpu_pct = self.cpu_pct_of(pid, since_s, until_s)
         wait_pct = self.wait_pct_of(pid, since_s, until_s)
         return cpu_pct is not None and cpu_pct + (wait_pct or 0.0) >= FULL_CORE_PCT
+
+    def is_busy_in_part(self, pid: int, since_s: float, until_s: float) -> bool:
+        """A process had half of a core, or was ready for one."""
+        cpu_pct = self.cpu_pct_of(pid, since_s, until_s)
+        wait_pct = self.wait_pct_of(pid, since_s, until_s)
+        return cpu_pct is not None and cpu_pct + (wait_pct or 0.0) >= HALF_CORE_PCT
 
     def host_busy_pct(self, since_s: float, until_s: float) -> float | None:
         """Mean of all cores over the intervals that end in a span."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis.ladder.rung import Rung
 from analysis.server import fates
+from analysis.server.closed_at_once import closed_at_once
 from analysis.signs.signs import Signs
 from analysis.verdict.deciding import Deciding, deciding
 from analysis.verdict.ruled_out import Left, RuledOut, Unwatched, left, ruled_out, unwatched
@@ -80,7 +81,7 @@ def not_explained(signs: Signs, ladder: Sequence[Rung]) -> NotExplained:
 
 def _closer(signs: Signs) -> int:
     """The process of the server that ended most connections, or its only one; 0 when not known."""
-    closed = fates.closed_at_once(signs.view)
+    closed = closed_at_once(signs.view)
     if closed:
         return closed[0].pid
     servers = signs.view.pids_of("server")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from analysis.evidence import Side
 from analysis.frames.run_view import RunView
 from analysis.server import fates
+from analysis.server.closed_at_once import closed_at_once
 from analysis.signs.attempts import attempts_of
 
 _OWN_STAGES = ("socket", "bind")
@@ -82,7 +83,7 @@ def unexplained(view: RunView) -> Unexplained:
         )
         if (count := sum(getattr(each, name) for each in stuck))
     ]
-    closers = [each.pid for each in fates.closed_at_once(view)]
+    closers = [each.pid for each in closed_at_once(view)]
     return Unexplained(
         side=_side(view),
         ends=tuple(ends),

@@ -359,8 +359,7 @@ def roots_with(pid: int, inodes: set[int]) -> list[int]:
         for each in socket_owners.all_pids()
         if (mine := inodes & set(socket_owners.early_socket_inodes(each)))
     }
-    mine = next((server for server in _servers(owners) if pid in server), [pid])
-    return _with_parent(mine)
+    return _with_parent(next((one for one in _servers(owners) if pid in one), [pid]))
 
 
 def _servers(owners: dict[int, set[int]]) -> list[list[int]]:

@@ -38,6 +38,7 @@ _SAMPLES_OF_ONE_TURN, _ONE_TURN_SHARE = 3, 0.5
 there are no more looks at it. Ten looks a second make it five."""
 _SHORT_LEAST_S, _SHORT_LEAST_SAMPLES = 0.4, 4
 """Of a server that is not ours, under our own load: it is looked at ten times a second."""
+_BRIEF_S = 0.1
 _GAP_S = 1.0
 _LONG_LAG_S = 0.5
 _ASLEEP = ("sleeping", "disk-sleep", "stopped")
@@ -150,6 +151,8 @@ def _blocks(signs: Signs) -> list[_Block]:
     for pid in servers:
         if _is_helper(signs, int(pid)) or _only_looks_after(signs, int(pid)):
             continue
+        if _serves_one_for_another(signs, int(pid)):
+            continue
         hiccup = stood.get(int(pid))
         block = _sampled(signs, int(pid)) or _inferred(signs, int(pid))
         if block is not None and hiccup is not None and _meets(block, hiccup):
@@ -173,6 +176,19 @@ def _is_helper(signs: Signs, pid: int) -> bool:
         return False
     others = [each for each in fates.servers(view) if fates.accepted_count(view, each) > 0]
     return bool(others) and view.seconds(int(started.max())) > view.ramp.start_s
+
+
+def _serves_one_for_another(signs: Signs, pid: int) -> bool:
+    """One of many processes with a connection each, which another one accepts for them.
+
+    Inetd's children and those of a server that forks wait for their client: no loop of events.
+    One that is stopped from outside is told all the same.
+    """
+    view = signs.view
+    if not view.is_foreign or not fates.is_process_per_connection(view, pid):
+        return False
+    samples = view.frames["blocked_samples"]
+    return not samples["state"][samples["pid"] == pid].isin(["T", "t"]).any()
 
 
 def _only_looks_after(signs: Signs, pid: int) -> bool:
@@ -252,7 +268,10 @@ def _sampled(signs: Signs, pid: int) -> _Block | None:
         if len(rows) < _SAMPLES_OF_ONE_TURN or length_s < least_s:
             continue
         share = blocked_s / length_s
-        is_one_turn = bool((turns_s[rows.index] >= _LEAST_S).any()) and share >= _ONE_TURN_SHARE
+        longest_s = float(turns_s[rows.index].max())
+        if longest_s < _BRIEF_S and signs.is_busy_in_part(pid, since_s, until_s):
+            continue  # its threads work, and the first one waits for the others again and again
+        is_one_turn = longest_s >= _LEAST_S and share >= _ONE_TURN_SHARE
         if share < _LEAST_SHARE or not (is_one_turn or len(rows) >= least_count):
             continue
         if best is None or length_s > best.until_s - best.since_s:
@@ -325,9 +344,7 @@ def _inferred(signs: Signs, pid: int) -> _Block | None:
     if until_s - since_s < _LEAST_S or cpu.empty or float(asleep.mean()) < 0.5:
         return None
     cpu_pct = float(cpu["cpu_pct"].mean())
-    if (
-        cpu_pct + (signs.wait_pct_of(pid, since_s, until_s) or 0.0) >= 50
-    ):  # ready to run is not blocked
+    if signs.is_busy_in_part(pid, since_s, until_s):  # ready to run is not blocked
         return None
     longest_ms = float(mine["loop_lag_ns"].max()) / 1e6
     channel, _ = _most(cpu["wait_channel"][asleep])

@@ -39,6 +39,7 @@ _OTHER_QUEUE = 10
 connections that end all at once go through it."""
 
 _IDLE_PCT = 50.0
+_UNKNOWN_PER_S = -1.0
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -112,7 +113,15 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
             f"and told nobody: clients send again after 1, 3 and 7 s. {stall_sentence(stalled)}."
             f"{why}"
         ),
-        fix=_fixes(signs, backlog, stalled, overflows.change_count, rate_per_s, is_idle=is_idle),
+        fix=_fixes(
+            signs,
+            backlog,
+            stalled,
+            overflows.change_count,
+            rate_per_s,
+            pid=subject.pid,
+            is_idle=is_idle,
+        ),
         at_connections=view.open_count_at(first_s),
         confidence=confidence,
         missing=missing,
@@ -125,17 +134,17 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
 def _why_slow(
     signs: Signs, subject: Subject, first_s: float, last_s: float, evidence: list[Evidence]
 ) -> tuple[str, float, bool]:
-    """What the acceptor did meanwhile, for people; accepted a second (0: unknown); it had time.
+    """What the acceptor did meanwhile, for people; accepted a second (-1: unknown); it had time.
 
     Adds to the evidence.
     """
     view = signs.view
     if not subject.pid:
-        return "", 0.0, False
+        return "", _UNKNOWN_PER_S, False
     live = view.frames["live_samples"]
     at_s = view.seconds_of(live["at_ns"])
     mine = live[(live["pid"] == subject.pid) & (at_s >= first_s) & (at_s <= last_s)]
-    text, rate_per_s, is_idle = "", 0.0, False
+    text, rate_per_s, is_idle = "", _UNKNOWN_PER_S, False
     if len(mine) >= 2:
         span_s = float(mine["at_ns"].iloc[-1] - mine["at_ns"].iloc[0]) / 1e9
         totals = mine["attempted_total"]
@@ -160,6 +169,7 @@ def _fixes(
     dropped_count: int,
     rate_per_s: float,
     *,
+    pid: int,
     is_idle: bool,
 ) -> tuple[Fix, ...]:
     waited = stalled.failed_count + stalled.late_count
@@ -171,6 +181,12 @@ def _fixes(
     more = 2 * max(1, len(signs.view.who[signs.view.who["role"] == "server"]))
     if signs.view.is_foreign:
         longer = Fix(_longer_queue(signs, wanted), holds)
+        if is_idle and rate_per_s == 0:  # who waits in a longer queue waits as well
+            why = (
+                f"strace -f -p {pid} -e trace=accept,accept4,epoll_wait,futex  # why it takes "
+                "nobody: it has time"
+            )
+            return (Fix(why, "a longer queue only holds more who wait in vain"),)
         if not is_idle or rate_per_s <= 0:
             return (longer,)
         oftener = (

@@ -4,6 +4,8 @@ Proof: a number. Up to it connections are served, of the attempts begun after it
 the process closes them at once, or leaves them in its accept queue, or takes them and reads
 nothing, or closes its listening socket, or ends and says why, while it has descriptors and CPU to
 spare and no call of it fails for want of anything.
+Of several workers each is judged by those that came to it. Where nobody came after the last that it
+took, it may have been told of them only once (EPOLLET): medium confidence.
 The setting is named where its value was found (``analysis/server/own_limits.py``).
 Told apart from ``fd-limit-process``: descriptors are left and no accept returned EMFILE. From
 ``accept-queue-overflow``, ``hot-worker-code`` and ``worker-blocked``: the process is idle, and the
@@ -18,7 +20,8 @@ from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.server.own_limits import NamedLimit, name_limit
-from analysis.signs.limit_met import Met, attempts_after, descriptors_of, met_limits
+from analysis.signs.limit_met import met_limits
+from analysis.signs.room_left import Met, came_after, descriptors_of
 from analysis.signs.signs import Signs
 
 
@@ -52,15 +55,15 @@ def _finding(signs: Signs, met: Met) -> Finding:
         held = met.shared_count
         others = met.sharing_count - 1
         who += f" and {others:,} other" + ("s" if others > 1 else "") + " that share its listener"
-    tried, let_in = attempts_after(signs, met.first_s)
+    tried, let_in, counted_in = came_after(signs, met)
     evidence = [
         Evidence("let_in", held, met.evidence[0].table, met.first_s),
         *met.evidence,
     ]
     if not view.is_attached:
         evidence += [
-            Evidence("attempts_after", tried, "connections", met.first_s),
-            Evidence("attempts_after_let_in", let_in, "connections", met.first_s),
+            Evidence("attempts_after", tried, counted_in, met.first_s),
+            Evidence("attempts_after_let_in", let_in, counted_in, met.first_s),
         ]
     if known is not None:
         of = known.setting or known.where
@@ -80,6 +83,10 @@ def _finding(signs: Signs, met: Met) -> Finding:
         left += f" and {cpu_pct:.0f} % of a core"
     limit = " on how fast clients come" if met.is_rate and met.is_told else _words(known)
     confidence, missing = signs.trust("connection_fates", "open_fates", "process_samples")
+    is_left = bool(met.doubt) and known is None
+    if is_left:
+        confidence, missing = "medium", (met.doubt, *missing)
+        limit = ", or it was told only once of several that came together"
     return Finding(
         cause="own-limit",
         severity="warning",
@@ -93,6 +100,7 @@ def _finding(signs: Signs, met: Met) -> Finding:
             f"for want of descriptors or memory: the limit is its own{limit}."
         ),
         fix=(
+            *([_ALL_OF_THEM] if is_left else []),
             _faster(view, met) or _fix(known, str(subject), held),
             *_slower(view, met, is_counted=known is not None),
         ),
@@ -103,6 +111,12 @@ def _finding(signs: Signs, met: Met) -> Finding:
         f"{limit}{left}",
         explained_count=met.explained,
     )
+
+
+_ALL_OF_THEM = Fix(
+    "accept until EAGAIN at each event of the listener, or watch it without EPOLLET",
+    "none stays in the queue while the server waits for events",
+)
 
 
 def _faster(view: RunView, met: Met) -> Fix | None:

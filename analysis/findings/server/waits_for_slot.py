@@ -25,7 +25,8 @@ from analysis.server.thread_waits import (
     is_taken_pool,
     thread_waits,
 )
-from analysis.signs.limit_met import is_harmed_by_waiting, met_limits, unserved_count
+from analysis.signs.limit_met import is_harmed_by_waiting, met_limits
+from analysis.signs.room_left import unserved_count
 from analysis.signs.signs import Signs
 from analysis.stats.remembered import remembered
 

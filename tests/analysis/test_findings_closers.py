@@ -1,0 +1,222 @@
+"""Who closes, forks for, or forgets its connections: limits of a server's own, on built tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis.summary import summarise
+from tests.analysis.test_findings_attached import PORT, watched
+from tests.analysis.test_findings_fates import kept_out, named, served
+from tests.analysis.test_findings_foreign import accepted, foreign
+from tests.analysis.test_findings_workers import block
+
+__all__ = ["foreign", "watched"]  # fixtures
+
+
+def causes(build):
+    return {finding.cause for finding in summarise(build.frames()).findings}
+
+
+def fates(build, pid, at_s, *, took, closed=0, fate="closed_unread", at_once=None, first_s=1.2):
+    build.add("connection_fates", at_s=at_s, pid=pid, fate="accepted", connection_total=took,
+              first_s=0.0, last_s=at_s)  # fmt: skip
+    if closed:
+        build.add("connection_fates", at_s=at_s, pid=pid, fate=fate, connection_total=closed,
+                  at_once_total=closed if at_once is None else at_once, first_s=first_s,
+                  last_s=at_s)  # fmt: skip
+
+
+def forks_for_each(build, count):
+    """The first process accepts, and forks a child for each connection, which waits for it."""
+    for row in build.rows["live_samples"]:
+        if row["pid"] == 800:
+            row["open_count"] = 0
+    pids = []
+    for number in range(1, count + 1):
+        child = build.process("server", number, start_s=-0.01 * number)
+        pids.append(child)
+        for quarter in range(1, 20):
+            build.live(child, quarter / 4, open_count=1)
+        block(build, child, from_s=0.5, until_s=4.0, every_s=0.5, syscall="recvfrom",
+              wait_channel="wait_woken", period_ns=500_000_000)  # fmt: skip
+    return pids
+
+
+def test_children_with_a_connection_each_wait_for_their_client(foreign):
+    served(foreign, 12)
+    forks_for_each(foreign, 12)
+    fates(foreign, 800, 2.0, took=12, closed=12)
+    foreign.manifest["target_connections"] = 12
+    assert causes(foreign) == {"reached"}
+
+
+def test_a_child_that_somebody_stopped_is_told_all_the_same(foreign):
+    served(foreign, 12)
+    pids = forks_for_each(foreign, 12)
+    fates(foreign, 800, 2.0, took=12, closed=12)
+    for row in foreign.rows["blocked_samples"]:
+        if row["pid"] == pids[3]:
+            row["state"] = "T"
+    finding = named(foreign, "worker-blocked")
+    assert finding.subject.pid == pids[3]
+
+
+def test_of_workers_that_have_many_each_one_that_has_one_may_stand_still(foreign):
+    """A node cluster: the first process accepts for all."""
+    served(foreign, 60)
+    pids = forks_for_each(foreign, 6)
+    for row in foreign.rows["live_samples"]:
+        if row["pid"] in pids[1:]:
+            row["open_count"] = 12
+    fates(foreign, 800, 2.0, took=60, closed=60)
+    assert {f.subject.pid for f in summarise(foreign.frames()).findings} >= {pids[0]}
+
+
+@pytest.mark.parametrize("is_one_each", [True, False])
+def test_who_forks_up_to_a_number_closes_the_others_itself(foreign, is_one_each):
+    served(foreign, 12)
+    pids = forks_for_each(foreign, 12)
+    kept_out(foreign, "rst", errno=104)
+    fates(foreign, 800, 2.0, took=52, closed=52)
+    if not is_one_each:  # one of them may have closed what it got
+        foreign.live(pids[0], 3.0, open_count=2)
+    found = [f for f in summarise(foreign.frames()).findings if f.cause == "own-limit"]
+    assert bool(found) is is_one_each
+    if found:
+        (finding,) = found
+        assert finding.subject.pid == 800
+        assert (finding.value_of("let_in"), finding.value_of("closed_at_once")) == (12, 40)
+
+
+@pytest.mark.parametrize(("kept", "is_limit"), [(0, True), (20, False)])
+def test_each_of_several_workers_is_judged_by_those_that_came_to_it(foreign, kept, is_limit):
+    """One is full while its sibling goes on to let clients in."""
+    served(foreign)
+    second = foreign.process("server", 1)
+    foreign.connect(30, from_s=1.2, until_s=2.4)  # to the second
+    kept_out(foreign, "rst", errno=104)
+    for pid in (800, second):
+        foreign.live(pid, 1.0, open_count=30)
+        foreign.live(pid, 3.0, open_count=30)
+    fates(foreign, 800, 1.3, took=32, closed=2)
+    fates(foreign, 800, 2.5, took=72 + kept, closed=40)
+    fates(foreign, second, 2.5, took=60)
+    found = [f for f in summarise(foreign.frames()).findings if f.cause == "own-limit"]
+    assert bool(found) is is_limit
+    for finding in found:
+        assert finding.subject.pid == 800
+        assert finding.value_of("attempts_after") == 40
+        assert finding.value_of("attempts_after_let_in") == 2
+
+
+@pytest.mark.parametrize(("url", "is_limit"), [("wss://h:1/", True), ("ws://h:1/", False)])
+def test_what_a_client_of_tls_is_answered_first_lets_nobody_in(foreign, url, is_limit):
+    foreign.manifest["server"]["url"] = url
+    served(foreign)
+    kept_out(foreign, "eof")
+    fates(foreign, 800, 2.0, took=100, closed=40, fate="closed_answered", at_once=0)
+    found = [f for f in summarise(foreign.frames()).findings if f.cause == "own-limit"]
+    assert bool(found) is is_limit
+    if found:
+        assert (found[0].value_of("let_in"), found[0].value_of("closed_at_once")) == (60, 40)
+
+
+def test_connections_that_were_open_and_lost_are_no_handshakes_of_tls(foreign):
+    foreign.manifest["server"]["url"] = "wss://h:1/"
+    served(foreign)
+    foreign.connect(40, stage="closed", closed_s=3.0, close_kind="eof")
+    fates(foreign, 800, 3.5, took=100, closed=40, fate="closed_answered", at_once=0)
+    assert causes(foreign) == {"closed-by-server"}
+
+
+@pytest.mark.parametrize("what", ["emfile", "ended", "fine"])
+def test_a_proxy_that_has_nobody_to_ask_has_no_limit_of_its_own(foreign, what):
+    served(foreign)
+    kept_out(foreign, "rst", errno=104)
+    fates(foreign, 800, 2.0, took=100, closed=40)
+    ended = {"exited_s": 1.1, "exit_status": 1} if what == "ended" else {}
+    backend = foreign.process("backend", 1, **ended)
+    foreign.live(backend, 1.0, open_count=60)
+    if what == "emfile":
+        foreign.add("failing_syscalls", at_s=2.0, pid=backend, syscall="accept4", errno=24,
+                    errno_name="EMFILE", event_count=1, first_s=1.1, last_s=1.1)  # fmt: skip
+    assert ("own-limit" in causes(foreign)) is (what == "fine")
+
+
+def left_in_queue(build, *, last_accept_s):
+    build.add("connection_fates", at_s=3.0, pid=800, fate="accepted", connection_total=60,
+              first_s=0.0, last_s=last_accept_s)  # fmt: skip
+    for at_s in (2.0, 2.5, 3.0):
+        build.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                  socket_count=40)  # fmt: skip
+        build.add("thread_waits", at_s=at_s, pid=800, thread_name="app", is_main=True,
+                  syscall="epoll_wait", waits_for="event_loop", thread_count=1)  # fmt: skip
+
+
+@pytest.mark.parametrize(("last_accept_s", "confidence"), [(1.6, "medium"), (1.1, "high")])
+def test_who_accepts_as_long_as_clients_come_may_have_left_some(foreign, last_accept_s, confidence):
+    """One accept for each event of a listener with EPOLLET: the others wait for the next event."""
+    served(foreign)
+    kept_out(foreign, "timeout")  # the last of them came at 1.6 s
+    left_in_queue(foreign, last_accept_s=last_accept_s)
+    finding = named(foreign, "own-limit")
+    assert finding.confidence == confidence
+    assert ("EAGAIN" in finding.fix[0].command) is (confidence == "medium")
+
+
+def test_a_number_that_is_found_is_believed_also_when_nobody_came_later(foreign):
+    foreign.manifest["server"]["processes"][0]["settings"] = [
+        {"name": "max", "value": 60, "file": "", "line": 0, "text": ""}
+    ]
+    served(foreign)
+    kept_out(foreign, "timeout")
+    left_in_queue(foreign, last_accept_s=1.6)
+    finding = named(foreign, "own-limit")
+    assert finding.confidence == "high"
+    assert finding.fix[0].command.startswith("--max=")
+
+
+def test_of_a_watched_server_that_had_stopped_before_what_it_holds_counts(watched):
+    for quarter in range(25):
+        watched.live(800, quarter / 4, open_count=200, established_total=200)
+    for at_s in (2.0, 3.0, 4.0, 5.0):
+        watched.add("listeners", at_s=at_s, local_port=PORT, socket_inode=7, backlog_count=100,
+                    accept_queue_count=101)  # fmt: skip
+        watched.add("open_fates", at_s=at_s, pid=0, local_port=PORT, fate="unaccepted",
+                    socket_count=101)  # fmt: skip
+        watched.add("thread_waits", at_s=at_s, pid=800, thread_name="app", is_main=True,
+                    syscall="epoll_wait", waits_for="event_loop", thread_count=1)  # fmt: skip
+    watched.add("listener_owners", at_s=0.1, pid=800, socket_inode=7)
+    summary = summarise(watched.frames())
+    assert summary.verdict.cause == "own-limit"
+    (finding,) = [f for f in summary.findings if f.cause == "own-limit"]
+    assert (finding.value_of("let_in"), finding.first_s) == (200, 0.0)
+
+
+@pytest.mark.parametrize(("has_backend", "let_in"), [(True, 255), (False, 510)])
+def test_of_a_watched_proxy_half_of_its_sockets_are_its_clients(watched, has_backend, let_in):
+    for quarter in range(25):
+        watched.live(800, quarter / 4, open_count=510, established_total=510)
+    if has_backend:
+        watched.live(watched.process("backend", 2), 1.0, open_count=255)
+    fates(watched, 800, 1.5, took=20, closed=20)
+    fates(watched, 800, 5.5, took=90, closed=90)
+    finding = named(watched, "own-limit")
+    assert finding.value_of("let_in") == let_in
+
+
+@pytest.mark.parametrize(("lag_ms", "cpu_pct", "is_blocked"), [
+    (30, 65, False), (30, 5, True), (400, 65, True),
+])  # fmt: skip
+def test_a_first_thread_that_waits_for_threads_that_work_stands_not_still(
+    foreign, lag_ms, cpu_pct, is_blocked
+):
+    """stunnel in a burst of handshakes: its threads compute, the first one waits for a lock."""
+    accepted(foreign, 60)
+    foreign.connect(60)
+    kept_out(foreign, "timeout")
+    foreign.cpu(800, cpu_pct, until_s=5.0)
+    block(foreign, 800, from_s=0.5, until_s=2.5, syscall="futex", wait_channel="futex_do_wait")
+    for row in foreign.rows["blocked_samples"]:
+        row["lag_ns"] = lag_ms * 10**6
+    assert ("worker-blocked" in causes(foreign)) is is_blocked
