@@ -310,6 +310,10 @@ _RUN: dict[str, EvidenceKind] = {
 }
 
 _FATES: dict[str, EvidenceKind] = {
+    "left_sockets": EvidenceKind(
+        "count", "sockets of the server that their clients had closed and it had not (CLOSE_WAIT)"
+    ),
+    "left_share": EvidenceKind("pct", "of the server's connections then"),
     "closed_at_once": EvidenceKind("count", "connections that it closed at once, unanswered"),
     "closed_on_connect": EvidenceKind(
         "count", "connections that the server closed within half a second of their connect"
@@ -327,6 +331,9 @@ _FATES: dict[str, EvidenceKind] = {
     "unread_connections": EvidenceKind("count", "connections accepted and never read"),
     "unanswered_connections": EvidenceKind("count", "connections read and never answered"),
     "served_connections": EvidenceKind("count", "connections that it served meanwhile"),
+    "served_together": EvidenceKind(
+        "count", "connections that all processes that wait likewise served"
+    ),
     "waiting_threads": _with("count", "threads that wait in {of}"),
     "served_rate": EvidenceKind("per_s", "upgrades that it answered meanwhile"),
     "limit_setting": _with("count", "value of {of}"),

@@ -24,7 +24,7 @@ def df_descriptors(view: RunView) -> pd.DataFrame:
     live = view.frames["live_samples"]
     sampled = view.frames["process_samples"]
     rows = []
-    for pid, role, worker, soft, own in zip(
+    for pid, role, worker, soft, counted in zip(
         fleet["pid"],
         fleet["role"],
         fleet["worker"],
@@ -32,8 +32,9 @@ def df_descriptors(view: RunView) -> pd.DataFrame:
         fleet["own_fds_count"],
         strict=True,
     ):
-        capacity = int(soft - own)
         counts = live[live["pid"] == pid]
+        own = _own_count(view, int(pid), int(counted)) if role == "server" else counted
+        capacity = int(soft - own)
         used = counts["open_count"] + (counts["in_flight_count"] if role == "client" else 0)
         fds = sampled[(sampled["pid"] == pid) & (sampled["fd_count"] >= 0)]
         by_live = int(used.max()) if len(used) else 0
@@ -64,6 +65,27 @@ def df_descriptors(view: RunView) -> pd.DataFrame:
     whole = frame.groupby("role")["peak_count"].transform("sum").replace(0, np.nan)
     frame = frame.assign(use=use, share=frame["peak_count"] / whole.astype("float64"))
     return frame.sort_values("use", ascending=False, kind="stable", ignore_index=True)
+
+
+def _own_count(view: RunView, pid: int, counted: int) -> int:
+    """Descriptors that a process had before the first connection, where the rest came with them.
+
+    What is no socket counts as its own, also the pipes that a relay has for each connection (Go
+    splices: four of them). A pool that opens with the first connections does not grow with them.
+    """
+    if not view.is_foreign or view.is_attached:
+        return counted
+    samples = view.frames["process_samples"]
+    before = samples[(samples["pid"] == pid) & (samples["fd_count"] >= 0)]
+    before = before[view.seconds_of(before["at_ns"]) <= view.ramp.start_s]
+    if before.empty or view.peak_count < _LEAST_CONNECTIONS:
+        return counted
+    at_first = int(before["fd_count"].iloc[-1])
+    sharing = max(1, len(view.pids_of("server")))
+    return at_first if (counted - at_first) * sharing >= view.peak_count else counted
+
+
+_LEAST_CONNECTIONS = 50
 
 
 def server_capacity_count(descriptors: pd.DataFrame) -> int:

@@ -33,6 +33,9 @@ class KnownTimeout:
         default: What to write where nobody set it.
         default_s: How long that is, 0 when there is none.
         raise_it: What to write instead.
+        library: Whose default that is, where the program may use it or another; '' where it is the
+            program's own.
+        path: Matches the path that clients ask for, where that tells the library.
     """
 
     program: re.Pattern[str]
@@ -40,12 +43,28 @@ class KnownTimeout:
     default: str
     default_s: float
     raise_it: str
+    library: str = ""
+    path: re.Pattern[str] | None = None
 
 
 def _known(
-    program: str, setting: str, raise_it: str, default: str = "", default_s: float = 0.0
+    program: str,
+    setting: str,
+    raise_it: str,
+    default: str = "",
+    default_s: float = 0.0,
+    library: str = "",
+    path: str = "",
 ) -> KnownTimeout:
-    return KnownTimeout(re.compile(program), re.compile(setting), default, default_s, raise_it)
+    return KnownTimeout(
+        re.compile(program),
+        re.compile(setting),
+        default,
+        default_s,
+        raise_it,
+        library,
+        re.compile(path) if path else None,
+    )
 
 
 KNOWN: tuple[KnownTimeout, ...] = (
@@ -65,8 +84,41 @@ KNOWN: tuple[KnownTimeout, ...] = (
     _known("lighttpd", r"max-write-idle", "server.max-write-idle = 3600"),
     _known("varnish", r"pipe_timeout", "varnishd -p pipe_timeout=3600", "pipe_timeout", 60),
     _known("stunnel", r"TIMEOUTidle", "TIMEOUTidle = 86400", "TIMEOUTidle", 43_200),
-    _known("envoy", r"idle_timeout", "idle_timeout: 0s"),
+    _known("envoy", r"idle_timeout", "idle_timeout: 0s", "stream_idle_timeout", 300),
+    # pkg/config/static/entrypoints.go, from 3.0 on and 2.11.2
+    _known("traefik", r"readTimeout", "respondingTimeouts.readTimeout=0", "readTimeout", 60),
+    # lib/thin/server.rb
+    _known(r".*\bthin\b", r"timeout", "thin --timeout 3600", "timeout", 30),
+    # What a client that speaks WebSocket alone meets in front of Engine.IO: its pings are messages
+    _known(
+        ".*",
+        r"pingInterval|pingTimeout|ping_interval|ping_timeout",
+        "pingInterval, pingTimeout",
+        "pingInterval + pingTimeout",
+        45,
+        "Socket.IO from version 3 on",
+        r"/(?:socket|engine)\.io\b",
+    ),
+    # AbstractConnector.java and WebSocketConstants.java
+    _known(
+        "java",
+        r"idleTimeout|IdleTimeout",
+        "setIdleTimeout(Duration.ofHours(1))",
+        "idleTimeout",
+        30,
+        "Jetty",
+    ),
+    # src/cowboy_websocket.erl
+    _known("beam", r"idle_timeout", "idle_timeout => infinity", "idle_timeout", 60, "Cowboy"),
+    _known(
+        "(?:php|php-fpm)",
+        r"default_socket_timeout",
+        "default_socket_timeout=3600",
+        "default_socket_timeout",
+        60,
+    ),
 )
+"""A default is named only where nobody set it, that of a library where no other setting fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +130,21 @@ class NamedTimeout:
         text: The setting as it stands, or its name.
         where: File and line, ``command line`` or ``its default``.
         raise_it: What to write instead, '' where its name is not known.
+        is_guess: Whose it is goes by its length alone.
     """
 
     value_s: float
     text: str
     where: str
     raise_it: str
+    is_guess: bool = False
 
     def __str__(self) -> str:
         """For people."""
         if not self.raise_it:
             return f"as it seems the {self.value_s:g} s of {self.where}: {self.text}"
+        if self.is_guess:
+            return f"as it may be the {self.value_s:g} s of {self.text}, {self.where}"
         length = "" if self.where != "its default" else f" {self.value_s:g} s"
         return f"{self.text}{length} ({self.where})"
 
@@ -96,11 +152,12 @@ class NamedTimeout:
         """How to raise it."""
         if not self.raise_it:
             return f"more than {self.value_s:g} s in {self.where}  # {self.text}"
-        return f"{self.raise_it}  # now {self.value_s:g} s, {self.where}: {self.text}"
+        now = f"{self.value_s:g} s, {self.where}: {self.text}"
+        return f"{self.raise_it}  # {'if it is ' if self.is_guess else 'now '}{now}"
 
 
 def name_timeout(
-    command: str, facts: Sequence[Mapping[str, Any]], waited_s: float
+    command: str, facts: Sequence[Mapping[str, Any]], waited_s: float, path: str = ""
 ) -> NamedTimeout | None:
     """The time of a process that gave connections up after so long.
 
@@ -108,24 +165,64 @@ def name_timeout(
         command: What the process is called.
         facts: Of the manifest, its own and those of its kin.
         waited_s: How long they were open, or waited, at the median.
+        path: That clients asked for.
     """
     name = command.rpartition("/")[2]
     settings = [each for one in facts for each in one.get("settings") or []]
     times = [(each, value_s) for each in settings for value_s in _times_of(each)]
     fitting = [(each, value_s) for each, value_s in times if _lasts(value_s, waited_s)]
     for known in KNOWN:
-        if not known.program.match(name):
+        if not _may_be(known, name, path):
             continue
         for each, value_s in fitting:
             if known.setting.search(_text(each)):
                 return NamedTimeout(value_s, _text(each), _where(each), known.raise_it)
         is_set = any(known.setting.search(_text(each)) for each in settings)
-        if known.default_s and not is_set and _lasts(known.default_s, waited_s):
+        is_own = not known.library and not is_set
+        if is_own and known.default_s and _lasts(known.default_s, waited_s):
             return NamedTimeout(known.default_s, known.default, "its default", known.raise_it)
-    if not fitting:
-        return None
-    each, value_s = min(fitting, key=lambda one: abs(one[1] - waited_s))
-    return NamedTimeout(value_s, _text(each), _where(each), "")
+    if fitting:
+        each, value_s = min(fitting, key=lambda one: abs(one[1] - waited_s))
+        return NamedTimeout(value_s, _text(each), _where(each), "")
+    return _pings(times, waited_s) or _of_a_library(name, path, settings, waited_s)
+
+
+def _may_be(known: KnownTimeout, name: str, path: str) -> bool:
+    return bool(known.program.match(name)) and (known.path is None or bool(known.path.search(path)))
+
+
+def _pings(
+    times: Sequence[tuple[Mapping[str, Any], float]], waited_s: float
+) -> NamedTimeout | None:
+    """The interval of pings and the patience with who does not answer one, together."""
+    for every, every_s in times:
+        for patience, patience_s in times:
+            if not (_EVERY.search(_text(every)) and _PATIENCE.search(_text(patience))):
+                continue
+            if every is not patience and _lasts(every_s + patience_s, waited_s):
+                text = f"{_text(every)} and {_text(patience)}"
+                return NamedTimeout(every_s + patience_s, text, _where(every), "")
+    return None
+
+
+_EVERY = re.compile(r"(?:ping|heartbeat).?interval|heartbeat\b", re.IGNORECASE)
+_PATIENCE = re.compile(r"(?:ping|pong|heartbeat).?(?:timeout|wait)", re.IGNORECASE)
+
+
+def _of_a_library(
+    name: str, path: str, settings: Sequence[Mapping[str, Any]], waited_s: float
+) -> NamedTimeout | None:
+    """The default of a library that the program may use: nothing that it sets lasts as long."""
+    for known in KNOWN:
+        if not known.library or not _may_be(known, name, path):
+            continue
+        is_set = any(known.setting.search(_text(each)) for each in settings)
+        if not is_set and _lasts(known.default_s, waited_s):
+            where = f"the default of {known.library}"
+            return NamedTimeout(
+                known.default_s, known.default, where, known.raise_it, is_guess=True
+            )
+    return None
 
 
 def _times_of(setting: Mapping[str, Any]) -> list[float]:

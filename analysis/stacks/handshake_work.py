@@ -47,6 +47,8 @@ _WORK: tuple[tuple[str, re.Pattern[str]], ...] = (
         _CRYPTOGRAPHY,
         re.compile(
             r"libcrypto\.so|EVP_|CRYPTO_|OPENSSL_|ossl_|libsodium|crypto/|(?i:hmac|sha(?:1|256|512))"
+            # OpenSSL's assembler, where it is linked into the program: Node
+            r"|\bbn_(?:sqr|mul|pow|mont|from|get|gather)|\bmulx?4x|\bsqrx?8x|rsaz_|ecp_nistz|x25519"
         ),
     ),
 )

@@ -112,7 +112,8 @@ def _sentence(
             text += f"; {link} {then[:1].lower() + then[1:]} ({finding.cause})"
             told.add(finding.cause)
     if binding.fix:
-        verb = "raise it with" if binding.cause in _RAISED else "what helps:"
+        is_leak = binding.value_of("left_sockets") is not None
+        verb = "raise it with" if binding.cause in _RAISED and not is_leak else "what helps:"
         text += f"; {verb} {binding.fix[0].command}"
     if rivals:
         named = " or ".join(f"{rival.cause} ({rival.side})" for rival in rivals)

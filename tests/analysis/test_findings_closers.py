@@ -6,7 +6,7 @@ import pytest
 
 from analysis.summary import summarise
 from tests.analysis.test_findings_attached import PORT, watched
-from tests.analysis.test_findings_fates import kept_out, named, served
+from tests.analysis.test_findings_fates import kept_out, named, served, waits
 from tests.analysis.test_findings_foreign import accepted, foreign
 from tests.analysis.test_findings_workers import block
 
@@ -220,3 +220,69 @@ def test_a_first_thread_that_waits_for_threads_that_work_stands_not_still(
     for row in foreign.rows["blocked_samples"]:
         row["lag_ns"] = lag_ms * 10**6
     assert ("worker-blocked" in causes(foreign)) is is_blocked
+
+
+def full_of_descriptors(build, *, soft=400, own=20):
+    accepted(build, 300)
+    build.connect(380)
+    build.connect(40, from_s=2.2, until_s=2.6, stage="handshake", close_kind="rst", errno=104)
+    build.add("failing_syscalls", at_s=3.0, pid=800, syscall="accept4", errno=24,
+              errno_name="EMFILE", event_count=40, first_s=2.1, last_s=2.6)  # fmt: skip
+
+
+@pytest.mark.parametrize(("left", "is_leak"), [
+    ((90, 150), True),
+    ((0, 150), False),  # a moment in which many left
+    ((150, 90), False),  # it was late, and closes them
+    ((30, 50), False),  # a few that nobody misses
+])  # fmt: skip
+def test_sockets_that_clients_left_are_closed_and_not_made_room_for(foreign, left, is_leak):
+    full_of_descriptors(foreign)
+    for at_s, count in zip((0.5, 1.5), left, strict=True):
+        for state, sockets in (("ESTABLISHED", 300), ("CLOSE_WAIT", count)):
+            foreign.add("tcp_states", at_s=at_s, side="server", state=state, socket_count=sockets)
+    summary = summarise(foreign.frames())
+    (finding,) = [f for f in summary.findings if f.cause == "fd-limit-process"]
+    assert ("close each socket" in finding.fix[0].command) is is_leak
+    assert ("CLOSE_WAIT" in finding.sentence) is is_leak
+    assert ("raise it with close" in summary.verdict.sentence) is False
+
+
+@pytest.mark.parametrize(("own", "is_shared_out"), [(683, True), (60, False)])
+def test_pipes_that_a_relay_opens_for_each_connection_are_not_its_own(foreign, own, is_shared_out):
+    """Go's relay: two sockets and four pipes for each; a pool that opens once is its own."""
+    process = foreign.rows["processes"][0]
+    process |= {"nofile_soft_count": 1024, "own_fds_count": own}
+    foreign.connect(170)
+    for quarter in range(20):
+        foreign.live(800, quarter / 4, open_count=340)
+    foreign.cpu(800, 5, from_s=-1.0, until_s=0.0, fd_count=7)
+    foreign.add("failing_syscalls", at_s=3.0, pid=800, syscall="accept4", errno=24,
+                errno_name="EMFILE", event_count=40, first_s=2.1, last_s=2.6)  # fmt: skip
+    foreign.connect(40, from_s=2.2, until_s=2.6, stage="handshake", close_kind="rst", errno=104)
+    finding = named(foreign, "fd-limit-process")
+    assert finding.value_of("descriptors_own") == (7 if is_shared_out else own)
+
+
+@pytest.mark.parametrize(("text", "fix"), [
+    ("POOL = 40", "instead of 40 in /srv/a.rb:2"),
+    ("", "give it "),
+])  # fmt: skip
+def test_threads_are_wanted_of_each_process_that_is_short_of_them(foreign, text, fix):
+    foreign.manifest["target_connections"] = 500
+    settings = [{"name": "", "value": 40, "file": "/srv/a.rb", "line": 2, "text": text}]
+    foreign.manifest["server"]["processes"] = [
+        {"pid": 800 + n, "worker": n, "command": "ruby a.rb", "settings": settings if text else []}
+        for n in range(2)
+    ]
+    served(foreign, 80)
+    second = foreign.process("server", 1)
+    kept_out(foreign, "timeout")
+    for pid in (800, second):
+        waits(foreign, ("app", True, "accept4", "event_loop", 1),
+              ("app", False, "read", "own_connection", 40), pid=pid, unread=30, unanswered=0,
+              answered=40)  # fmt: skip
+    found = [f for f in summarise(foreign.frames()).findings if f.cause == "waits-for-slot"]
+    assert len(found) == 2
+    assert {f.value_of("served_together") for f in found} == {80}
+    assert all(fix in f.fix[0].command and "500" not in f.fix[0].command for f in found)

@@ -758,6 +758,37 @@ def test_a_time_is_named_that_lasts_as_long(command, settings, waited_s, fix):
         assert named.fix().startswith(fix)
 
 
+WAIT = [("ws-ping-interval", 20, None, ""), ("ws-ping-timeout", 5, None, "")]
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "path", "waited_s", "text"),
+    [
+        ("python3 -m uvicorn", WAIT, "/", 25.2, "--ws-ping-interval 20 and --ws-ping-timeout 5"),
+        ("python3 -m uvicorn", WAIT, "/", 40.2, None),
+        ("node app.js", [], "/socket.io/?EIO=4", 45.1, "the default of Socket.IO"),
+        ("node app.js", [], "/chat", 45.1, None),
+        ("node app.js", [("pingInterval", 9000, None, "")], "/socket.io/", 45.1, None),
+        ("java Main", [], "/chat", 30.2, "the default of Jetty"),
+        ("java Main", [("idle", 30, 30.0, "idle 30s")], "/chat", 30.2, "idle 30s"),
+        ("java Main", [], "/chat", 60.0, None),
+        ("traefik", [], "/chat", 60.1, "readTimeout 60 s (its default)"),
+    ],
+)
+def test_pings_together_and_defaults_of_libraries_are_named(
+    command, settings, path, waited_s, text
+):
+    found = [
+        {"name": name, "value": value, "file": "", "line": 0, "text": line}
+        | ({} if value_s is None else {"value_s": value_s})
+        for name, value, value_s, line in settings
+    ]
+    named = name_timeout(command, [{"settings": found}], waited_s, path)
+    assert (named is None) is (text is None)
+    if named is not None:
+        assert text in str(named)
+
+
 def test_who_closed_first_after_its_time_is_named_with_the_setting(foreign):
     accepted(foreign, 60)
     foreign.process("server", 1)

@@ -6,6 +6,8 @@ soft limit of that pid. A worker that leaves its listener before it meets EMFILE
 count alone; that is a limit only when connections wanted in.
 What its clients see depends on the runtime. Those that were never answered are counted here; resets
 are ``server-resets-when-full``, a status is ``upgrade-refused``.
+Sockets that clients have left and the server keeps (CLOSE_WAIT) are no load: a quarter of all and
+more, at two looks in a row, is a leak, which a higher limit only puts off.
 Told apart from ``fd-limit-system``: that one is ENFILE, with descriptors below the soft limit.
 """
 
@@ -32,6 +34,8 @@ from analysis.signs.signs import EMFILE, Signs
 from probes.contract.schema import SERVER_ROLES
 
 _LEAST_TRYING_S = 0.5
+_LEFT_LEAST_COUNT, _LEFT_LEAST_PCT = 20, 25.0
+"""Sockets that clients have closed are closed within milliseconds, unless the server forgets to."""
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -81,6 +85,17 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
             "being reset."
         )
         others += _tries_again(emfile_count, float(row["last_s"]) - first_s)
+    left = _left_open(signs, subject)
+    leak = ""
+    if left:
+        evidence += left
+        leak = f"; {left[0].value:,.0f} sockets, {left[1].value:.0f} % of them, had been closed by "
+        leak += "their clients and not by it (CLOSE_WAIT)"
+        others += (
+            f" At {left[0].at_s or 0.0:.1f} s {left[0].value:,.0f} sockets of the server, "
+            f"{left[1].value:.0f} % of those that it had, were of clients that had left "
+            "(CLOSE_WAIT): it does not close them, and any limit is met in the end."
+        )
     if len(rows) > 1:
         others += f" {len(rows)} processes of this side were full in the end."
     each_count = view.descriptors_per_connection(subject.role)
@@ -104,13 +119,51 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         last_s=float(rows["last_s"].max()),
         evidence=tuple(evidence),
         explanation=explanation,
-        fix=_fixes(signs, row),
+        fix=(*([_CLOSE_THEM] if left else []), *_fixes(signs, row)),
         at_connections=at_connections,
         confidence=confidence,
         missing=missing,
         sentence=f"{capitalised(str(subject))} was at its descriptor limit of {soft:,} "
-        f"({taken} + {own:,} own) at {at_connections:,} connections",
+        f"({taken} + {own:,} own) at {at_connections:,} connections{leak}",
         explained_count=_explained(signs, subject),
+    )
+
+
+_CLOSE_THEM = Fix(
+    "close each socket when its client has: when recv returns nothing, and in the handlers of end, "
+    "close and error",
+    "descriptors come back; a higher limit is only met later",
+)
+
+
+def _left_open(signs: Signs, subject: Subject) -> tuple[Evidence, Evidence] | None:
+    """Sockets of the server that their clients had left and it kept, and their part of all.
+
+    They must be there at two looks in a row, and become no fewer: of a server that is only late
+    they go. What waits in a queue that nobody serves any more is looked at by other findings.
+    """
+    view = signs.view
+    if not view.is_foreign or side_of_role(subject.role) != "server":
+        return None
+    states = view.frames["tcp_states"]
+    states = states[states["side"] == "server"]
+    full = signs.errors_by_pid(("accept4", "accept"), EMFILE)
+    full_s = float(full["first_s"].min()) if len(full) else view.stop_s
+    states = states[view.seconds_of(states["at_ns"]) <= full_s]
+    kept = states[states["state"].isin(["ESTABLISHED", "CLOSE_WAIT"])]
+    counts = kept.pivot_table(
+        index="at_ns", columns="state", values="socket_count", aggfunc="sum", fill_value=0
+    )
+    if len(counts) < 2 or "CLOSE_WAIT" not in counts:
+        return None
+    before, count = (int(each) for each in counts["CLOSE_WAIT"].iloc[-2:])
+    share_pct = 100 * count / max(1, int(counts.iloc[-1].sum()))
+    if before < _LEFT_LEAST_COUNT or count < before or share_pct < _LEFT_LEAST_PCT:
+        return None
+    at_s = view.seconds(int(counts.index[-1]))
+    return (
+        Evidence("left_sockets", count, "tcp_states", at_s),
+        Evidence("left_share", share_pct, "tcp_states", at_s),
     )
 
 

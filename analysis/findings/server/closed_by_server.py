@@ -11,6 +11,7 @@ process lives. From ``server-resets-when-full``: those never got their upgrade.
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 import pandas as pd
 
@@ -132,9 +133,10 @@ def _timeout(view: RunView, pid: int, open_s: float) -> NamedTimeout | None:
     if open_s < _LATE_S:
         return None
     pids = [pid] if pid else fates.servers(view)
+    path = urlsplit(str((view.manifest.get("server") or {}).get("url") or "")).path
     for each in pids:
         facts = [view.process_facts(each), view.manifest.get("server") or {}]
-        found = name_timeout(view.subject(each).command, facts, open_s)
+        found = name_timeout(view.subject(each).command, facts, open_s, path)
         if found is not None:
             return found
     return None

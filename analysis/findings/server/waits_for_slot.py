@@ -12,6 +12,7 @@ answered, only late or not all.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.frames.run_view import RunView
@@ -36,7 +37,22 @@ _LATE_S = 1.0
 def find(signs: Signs) -> list[Finding]:
     """One finding for each process of the deepest tier whose connections wait."""
     found = _waiting(signs)
-    return [_finding(signs, *found[pid]) for pid in fates.deepest(signs.view, found)]
+    pids = fates.deepest(signs.view, found)
+    served = sum(found[pid][0].answered_count for pid in pids)
+    return [_finding(signs, *found[pid], _Siblings(len(pids), served)) for pid in pids]
+
+
+@dataclass(frozen=True, slots=True)
+class _Siblings:
+    """Processes whose connections wait likewise.
+
+    Attributes:
+        count: How many, this one included.
+        served_count: Connections that they served together.
+    """
+
+    count: int
+    served_count: int
 
 
 def pids_of_one_client(signs: Signs) -> set[int]:
@@ -97,7 +113,7 @@ def _has_time(signs: Signs, each: Stuck, pid: int) -> bool:
     )
 
 
-def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None) -> Finding:
+def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None, siblings: _Siblings) -> Finding:
     view = signs.view
     subject = view.subject(each.pid)
     name = capitalised(str(subject))
@@ -135,6 +151,12 @@ def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None) -> Finding:
         confidence = "medium"
     waiting = _waiting_words(each)
     held = f"{served:,} connection{'s' if served != 1 else ''}"
+    if siblings.count > 1:
+        evidence.append(
+            Evidence("served_together", siblings.served_count, "open_fates", each.first_s)
+        )
+        held += f", and {siblings.served_count:,} together with {siblings.count - 1} other"
+        held += "s like it," if siblings.count > 2 else " like it,"
     holder = _holder(view, each, wait)
     why = _why(wait) + (_behind(view) if wait is None else "")
     if holder is not None:
@@ -151,7 +173,7 @@ def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None) -> Finding:
             f"{name} served {held} while {waiting}{used}. {capitalised(why)}. More "
             "cores or descriptors do not help: nothing of them is short."
         ),
-        fix=_fixes(view, each, wait, holder),
+        fix=_fixes(view, each, wait, holder, siblings),
         at_connections=served,
         confidence=confidence,
         missing=missing,
@@ -247,7 +269,11 @@ def _what(wait: ThreadWait) -> str:
 
 
 def _fixes(
-    view: RunView, each: Stuck, wait: ThreadWait | None, holder: ThreadWait | None
+    view: RunView,
+    each: Stuck,
+    wait: ThreadWait | None,
+    holder: ThreadWait | None,
+    siblings: _Siblings,
 ) -> tuple[Fix, ...]:
     served = each.answered_count
     effect = f"the connections beyond {served:,} are served"
@@ -275,7 +301,7 @@ def _fixes(
             Fix("cat /etc/resolv.conf  # the name server does not answer", effect),
         )
     if wait.kind == "own_connection":
-        return (_more_threads(view, each, wait, effect),)
+        return (_more_threads(view, each, wait, effect, siblings.count),)
     if holder is not None:
         return (
             Fix(
@@ -340,20 +366,28 @@ _THREADS_OF = (
     (re.compile(r"php"), "pm.max_children = {count}  # php-fpm"),
     (re.compile(r"java"), "an executor of {count} threads, virtual threads, or NIO instead of a "
      "thread for each connection"),
-    (re.compile(r"puma|ruby"), "puma --threads {count}:{count}"),
+    (re.compile(r"puma"), "puma --threads {count}:{count}"),
     (re.compile(r"(apache2|httpd)"), "MaxRequestWorkers {count}"),
 )  # fmt: skip
 """How programs are given more threads, by what people call them."""
 
 
-def _more_threads(view: RunView, each: Stuck, wait: ThreadWait, effect: str) -> Fix:
-    """As that program is told, else by the setting whose value is the number of threads."""
+def _more_threads(
+    view: RunView, each: Stuck, wait: ThreadWait, effect: str, process_count: int
+) -> Fix:
+    """As that program is told, else by the setting whose value is the number of threads.
+
+    What is wanted is spread over all processes that are short of them.
+    """
     command = view.subject(each.pid).command
-    wanted = max(view.target_count, each.answered_count + each.count)
+    wanted = max(view.target_count // process_count, each.answered_count + each.count)
+    known = name_limit(command, view.process_facts(each.pid), wait.thread_count, 0, wanted)
+    in_its_code = known is not None and not known.setting and known.where != "its command line"
+    if known is not None and in_its_code:
+        return Fix(known.raise_it, effect)
     for program, words in _THREADS_OF:
         if program.search(command):
             return Fix(words.format(count=f"{wanted}"), effect)
-    known = name_limit(command, view.process_facts(each.pid), wait.thread_count, 0, wanted)
     if known is not None:
         return Fix(known.raise_it, effect)
     return Fix(f"give it {wanted:,} threads, or let it serve many connections with each", effect)
