@@ -8,6 +8,8 @@ the ladder. Every other finding that stands for itself goes before it (analysis/
 from __future__ import annotations
 
 from analysis.evidence import Evidence, Finding, Subject
+from analysis.server import fates
+from analysis.server.closed_at_once import unclear_count
 from analysis.server.fates import LEAST_COUNT
 from analysis.signs.listen_queues import moved_by_own, own_queues
 from analysis.signs.signs import EMFILE, ENFILE, Signs
@@ -32,9 +34,9 @@ def find(signs: Signs) -> list[Finding]:
     dropped = moved_by_own(signs, "TcpExtListenOverflows", own_queues(signs)).change_count
     confidence, missing = signs.trust(*DECIDING_TABLES, is_by_absence=True)
     taken = taken_count(signs)
-    doubt = _unwatched_refusals(signs, taken)
-    if doubt:
-        confidence, missing = "low", (doubt, *missing)
+    doubts = [each for each in (_unwatched_refusals(signs, taken), _unclear_ends(signs)) if each]
+    if doubts:
+        confidence, missing = "low", (*doubts, *missing)
     evidence = (
         Evidence("peak_connections", view.peak_count, "live_samples"),
         Evidence("connections_taken", taken, "live_samples"),
@@ -92,6 +94,22 @@ def _unwatched_refusals(signs: Signs, taken: int) -> str:
         f"{ended:,} of {taken:,} connections ended as soon as they had come, and why is not known: "
         f"calls that fail were watched {watched_s:.1f} of {length_s:.1f} s, to cost the server no "
         "more"
+    )
+
+
+def _unclear_ends(signs: Signs) -> str:
+    """What a server that forks for each connection may have turned away, for people; '' for none.
+
+    Some come and go with a child that is too short to be seen.
+    """
+    view = signs.view
+    count = unclear_count(view)
+    served = sum(fates.is_process_per_connection(view, pid) for pid in fates.servers(view))
+    if count < max(LEAST_COUNT, _BRIEF_SHARE * served):
+        return ""
+    return (
+        f"{count:,} connections were closed as soon as they had come, and whether a child of the "
+        "server went on to serve them is not known"
     )
 
 

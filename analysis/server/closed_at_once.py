@@ -87,6 +87,18 @@ def _closed_early(rows: pd.DataFrame) -> pd.Series[int]:
     return rows["at_once_total"].where(rows["fate"] != "closed_answered", rows["connection_total"])
 
 
+def unclear_count(view: RunView) -> int:
+    """Connections of a watched server that were closed at once by who forks for each connection.
+
+    So are those that a child goes on to serve; as many as children were seen are no question.
+    """
+    rows = fates.latest(view)
+    children = [pid for pid in fates.servers(view) if fates.is_process_per_connection(view, pid)]
+    early = rows[rows["fate"].isin(_early_fates(view)) & ~rows["pid"].isin(children)]
+    closed = int(_closed_early(early)[[_passes_on(view, int(pid)) for pid in early["pid"]]].sum())
+    return max(0, closed - len(children)) if children else 0
+
+
 def let_in_after(view: RunView, pid: int, since_s: float) -> tuple[int, int]:
     """Connections that a process accepted after a moment, and how many of them it did not close."""
     rows = view.frames["connection_fates"]

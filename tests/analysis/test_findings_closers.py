@@ -286,3 +286,41 @@ def test_threads_are_wanted_of_each_process_that_is_short_of_them(foreign, text,
     assert len(found) == 2
     assert {f.value_of("served_together") for f in found} == {80}
     assert all(fix in f.fix[0].command and "500" not in f.fix[0].command for f in found)
+
+
+@pytest.mark.parametrize(("closed", "confidence"), [(12, "high"), (60, "low")])
+def test_a_watched_server_that_forks_may_have_turned_others_away(watched, closed, confidence):
+    acceptor = watched.process("acceptor", 0)
+    children = [watched.process("server", number) for number in range(2, 14)]
+    for pid in children:
+        for quarter in range(25):
+            watched.live(pid, quarter / 4, open_count=1, established_total=1)
+    watched.live(acceptor, 1.0, open_count=0)
+    fates(watched, acceptor, 5.0, took=closed, closed=closed)
+    finding = named(watched, "no-limit-met")
+    assert finding.confidence == confidence
+
+
+@pytest.mark.parametrize(("text", "more"), [("limit_conn perip 60;", True), ("max 60", False)])
+def test_a_limit_on_one_address_is_told_to_who_has_more(foreign, text, more):
+    line = {"name": "perip", "value": 60, "file": "/etc/nginx.conf", "line": 5, "text": text}
+    foreign.manifest["server"]["processes"][0]["settings"] = [line]
+    served(foreign)
+    kept_out(foreign, "rst", errno=104)
+    fates(foreign, 800, 2.0, took=100, closed=40)
+    finding = named(foreign, "own-limit")
+    assert any("--source-addresses 2" in fix.command for fix in finding.fix) is more
+
+
+@pytest.mark.parametrize(("kind", "severity"), [("rst", "info"), ("timeout", "warning")])
+def test_a_first_thread_that_is_held_up_for_moments_is_worth_knowing(foreign, kind, severity):
+    """Nobody waited in vain for it: those that failed were turned away by somebody else."""
+    accepted(foreign, 60)
+    foreign.connect(60)
+    kept_out(foreign, kind)
+    foreign.cpu(800, 20, until_s=5.0)
+    block(foreign, 800, from_s=0.5, until_s=2.5, syscall="futex", wait_channel="futex_do_wait")
+    for row in foreign.rows["blocked_samples"]:
+        row["lag_ns"] = 30_000_000
+    found = {f.cause: f for f in summarise(foreign.frames()).findings}
+    assert (found["worker-blocked"].severity == "info") is (severity == "info")

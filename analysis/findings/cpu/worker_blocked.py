@@ -414,6 +414,8 @@ def _finding(signs: Signs, block: _Block, halted: tuple[int, ...] = ()) -> Findi
         stalled = max(stalled, hiccup.gap.failed_count)
     harm = f"; {hiccup.harm}" if hiccup is not None else ""
     is_short = until_s - since_s < _LEAST_S and hiccup is None
+    # a first thread that others hold up for moments, and nobody waited in vain for it
+    is_short |= hiccup is None and not stalled and _is_brief(signs, block)
     used = "" if cpu_pct is None else f", at {cpu_pct:.0f} % of a core"
     place = function_name(block.frame) if block.frame else "the call"
     command = f"move {place} off the event loop: {remedy}"
@@ -455,6 +457,18 @@ def _finding(signs: Signs, block: _Block, halted: tuple[int, ...] = ()) -> Findi
         f"{where}{used}{harm}",
         explained_count=stalled,
     )
+
+
+def _is_brief(signs: Signs, block: _Block) -> bool:
+    """Of a server under our own load: most looks found it in a call that had just begun."""
+    view = signs.view
+    if not view.is_foreign or view.is_attached:
+        return False
+    samples = view.frames["blocked_samples"]
+    at_s = view.seconds_of(samples["at_ns"])
+    inside = (at_s >= block.since_s) & (at_s <= block.until_s)
+    lags_ns = samples["lag_ns"][(samples["pid"] == block.pid).to_numpy() & inside]
+    return len(lags_ns) > 0 and float(lags_ns.median()) < 1e9 * _BRIEF_S
 
 
 def _lag_of_siblings_ms(signs: Signs, block: _Block) -> float | None:

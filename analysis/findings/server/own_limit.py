@@ -103,6 +103,7 @@ def _finding(signs: Signs, met: Met) -> Finding:
             *([_ALL_OF_THEM] if is_left else []),
             _faster(view, met) or _fix(known, str(subject), held),
             *_slower(view, met, is_counted=known is not None),
+            *_from_more_addresses(signs, known),
         ),
         at_connections=held,
         confidence=confidence,
@@ -132,6 +133,34 @@ def _faster(view: RunView, met: Met) -> Fix | None:
 
 
 _RATE_SETTING = re.compile(r"\blimit_req(?:_zone)?\b")
+
+
+def _from_more_addresses(signs: Signs, known: NamedLimit | None) -> tuple[Fix, ...]:
+    """What the clients can do where the limit is one on those that come from one address."""
+    view = signs.view
+    said = [each.line for each in signs.words_of("own-limit")]
+    text = f"{known.setting} {known.where}" if known is not None else ""
+    if view.is_attached or not any(_PER_ADDRESS.search(each) for each in (text, *said)):
+        return ()
+    count = max(1, view.connections["source_address"].nunique())
+    let_in = max(1, int(view.connections["established_s"].notna().sum()))
+    wanted = -(-view.target_count * count // let_in)
+    if wanted <= count:
+        return ()
+    return (
+        Fix(
+            f"profile-run --source-addresses {wanted}  # if it counts those of one address",
+            f"{let_in // count:,} from each of them",
+        ),
+    )
+
+
+_PER_ADDRESS = re.compile(
+    r"limit_conn|limiting connections|per.?(?:ip|host|client|address|source)|conn_cur|sc0_conn"
+    r"|remote_?addr",
+    re.IGNORECASE,
+)
+"""Words of a limit on connections of one client."""
 
 
 def _slower(view: RunView, met: Met, *, is_counted: bool) -> tuple[Fix, ...]:
