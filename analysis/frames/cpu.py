@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.evidence import side_of_role
-from analysis.frames.run_view import Phase, RunView
+from analysis.frames.run_view import Floats, Phase, RunView
 from analysis.stats.remembered import remembered
 
 _KINDS = ("user", "system", "softirq", "irq", "idle", "steal")
@@ -61,12 +61,15 @@ def rates(frame: pd.DataFrame, key: str, totals: list[str]) -> pd.DataFrame:
     """
     if frame.empty:
         return frame.assign(**{name: frame[name].astype("float64") for name in totals})
-    ordered = frame.sort_values([key, "at_ns"], kind="stable", ignore_index=True)
-    grouped = ordered.groupby(key, sort=False)
-    elapsed_s = grouped["at_ns"].diff() / 1e9
-    changes = grouped[totals].diff().clip(lower=0)
-    changed = ordered.assign(**{name: changes[name] / elapsed_s for name in totals})
-    return changed[elapsed_s > 0].reset_index(drop=True)
+    ordered = frame.sort_values(key, kind="stable")
+    keys, at_ns = ordered[key].to_numpy(), ordered["at_ns"].to_numpy()
+    elapsed_s = np.diff(at_ns.astype(np.float64)) / 1e9
+    kept = np.flatnonzero((keys[1:] == keys[:-1]) & (elapsed_s > 0))
+    changed = {}
+    for name in totals:
+        change = np.diff(ordered[name].to_numpy(dtype=np.float64))[kept]
+        changed[name] = np.maximum(change, 0) / elapsed_s[kept]  # NaN stays
+    return ordered.iloc[kept + 1].reset_index(drop=True).assign(**changed)
 
 
 def df_worker_cpu(view: RunView) -> pd.DataFrame:
@@ -76,8 +79,7 @@ def df_worker_cpu(view: RunView) -> pd.DataFrame:
     """
     samples = view.frames["process_samples"]
     samples = samples.assign(
-        **{_WAIT: samples[_WAIT].where(samples[_WAIT] >= 0)},
-        was_ready=samples.groupby("pid", sort=False)["state"].shift() == "running",
+        **{_WAIT: samples[_WAIT].where(samples[_WAIT] >= 0)}, was_ready=_was_ready(samples)
     )
     totals = ["cpu_user_ns_total", "cpu_system_ns_total", _WAIT, "voluntary_switches_total"]
     rate = rates(samples, "pid", totals)
@@ -107,6 +109,17 @@ def df_worker_cpu(view: RunView) -> pd.DataFrame:
     )
 
 
+def _was_ready(samples: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Whether the sample of a process before each one found it running, or ready to."""
+    pids = samples["pid"].to_numpy()
+    is_ready = (samples["state"] == "running").to_numpy(dtype=bool)
+    order = np.argsort(pids, kind="stable")
+    before, after = order[:-1], order[1:]
+    found = np.zeros(len(samples), dtype=bool)
+    found[after] = is_ready[before] & (pids[before] == pids[after])
+    return found
+
+
 def df_host_cpu(view: RunView) -> pd.DataFrame:
     """Share of each core's time by kind; core -1 is the mean over all.
 
@@ -115,10 +128,13 @@ def df_host_cpu(view: RunView) -> pd.DataFrame:
     samples = view.host_cpu
     totals = [f"{kind}_ns_total" for kind in _KINDS]
     rate = rates(samples, "core", totals)
-    whole = rate[totals].sum(axis=1).replace(0, np.nan)
-    columns = {f"{kind}_pct": 100 * rate[f"{kind}_ns_total"] / whole for kind in _KINDS}
-    frame = pd.DataFrame({"at_s": view.seconds_of(rate["at_ns"]), "core": rate["core"], **columns})
-    frame = frame.dropna().assign(busy_pct=lambda f: 100 - f["idle_pct"])
+    grown = {kind: rate[f"{kind}_ns_total"].to_numpy() for kind in _KINDS}
+    whole = np.sum([*grown.values()], axis=0)
+    at_s = view.seconds_of(rate["at_ns"])
+    kept = (whole > 0) & ~np.isnan(at_s)
+    columns = {f"{kind}_pct": 100 * each[kept] / whole[kept] for kind, each in grown.items()}
+    frame = pd.DataFrame({"at_s": at_s[kept], "core": rate["core"].to_numpy()[kept], **columns})
+    frame = frame.assign(busy_pct=100 - columns["idle_pct"])
     if len(frame) and not (frame["core"] == -1).any():
         mean = frame.groupby("at_s", as_index=False).mean().assign(core=-1)
         frame = pd.concat([frame, mean], ignore_index=True)
@@ -155,25 +171,33 @@ def cpu_between(view: RunView, phase: Phase) -> pd.DataFrame:
     inside = samples[(at_s >= phase.start_s - 0.25) & (at_s <= phase.end_s + 0.25)]
     if inside.empty:
         return pd.DataFrame({c: pd.Series(dtype="float64") for c in columns})
-    grouped = inside.groupby("pid", sort=False)
-    first, last = grouped.first(), grouped.last()
-    elapsed_s = (last["at_ns"] - first["at_ns"]) / 1e9
-    user_s = (last["cpu_user_ns_total"] - first["cpu_user_ns_total"]) / 1e9
-    system_s = (last["cpu_system_ns_total"] - first["cpu_system_ns_total"]) / 1e9
-    wait_s = (last[_WAIT] - first[_WAIT]).where((first[_WAIT] >= 0) & (last[_WAIT] >= 0)) / 1e9
-    result = pd.DataFrame(
-        {
-            "role": last["role"],
-            "worker": last["worker"],
-            "user_pct": 100 * user_s / elapsed_s,
-            "system_pct": 100 * system_s / elapsed_s,
-            "cpu_pct": 100 * (user_s + system_s) / elapsed_s,
-            "wait_pct": (100 * wait_s / elapsed_s).clip(0, 100),
-            "user_s": user_s,
-            "system_s": system_s,
-        }
+    pids = inside["pid"].to_numpy()
+    _, first = np.unique(pids, return_index=True)
+    last = len(pids) - 1 - np.unique(pids[::-1], return_index=True)[1]
+    order = np.argsort(first)  # of their first samples
+    at_ns = inside["at_ns"].to_numpy()
+    order = order[at_ns[last[order]] > at_ns[first[order]]]
+    first, last = first[order], last[order]
+
+    def grown_s(column: str) -> Floats:
+        totals = inside[column].to_numpy()
+        grown: Floats = (totals[last] - totals[first]) / 1e9
+        return grown
+
+    elapsed_s = grown_s("at_ns")
+    user_s, system_s = grown_s("cpu_user_ns_total"), grown_s("cpu_system_ns_total")
+    waits = inside[_WAIT].to_numpy()
+    is_known = (waits[first] >= 0) & (waits[last] >= 0)
+    wait_s = np.where(is_known, grown_s(_WAIT), np.nan)
+    who = inside[["pid", "role", "worker"]].iloc[last].reset_index(drop=True)
+    return who.assign(
+        user_pct=100 * user_s / elapsed_s,
+        system_pct=100 * system_s / elapsed_s,
+        cpu_pct=100 * (user_s + system_s) / elapsed_s,
+        wait_pct=np.clip(100 * wait_s / elapsed_s, 0, 100),
+        user_s=user_s,
+        system_s=system_s,
     )
-    return result[elapsed_s > 0].reset_index()[columns]
 
 
 def df_probe_overhead(view: RunView) -> pd.DataFrame:

@@ -22,7 +22,11 @@ def df_descriptors(view: RunView) -> pd.DataFrame:
     fleet = processes[processes["role"].isin([*SERVER_ROLES, "client"])]
     fleet = fleet[fleet["nofile_soft_count"] > 0]
     live = view.frames["live_samples"]
+    live_pids, live_s = live["pid"].to_numpy(), view.seconds_of(live["at_ns"])
+    held, under_way = live["open_count"].to_numpy(), live["in_flight_count"].to_numpy()
     sampled = view.frames["process_samples"]
+    sampled_pids, sampled_s = sampled["pid"].to_numpy(), view.seconds_of(sampled["at_ns"])
+    open_fds = sampled["fd_count"].to_numpy()
     rows = []
     for pid, role, worker, soft, counted in zip(
         fleet["pid"],
@@ -32,19 +36,20 @@ def df_descriptors(view: RunView) -> pd.DataFrame:
         fleet["own_fds_count"],
         strict=True,
     ):
-        counts = live[live["pid"] == pid]
         own = _own_count(view, int(pid), int(counted)) if role == "server" else counted
         capacity = int(soft - own)
-        used = counts["open_count"] + (counts["in_flight_count"] if role == "client" else 0)
-        fds = sampled[(sampled["pid"] == pid) & (sampled["fd_count"] >= 0)]
+        is_of_it = live_pids == pid
+        used = held[is_of_it] + (under_way[is_of_it] if role == "client" else 0)
+        seen = (sampled_pids == pid) & (open_fds >= 0)
+        fds = open_fds[seen] - own
         by_live = int(used.max()) if len(used) else 0
         if role == "client":
             by_live = max(by_live, _most_open(view, int(worker)))
-        by_fds = int(fds["fd_count"].max() - own) if len(fds) else 0
+        by_fds = int(fds.max()) if len(fds) else 0
         near = capacity - 2
         moments = [
-            *view.seconds_of(counts["at_ns"][used >= near])[:1],
-            *view.seconds_of(fds["at_ns"][fds["fd_count"] - own >= near])[:1],
+            *live_s[is_of_it][used >= near][:1],
+            *sampled_s[seen][fds >= near][:1],
         ]
         rows.append(
             {

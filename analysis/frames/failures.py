@@ -101,8 +101,9 @@ def df_errors(view: RunView) -> pd.DataFrame:
     seen = set(zip(network["pid"], network["errno"], strict=True))
     parts = [kernel]
     for extra in (_connection_errors(view), _accept_errors(view)):
-        keys = zip(extra["pid"], extra["errno"], strict=True)
-        parts.append(extra[[key not in seen for key in keys]])
+        if extra is not None:
+            keys = zip(extra["pid"], extra["errno"], strict=True)
+            parts.append(extra[[key not in seen for key in keys]])
     frame = view.with_who(pd.concat(parts, ignore_index=True))
     benign = [is_benign(s, n) for s, n in zip(frame["syscall"], frame["errno_name"], strict=True)]
     after_stop = (frame["first_s"] >= view.stop_s).to_numpy(dtype=bool)
@@ -118,20 +119,25 @@ def df_errors(view: RunView) -> pd.DataFrame:
 
 def _kernel_errors(view: RunView) -> pd.DataFrame:
     raw = view.frames["failing_syscalls"]
-    grouped = raw.groupby(["pid", "syscall", "errno"], as_index=False).agg(
-        errno_name=("errno_name", "last"),
-        event_count=("event_count", "sum"),
-        first_ns=("first_ns", "min"),
-        last_ns=("last_ns", "max"),
-    )
+    key = ["pid", "syscall", "errno"]
+    grouped = raw[[*key, "errno_name", "event_count", "first_ns", "last_ns"]]
+    if len(raw):
+        grouped = raw.groupby(key, as_index=False).agg(
+            errno_name=("errno_name", "last"),
+            event_count=("event_count", "sum"),
+            first_ns=("first_ns", "min"),
+            last_ns=("last_ns", "max"),
+        )
     first_s, last_s = view.seconds_of(grouped["first_ns"]), view.seconds_of(grouped["last_ns"])
     named = grouped.assign(first_s=first_s, last_s=last_s, source="failing_syscalls")
     return named.drop(columns=["first_ns", "last_ns"])
 
 
-def _connection_errors(view: RunView) -> pd.DataFrame:
-    connections = view.connections
-    bad = connections[connections["is_failed"] | connections["is_lost"]]
+def _connection_errors(view: RunView) -> pd.DataFrame | None:
+    """What clients recorded of connections that failed or were lost; None where none did."""
+    bad = view.ended_connections
+    if bad.empty:
+        return None
     pids = {int(c): view.pid_of("client", int(c)) for c in bad["client"].unique()}
     rows = bad.assign(
         pid=bad["client"].map(pids).astype("int64"),
@@ -151,10 +157,12 @@ def _failure_names(bad: pd.DataFrame) -> pd.Series[str]:
     return by_errno.where(bad["errno"] != 0, bad["close_kind"].str.upper()).astype("str")
 
 
-def _accept_errors(view: RunView) -> pd.DataFrame:
-    """EMFILE that the workers counted themselves."""
+def _accept_errors(view: RunView) -> pd.DataFrame | None:
+    """EMFILE that the workers counted themselves; None where they counted none."""
     samples = view.frames["live_samples"]
     hit = samples[samples["accept_emfile_total"] > 0]
+    if hit.empty:
+        return None
     grouped = hit.groupby("pid", as_index=False).agg(
         event_count=("accept_emfile_total", "max"), first=("at_ns", "min"), last=("at_ns", "max")
     )
@@ -186,8 +194,7 @@ def df_errors_over_time(view: RunView, errors: pd.DataFrame) -> pd.DataFrame:
     parts = [kernel[["at_s", "pid", "syscall", "errno", "errno_name", "event_count", "interval_s"]]]
     wanted = errors[(errors["source"] == "connections") & ~errors["benign"]]
     keys = set(zip(wanted["pid"], wanted["syscall"], wanted["errno_name"], strict=True))
-    connections = view.connections
-    bad = connections[connections["is_failed"] | connections["is_lost"]]
+    bad = view.ended_connections
     pids = {int(c): view.pid_of("client", int(c)) for c in bad["client"].unique()}
     width_s = 0.25
     rows = bad.assign(
@@ -232,8 +239,7 @@ def intervals_s(
 
 def df_connection_failures(view: RunView) -> pd.DataFrame:
     """Connections that failed or were lost, by client, stage and how."""
-    connections = view.connections
-    bad = connections[connections["is_failed"] | connections["is_lost"]]
+    bad = view.ended_connections
     named = bad.assign(errno_name=_failure_names(bad))
     key = ["client", "stage", "errno", "errno_name", "close_kind"]
     return (
@@ -269,6 +275,8 @@ def _events(
 def drops_of_run(view: RunView) -> pd.DataFrame:
     """Rows of ``skb_drops`` that a finding may use: before the stop, and not of any namespace."""
     raw = view.frames["skb_drops"]
+    if raw.empty:
+        return raw
     return raw[
         (raw["namespace_known"] != 0) & (view.seconds_of(raw["at_ns"]) <= view.last_sample_s)
     ]

@@ -70,28 +70,49 @@ def df_ports(view: RunView) -> pd.DataFrame:
     """
     low, high = port_range(view)
     range_count = high - low + 1
-    groups = view.frames["port_groups"]
-    key = ["source_address", "destination_port"]
-    seen = groups.groupby([*key, "destination_address"], as_index=False).agg(
-        ports_used_count=("ports_used_count", "max")
-    )
-    seen = seen.assign(source="port_groups")
-    recorded = _from_records(view).assign(destination_address="", source="connections")
-    refused = recorded.set_index(key)["refused_count"]
-    from_kernel = pd.MultiIndex.from_frame(seen[key])
-    absent = ~pd.MultiIndex.from_frame(recorded[key]).isin(from_kernel)
-    frame = pd.concat([seen, recorded[absent].drop(columns="refused_count")], ignore_index=True)
-    found = refused.reindex(pd.MultiIndex.from_frame(frame[key])).fillna(0).to_numpy()
+    refused = {}
+    recorded = []
+    for pool in pool_use(view):
+        key = (pool.source_address, pool.destination_port)
+        refused[key] = pool.refused_count
+        recorded.append((key, "", int(pool.used_count.max(initial=0)), "connections"))
+    seen = _from_snapshots(view)
+    from_kernel = {key for key, *_ in seen}
+    rows = seen + [row for row in recorded if row[0] not in from_kernel]
     if _is_by_socket(view):
         # sockets of earlier runs, closed a minute ago, have other ports of the host's range
-        frame["ports_used_count"] = frame["ports_used_count"].clip(upper=range_count)
-    frame = frame.assign(
-        range_count=range_count,
-        used_pct=100 * frame["ports_used_count"] / range_count,
-        refused_count=found.astype(np.int64),
+        rows = [(key, to, min(used, range_count), table) for key, to, used, table in rows]
+    rows.sort(key=lambda row: -row[2])
+    used_count = np.array([row[2] for row in rows], dtype=np.int64)
+    return pd.DataFrame(
+        {
+            "source_address": pd.Series([address for (address, _), *_ in rows], dtype="str"),
+            "destination_address": pd.Series([row[1] for row in rows], dtype="str"),
+            "destination_port": np.array([port for (_, port), *_ in rows], dtype=np.int64),
+            "ports_used_count": used_count,
+            "range_count": np.full(len(rows), range_count, dtype=np.int64),
+            "used_pct": 100 * used_count / range_count,
+            "refused_count": np.array([refused.get(row[0], 0) for row in rows], dtype=np.int64),
+            "source": pd.Series([row[3] for row in rows], dtype="str"),
+        }
     )
-    frame = frame.sort_values("ports_used_count", ascending=False, kind="stable", ignore_index=True)
-    return frame[_COLUMNS]
+
+
+_Group = tuple[tuple[str, int], str, int, str]
+"""(source address, destination port), destination address, ports in use, the table that says so."""
+
+
+def _from_snapshots(view: RunView) -> list[_Group]:
+    """Peak use of each group that the kernel's snapshots saw, in the order of addresses."""
+    groups = view.frames["port_groups"]
+    if groups.empty:
+        return []
+    key = ["source_address", "destination_port", "destination_address"]
+    peaks = groups.groupby(key)["ports_used_count"].max()
+    found: list[_Group] = []
+    for (address, port, to), used in zip(peaks.index, peaks, strict=True):
+        found.append(((str(address), int(port)), str(to), int(used), "port_groups"))
+    return found
 
 
 def by_source(ports: pd.DataFrame) -> pd.DataFrame:
@@ -186,17 +207,3 @@ def df_connect_by_use(view: RunView) -> pd.DataFrame:
             "p99_ms": quantiles[0.99].to_numpy(),
         }
     )
-
-
-def _from_records(view: RunView) -> pd.DataFrame:
-    rows = [
-        {
-            "source_address": pool.source_address,
-            "destination_port": pool.destination_port,
-            "ports_used_count": int(pool.used_count.max(initial=0)),
-            "refused_count": pool.refused_count,
-        }
-        for pool in pool_use(view)
-    ]
-    columns = ["source_address", "destination_port", "ports_used_count", "refused_count"]
-    return pd.DataFrame(rows, columns=columns).astype({"destination_port": "int64"})

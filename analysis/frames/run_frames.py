@@ -102,9 +102,10 @@ def _to_frame(name: str, read: TableRead) -> pd.DataFrame:
 
 def _typed(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """Forces the schema's types; a null number becomes 0 and a null text ''."""
+    types = dict(zip(frame.columns, frame.dtypes, strict=True))
     for column in schema.TABLES[name].columns:
         wanted = _DTYPES[column.type]
-        if str(frame[column.name].dtype) != wanted:
+        if types[column.name] != wanted:
             filled = frame[column.name].fillna("" if column.type == schema.TEXT else 0)
             frame = frame.assign(**{column.name: filled.astype(wanted)})
         elif column.type == schema.TEXT and frame[column.name].hasnans:

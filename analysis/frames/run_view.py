@@ -102,9 +102,12 @@ class RunView:
         return found
 
     def _event_ns(self, event: str) -> int:
-        events = self.frames["events"]
-        rows = events[events["event"] == event]
-        return int(rows["at_ns"].iloc[0]) if len(rows) else 0
+        return self._first_events_ns.get(event, 0)
+
+    @cached_property
+    def _first_events_ns(self) -> dict[str, int]:
+        events = self.frames["events"][["event", "at_ns"]].drop_duplicates("event")
+        return dict(zip(events["event"], events["at_ns"].tolist(), strict=True))
 
     def _origin_ns(self) -> int:
         stages = self._stages()
@@ -229,6 +232,12 @@ class RunView:
         )
 
     @cached_property
+    def ended_connections(self) -> pd.DataFrame:
+        """Rows of ``connections`` that failed or were lost."""
+        connections = self.connections
+        return connections[(connections["is_failed"] | connections["is_lost"]).to_numpy()]
+
+    @cached_property
     def _open_curve(self) -> tuple[Floats, npt.NDArray[np.int64]]:
         if self.is_attached:
             return self._watched_curve()
@@ -258,6 +267,8 @@ class RunView:
         samples = samples[samples["role"].isin(["server", "acceptor"])]
         processes = self.frames["processes"]
         ended = processes[processes["exited_ns"] > 0]
+        if ended.empty:
+            return samples
         # Not by pid alone: in a watch of days another worker may have it later.
         who = ["pid", "worker"]
         over_ns = samples[who].merge(
@@ -378,9 +389,7 @@ class RunView:
     @cached_property
     def first_failure_s(self) -> float | None:
         """When the first connection failed or was lost, None when none did."""
-        connections = self.connections
-        bad = connections[connections["is_failed"] | connections["is_lost"]]
-        moments = bad["closed_s"].dropna()
+        moments = self.ended_connections["closed_s"].dropna()
         return float(moments.min()) if len(moments) else None
 
     @cached_property
@@ -450,12 +459,12 @@ class RunView:
 
     def pids_of(self, *roles: str) -> list[int]:
         """Every process of some roles, in the order of the table."""
-        return [int(pid) for pid in self.who["pid"][self.who["role"].isin(roles)]]
+        return [each.pid for each in self._subjects.values() if each.role in roles and each.pid]
 
     def pid_of(self, role: str, worker: int) -> int:
         """The pid of a numbered process, 0 when not known."""
-        rows = self.who[(self.who["role"] == role) & (self.who["worker"] == worker)]
-        return int(rows["pid"].iloc[0]) if len(rows) else 0
+        found = ((each.role, each.worker, each.pid) for each in self._subjects.values())
+        return next((pid or 0 for its, number, pid in found if (its, number) == (role, worker)), 0)
 
     @remembered
     def descriptors_per_connection(self, role: str) -> int:
@@ -499,11 +508,12 @@ class RunView:
 
     def with_who(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Adds role and worker by pid to a frame that lacks them."""
-        merged = frame.drop(columns=["role", "worker"], errors="ignore").merge(
-            self.who, on="pid", how="left"
+        others = frame.drop(columns=["role", "worker"], errors="ignore").reset_index(drop=True)
+        whose = [self.subject(pid) for pid in others["pid"].tolist()]
+        return others.assign(
+            role=pd.Series([each.role for each in whose], dtype="str"),
+            worker=np.array([each.worker for each in whose], dtype=np.int64),
         )
-        filled = merged["worker"].fillna(-1).astype("int64")
-        return merged.assign(role=merged["role"].fillna(""), worker=filled)
 
     # -- trust --------------------------------------------------------------------------------
 

@@ -61,6 +61,8 @@ class ProcessEnd:
 def process_ends(view: RunView) -> list[ProcessEnd]:
     """Ends of server processes before the run began to stop, the first first."""
     processes = view.frames["processes"]
+    if not (view.seconds_of(processes["exited_ns"]) < view.stop_s).any():
+        return []
     servers = processes[processes["role"].isin(SERVER_ROLES)].drop_duplicates("pid")
     rows = servers.assign(
         start_s=view.seconds_of(servers["start_ns"]), ended_s=view.seconds_of(servers["exited_ns"])

@@ -188,6 +188,8 @@ def meaning_of(line: str) -> tuple[str, str]:
 def spoken(view: RunView) -> list[Spoken]:
     """All that the server said until the run began to stop, the first first."""
     rows = view.frames["server_words"]
+    if rows.empty:
+        return []
     at_s = pd.Series(view.seconds_of(rows["at_ns"]), index=rows.index)
     first_s = pd.Series(view.seconds_of(rows["first_ns"]), index=rows.index)
     rows = rows.assign(at_s=at_s, first_s=first_s)[first_s <= view.stop_s + 0.3]

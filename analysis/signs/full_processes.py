@@ -23,9 +23,12 @@ def full_processes(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
     fleet = signs.descriptors[signs.descriptors["role"].isin(roles)]
     calls = _CLIENT_CALLS if roles[0] == "client" else _SERVER_CALLS
     emfile = signs.errors_by_pid(calls, EMFILE)
-    hits = {int(row["pid"]): row for row in emfile.to_dict("records")}
+    records = emfile.to_dict("records") if len(emfile) else []
+    hits = {int(row["pid"]): row for row in records}
+    is_near = (fleet["peak_count"] >= fleet["capacity_count"] - 1).to_numpy(dtype=bool)
+    fleet = fleet[is_near | np.array([int(pid) in hits for pid in fleet["pid"]], dtype=bool)]
     rows = []
-    for row in fleet.to_dict("records"):
+    for row in fleet.to_dict("records") if len(fleet) else []:
         pid, role = int(row["pid"]), str(row["role"])
         hit = hits.get(pid)
         is_full = int(row["peak_count"]) >= int(row["capacity_count"]) - 1

@@ -36,6 +36,9 @@ def _longest_hot(view: RunView, servers: pd.DataFrame, *, in_ramp: bool) -> dict
     worker_rows = servers[servers["role"] == "server"]
     best: dict[str, Any] | None = None
     for pid, rows in servers.groupby("pid", sort=True):
+        wants = wants_full_core(rows["cpu_pct"].to_numpy(), rows["wait_pct"].to_numpy())
+        if not wants.any():
+            continue
         others = worker_rows[worker_rows["pid"] != pid].groupby("at_s")["cpu_pct"].median()
         at_s = rows["at_s"].to_numpy()
         cpu = rows["cpu_pct"].to_numpy()
@@ -45,7 +48,6 @@ def _longest_hot(view: RunView, servers: pd.DataFrame, *, in_ramp: bool) -> dict
         in_hold = (at_s > view.hold.start_s + 0.6) & (at_s <= view.stop_s + 0.1)
         unlike = (cpu >= 2 * beside) & (len(others) > 0)
         in_hold |= in_ramp & (at_s > view.ramp.start_s)
-        wants = wants_full_core(cpu, rows["wait_pct"].to_numpy())
         hot = wants & (at_s <= view.stop_s + 0.1) & (in_hold | unlike)
         for start, stop in runs_of(hot):
             since_s = float(at_s[start - 1]) if start else float(at_s[start]) - 0.5

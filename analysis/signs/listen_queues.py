@@ -57,6 +57,8 @@ def moved(signs: Signs, name: str) -> Moved:
     view = signs.view
     rows = view.frames["net_counters"]
     rows = rows[rows["counter"] == name]
+    if rows.empty:
+        return Moved(name, 0, float("nan"), float("nan"))
     at_s = view.seconds_of(rows["at_ns"])
     values = rows["value_total"].to_numpy()
     inside = (at_s >= view.ramp.start_s) & (at_s <= view.stop_s)
@@ -99,6 +101,8 @@ def server_drops(signs: Signs, reason: str, functions: tuple[str, ...]) -> Moved
     """
     view = signs.view
     drops = drops_of_run(view)
+    if drops.empty:
+        return Moved(reason, 0, float("nan"), float("nan"))
     by_reason = (drops["reason"] == reason) | (
         (drops["reason"] == "") & drops["location"].isin(functions)
     )
@@ -181,14 +185,19 @@ def stalls(signs: Signs, *, connect_only: bool = False) -> Stalls:
         connect_only: Leave out those whose SYN was answered and whose request was not.
     """
     connections = signs.view.connections
-    timed_out = (connections["close_kind"] == "timeout") | (connections["errno"] == ETIMEDOUT)
-    failed = (connections["is_failed"] & timed_out) | connections["is_waiting"]
-    failed &= connections["stage"].isin(["connect"] if connect_only else ["connect", "handshake"])
-    wait_s = connections["connected_s" if connect_only else "established_s"]
-    wait_s = (wait_s - connections["start_s"]).where(connections["established_s"].notna())
+    failed = (connections["is_failed"] | connections["is_waiting"]).to_numpy(dtype=bool)
+    if failed.any():
+        timed_out = (connections["close_kind"] == "timeout") | (connections["errno"] == ETIMEDOUT)
+        stages = ["connect"] if connect_only else ["connect", "handshake"]
+        in_vain = (timed_out | connections["is_waiting"]) & connections["stage"].isin(stages)
+        failed = failed & in_vain.to_numpy(dtype=bool)
+    start_s = connections["start_s"].to_numpy()
+    came_s = connections["connected_s" if connect_only else "established_s"].to_numpy()
+    is_open = ~np.isnan(connections["established_s"].to_numpy())
+    wait_s = np.where(is_open, came_s - start_s, np.nan)
     late = wait_s >= LATE_S
     dropped = late if late.any() else failed
-    begun_s = tuple(float(at_s) for at_s in np.sort(connections["start_s"][dropped]))
+    begun_s = tuple(float(at_s) for at_s in np.sort(start_s[dropped]))
     longest_s = float(wait_s[late].max()) if late.any() else 0.0
     return Stalls(
         int(failed.sum()),

@@ -28,6 +28,8 @@ def rise(frame: pd.DataFrame, column: str) -> tuple[int, float, float]:
         frame: From ``until_stop``.
         column: A total; negative values are unknown.
     """
+    if frame.empty:
+        return 0, 0.0, 0.0
     known = frame[frame[column] >= 0]
     steps = known[column].diff()
     moved = known["at_s"][steps > 0]
@@ -40,6 +42,8 @@ def rise(frame: pd.DataFrame, column: str) -> tuple[int, float, float]:
 def counter(view: RunView, name: str) -> pd.DataFrame:
     """One counter of ``net_counters``: at_s, value_total."""
     frame = until_stop(view, "net_counters")
+    if frame.empty:
+        return frame
     return frame[frame["counter"] == name]
 
 

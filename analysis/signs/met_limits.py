@@ -139,6 +139,11 @@ def refused(
     Returns:
         pid, event_count (sum), first_s, last_s, syscall (of the most frequent one).
     """
+    if (
+        errno not in errors["errno"].to_numpy()
+    ):  # of nearly every run, and asked for by several causes
+        columns = ["pid", "event_count", "first_s", "last_s", "syscall"]
+        return errors[columns].iloc[:0]
     rows = errors[errors["syscall"].isin(calls) & (errors["errno"] == errno)]
     rows = rows[(rows["side"] == "server") & ~(rows["first_s"] >= before_s)]
     rows = rows.sort_values("event_count", ascending=False, kind="stable")

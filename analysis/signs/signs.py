@@ -164,10 +164,12 @@ class Signs:
             pid, role, event_count (sum), first_s, last_s, source, syscall: the names of those
             that failed, the most frequent first, joined by `` and ``.
         """
+        columns = ["pid", "role", "event_count", "first_s", "last_s", "source", "syscall"]
+        if not any((syscall, errno) in self._failing for syscall in syscalls):
+            return self.errors.iloc[:0][columns]  # of nearly every run, and asked for by several
         parts = [self.errors_of(syscall, errno, role=role) for syscall in syscalls]
         rows = pd.concat(parts, ignore_index=True)
-        if rows.empty:  # of nearly every run, and asked for by several causes
-            columns = ["pid", "role", "event_count", "first_s", "last_s", "source", "syscall"]
+        if rows.empty:
             return rows[columns]
         rows = rows.sort_values("event_count", ascending=False, kind="stable")
         return rows.groupby("pid", as_index=False).agg(
@@ -189,7 +191,10 @@ class Signs:
         view = self.view
         raw = view.frames["failing_syscalls"]
         at_s = view.seconds_of(raw["at_ns"])
+        live = view.frames["live_samples"]
         is_full = raw["syscall"].isin(ACCEPT_CALLS) & (raw["errno"] == EMFILE)
+        if not is_full.any() and not (live["accept_emfile_total"] > 0).any():
+            return _no_rates()
         rows = raw.assign(at_s=at_s)[is_full]
         lengths = intervals_s(rows["at_s"], at_s, view.counting_period_s)
         kernel = pd.DataFrame(
@@ -201,7 +206,6 @@ class Signs:
                 "table": "failing_syscalls",
             }
         )
-        live = view.frames["live_samples"]
         grouped = live.groupby("pid", sort=False)
         elapsed_s = grouped["at_ns"].diff() / 1e9
         grown = grouped["accept_emfile_total"].diff()
@@ -329,3 +333,11 @@ class Signs:
         if is_by_absence:
             missing += self.probe_trust.broken_probes
         return ("high" if not missing else "medium"), missing
+
+
+def _no_rates() -> pd.DataFrame:
+    """``Signs.emfile_rates`` without a row."""
+    kinds = {"at_s": "float64", "pid": "int64", "per_s": "float64", "interval_s": "float64"}
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()}).assign(
+        table=pd.Series(dtype="str")
+    )

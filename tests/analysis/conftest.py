@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,15 @@ S = 1_000_000_000
 ORIGIN_NS = 50 * S  # the ramp begins here in every built run
 
 
-def default_row(table: str) -> dict[str, Any]:
+@cache
+def _default_row(table: str) -> dict[str, Any]:
     blank = {schema.I64: 0, schema.F64: 0.0, schema.TEXT: "", schema.BOOL: False}
     columns = schema.TABLES[table].columns
     return {c.name: blank[c.type] if c.absent is None else c.absent for c in columns}
+
+
+def default_row(table: str) -> dict[str, Any]:
+    return dict(_default_row(table))
 
 
 class RunBuilder:

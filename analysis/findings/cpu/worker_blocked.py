@@ -249,6 +249,8 @@ def _sampled(signs: Signs, pid: int) -> _Block | None:
     view = signs.view
     samples = view.frames["blocked_samples"]
     mine = samples[samples["pid"] == pid]
+    if len(mine) < _SAMPLES_OF_ONE_TURN:
+        return None
     mine = mine.assign(at_s=view.seconds_of(mine["at_ns"])).sort_values("at_s", kind="stable")
     mine = mine[(mine["at_s"] >= view.ramp.start_s) & (mine["at_s"] <= view.stop_s)]
     is_loaded = view.is_foreign and not view.is_attached

@@ -100,6 +100,8 @@ def _group_of(signs: Signs, victim: Victim) -> Group | None:
 def _refused(signs: Signs) -> tuple[pd.DataFrame, list[Group | None]]:
     """Calls that failed while memory was short, and the group that was short of each."""
     rows = signs.errors
+    if not rows["errno"].isin([ENOMEM, ENFILE]).any():
+        return rows.iloc[:0], []
     rows = rows[~(rows["first_s"] >= signs.view.stop_s) & rows["role"].ne("")]
     none_left = (rows["errno"] == ENOMEM) & rows["syscall"].isin(_NETWORK)
     none_left &= ~rows["pid"].isin(mapping_limit.limited_pids(signs))

@@ -38,6 +38,8 @@ def find(signs: Signs) -> list[Finding]:
     """One finding for each process that died, the first first."""
     view = signs.view
     processes = view.frames["processes"]
+    if not (processes["exited_ns"] > 0).any():
+        return []
     ends = {end.pid: end for end in signs.process_ends}
     dead = processes[
         (processes["exited_ns"] > 0) & processes["role"].isin([*SERVER_ROLES, "client"])
