@@ -42,7 +42,7 @@ KEPT_WHOLE = {
 RECORDERS = ("profile-run", "profile-matrix", "profile-attach")
 """Of these, 3 says that they did their work and that a limit was met."""
 READERS = ("profile-report", "profile-compare")
-"""Of these, ``warm.py`` has what they import."""
+"""Of these, ``warm.py`` has what they import; and of runs without probes and page."""
 MOST_CONNECTIONS = 1_000
 ATTACH_S = 2
 ONE_ROW = {"the-2016-log": "r05-eaddrnotavail", "every-cause": "fd-limit-client"}
@@ -119,7 +119,7 @@ def run(command: str, words: list[str]) -> int:
     with kept.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another page may be making the same
         if not kept.exists():
-            return _run_and_keep(program, kept)
+            return _run_and_keep(command, words, kept)
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
     for made in (kept / "runs").iterdir():
@@ -131,30 +131,36 @@ def run(command: str, words: list[str]) -> int:
     return int((kept / "code").read_text())
 
 
-def _run_warm(command: str, words: list[str]) -> int:
+def _run_warm(command: str, words: list[str], stdout_fd: int = 1) -> int:
     """Has a fork of ``warm.py`` run it, with the standard streams and folder of this process."""
     request = json.dumps([command, str(Path.cwd()), *words]).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.connect(os.environ["CONNSCOPE_WARM"])
-        socket.send_fds(server, [request], (0, 1, 2))
+        socket.send_fds(server, [request], (0, stdout_fd, 2))
         code = server.recv(16)
     return int(code) if code else 1  # it ended with a traceback
 
 
-def _run_and_keep(program: list[str], kept: Path) -> int:
+def _run_and_keep(command: str, words: list[str], kept: Path) -> int:
     before = {path.name for path in Path("runs").glob("*")}
-    done = subprocess.run(program, check=False, stdout=subprocess.PIPE, text=True)
-    sys.stdout.write(done.stdout)
-    if done.returncode in (0, 3):
+    with kept.with_suffix(".out").open("w+") as shown:
+        if command == "profile-run" and {"none", "--no-report"} <= set(words):
+            code = _run_warm(command, words, shown.fileno())
+        else:
+            program = [os.environ["CONNSCOPE_BIN"] + "/" + command, *words]
+            code = subprocess.run(program, check=False, stdout=shown).returncode
+        shown.seek(0)
+        said = shown.read()
+    sys.stdout.write(said)
+    if code in (0, 3):
         for path in Path("runs").glob("*"):
             if path.name not in before and not path.is_symlink():
                 shutil.copytree(path, kept / "runs" / path.name)
         latest = Path("runs/latest")
-        is_run = program[0].endswith("profile-run")
-        (kept / "latest").write_text(latest.resolve().name if is_run else "")
-        (kept / "stdout").write_text(done.stdout)
-        (kept / "code").write_text(str(done.returncode))
-    return done.returncode
+        (kept / "latest").write_text(latest.resolve().name if command == "profile-run" else "")
+        (kept / "stdout").write_text(said)
+        (kept / "code").write_text(str(code))
+    return code
 
 
 def main() -> int:

@@ -1,9 +1,12 @@
-"""Keeps pandas and matplotlib imported for the commands that only read a run.
+"""Keeps pandas and matplotlib imported for the commands that read a run, and for small runs.
 
 ``warm.py SOCKET`` answers each connection with a fork of itself that is the command: the
-documentation has thirty such commands, and each would import the same for half a second.
-``smaller.py`` is the other end. That these commands start by themselves is what their own tests
-(``tests/harness/test_cli_compare.py``, ``tests/reports/test_cli_report.py``) look at.
+documentation has fifty such commands, and each would import the same for a second or two. For the
+same reason the fork understands the recording itself, as a user's command does; root's would start
+another process for it (``harness.results.conclusion``), which imports all of it once more.
+``smaller.py`` is the other end. That these commands start by themselves, and root's process, is
+what their own tests look at (``tests/harness/test_cli_run.py``, ``test_cli_compare.py``,
+``test_conclusion.py``, ``tests/reports/test_cli_report.py``).
 """
 
 from __future__ import annotations
@@ -21,12 +24,16 @@ def serve(path: str) -> None:
     """Answers until it is killed; says on stdout when it is ready."""
     import harness.commands.compare
     import harness.commands.report
+    import harness.commands.run
     import harness.results.export
     import harness.results.pipeline
     import reports.comparison.page
-    import reports.page.page  # noqa: F401 - all six are here to be in memory
+    import reports.page.page  # noqa: F401 - they are here to be in memory
+    from harness.results import conclusion
 
+    conclusion.is_apart = lambda: False  # as for anybody but root
     mains = {
+        "profile-run": harness.commands.run.main,
         "profile-report": harness.commands.report.main,
         "profile-compare": harness.commands.compare.main,
     }

@@ -123,6 +123,16 @@ def call() -> Callable[..., subprocess.CompletedProcess[str]]:
     return called
 
 
+@pytest.fixture
+def understood_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings are understood in this process, as for anybody but root.
+
+    Root's process for it (``harness.results.conclusion``) imports pandas and matplotlib anew: 1.2
+    to 2 CPU-seconds for each command. ``tests/harness/test_conclusion.py`` looks at that process.
+    """
+    monkeypatch.setattr(conclusion, "is_apart", lambda: False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def parser_of_names() -> Iterator[None]:
     """What probes in this process have started ends with it: the parser of names."""

@@ -53,7 +53,7 @@ def pids(path: Path) -> list[int]:
     return [int(each.name) for each in (path / "left").iterdir() if each.name.isdigit()]
 
 
-@pytest.mark.parametrize("words", [(), ("-n", "2")])
+@pytest.mark.parametrize("words", [(), ("-n", "1")])
 def test_what_is_left_behind_is_ended_and_makes_a_green_session_red(tmp_path, words):
     with session(tmp_path, words=words) as child:
         said, _ = child.communicate(timeout=90)

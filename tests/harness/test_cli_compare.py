@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.commands import compare as cli_compare
+from harness.commands import run as cli_run
 from probes.contract import schema
 from probes.contract.rundir import MANIFEST, RunDir, create_run_dir
 
@@ -94,6 +95,7 @@ def test_a_refusal_is_two_lines_and_an_exit_code(
     assert helps in fix
 
 
+@pytest.mark.usefixtures("understood_here")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -117,6 +119,7 @@ def test_usage_errors_have_no_traceback(manifest_only, tmp_path, capsys, argumen
     assert len(shown.err.splitlines()) == 2
 
 
+@pytest.mark.usefixtures("understood_here")
 def test_a_broken_manifest_is_named(manifest_only, capsys):
     broken = manifest_only("b")
     (broken / MANIFEST).write_text('{"schema_version": 1,')
@@ -135,18 +138,13 @@ def test_help_names_the_exit_codes_and_flags(capsys):
 # -- real runs --------------------------------------------------------------------------------
 
 
-def record(parent: Path, *options: str) -> Path:
+def record(call: Any, parent: Path, *options: str) -> Path:
     before = set(parent.iterdir())
-    done = subprocess.run(
-        [
-            *(sys.executable, "-P", "-m", "harness.commands.run", "--quiet", "--no-report"),
-            *("--output", str(parent)),
-            *("--connections", str(CONNECTIONS), "--workers", "2", "--clients", "1"),
-            *("--hold", "1", "--connect-timeout", "3", "--probes", "light", *options),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
+    done = call(
+        cli_run.main,
+        *("--quiet", "--no-report", "--output", parent),
+        *("--connections", str(CONNECTIONS), "--workers", "2", "--clients", "1"),
+        *("--hold", "1", "--connect-timeout", "3", "--probes", "light", *options),
     )
     assert done.returncode in (0, 3), done.stderr
     (path,) = (p for p in set(parent.iterdir()) - before if p.is_dir() and not p.is_symlink())
@@ -154,13 +152,13 @@ def record(parent: Path, *options: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory) -> dict[str, list[Path]]:
+def recorded(tmp_path_factory, call) -> dict[str, list[Path]]:
     """Two repeats each of workers with room, and of workers with 100 descriptors."""
     parent = tmp_path_factory.mktemp("runs")
     runs: dict[str, list[Path]] = {"wide": [], "narrow": []}
     for _ in range(2):
-        runs["wide"].append(record(parent, "--nofile", "1000"))
-        runs["narrow"].append(record(parent, "--nofile", "100"))
+        runs["wide"].append(record(call, parent, "--nofile", "1000"))
+        runs["narrow"].append(record(call, parent, "--nofile", "100"))
     return runs
 
 

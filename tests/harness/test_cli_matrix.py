@@ -120,14 +120,14 @@ def test_the_page_links_the_reports_that_are_there(finished):
 
 def test_a_varied_matrix_with_repeats_has_spread(tmp_path, profile_matrix):
     done = profile_matrix(
-        *("--vary", "accept=reuseport,handoff", "--repeats", "2", "--seed", "5", "--json"),
+        *("--vary", "accept=handoff", "--repeats", "2", "--seed", "5", "--json"),
         *("--no-report", "--output", str(tmp_path / "runs"), "--", *QUICK),
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document == content(matrix_of(tmp_path / "runs"))
     assert document["seed"] == 5
-    assert len(document["outcomes"]) == 4
+    assert len(document["outcomes"]) == 2
     assert {e["ceiling"]["runs"] for e in document["comparison"]} == {2}
     assert {e["ceiling"]["median"] for e in document["comparison"]} == {300}
     page = (matrix_of(tmp_path / "runs") / "matrix.html").read_text()

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import Markup
 
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.ladder.ladder import Rung
 from analysis.summary import Summary
 from analysis.verdict.verdict import Verdict
+from reports.elements.tables import Chart
+from reports.sections.view import Draw, View
 
 COLUMNS: dict[str, str] = {
     "phases": "phase start_s end_s duration_s established_count failed_count established_per_s "
@@ -435,3 +438,13 @@ def build_summary(
 def make_summary() -> Any:
     """The builder itself: ``make_summary(spin=True)``."""
     return build_summary
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of which the words alone are looked at: drawing takes nine tenths of their time."""
+
+    def chart(_: View, chart_id: str, question: str, window: str, said: str, draw: Draw) -> Chart:
+        return Chart(chart_id, question, window, said, Markup(""), Markup(""))
+
+    monkeypatch.setattr(View, "chart", chart)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from analysis.evidence import Evidence
 from analysis.verdict.alternatives import Alternative
 from analysis.verdict.deciding import Deciding
@@ -16,6 +18,7 @@ from reports.terminal.terminal import end_lines
 _OTHER = Alternative("worker-blocked", "server", "it explains 23 <b>", "py-spy dump --pid PID")
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_what_it_may_be_as_well_is_on_the_first_screen(make_summary):
     summary = make_summary(spin=True)
     assert "What it may be as well" not in render(summary)
@@ -36,6 +39,7 @@ _KNOWN = NotExplained(
 )
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_what_is_known_of_a_run_that_nothing_explains_is_on_the_first_screen(make_summary):
     summary = make_summary(spin=True)
     assert "What would decide" not in render(summary)

@@ -18,6 +18,8 @@ from probes.contract import schema
 from probes.contract.errors import HostError
 from probes.contract.rundir import create_run_dir
 
+pytestmark = pytest.mark.usefixtures("understood_here")
+
 S = 1_000_000_000
 T0 = 1_000 * S
 CONNECTIONS = 23

@@ -26,7 +26,7 @@ from analysis.stacks.stack_samples import df_stack_samples
 from harness.commands import report as cli_report
 from probes.contract.rundir import open_run_dir
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("understood_here")]
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/how-to/exports.md"

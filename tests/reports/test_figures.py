@@ -71,6 +71,7 @@ def test_a_page_of_120_000_connections_and_many_workers_is_small(make_summary, w
     assert f"{clients - 1} other clients" in page
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_policy_forbids_the_network_and_names_what_runs(make_summary):
     page = render(make_summary())
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
