@@ -38,6 +38,7 @@ _RESTED_WAIT_PCT = 10.0
 """Who waits less for an interval came to rest: no more than a burst lies before and behind it."""
 _WATCHED_PRESSURE_PCT = 60.0
 _WATCHED_LEAST_S = 3.0
+_STILL_PCT, _STILL_LOOKS = 1.0, 5
 _IDLE_PCT = 20.0
 """Who gets and wants less of a core than this is not kept from its work by who has them."""
 _SETTLED_S = 0.6
@@ -173,14 +174,24 @@ def _stalled_attempts(signs: Signs, keeping_out: Callable[[Signs], list[Finding]
 
 
 def _is_kept_out_by_an_idle_server(signs: Signs, findings: list[Finding]) -> bool:
-    """Most attempts wait for a server that wants no core: a free one would not have let them in."""
-    if not any(2 * finding.explained_count >= signs.stalled_count for finding in findings):
+    """Most attempts wait for a server that wants no core: a free one would not have let them in.
+
+    Where it works behind a proxy, that may want one as it likes: it waits for who is behind it.
+    """
+    telling = [each for each in findings if 2 * each.explained_count >= signs.stalled_count]
+    if not telling:
         return False
     cpu = signs.worker_cpu
-    since_s = min(finding.first_s for finding in findings)
-    rows = cpu[cpu["role"].isin(SERVER_ROLES) & (cpu["at_s"] > since_s + _SETTLED_S)]
-    wanted_pct = (rows["cpu_pct"] + rows["wait_pct"]).groupby(rows["pid"]).mean()
-    # one whose waits are not known may have been ready all the time
+    since_s = min(finding.first_s for finding in telling)
+    is_behind = all(finding.subject.role == "backend" for finding in telling)
+    roles = ["backend"] if is_behind else list(SERVER_ROLES)
+    rows = cpu[cpu["role"].isin(roles) & (cpu["at_s"] > since_s + _SETTLED_S)]
+    # one whose waits are not known may have been ready all the time; but a scheduler that is fair
+    # gives whoever is ready some of a core in seconds
+    is_still = rows.groupby("pid")["cpu_pct"].transform("max") < _STILL_PCT
+    is_still &= rows.groupby("pid")["at_s"].transform("count") >= _STILL_LOOKS
+    waits_pct = rows["wait_pct"].mask(rows["wait_pct"].isna() & is_still, 0.0)
+    wanted_pct = (rows["cpu_pct"] + waits_pct).groupby(rows["pid"]).mean(skipna=False)
     return bool(len(wanted_pct)) and bool((wanted_pct < _IDLE_PCT).all())
 
 

@@ -487,6 +487,8 @@ class ForeignProcesses:
             if each.ended_ns:
                 continue
             program = program_of(each.pid)
+            if now_s - each.since_s < _TITLE_S or (program and program != each.program):
+                self._take_limit(each)
             if not program or program == each.program:
                 if now_s - each.since_s < _TITLE_S:
                     self._take_title(each)
@@ -497,6 +499,12 @@ class ForeignProcesses:
                 self._describe(each)
                 news.append(("server_process_became", each.pid, each.command))
         return news
+
+    def _take_limit(self, each: Held) -> None:
+        """A process that executed another program, or just began, may set its limit itself."""
+        limit = process_tree.nofile_soft_count(each.pid)
+        if limit not in (0, each.slot[Counter.NOFILE_SOFT_COUNT]):
+            self._set_limits(each, each.own_count)
 
     def _take_title(self, each: Held) -> None:
         title = process_tree.command_name(each.pid)

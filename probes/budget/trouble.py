@@ -3,8 +3,8 @@
 Measures:
     Nothing by itself. Of a run with clients of ours: an attempt failed, or some are under way and
     none came through for ``STALLED_NS``. Of a server that is watched with its own clients: a queue
-    of a listener that is not empty for two looks in a row, or sockets that were closed with unread
-    data.
+    of a listener, its own or of who works behind it, that is not empty for two looks in a row, or
+    sockets that were closed with unread data.
 Hook:
     ``live.bin``; NETLINK_SOCK_DIAG of listeners alone; TCPAbortOnClose of /proc/self/net/netstat
     (net/ipv4/tcp.c, __tcp_close), which is of the whole network namespace and therefore only a sign
@@ -29,6 +29,7 @@ from probes.contract.clock import NS_PER_MS, NS_PER_S
 from probes.contract.live import Counter, Live, Phase, Role
 from probes.netlink import socket_dump
 from probes.netlink.socket_dump import InetSocket
+from probes.netlink.socket_owners import early_socket_inodes
 
 STALLED_NS = 300 * NS_PER_MS
 _LEAST_ABORTS_COUNT = 5
@@ -72,7 +73,7 @@ class OutsideTrouble:
     """
 
     def __init__(self, ports: Iterable[int]) -> None:
-        self._ports = frozenset(ports)
+        self._ports = set(ports)
         self._had_queue = False
         self._aborts_total = -1
 
@@ -85,6 +86,18 @@ class OutsideTrouble:
         grown = aborts - self._aborts_total if self._aborts_total >= 0 <= aborts else 0
         self._aborts_total = aborts
         return stands or grown >= _LEAST_ABORTS_COUNT
+
+    def add_ports_of(self, pid: int) -> None:
+        """Looks at the listeners of a process that works behind the server, too.
+
+        Those in front of it take whoever comes, and have no queue of their own.
+        """
+        try:
+            found = socket_dump.tcp_sockets(states=1 << socket_dump.LISTEN, with_info=False)
+        except OSError:
+            return
+        mine = set(early_socket_inodes(pid))
+        self._ports |= {each.local_port for each in found if each.inode in mine}
 
     def _has_queue(self) -> bool:
         try:

@@ -133,6 +133,8 @@ class OpenFatesProbe:
         if target.attached or target.live is None:
             self._outside = OutsideTrouble(target.server_ports)
             self._pending = PendingTrouble(target.server_ports, _is_pending)
+            for ref in target.processes.values():
+                self._look_behind(ref)
             self.period_s = _OUTSIDE_PERIOD_S
         else:
             self._client = ClientTrouble(target.live)
@@ -141,6 +143,11 @@ class OpenFatesProbe:
         """Watches a process that came later."""
         if ref.role in SERVER_ROLES:
             self._pids[ref.pid] = None
+        self._look_behind(ref)
+
+    def _look_behind(self, ref: ProcessRef) -> None:
+        if self._outside is not None and ref.role == "backend":
+            self._outside.add_ports_of(ref.pid)
 
     def remove_processes(self, pids: Collection[int]) -> None:
         """Looks no more at processes that ended."""

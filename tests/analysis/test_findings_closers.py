@@ -324,3 +324,35 @@ def test_a_first_thread_that_is_held_up_for_moments_is_worth_knowing(foreign, ki
         row["lag_ns"] = 30_000_000
     found = {f.cause: f for f in summarise(foreign.frames()).findings}
     assert (found["worker-blocked"].severity == "info") is (severity == "info")
+
+
+@pytest.mark.parametrize(("role", "wait_pct", "cpu_pct", "is_named"), [
+    ("backend", None, 0, False),  # of a process with many threads the waits are not read
+    ("backend", 1, 1, False),
+    ("backend", 60, 1, True),  # it would accept if it had a core
+    ("server", 1, 1, True),  # the busy one may be who keeps clients out
+])  # fmt: skip
+def test_beside_neighbours_who_keeps_clients_out_counts(foreign, role, wait_pct, cpu_pct, is_named):
+    """A proxy that ends TLS wants a core; who works behind it let in 60 and is idle."""
+    served(foreign)
+    kept_out(foreign, "timeout", closed_s=4.0, errno=110)
+    behind = foreign.process(role, 1)
+    foreign.live(behind, 1.0, open_count=60)
+    foreign.add("connection_fates", at_s=3.0, pid=behind, fate="accepted", connection_total=60,
+                first_s=0.0, last_s=1.0)  # fmt: skip
+    foreign.add("connection_fates", at_s=3.0, pid=800, fate="accepted", connection_total=100,
+                first_s=0.0, last_s=1.6)  # fmt: skip
+    row = {"local_port": 9100 if role == "backend" else 9000, "socket_inode": 7}
+    foreign.add("listeners", at_s=0.5, **row, backlog_count=128)
+    foreign.add("listener_owners", at_s=0.5, pid=behind, socket_inode=7)
+    for at_s in (1.5, 2.0, 2.5, 3.0):
+        foreign.add("open_fates", at_s=at_s, pid=0, local_port=row["local_port"],
+                    fate="unaccepted", socket_count=40)  # fmt: skip
+        foreign.add("thread_waits", at_s=at_s, pid=behind, thread_name="app", is_main=True,
+                    syscall="epoll_wait", waits_for="event_loop", thread_count=1)  # fmt: skip
+    foreign.cpu(behind, cpu_pct, until_s=5.0, wait_pct=wait_pct)
+    foreign.cpu(800, 20, until_s=5.0, wait_pct=30)
+    foreign.host_cpu(99, from_s=-0.5, until_s=5.0)
+    found = causes(foreign)
+    assert "own-limit" in found
+    assert ("host-cpu-saturated" in found) is is_named

@@ -53,6 +53,26 @@ def server():
         process.kill()
 
 
+def test_a_limit_that_a_young_process_sets_itself_is_taken(live, server):
+    """As one does that a socket activator has just executed."""
+    assert server.stdout.readline() == "has a file\n"
+    server.stdin.write("\n")
+    server.stdin.flush()
+    port = int(server.stdout.readline())
+    moments_s = [100.0]
+    followed = ForeignProcesses(live, 4, port, clock_ns=lambda: int(moments_s[-1] * 1e9))
+    followed.watch_tree([server.pid])
+    followed.follow()
+    (held,) = followed.held
+    assert held.slot[Counter.NOFILE_SOFT_COUNT] != 77
+    for limit, at_s in ((77, 101.0), (66, 100.0 + 2 * YOUNG_S)):
+        moments_s.append(at_s)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, 77))
+        followed.follow()
+        assert held.slot[Counter.NOFILE_SOFT_COUNT] == 77  # not of one that is settled
+    followed.close()
+
+
 @pytest.mark.parametrize("kernel", ["as the kernel says", "before 6.2"])
 def test_a_listener_in_the_place_of_a_closed_file_is_seen(
     live, server, deadline, kernel, monkeypatch

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
+import pytest
+
 from probes.budget.trouble import STALLED_NS, ClientTrouble, OutsideTrouble, PendingTrouble
 from probes.contract.live import Counter, Phase, Role
 from probes.contract.probe import ProcessRef, Target
@@ -107,6 +109,26 @@ def test_trouble_from_outside_is_a_queue_that_stands():
         server.accept()[0].close()
         assert not watch.is_seen(3)
         client.close()
+
+
+@pytest.mark.parametrize("role", ["backend", "server"])
+def test_a_queue_of_who_works_behind_the_server_is_trouble_too(run, role):
+    """A proxy that ends TLS takes whoever comes, and has answered each: it has no queue itself."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        port = server.getsockname()[1]
+        ref = ProcessRef(os.getpid(), role, 0, is_python=True)
+        probe = OpenFatesProbe()
+        probe.start(Target(run, {ref.pid: ref}, frozenset({1}), None, is_foreign=True))
+        clients = [socket.create_connection(server.getsockname()) for _ in range(3)]
+        for second in range(4):
+            probe.sample(second * 10**9)
+        for writer in probe.writers:
+            writer.close()
+        rows = run.read_table("open_fates").table.to_pylist()
+        waiting = [r["socket_count"] for r in rows if r["local_port"] == port]
+        assert (3 in waiting) is (role == "backend")
+        for client in clients:
+            client.close()
 
 
 def test_requests_without_an_answer_are_trouble_when_they_stay(run):
