@@ -9,7 +9,7 @@ What is changed, and why:
 | --connections N          | at most 1,000                        | 120,000 need 5 s and 1 GB     |
 | --hold S, or the 10 s    | 0                                    | the hold is only waiting      |
 | probes, if none is named | --probes none                        | compiling takes a second      |
-| its page                 | --no-report                          | those run whole draw theirs   |
+| its page                 | --no-report                          | those as they are draw theirs |
 | --duration S, or none    | 2                                    | it ends with Ctrl-C otherwise |
 | --metrics PORT           | --metrics 0                          | the port may be taken         |
 | --repeats N              | left away: 1                         | one run shows that it works   |
@@ -17,8 +17,8 @@ What is changed, and why:
 | a scenario               | one row, smallest scale, no probes   | 22 rows take four minutes     |
 | --resume DIR             | the matrix that the page made before | its name is another each time |
 
-A command in KEPT_WHOLE keeps its probes, its page and what is given for its hold: what follows on
-its page reads its stacks. A run that was made before with the same arguments is copied, not made
+A command in KEPT_WHOLE keeps its probes and what is given for its hold: what follows on its page
+reads its stacks. A run that was made before with the same arguments is copied, not made
 again.
 """
 
@@ -54,7 +54,8 @@ def smaller(command: str, words: list[str]) -> list[str]:
     if command == "profile-matrix":
         return _smaller_matrix(words)
     if command == "profile-attach":
-        return [*_without(words, "--duration"), "--duration", str(ATTACH_S)]
+        words = [*_without(words, "--duration"), "--duration", str(ATTACH_S)]
+        return _without_page(words)
     if command != "profile-run":
         return words
     words = _with(words, "--metrics", lambda _: "0")
@@ -62,9 +63,12 @@ def smaller(command: str, words: list[str]) -> list[str]:
         return words
     for start, hold_s in KEPT_WHOLE.items():
         if " ".join(words).startswith(start):
-            return _with(words, "--hold", lambda _, hold_s=hold_s: hold_s)
-    words = _smaller_run(words)
-    return words + ([] if "--no-report" in words else ["--no-report"])
+            return _without_page(_with(words, "--hold", lambda _, hold_s=hold_s: hold_s))
+    return _without_page(_smaller_run(words))
+
+
+def _without_page(words: list[str]) -> list[str]:
+    return words if "--no-report" in words else [*words, "--no-report"]
 
 
 def _smaller_run(words: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ def test_one():
     leave()
 """
 DIES = "def test_two():\n    leave()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-WAITS = "def test_two():\n    (FOLDER / 'waits').touch()\n    time.sleep(60)\n"
+WAITS = "def test_two():\n    (FOLDER / 'waits').touch()\n    time.sleep(20)\n"
 
 
 def session(path: Path, *, more: str = "", words: tuple[str, ...] = ()) -> subprocess.Popen[str]:

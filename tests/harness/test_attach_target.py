@@ -340,7 +340,7 @@ def test_without_root_it_watches_what_it_may_and_says_what_is_missing(start, por
     done = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "harness.commands.attach", "--port", str(port)),
-            *("--duration", "1", "--output", str(tmp_path / "runs")),
+            *("--duration", "1", "--no-report", "--output", str(tmp_path / "runs")),
         ],
         capture_output=True,
         text=True,
@@ -390,8 +390,8 @@ def test_a_server_that_dies_while_its_probes_start_is_a_crash(start, port, tmp_p
 
     monkeypatch.setattr("harness.supervision.attach_watch.ProbeProcess", Killing)
     monkeypatch.setattr("harness.commands.attach.stand_back", lambda _: None)
-    words = ["--pid", str(server.pid), "--probes", "none", "--quiet", "--output", str(tmp_path)]
-    assert main(words) == ExitCode.LIMIT_MET
+    words = ["--pid", str(server.pid), "--probes", "none", "--quiet", "--no-report"]
+    assert main([*words, "--output", str(tmp_path)]) == ExitCode.LIMIT_MET
     verdict = json.loads((tmp_path / "latest" / "verdict.json").read_text())
     assert verdict["verdict"]["cause"] == "worker-crash"
     assert verdict["findings"][0]["subject"]["pid"] == server.pid
