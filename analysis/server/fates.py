@@ -35,6 +35,7 @@ class StandingQueue:
         first_s: When it was first seen to stand.
         last_s: Likewise last.
         sharing_pids: All who took connections from it, where several share the listener.
+        table: Where it was seen.
     """
 
     pid: int
@@ -45,6 +46,7 @@ class StandingQueue:
     first_s: float
     last_s: float
     sharing_pids: tuple[int, ...] = ()
+    table: str = "open_fates"
 
     @property
     def is_full(self) -> bool:
@@ -163,7 +165,8 @@ def _standing_tcp(view: RunView) -> list[StandingQueue]:
         # of several that share one listener all have stopped, else the queue would not stand
         serving = [each for each in pids if accepted_count(view, each) > 0]
         if len(pids) > 1 and int(inodes.get(port, 0)) != 1:
-            serving = []
+            found += _standing_of_each(view, int(str(port)))
+            continue
         pid = pids[0] if len(pids) == 1 else 0
         if any(_accepted_between(view, each, first_s, last_s) for each in serving or [pid] if each):
             continue
@@ -173,6 +176,24 @@ def _standing_tcp(view: RunView) -> list[StandingQueue]:
         shared = tuple(serving) if len(serving) > 1 else ()
         place = f"port {port}"
         found.append(StandingQueue(pid, place, False, count, backlog, first_s, last_s, shared))
+    return found
+
+
+def _standing_of_each(view: RunView, port: int) -> list[StandingQueue]:
+    """The same of processes that have a listener each at one port (SO_REUSEPORT)."""
+    looks = before_stop(view, "listeners")
+    looks = looks[looks["local_port"] == port]
+    owners = view.frames["listener_owners"].groupby("socket_inode")["pid"].unique()
+    found = []
+    for inode, mine in looks[looks["accept_queue_count"] > 0].groupby("socket_inode"):
+        pids = list(owners.get(inode, ()))
+        span = _standing(looks, mine, "accept_queue_count")
+        if len(pids) != 1 or span is None or _accepted_between(view, int(pids[0]), *span[:2]):
+            continue
+        first_s, last_s, count = span
+        backlog = int(mine["backlog_count"].max())
+        queue = StandingQueue(int(pids[0]), f"port {port}", False, count, backlog, first_s, last_s)
+        found.append(replace(queue, table="listeners"))
     return found
 
 
@@ -186,7 +207,8 @@ def _standing_unix(view: RunView) -> list[StandingQueue]:
             continue
         first_s, last_s, count = span
         backlog = int(mine["backlog_count"].max())
-        found.append(StandingQueue(owner, str(path), True, count, backlog, first_s, last_s))
+        queue = StandingQueue(owner, str(path), True, count, backlog, first_s, last_s)
+        found.append(replace(queue, table="unix_listeners"))
     return found
 
 

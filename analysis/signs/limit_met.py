@@ -237,7 +237,7 @@ def _queueing(signs: Signs) -> list[Met]:
             Evidence(
                 "standing_queue",
                 queue.count,
-                "unix_listeners" if queue.is_unix else "open_fates",
+                queue.table,
                 queue.first_s,
                 of=queue.place,
             ),
@@ -256,6 +256,9 @@ def _queueing(signs: Signs) -> list[Met]:
                 unserved_count(signs),
                 len(queue.sharing_pids),
                 _shared_count(signs, queue),
+                # who comes to a listener of its own waits there, whomever siblings let in
+                tried_after=queue.count if queue.table == "listeners" else 0,
+                after_table="listeners",
                 doubt=_NOBODY_CAME if _came_to_none(signs, queue, since_s) else "",
             )
         )

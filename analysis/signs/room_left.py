@@ -40,8 +40,9 @@ class Met:
         is_rate: It says that its clients come too fast, not that they are too many.
         descriptors: That it had open then, where no sample says it, 0 otherwise.
         is_told: The server said so itself.
-        tried_after: Connections that this process accepted later, where that is counted, else 0.
+        tried_after: Connections that came to this process later, where that is counted, else 0.
         let_in_after: Of them those that it kept.
+        after_table: Where that was counted.
         doubt: What speaks against a number of its own, for people; '' for nothing.
     """
 
@@ -59,6 +60,7 @@ class Met:
     is_told: bool = False
     tried_after: int = 0
     let_in_after: int = 0
+    after_table: str = "connection_fates"
     doubt: str = ""
 
 
@@ -125,7 +127,7 @@ def came_after(signs: Signs, met: Met) -> tuple[int, int, str]:
     tried, let_in = attempts_after(signs, met.first_s)
     if _is_none(tried, let_in) or met.tried_after < fates.LEAST_COUNT:
         return tried, let_in, "connections"
-    return met.tried_after, met.let_in_after, "connection_fates"
+    return met.tried_after, met.let_in_after, met.after_table
 
 
 def _is_none(tried: int, let_in: int) -> bool:

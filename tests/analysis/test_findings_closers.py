@@ -356,3 +356,69 @@ def test_beside_neighbours_who_keeps_clients_out_counts(foreign, role, wait_pct,
     found = causes(foreign)
     assert "own-limit" in found
     assert ("host-cpu-saturated" in found) is is_named
+
+
+@pytest.mark.parametrize("listeners", [1, 2])
+def test_workers_that_stopped_at_a_number_each_are_told_with_it(foreign, listeners):
+    """One listener that all have left, or one for each (SO_REUSEPORT): its own queue stands."""
+    foreign.manifest["target_connections"] = 200
+    settings = [{"name": "", "value": 30, "file": "/srv/a.py", "line": 3, "text": "EACH = 30"}]
+    foreign.manifest["server"] |= {
+        "ports": [9000],
+        "processes": [
+            {"pid": 800 + n, "worker": n, "command": "python3 a.py", "settings": settings}
+            for n in range(2)
+        ],
+    }
+    served(foreign)
+    kept_out(foreign, "timeout", closed_s=4.0, errno=110)
+    second = foreign.process("server", 1)
+    foreign.live(second, 1.0, open_count=30)
+    for number, pid in enumerate((800, second)):
+        inode = 70 + number if listeners == 2 else 70
+        foreign.add("listener_owners", at_s=0.5, pid=pid, socket_inode=inode)
+        foreign.add("connection_fates", at_s=3.0, pid=pid, fate="accepted", connection_total=30,
+                    first_s=0.0, last_s=0.9 + 0.2 * number)  # fmt: skip
+        foreign.cpu(pid, 1, until_s=5.0)
+    for at_s in (1.5, 2.0, 2.5, 3.0):
+        foreign.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                    socket_count=40)  # fmt: skip
+        for number in range(listeners):
+            foreign.add("listeners", at_s=at_s, local_port=9000, socket_inode=70 + number,
+                        backlog_count=128, accept_queue_count=40 // listeners)  # fmt: skip
+        for pid in (800, second):
+            foreign.add("thread_waits", at_s=at_s, pid=pid, thread_name="app", is_main=True,
+                        syscall="epoll_wait", waits_for="event_loop", thread_count=1)  # fmt: skip
+    found = [f for f in summarise(foreign.frames()).findings if f.cause == "own-limit"]
+    assert {f.subject.pid for f in found} == ({800, second} if listeners == 2 else {800})
+    assert all(f.value_of("let_in") == 30 for f in found)
+    assert all("instead of 30 in /srv/a.py:3" in f.fix[0].command for f in found)
+    if listeners == 1:
+        assert "60 together with 1 other" in found[0].sentence
+        assert found[0].fix[0].command.startswith("110 instead"), "for its half of 200"
+
+
+@pytest.mark.parametrize("is_asleep", [True, False])
+def test_a_worker_that_sleeps_on_its_own_listener_has_no_limit(foreign, is_asleep):
+    served(foreign)
+    kept_out(foreign, "timeout", closed_s=4.0, errno=110)
+    second = foreign.process("server", 1)
+    foreign.live(second, 1.0, open_count=30)
+    for number, pid in enumerate((800, second)):
+        foreign.add("listener_owners", at_s=0.5, pid=pid, socket_inode=70 + number)
+        foreign.add("connection_fates", at_s=3.0, pid=pid, fate="accepted", connection_total=30,
+                    first_s=0.0, last_s=0.9)  # fmt: skip
+    kind = ("clock_nanosleep", "sleep") if is_asleep else ("epoll_wait", "event_loop")
+    for at_s in (1.5, 2.0, 2.5, 3.0):
+        foreign.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                    socket_count=40)  # fmt: skip
+        for number in range(2):
+            foreign.add("listeners", at_s=at_s, local_port=9000, socket_inode=70 + number,
+                        backlog_count=128, accept_queue_count=40 * number)  # fmt: skip
+        foreign.add("thread_waits", at_s=at_s, pid=second, thread_name="app", is_main=True,
+                    syscall=kind[0], waits_for=kind[1], thread_count=1)  # fmt: skip
+    if is_asleep:
+        block(foreign, second, from_s=1.0, until_s=4.0)
+    found = {(f.cause, f.subject.pid) for f in summarise(foreign.frames()).findings}
+    assert ("worker-blocked" if is_asleep else "own-limit", second) in found
+    assert (("own-limit", second) in found) is not is_asleep

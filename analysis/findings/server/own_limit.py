@@ -43,15 +43,26 @@ def _finding(signs: Signs, met: Met) -> Finding:
     descriptors = met.descriptors or descriptors_of(signs, met.pid)
     wanted = max(view.target_count, met.let_in + met.explained)
     facts = view.process_facts(met.pid)
-    known = (
-        None
-        if met.is_rate and met.is_told
-        else name_limit(
-            subject.command, facts, met.let_in, descriptors, wanted, shared_count=met.shared_count
+    known = None
+    if not (met.is_rate and met.is_told):
+        known, each = (
+            name_limit(
+                subject.command,
+                facts,
+                met.let_in,
+                descriptors,
+                count,
+                shared_count=met.shared_count,
+            )
+            for count in (wanted, -(-wanted // max(1, met.sharing_count)))
         )
-    )
-    who, held = name, met.let_in
-    if met.shared_count and (known is None or known.is_of_all):
+        known = known if known is None or known.is_of_all else each
+    who, held, together = name, met.let_in, ""
+    if met.shared_count and known is not None and not known.is_of_all:
+        others = met.sharing_count - 1
+        together = f", and {met.shared_count:,} together with {others:,} other"
+        together += ("s" if others > 1 else "") + " that share its listener,"
+    elif met.shared_count:
         held = met.shared_count
         others = met.sharing_count - 1
         who += f" and {others:,} other" + ("s" if others > 1 else "") + " that share its listener"
@@ -96,8 +107,8 @@ def _finding(signs: Signs, met: Met) -> Finding:
         last_s=max(met.first_s, met.last_s),
         evidence=tuple(evidence),
         explanation=(
-            f"{who} let in {held:,} connections and {met.how}{left}. No call of it failed "
-            f"for want of descriptors or memory: the limit is its own{limit}."
+            f"{who} let in {held:,} connections{together} and {met.how}{left}. No call of it "
+            f"failed for want of descriptors or memory: the limit is its own{limit}."
         ),
         fix=(
             *([_ALL_OF_THEM] if is_left else []),
@@ -108,7 +119,7 @@ def _finding(signs: Signs, met: Met) -> Finding:
         at_connections=held,
         confidence=confidence,
         missing=missing,
-        sentence=f"{who} let in {held:,} connections and {met.how}: a limit of its own"
+        sentence=f"{who} let in {held:,} connections{together} and {met.how}: a limit of its own"
         f"{limit}{left}",
         explained_count=met.explained,
     )
