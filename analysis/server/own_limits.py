@@ -225,6 +225,7 @@ def _where(setting: Mapping[str, Any]) -> str:
 
 
 def _round(value: float) -> int:
-    """Up to the next number with two digits that count."""
+    """Up to the next number with two digits that count; 110.00000000000001 is one."""
+    value = round(value, 6)
     step = 10 ** max(0, len(str(int(value))) - 2)
     return int(-(-value // step) * step)
