@@ -53,7 +53,7 @@ NAMES = (
 MORE_MEMORY_BYTES = 1 << 30
 """Over what the process has when it begins: a report of 120,000 connections takes 300 MB."""
 LONGEST_S = 60
-_PAGE_EACH = 8
+PAGE_EACH = 8
 """Of so many damages one is shown as a page, which takes three times as long."""
 
 _NUMBERS = (0, 1, -1, 2**31, -(2**31), 2**53 + 1, 2**63 - 1, -(2**63))
@@ -306,7 +306,13 @@ def read_it(
 
 
 def outcome_of(
-    number: int, seed: int, sources: list[Path], folder: Path, reader: OwnUser | None = None
+    number: int,
+    seed: int,
+    sources: list[Path],
+    folder: Path,
+    reader: OwnUser | None = None,
+    *,
+    page_each: int = PAGE_EACH,
 ) -> Outcome:
     """Makes one damage and looks what comes of it.
 
@@ -316,6 +322,7 @@ def outcome_of(
         sources: Runs to damage; they stay.
         folder: Where the damaged one is made, anew.
         reader: Who reads it where no page is made of it; this user when None.
+        page_each: Of one of so many a page is made.
     """
     chance = random.Random(f"{seed} {number}")
     run = folder / "run"
@@ -323,7 +330,7 @@ def outcome_of(
     shutil.copytree(chance.choice(sources), run)
     did = Damage(run, chance).make()
     said = folder / "said"
-    with_page = number % _PAGE_EACH == 0
+    with_page = number % page_each == 0
     if reader is not None and not with_page:
         _give(folder, run, reader)
     else:
@@ -353,6 +360,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--from", type=int, default=0, dest="first", help="go on with this one")
     parser.add_argument("--only", type=int, help="this damage alone")
+    each = "make a page of one of N, which is most of what it costs (default: %(default)s)"
+    parser.add_argument("--page-each", type=int, default=PAGE_EACH, metavar="N", help=each)
     parser.add_argument("--keep", type=Path, help="where the damaged run of --only stays")
     options = parser.parse_args()
     is_over: list[int] = []
@@ -367,7 +376,14 @@ def main() -> int:
         for number in range(options.first, options.count) if only is None else [only]:
             if is_over:
                 break
-            outcome = outcome_of(number, options.seed, sources, Path(name), reader)
+            outcome = outcome_of(
+                number,
+                options.seed,
+                sources,
+                Path(name),
+                reader,
+                page_each=options.page_each,
+            )
             codes[outcome.code] += 1
             done = number + 1
             if outcome.complaint:
