@@ -1,6 +1,7 @@
 """``python -m bench.kill_matrix``: SIGKILL of each process of a run or a watch, at any moment.
 
-``--how stop`` stops it for ten seconds instead, ``--how interrupt`` is Ctrl-C one to three times.
+``--how stop`` stops it for ten seconds instead, ``--how interrupt`` is Ctrl-C one to three times,
+``--how memory`` puts it into a control group without memory, where the kernel kills it.
 
 A run of our own fleet, one against a server command and a watch of a server in service are played
 again and again; each time one process of the tree, of a kind that the draw says, is killed at a
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.command import end_on_sigterm, say
+from bench.memory_group import MemoryGroup
 from bench.recordings.watched import wait_until
 from harness.fleet import netns
 from harness.foreign.descendants import adopt_orphans
@@ -59,7 +61,7 @@ MAY = {"host-cpu-saturated", "accept-imbalance"}
 """Of a host that others keep busy, and of a server's own way to share its listener."""
 OF_THE_FLEET = {"server_parent", "worker", "client_parent", "client", "launcher", "server"}
 """Whose end is the run's: it is told, and may be named."""
-HOW = ("kill", "stop", "interrupt")
+HOW = ("kill", "stop", "interrupt", "memory")
 _STOPPED_S = 10.0
 _BETWEEN_CTRL_C_S = 1.5
 _LATEST_S = 6.0
@@ -81,7 +83,7 @@ class Kill:
         way: Of ``WAYS``.
         role: That the draw said.
         at_s: After the start; later where the process came later.
-        killed_pid: 0 where the run was over before there was such a process.
+        killed_pid: 0 where the run was over before there was such a process, or that met no limit.
         exit_code: Of the command.
         cause: Of the verdict, '' where none could be made.
         wrong: What was not as it should be, in words.
@@ -208,6 +210,7 @@ class Player:
         self.temporary.mkdir(parents=True)
         self.log = folder / "log"
         self.own: list[subprocess.Popen[Any]] = []
+        self.groups: list[MemoryGroup] = []
 
     def command(self, way: str) -> list[str]:
         """Of the run or of the watch."""
@@ -271,6 +274,9 @@ class Player:
             each.kill()
             each.communicate()
         self.own = []
+        for group in self.groups:
+            group.remove()
+        self.groups = []
 
 
 def kill_one(
@@ -297,7 +303,7 @@ def kill_one(
     host = Host(player.temporary)
     child = player.start(way)
     try:
-        killed, ends_with_it = _kill(child, role, at_s, which, how)
+        killed, ends_with_it = _kill(child, role, at_s, which, how, player)
         wrong = []
         deadline = FairDeadline(_END_S, 4 * _END_S, child.pid)
         while child.poll() is None and deadline.left_s() > 0:
@@ -308,6 +314,8 @@ def kill_one(
             wrong.append(f"it goes on {_END_S:g} s after {role} was killed: {roles}")
             os.killpg(child.pid, signal.SIGKILL)
         exit_code = child.wait()
+        if any(group.kill_count() == 0 for group in player.groups):
+            killed = 0  # it needed no more memory
         wrong += player.harm()
         wrong += host.left(child.pid, {each.pid for each in player.own})
     finally:
@@ -334,7 +342,12 @@ def kill_one(
 
 
 def _kill(
-    child: subprocess.Popen[bytes], role: str, at_s: float, which: random.Random, how: str
+    child: subprocess.Popen[bytes],
+    role: str,
+    at_s: float,
+    which: random.Random,
+    how: str,
+    player: Player,
 ) -> tuple[int, set[int]]:
     """Kills one of that role as soon as it is time and there is one; (its pid, those below it)."""
     begin_s = time.monotonic()
@@ -346,7 +359,10 @@ def _kill(
                 below = set(process_tree.tree_of(pid)) | {pid}
                 parent = process_tree.read_stat(pid)
                 with suppress(ProcessLookupError):
-                    _send(pid, how, which)
+                    if how == "memory":
+                        player.groups.append(MemoryGroup(pid))
+                    else:
+                        _send(pid, how, which)
                     return pid, below | ({parent.ppid} if parent else set())
         time.sleep(_LOOK_S)
     return 0, set()

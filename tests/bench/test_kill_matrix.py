@@ -76,21 +76,27 @@ def test_all_roles_are_drawn_equally_often_and_the_same_again():
 @pytest.mark.privileged
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    "only",
+    ("only", "how"),
     [
-        *("own,supervisor", "own,server_parent", "command,launcher", "watch,probes"),
-        pytest.param("own,cgroup_guard", marks=pytest.mark.variant),
-        pytest.param("command,supervisor", marks=pytest.mark.variant),
+        ("own,supervisor", "kill"),
+        ("own,server_parent", "kill"),
+        ("command,launcher", "kill"),
+        ("watch,probes", "kill"),
+        pytest.param("own,cgroup_guard", "kill", marks=pytest.mark.variant),
+        pytest.param("command,supervisor", "kill", marks=pytest.mark.variant),
+        ("own,probes", "memory"),
+        pytest.param("watch,probes", "memory", marks=pytest.mark.variant),
+        pytest.param("own,probes", "stop", marks=pytest.mark.variant),
     ],
 )
-def test_whoever_is_killed_there_is_a_report_and_nothing_is_left(tmp_path, only):
-    words = ["--kills", "1", "--at", "3", "--only", only, "--output", str(tmp_path)]
+def test_whoever_is_killed_there_is_a_report_and_nothing_is_left(tmp_path, only, how):
+    words = ["--kills", "1", "--at", "3", "--only", only, "--how", how, "--output", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "bench.kill_matrix", *words],
         cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    (line,) = (tmp_path / "kills-2016.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / f"{how}s-2016.jsonl").read_text().splitlines()
     kill = json.loads(line)
     assert kill["killed_pid"] > 0
     assert kill["wrong"] == []
