@@ -120,8 +120,7 @@ def _passes_on(view: RunView, pid: int) -> bool:
 
     They got it by SCM_RIGHTS or by fork: it holds next to none of the connections, they do.
     """
-    live = view.frames["live_samples"]
-    peaks = live[live["role"].isin(["server", "acceptor"])].groupby("pid")["open_count"].max()
+    peaks = fates.peak_counts(view, "server", "acceptor")
     others = int(peaks.drop(pid, errors="ignore").sum())
     return others >= fates.LEAST_COUNT and int(peaks.get(pid, 0)) <= _PASSING_SHARE * others
 

@@ -82,6 +82,13 @@ class Stuck:
         return self.unread_count + self.unanswered_count + self.unaccepted_count
 
 
+@remembered
+def peak_counts(view: RunView, *roles: str) -> pd.Series[int]:
+    """The most connections that each process of these roles held at once, by pid."""
+    live = view.frames["live_samples"]
+    return live[live["role"].isin(roles)].groupby("pid")["open_count"].max()
+
+
 def is_process_per_connection(view: RunView, pid: int) -> bool:
     """One of many that have one connection at most, which another process accepts for them."""
     return pid in _processes_of_one(view)
@@ -89,8 +96,7 @@ def is_process_per_connection(view: RunView, pid: int) -> bool:
 
 @remembered
 def _processes_of_one(view: RunView) -> frozenset[int]:
-    live = view.frames["live_samples"]
-    peaks = live[live["role"] == "server"].groupby("pid")["open_count"].max()
+    peaks = peak_counts(view, "server")
     ones = {int(pid) for pid in peaks[peaks <= 1].index}
     ones -= {pid for pid in ones if accepted_count(view, pid) > 0}
     accepts = any(accepted_count(view, pid) > 0 for pid in servers(view) if pid not in ones)
@@ -192,8 +198,8 @@ def _standing_of_each(view: RunView, port: int) -> list[StandingQueue]:
             continue
         first_s, last_s, count = span
         backlog = int(mine["backlog_count"].max())
-        queue = StandingQueue(int(pids[0]), f"port {port}", False, count, backlog, first_s, last_s)
-        found.append(replace(queue, table="listeners"))
+        queue = int(pids[0]), f"port {port}", False, count, backlog, first_s, last_s
+        found.append(StandingQueue(*queue, table="listeners"))
     return found
 
 
@@ -207,8 +213,8 @@ def _standing_unix(view: RunView) -> list[StandingQueue]:
             continue
         first_s, last_s, count = span
         backlog = int(mine["backlog_count"].max())
-        queue = StandingQueue(owner, str(path), True, count, backlog, first_s, last_s)
-        found.append(replace(queue, table="unix_listeners"))
+        queue = owner, str(path), True, count, backlog, first_s, last_s
+        found.append(StandingQueue(*queue, table="unix_listeners"))
     return found
 
 

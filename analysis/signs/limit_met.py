@@ -160,8 +160,7 @@ def _closing_as_clients_saw(signs: Signs) -> list[Met]:
     view = signs.view
     if view.is_attached or len(view.frames["connection_fates"]) or signs.process_ends:
         return []
-    live = view.frames["live_samples"]
-    peaks = live[live["role"].isin(SERVER_ROLES)].groupby("pid")["open_count"].max()
+    peaks = fates.peak_counts(view, *SERVER_ROLES)
     serving = [int(str(pid)) for pid, count in peaks.items() if count >= fates.LEAST_COUNT]
     connections = view.connections
     ended = connections[connections["is_failed"] & connections["close_kind"].isin(["eof", "rst"])]

@@ -464,8 +464,9 @@ class Collector:
         before = target.stretch, target.row_stretch
         target.stretch = self._pace.look(at_ns, is_hot=is_hot)
         target.row_stretch, target.is_coarse = self._pace.row_stretch, self._pace.is_coarse
-        if self._pace.nice(at_ns) != self._nice:
-            self._nice = self._pace.nice(at_ns)
+        nice = self._pace.nice(at_ns)
+        if nice != self._nice:
+            self._nice = nice
             if os.geteuid() == 0:  # without root there is no way back: it never stood so far back
                 stand_back(self._nice)
         quickens = target.stretch < before[0] or target.row_stretch < before[1]

@@ -23,6 +23,7 @@ from analysis.findings.cpu import keepalive_storm
 from analysis.findings.descriptors import accept_spin
 from analysis.findings.memory import garbage_collection
 from analysis.frames.cpu import never_rested
+from analysis.server import fates
 from analysis.signs.full_processes import is_server_full
 from analysis.signs.signs import Signs
 from analysis.stacks.handshake_work import (
@@ -163,8 +164,7 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
 
 def _is_past_its_own(signs: Signs, span: _Span) -> bool:
     """Of several that serve, the others made what was made in the second half of the span."""
-    live = signs.view.frames["live_samples"]
-    peaks = live[live["role"] == "server"].groupby("pid")["open_count"].max()
+    peaks = fates.peak_counts(signs.view, "server")
     if (peaks > 0).sum() < 2:
         return False
     middle_s = (span.since_s + span.until_s) / 2
@@ -203,8 +203,7 @@ def _exceeds_a_core(signs: Signs, span: _Span) -> bool:
 
 def _served_by(signs: Signs, pid: int, count: int) -> int:
     """Of the handshakes of a span the part of one process, by what each held at most."""
-    live = signs.view.frames["live_samples"]
-    peaks = live[live["role"] == "server"].groupby("pid")["open_count"].max()
+    peaks = fates.peak_counts(signs.view, "server")
     total, mine = int(peaks.sum()), int(peaks.get(pid, 0))
     return max(1, round(count * mine / total)) if total and mine else max(1, count)
 

@@ -33,7 +33,7 @@ from analysis.findings.descriptors import accept_spin
 from analysis.findings.memory import garbage_collection, runtime_heap_limit
 from analysis.findings.server import own_limit, waits_for_slot
 from analysis.frames.cpu import FULL_CORE_PCT, cpu_between, df_host_pressure
-from analysis.frames.run_view import Phase
+from analysis.frames.run_view import Floats, Phase
 from analysis.signs.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_busy_between
 from analysis.signs.signs import Signs
 from probes.contract.schema import SERVER_ROLES
@@ -135,11 +135,13 @@ def _longest_waiting(signs: Signs, harm: Harm) -> tuple[Subject, float] | None:
     return signs.view.subject(int(most["pid"])), float(most["wait_pct"])
 
 
+def _of_cores(signs: Signs, harm: Harm) -> tuple[Floats, Floats, Floats]:
+    return host_busy_between(signs.view, np.array([harm.from_s]), np.array([harm.until_s]))
+
+
 def _busy_pct(signs: Signs, harm: Harm) -> float | None:
     """Busy share of all cores, None when the samples do not cover most of the span."""
-    (busy_pct,), _, (covered_s,) = host_busy_between(
-        signs.view, np.array([harm.from_s]), np.array([harm.until_s])
-    )
+    (busy_pct,), _, (covered_s,) = _of_cores(signs, harm)
     if np.isnan(busy_pct) or covered_s < _COVERED * (harm.until_s - harm.from_s):
         return None
     return float(busy_pct)
@@ -162,9 +164,7 @@ def _shares(signs: Signs, harm: Harm) -> _Shares:
 
     capacity = 100.0 * signs.view.core_count
     busy_pct = _busy_pct(signs, harm) or 0.0
-    _, (stolen_pct,), _ = host_busy_between(
-        signs.view, np.array([harm.from_s]), np.array([harm.until_s])
-    )
+    _, (stolen_pct,), _ = _of_cores(signs, harm)
     stolen = capacity * float(np.nan_to_num(stolen_pct)) / 100
     known = taken(*SERVER_ROLES, "client", "probe", "supervisor")
     return _Shares(

@@ -199,8 +199,8 @@ def _only_looks_after(signs: Signs, pid: int) -> bool:
     view = signs.view
     if not view.is_foreign:
         return False
-    live, owners = view.frames["live_samples"], view.frames["listener_owners"]
-    peaks = live[live["role"].isin(SERVER_ROLES)].groupby("pid")["open_count"].max()
+    owners = view.frames["listener_owners"]
+    peaks = fates.peak_counts(view, *SERVER_ROLES)
     if int(peaks.get(pid, 0)) > 0:
         return False
     mine = owners["socket_inode"][owners["pid"] == pid]

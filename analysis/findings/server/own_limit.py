@@ -43,20 +43,15 @@ def _finding(signs: Signs, met: Met) -> Finding:
     descriptors = met.descriptors or descriptors_of(signs, met.pid)
     wanted = max(view.target_count, met.let_in + met.explained)
     facts = view.process_facts(met.pid)
+    share = -(-wanted // max(1, met.sharing_count))
     known = None
-    if not (met.is_rate and met.is_told):
-        known, each = (
-            name_limit(
-                subject.command,
-                facts,
-                met.let_in,
-                descriptors,
-                count,
-                shared_count=met.shared_count,
-            )
-            for count in (wanted, -(-wanted // max(1, met.sharing_count)))
+    for count in (wanted, share) if not (met.is_rate and met.is_told) else ():
+        known = name_limit(
+            *(subject.command, facts, met.let_in, descriptors, count),
+            shared_count=met.shared_count,
         )
-        known = known if known is None or known.is_of_all else each
+        if known is None or known.is_of_all:  # else it is one of each, which needs its share
+            break
     who, held, together = name, met.let_in, ""
     if met.shared_count and known is not None and not known.is_of_all:
         others = met.sharing_count - 1

@@ -36,8 +36,7 @@ def find(signs: Signs) -> list[Finding]:
         return []  # it speaks the protocol, and waits for somebody else
     if any(view.subject(met.pid).role == "backend" for met in met_limits(signs)):
         return []  # it passes them on, and who is behind it lets nobody in
-    live = view.frames["live_samples"]
-    taken = live[live["role"].isin(["server", "acceptor"])].groupby("pid")["open_count"].max()
+    taken = fates.peak_counts(view, "server", "acceptor")
     if taken.empty or int(taken.max()) < 1:
         return []
     pid = int(str(taken.idxmax()))
