@@ -134,7 +134,7 @@ def _metrics(
     # http.server only when it is asked for
     from harness.supervision.metrics_endpoint import serving
 
-    with serving(options.metrics, run.path, plan.target_connections) as url:
+    with serving(options.metrics, run, plan.target_connections) as url:
         remarks.append(f"metrics: {url}")
         yield
 

@@ -19,10 +19,10 @@ from harness.supervision.attach_status import AttachStatus
 from harness.supervision.probe_process import ProbeProcess
 from harness.supervision.recorder import Recorder, RunResult
 from harness.supervision.supervisor import Interrupt
-from probes.contract import live as live_memory
 from probes.contract.errors import HostError, ToolkitError
 from probes.contract.live import Header, Live, Phase
-from probes.contract.rundir import LIVE, RunDir
+from probes.contract.live_file import LiveFile
+from probes.contract.rundir import RunDir
 from probes.proc import process_tree
 from reports.terminal.terminal import LiveView
 
@@ -87,18 +87,17 @@ class Watch(Recorder):
         self._manifest.begin_stage("setup")
         namespace_fd = -1
         probes: ProbeProcess | None = None
-        live_fd = -1
         processes: ForeignProcesses | None = None
         try:
-            live_fd = live_memory.create(self._run.path / LIVE, SLOTS_COUNT, 1)
-            live = Live(live_fd)
+            self._live_file = LiveFile(self._run, SLOTS_COUNT, 1)
+            live = Live(self._live_file.fd)
             namespace_fd = self._target.open_namespace()
             processes = ForeignProcesses(live, SLOTS_COUNT, *self._target.ports)
             self._find_processes(processes)
             probes = ProbeProcess(
                 self._run.path,
                 self._probe_names,
-                live_fd,
+                self._live_file.fd,
                 namespace_fd,
                 self._target.ports,
                 attached=True,
@@ -113,11 +112,11 @@ class Watch(Recorder):
                 probes.stop(0.2)
             if namespace_fd >= 0:
                 os.close(namespace_fd)
-            self._record(live_fd, processes, result)
+            self._record(processes, result)
             if processes is not None:
                 processes.close()
-            if live_fd >= 0:
-                os.close(live_fd)
+            if self._live_file is not None:
+                self._live_file.close()
         return result
 
     def _find_processes(self, processes: ForeignProcesses) -> None:
@@ -184,6 +183,7 @@ class Watch(Recorder):
         return now_s - self._gone_since_s >= _REPLACEMENT_WAIT_S
 
     def _follow(self, processes: ForeignProcesses) -> None:
+        self._keep_live()
         now_s = time.monotonic()
         if self._target.look_again and now_s >= self._look_due_s and not processes.pids:
             self._look_due_s = now_s + _LOOK_AGAIN_PERIOD_S
@@ -233,7 +233,7 @@ class Watch(Recorder):
         self._event("phase_stop", at_ns=self._stop_ns)
         self._view.update(status.read("stop"))
 
-    def _record(self, live_fd: int, processes: ForeignProcesses | None, result: RunResult) -> None:
+    def _record(self, processes: ForeignProcesses | None, result: RunResult) -> None:
         """Turns shared memory into tables; never hides the error that ended the watch."""
         self._analysis_ahead.wait()
         if processes is not None:
@@ -242,8 +242,8 @@ class Watch(Recorder):
         self._note_left_out(result)
         self._manifest.contents["notes"] = result.notes
         try:
-            if live_fd >= 0:
-                live = Live(live_fd)
+            if self._live_file is not None:
+                live = Live(self._live_file.fd)
                 ends = processes.ends if processes is not None else []
                 recording.write_processes(self._run, live, ends, self._stop_ns, self._departed)
                 recording.write_events(self._run, self._events)

@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
-from pathlib import Path
 from socket import AF_INET, AF_INET6, SHUT_RDWR, socket
 from socketserver import TCPServer
 from typing import Any
 
 from probes.contract.errors import HostError, RunDirError, UsageError
 from probes.contract.live import Counter, Header, Live, Phase, Role
-from probes.contract.rundir import LIVE
+from probes.contract.rundir import RunDir
 from reports.exports.openmetrics_text import CONTENT_TYPE, Family, exposition
 
 PATH = "/metrics"
@@ -81,19 +80,19 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 @contextmanager
-def serving(where: tuple[str, int], run_path: Path, target_connections: int) -> Iterator[str]:
+def serving(where: tuple[str, int], run: RunDir, target_connections: int) -> Iterator[str]:
     """Serves the metrics of a run while the block runs; gives their URL.
 
     Args:
         where: From ``parse_address``.
-        run_path: The run directory.
+        run: The run.
         target_connections: Of the plan.
 
     Raises:
         HostError: Nobody can listen there.
     """
     address, port = where
-    metrics = LiveMetrics(run_path, target_connections)
+    metrics = LiveMetrics(run, target_connections)
     try:
         server = _Server(where, metrics)
     except OSError as error:
@@ -204,13 +203,12 @@ class LiveMetrics:
     """Reads what the fleet counts.
 
     Args:
-        run_path: The run directory; live.bin appears there when the run begins.
+        run: The run; its live memory is there when it begins.
         target_connections: Of the plan.
     """
 
-    def __init__(self, run_path: Path, target_connections: int) -> None:
-        self._path = run_path / LIVE
-        self._run_id = run_path.name
+    def __init__(self, run: RunDir, target_connections: int) -> None:
+        self._run = run
         self._target_connections = target_connections
         self._live: Live | None = None
         self._lock = threading.Lock()
@@ -231,7 +229,7 @@ class LiveMetrics:
         target = Family("connscope_target_connections", "gauge", "", "Connections asked for.")
         target.add(self._target_connections)
         info = Family("connscope_run_info", "gauge", "", "Always 1; its labels name the run.")
-        info.add(1, {"run_id": self._run_id})
+        info.add(1, {"run_id": self._run.path.name})
         live = self._opened()
         phase = live.phase if live else Phase.START
         phases = Family("connscope_phase", "gauge", "", "1 for the phase of now, else 0.")
@@ -243,7 +241,7 @@ class LiveMetrics:
     def _opened(self) -> Live | None:
         if self._live is None:
             try:
-                fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(self._run.live_path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 return None
             try:

@@ -15,6 +15,7 @@ from harness.foreign.processes import ForeignProcesses
 from harness.results.ahead import AnalysisAhead
 from harness.supervision import recording
 from harness.supervision.probe_process import ProbeProcess
+from probes.contract.live_file import LiveFile
 from probes.contract.rundir import RunDir
 
 _MANIFEST_PERIOD_S = 5.0
@@ -83,7 +84,12 @@ class Recorder:
         self._noted_revision = 0
         self._noted_s = 0.0
         self._stop_ns = 0
+        self._live_file: LiveFile | None = None
         self._analysis_ahead = AnalysisAhead(with_page=with_page)
+
+    def _keep_live(self) -> None:
+        if self._live_file is not None:
+            self._live_file.keep_now_and_then()
 
     def _event(self, event: str, *, pid: int = 0, at_ns: int = 0, detail: str = "") -> None:
         self._events.append((at_ns or time.monotonic_ns(), event, pid, detail))

@@ -28,10 +28,10 @@ from harness.supervision.fleet import Fleet
 from harness.supervision.foreign_notes import foreign_notes
 from harness.supervision.probe_process import ProbeProcess
 from harness.supervision.recorder import Recorder, RunResult
-from probes.contract import live as live_memory
 from probes.contract.errors import HostError, ToolkitError
-from probes.contract.live import Counter, Header, Live, Phase
-from probes.contract.rundir import LIVE, RunDir
+from probes.contract.live import Counter, Header, Live, Phase, Role
+from probes.contract.live_file import LiveFile
+from probes.contract.rundir import RunDir
 from reports.terminal.terminal import LiveView
 
 _TICK_S = 0.05
@@ -150,13 +150,12 @@ class Supervisor(Recorder):
             )
         self._manifest.begin_stage("setup")
         try:
-            live_fd = live_memory.create(
-                self._run.path / LIVE, self._config.slot_count, self._plan.target_connections
-            )
+            shared = LiveFile(self._run, self._config.slot_count, self._plan.target_connections)
         except ToolkitError:
             self._manifest.finish("failed")
             raise
-        live = Live(live_fd)
+        self._live_file = shared
+        live = Live(shared.fd)
         self._announce_slots(live)
         namespace_fd = -1
         fleet: Fleet | None = None
@@ -178,12 +177,12 @@ class Supervisor(Recorder):
             probes = ProbeProcess(
                 self._run.path,
                 self._probe_names,
-                live_fd,
+                shared.fd,
                 namespace_fd,
                 self._plan.destination_ports,
             )
             self._spare(probes.pid)
-            fleet = Fleet(self._config, live, live_fd, self._run.path, namespace_fd)
+            fleet = Fleet(self._config, live, shared.fd, self._run.path, namespace_fd)
             self._spare(*fleet.parent_pids)
             self._run_phases(fleet, probes, result)
         except BaseException:
@@ -201,7 +200,7 @@ class Supervisor(Recorder):
             if namespace_fd >= 0:
                 os.close(namespace_fd)
             self._record(live, fleet, result)
-            os.close(live_fd)
+            shared.close()
         return result
 
     def _fill_tables(self, namespace_fd: int) -> None:
@@ -223,11 +222,11 @@ class Supervisor(Recorder):
             if config.is_foreign and index < config.workers:
                 continue  # taken by the server's processes as they are found
             if index < config.workers:
-                slot[Counter.ROLE] = live_memory.Role.SERVER
+                slot[Counter.ROLE] = Role.SERVER
             elif index < config.first_client_slot():
-                slot[Counter.ROLE] = live_memory.Role.ACCEPTOR
+                slot[Counter.ROLE] = Role.ACCEPTOR
             else:
-                slot[Counter.ROLE] = live_memory.Role.CLIENT
+                slot[Counter.ROLE] = Role.CLIENT
 
     def _begin_foreign(self, foreign: ForeignServer, namespace_fd: int) -> bool:
         """Starts the server, or finds it; False when somebody stopped the run meanwhile."""
@@ -396,6 +395,7 @@ class Supervisor(Recorder):
             self._event("server_killed", pid=foreign.pid, detail=result.notes[-1])
 
     def _note_ends(self, fleet: Fleet) -> None:
+        self._keep_live()
         self._follow_foreign()
         ends = fleet.read_ends()
         for refusal in fleet.refusals[self._told_refusals_count :]:

@@ -179,6 +179,7 @@ class RunDir:
 
     Attributes:
         path: The directory.
+        live_path: Where this process opens the memory that the fleet shares.
         unwritten_manifest: The manifest that a full disk did not take; who recorded the run
             understands it all the same.
         unwritten_batches: Rows of tables that it did not take, where they were to be kept.
@@ -186,6 +187,7 @@ class RunDir:
 
     def __init__(self, path: Path, held: Mapping[str, int] | None = None) -> None:
         self.path = path
+        self.live_path = path / LIVE
         self._held = held
         self.unwritten_manifest: Mapping[str, Any] | None = None
         self.unwritten_batches: dict[str, list[Any]] = {}

@@ -36,16 +36,38 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
+@pytest.fixture
+def copying_disk(tmp_path):
+    """A file system that takes a new place for each write, with a quota of 24 MiB on a part."""
+    image, place = tmp_path / "btrfs.img", tmp_path / "btrfs"
+    with image.open("wb") as stream:
+        stream.truncate(128 * MIB)
+    subprocess.run(["mkfs.btrfs", "--quiet", image], check=True, capture_output=True)
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
+    try:
+        part = place / "part"
+        for words in (
+            ["subvolume", "create", part],
+            ["quota", "enable", place],
+            ["qgroup", "limit", "24M", part],
+        ):
+            subprocess.run(["btrfs", *words], check=True, stdout=subprocess.DEVNULL)
+        yield part
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
 def fill(disk: Path) -> None:
-    """Takes what is free, for real: the next write of anybody is ENOSPC."""
-    with (disk / f"full-{len(os.listdir(disk))}").open("wb", buffering=0) as stream:
-        for step in (MIB, 4096, 1):
-            try:
+    """Takes what is free, for real: the next write of anybody is ENOSPC, or EDQUOT."""
+    for step in (MIB, 4096, 1):
+        try:
+            with (disk / f"full-{len(os.listdir(disk))}").open("wb", buffering=0) as stream:
                 while True:
                     stream.write(bytes(step))
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
 
 def make_room(disk: Path) -> None:
@@ -124,6 +146,16 @@ def test_room_that_was_kept_has_the_end_of_the_run(stage, disk, monkeypatch, cal
     if stage == "ramp":  # the change to the hold had no room
         assert any("could not be written when they were made" in n for n in manifest["notes"])
     assert not (path / ".room").exists()
+
+
+@pytest.mark.parametrize("stage", ["ramp", "hold"])
+def test_a_quota_where_each_write_needs_room_ends_no_client(stage, copying_disk, monkeypatch, call):
+    later = set(RUN_STAGES[RUN_STAGES.index(stage) :])
+    with happening(monkeypatch, later, lambda: fill(copying_disk)):
+        done = call(cli_run.main, *QUICK, "--no-report", "--output", copying_disk / "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All 100 connections were established" in done.stdout
+    assert "SIGBUS" not in done.stdout
 
 
 def test_json_is_printed_though_no_file_can_be_written(disk, monkeypatch, call):

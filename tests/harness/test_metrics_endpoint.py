@@ -18,6 +18,7 @@ from harness.supervision.metrics_endpoint import parse_address, serving
 from probes.contract import live as live_memory
 from probes.contract.errors import HostError, UsageError
 from probes.contract.live import Counter, Header, Live, Phase, Role
+from probes.contract.rundir import RunDir
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -51,7 +52,7 @@ def test_what_is_no_address_is_a_usage_error(text):
 
 
 def test_before_live_bin_is_there_it_says_setup(tmp_path):
-    with serving(LOOPBACK, tmp_path, 23) as url:
+    with serving(LOOPBACK, RunDir(tmp_path), 23) as url:
         metrics = scrape(url)
     assert [s.value for s in metrics["connscope_target_connections"].samples] == [23]
     phases = {s.labels["phase"]: s.value for s in metrics["connscope_phase"].samples}
@@ -69,7 +70,7 @@ def test_what_the_fleet_counts_is_what_a_scrape_says(tmp_path):
         slot[Counter.OPEN_COUNT] = count
         slot[Counter.ACCEPT_EMFILE_TOTAL] = 1009 * (1 - index)
         slot[Counter.LOOP_BUSY_NS_TOTAL] = 2_500_000_000
-    with serving(LOOPBACK, tmp_path, 23) as url:
+    with serving(LOOPBACK, RunDir(tmp_path), 23) as url:
         metrics = scrape(url)
         live.slot(1)[Counter.OPEN_COUNT] = 22
         again = scrape(url)
@@ -93,12 +94,12 @@ def test_what_the_fleet_counts_is_what_a_scrape_says(tmp_path):
 
 def test_a_file_that_is_being_made_is_not_there_yet(tmp_path):
     (tmp_path / "live.bin").write_bytes(b"")
-    with serving(LOOPBACK, tmp_path, 23) as url:
+    with serving(LOOPBACK, RunDir(tmp_path), 23) as url:
         assert "connscope_phase" in scrape(url)
 
 
 def test_other_paths_and_methods_are_refused(tmp_path):
-    with serving(LOOPBACK, tmp_path, 23) as url:
+    with serving(LOOPBACK, RunDir(tmp_path), 23) as url:
         for request in (
             url.replace("/metrics", "/"),
             url.replace("/metrics", "/../../etc/passwd"),
@@ -115,7 +116,7 @@ def test_other_paths_and_methods_are_refused(tmp_path):
 
 
 def test_a_silent_visitor_does_not_block_the_next(tmp_path, capfd):
-    with serving(LOOPBACK, tmp_path, 23) as url:
+    with serving(LOOPBACK, RunDir(tmp_path), 23) as url:
         port = int(url.split(":")[2].split("/")[0])
         with socket.create_connection(("127.0.0.1", port), timeout=10):
             assert "connscope_phase" in scrape(url)
@@ -150,7 +151,7 @@ class Dripper:
 
 
 def test_who_sends_a_byte_at_a_time_hinders_nobody_and_is_ended(tmp_path):
-    with serving(LOOPBACK, tmp_path, 5) as url:
+    with serving(LOOPBACK, RunDir(tmp_path), 5) as url:
         port = int(url.rsplit(":", 1)[1].split("/")[0])
         drippers = [Dripper(port) for _ in range(3)]
         assert "connscope_phase" in scrape(url)
@@ -160,7 +161,7 @@ def test_who_sends_a_byte_at_a_time_hinders_nobody_and_is_ended(tmp_path):
 
 
 def test_the_end_of_a_run_waits_for_no_visitor(tmp_path):
-    with serving(LOOPBACK, tmp_path, 5) as url:
+    with serving(LOOPBACK, RunDir(tmp_path), 5) as url:
         dripper = Dripper(int(url.rsplit(":", 1)[1].split("/")[0]))
     assert dripper.is_ended.wait(30), "it was not ended with the run"
     dripper.close()
@@ -173,7 +174,7 @@ def test_only_so_many_are_served_at_a_time(tmp_path, deadline):
             return "connscope_phase" in scrape(url)
         return False
 
-    with serving(LOOPBACK, tmp_path, 5) as url:
+    with serving(LOOPBACK, RunDir(tmp_path), 5) as url:
         port = int(url.rsplit(":", 1)[1].split("/")[0])
         idle = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(12)]
         assert [each.recv(1) for each in idle] == [b""] * 12  # at once, or when its time is over
@@ -185,16 +186,16 @@ def test_only_so_many_are_served_at_a_time(tmp_path, deadline):
 def test_a_port_that_is_taken_is_said(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(HostError) as error, serving(("127.0.0.1", port), tmp_path, 23):
+        with pytest.raises(HostError) as error, serving(("127.0.0.1", port), RunDir(tmp_path), 23):
             pass
     assert f"127.0.0.1:{port}" in error.value.message
     assert "--metrics 127.0.0.1:0" in error.value.fix
 
 
 def test_the_port_is_free_when_the_block_ends(tmp_path):
-    with serving(LOOPBACK, tmp_path, 23) as url:
+    with serving(LOOPBACK, RunDir(tmp_path), 23) as url:
         port = int(url.split(":")[2].split("/")[0])
-    with serving(("127.0.0.1", port), tmp_path, 23) as again:
+    with serving(("127.0.0.1", port), RunDir(tmp_path), 23) as again:
         assert again == url
 
 
