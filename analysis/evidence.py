@@ -6,6 +6,7 @@ A finding without evidence from this run cannot be built: the constructor refuse
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -42,6 +43,17 @@ def times(count: int) -> str:
 def capitalised(text: str) -> str:
     """A name at the beginning of a sentence: its first letter large, the others as they are."""
     return text[:1].upper() + text[1:]
+
+
+def full_stop(text: str) -> str:
+    """A clause as the end of a sentence; one that ends already stays as it is."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def sentence_of(clauses: Sequence[str]) -> str:
+    """One sentence of clauses, without those that are empty; '' of none."""
+    said = "; ".join(clause for clause in clauses if clause)
+    return full_stop(capitalised(said)) if said else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +243,11 @@ class Finding:
             raise KeyError(evidence_id)
         found = (e.value for e in self.evidence if e.id == evidence_id and of in (None, e.of))
         return next(found, None)
+
+    @property
+    def headline(self) -> str:
+        """What happened in one clause: its own, else that of its cause in the catalogue."""
+        return self.sentence or CAUSES[self.cause]
 
     def with_doubts(self, doubts: tuple[str, ...]) -> Finding:
         """The same finding, believed no more than medium where there is something new to doubt."""

@@ -24,6 +24,7 @@ RUN = {
     "lost_connections": "established connections that ended before the stop",
     "attempts": "which were made, see below; `null` where the clients are elsewhere",
 }
+VERDICT = {"sentence": "headline, consequences, remedy and doubt as one sentence"}
 PROBE = {
     "name": "as in `--probes`",
     "state": "ran, unavailable, failed or not_asked",
@@ -41,7 +42,7 @@ EVIDENCE = attributes(Evidence) | {
 }
 
 OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
-    "verdict": ("what stopped the run, or that nothing did", attributes(Verdict)),
+    "verdict": ("what stopped the run, or that nothing did", attributes(Verdict) | VERDICT),
     "verdict.alternatives[]": ("other explanations", attributes(Alternative)),
     "verdict.unexplained": (
         "of `not-explained` what is known all the same; `null` of every other cause",

@@ -158,7 +158,7 @@ class ProbeTrust:
     def broken_probes(self) -> tuple[str, ...]:
         """Probes that were asked for and did not see the run to its end, each in words."""
         return tuple(
-            f"probe {each.probe} {_how_it_broke(each)}: {each.reason}"
+            f"probe {each.probe} {self._how_it_broke(each)}: {each.reason}"
             for each in self.records
             if each.is_broken
         )
@@ -172,7 +172,7 @@ class ProbeTrust:
         if not found and rows.empty:
             return f"{table} was not recorded: its health row is missing"
         if not found and self._ended_s is not None:
-            return f"{table} ends {_moment(self._ended_s)}: the probe process was gone"
+            return f"{table} ends {self._moment(self._ended_s)}: the probe process was gone"
         for record in found:
             if record.state == "ran":
                 if record.is_loss_material(is_by_absence=is_by_absence):
@@ -182,7 +182,9 @@ class ProbeTrust:
                 return f"{table} was not recorded: {why}"
             elif record.is_broken:
                 until_s = self._last_s(rows) if record.failed_s is None else record.failed_s
-                return f"{table} ends {_moment(until_s)}, when its probe failed: {record.reason}"
+                return (
+                    f"{table} ends {self._moment(until_s)}, when its probe failed: {record.reason}"
+                )
         return ""
 
     @cached_property
@@ -197,13 +199,13 @@ class ProbeTrust:
     def _last_s(self, rows: pd.DataFrame) -> float:
         return self.view.seconds(int(rows["at_ns"].max()))
 
+    def _how_it_broke(self, record: ProbeRecord) -> str:
+        if record.failed_s is None:
+            return "did not run"
+        return f"failed {self._moment(record.failed_s)}"
 
-def _how_it_broke(record: ProbeRecord) -> str:
-    return "did not run" if record.failed_s is None else f"failed {_moment(record.failed_s)}"
-
-
-def _moment(at_s: float) -> str:
-    return f"{at_s:.1f} s after the ramp began"
+    def _moment(self, at_s: float) -> str:
+        return f"{at_s:.1f} s {self.view.words.after_it}"
 
 
 _WHY_NOT = {"not_asked": "its probe was not asked for"}

@@ -17,6 +17,7 @@ import pandas as pd
 from analysis.evidence import Side, Subject, side_of_role
 from analysis.frames.host_facts import allowed_cpus, of_allowed_cpus
 from analysis.frames.run_frames import RunFrames
+from analysis.frames.run_words import RunWords, is_watched, words_of
 from analysis.stats.remembered import remembered
 
 Floats = npt.NDArray[np.float64]
@@ -350,7 +351,12 @@ class RunView:
     @property
     def is_attached(self) -> bool:
         """The server was there before and has clients of its own: there are no client records."""
-        return bool((self.manifest.get("server") or {}).get("attached"))
+        return is_watched(self.manifest)
+
+    @property
+    def words(self) -> RunWords:
+        """What the parts of this run are called."""
+        return words_of(self.manifest)
 
     @property
     def has_own_namespace(self) -> bool:

@@ -18,7 +18,7 @@ _IDLE_PCT = 2.0
 
 def worker_cpu_rung(view: RunView) -> Rung:
     """The server process that used most CPU in the hold phase, against one full core."""
-    source = "process_samples in the hold phase"
+    source = f"process_samples {view.words.in_hold}"
     mean = cpu_between(view, view.hold) if view.hold.duration_s >= 1 else pd.DataFrame()
     servers = mean[mean["role"].map(side_of_role) == "server"] if len(mean) else mean
     if servers.empty or not view.held_count:
@@ -32,7 +32,7 @@ def worker_cpu_rung(view: RunView) -> Rung:
 
 def host_cpu_rung(view: RunView) -> Rung:
     """Servers and clients together in the hold phase, against what others leave of the cores."""
-    source = "process_samples of the fleet and /proc/stat in the hold phase"
+    source = f"process_samples of the fleet and /proc/stat {view.words.in_hold}"
     raw = view.host_cpu
     kinds = ["user", "system", "softirq", "irq", "steal"]  # nobody has a core that is stolen
     whole = raw[raw["core"] >= 0] if (raw["core"] >= 0).any() else raw
@@ -41,7 +41,7 @@ def host_cpu_rung(view: RunView) -> Rung:
     inside = moments[(at_s >= view.hold.start_s) & (at_s <= view.hold.end_s)]
     fleet_pct = fleet_cpu_pct(view)
     if len(inside) < 2 or not view.held_count:
-        return blind("cpu_host", "host", "pct", "the hold phase was not sampled", source)
+        return blind("cpu_host", "host", "pct", f"{view.words.hold} was not sampled", source)
     grown = inside.iloc[-1] - inside.iloc[0]
     cores_pct = 100.0 * view.core_count
     busy = float(grown[[f"{k}_ns_total" for k in kinds]].sum())
@@ -79,7 +79,7 @@ def _cpu_rung(
     held = view.held_count
     predicted, error_pct = None, None
     if used_pct < _IDLE_PCT:
-        note = f"{used_pct:.1f} % in the hold phase: too little to say where it ends"
+        note = f"{used_pct:.1f} % {view.words.in_hold}: too little to say where it ends"
     elif view.is_attached:
         note = "what its clients asked for is not seen: CPU is not told by connections alone"
     elif view.settings.get("message_rate_per_s") and work is None:

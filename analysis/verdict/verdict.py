@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
-from analysis.evidence import Finding, Quote, Side, capitalised
+from analysis.evidence import Finding, Quote, Side, capitalised, sentence_of
 from analysis.findings import no_limit_met
 from analysis.frames.probe_trust import ProbeTrust
 from analysis.frames.run_view import RunView
@@ -30,7 +30,7 @@ class Verdict:
             watched; ``not-explained`` when the target was missed and nothing measured explains
             it; ``interrupted`` when somebody stopped the run before anything else did.
         side: server, client or host.
-        sentence: One plain sentence that names side, process and number.
+        headline: The first clause: what happened, with side, process and number.
         at_connections: Open connections when it was met; the held count for ``reached``.
         at_s: Seconds since the ramp began, None when not known.
         confidence: high, medium or low.
@@ -40,11 +40,14 @@ class Verdict:
         unexplained: Of ``not-explained`` what is known all the same, else None.
         unseen: Of ``no-limit-met`` what would have shown a limit, was asked for and was not seen to
             the end, with why and until when; empty when all of it was.
+        consequences: Further clauses: what followed, what did harm all the same, what is not known.
+        remedy: The clause that names the first fix, '' for none.
+        doubt: The clause that names the alternatives, '' for none.
     """
 
     cause: str
     side: Side
-    sentence: str
+    headline: str
     at_connections: int
     at_s: float | None
     confidence: str = "high"
@@ -53,6 +56,31 @@ class Verdict:
     quotes: tuple[Quote, ...] = ()
     unexplained: NotExplained | None = None
     unseen: tuple[str, ...] = ()
+    consequences: tuple[str, ...] = ()
+    remedy: str = ""
+    doubt: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        """Nothing stopped the run."""
+        return self.cause in GOOD_CAUSES
+
+    @property
+    def said_wall(self) -> str:
+        """The next limit, where the sentence names it: where none was met."""
+        return self.next_rung if self.is_good else ""
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one sentence."""
+        return sentence_of(
+            (self.headline, *self.consequences, self.remedy, self.doubt, self.said_wall)
+        )
+
+    @property
+    def rest(self) -> str:
+        """The sentence without its headline and its fix."""
+        return sentence_of((*self.consequences, self.doubt, self.said_wall))
 
 
 def conclude(
@@ -82,7 +110,10 @@ def conclude(
     return Verdict(
         cause=binding.cause,
         side=binding.side,
-        sentence=_sentence(binding, findings, wall, rivals, unseen),
+        headline=binding.headline,
+        consequences=_consequences(binding, findings, unseen),
+        remedy=_remedy(binding),
+        doubt=_doubt(rivals),
         at_connections=view.peak_count if known is None else known,
         at_s=view.hold.end_s if binding.cause in GOOD_CAUSES else binding.first_s,
         confidence=binding.confidence,
@@ -93,42 +124,43 @@ def conclude(
     )
 
 
-def _sentence(
-    binding: Finding,
-    findings: Sequence[Finding],
-    wall: str,
-    rivals: Sequence[Alternative],
-    unseen: Sequence[str],
-) -> str:
-    text = binding.sentence or binding.explanation.split(". ")[0].rstrip(".")
+def _consequences(
+    binding: Finding, findings: Sequence[Finding], unseen: Sequence[str]
+) -> tuple[str, ...]:
     if binding.cause in GOOD_CAUSES:
-        text += "".join(f"; yet {each}" for each in unseen[:1]) or _harm(findings)
-        return f"{text}; {wall}." if wall else f"{text}."
-    told: set[str] = set()
+        return tuple(f"yet {each}" for each in unseen[:1]) or _harm(findings)
+    told: dict[str, str] = {}
     for finding in findings:
         if finding.follows_from == binding.cause and finding.cause not in told:
-            then = finding.sentence or finding.cause
-            link = "from then on" if not told else "and"
-            text += f"; {link} {then[:1].lower() + then[1:]} ({finding.cause})"
-            told.add(finding.cause)
-    if binding.fix:
-        is_leak = binding.value_of("left_sockets") is not None
-        verb = "raise it with" if binding.cause in _RAISED and not is_leak else "what helps:"
-        text += f"; {verb} {binding.fix[0].command}"
-    if rivals:
-        named = " or ".join(f"{rival.cause} ({rival.side})" for rival in rivals)
-        text += f"; it may as well be {named}, which is decided by {rivals[0].decide}"
-    return text + "."
+            link = "and" if told else "from then on"
+            told[finding.cause] = f"{link} {_lower(finding.headline)} ({finding.cause})"
+    return tuple(told.values())
 
 
-def _harm(findings: Sequence[Finding]) -> str:
-    """What harmed a run that reached its target, first one only; '' when nothing did."""
+def _harm(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """What harmed a run that reached its target, first one only; nothing when nothing did."""
     harmful = [f for f in findings if f.severity == "warning" and not f.follows_from]
-    if not harmful:
+    first = min(harmful, key=lambda f: f.first_s, default=None)
+    return () if first is None else (f"yet {_lower(first.headline)} ({first.cause})",)
+
+
+def _remedy(binding: Finding) -> str:
+    if binding.cause in GOOD_CAUSES or not binding.fix:
         return ""
-    first = min(harmful, key=lambda f: f.first_s)
-    said = first.sentence or first.explanation.split(". ")[0].rstrip(".")
-    return f"; yet {said[:1].lower() + said[1:]} ({first.cause})"
+    is_leak = binding.value_of("left_sockets") is not None
+    verb = "raise it with" if binding.cause in _RAISED and not is_leak else "what helps:"
+    return f"{verb} {binding.fix[0].command}"
+
+
+def _doubt(rivals: Sequence[Alternative]) -> str:
+    if not rivals:
+        return ""
+    named = " or ".join(f"{rival.cause} ({rival.side})" for rival in rivals)
+    return f"it may as well be {named}, which is decided by {rivals[0].decide}"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 _RAISED = (
@@ -143,25 +175,29 @@ def _without_cause(view: RunView, wall: str, said: tuple[Quote, ...]) -> Verdict
     target, peak = view.target_count, view.peak_count
     is_interrupted = view.manifest.get("status") == "interrupted"
     side: Side = "host"
+    consequences: tuple[str, ...] = ()
     counts = f"{peak:,} of {target:,} connections were open at the peak"
     if is_interrupted and not view.failed_count and not view.lost_count:
-        sentence = f"The run was interrupted when {counts}; no limit had been met by then."
+        headline = f"The run was interrupted when {counts}"
+        consequences = ("no limit had been met by then",)
     elif view.connections.empty and not peak:
-        sentence = "No connection was recorded, so this run cannot say what limits it."
+        headline = "No connection was recorded, so this run cannot say what limits it"
     else:
         known = unexplained(view)
         side = known.side
         ends = f" ({known.words})" if known.words else ""
-        sentence = (
-            f"{capitalised(counts)}; {view.failed_count:,} attempts failed, "
-            f"{view.lost_count:,} were lost, {view.waiting_count:,} waited to the end{ends}, and "
-            "nothing that was measured explains why."
+        headline = capitalised(counts)
+        consequences = (
+            f"{view.failed_count:,} attempts failed, {view.lost_count:,} were lost, "
+            f"{view.waiting_count:,} waited to the end{ends}, and nothing that was measured "
+            "explains why",
         )
         is_interrupted = False
     return Verdict(
         cause=INTERRUPTED if is_interrupted else NOT_EXPLAINED,
         side=side,
-        sentence=sentence,
+        headline=headline,
+        consequences=consequences,
         at_connections=peak,
         at_s=view.peak_s if peak else None,
         confidence="low",

@@ -13,10 +13,12 @@ from typing import Any
 
 from analysis.causes import CAUSES, GOOD_CAUSES
 from analysis.evidence import Finding, times
+from analysis.frames.run_words import RunWords, is_watched, words_of
 from analysis.ladder.ladder import Rung
 from analysis.ladder.rung import PLAN
 from analysis.summary import Summary
 from reports.elements import formatting
+from reports.elements.severity import severity_words
 from reports.exports.plain_text import one_line
 
 MAX_RUNGS_PER_LIMIT = 1
@@ -25,12 +27,6 @@ MAX_FINDINGS = 6
 _MARKUP = re.compile(r"([\\`*\[\]<|~&$]|(?<![^\W_])_|_(?![^\W_])|^[-+>#=]|(?<=^\d)[.)])")
 # GitHub turns these into mentions and links; a zero-width space in between stops it.
 _MENTION = re.compile(r"(?<!\w)([@#])(?=\w)")
-_SEVERITY_WORDS = {
-    "binding": "stopped the run",
-    "contributing": "contributed",
-    "warning": "did harm",
-    "info": "worth knowing",
-}
 
 
 def to_markdown(summary: Summary) -> str:
@@ -46,11 +42,11 @@ def _lines(summary: Summary) -> Iterator[str]:
     run, verdict = summary.run, summary.verdict
     reached = verdict.cause in GOOD_CAUSES
     title = CAUSES[verdict.cause] if reached else escaped(verdict.cause)
-    yield f"### connscope: {title.removeprefix('the ')}"
+    yield f"### connscope: {title}"
     yield ""
     yield f"**{escaped(verdict.sentence)}**"
     yield ""
-    watched = bool((summary.manifest.get("server") or {}).get("attached"))
+    watched, words = is_watched(summary.manifest), words_of(summary.manifest)
     asked = f" of {formatting.count(run.get('target_connections'))}"
     clients = (
         f"failed {formatting.count(run.get('failed_connections') or 0)} · "
@@ -70,9 +66,9 @@ def _lines(summary: Summary) -> Iterator[str]:
         yield from ("", "**Fix**", "")
         yield from fenced("\n".join(fixes), "sh")
     yield from ("", "#### How far each limit was used", "")
-    yield from _ladder(summary.ladder)
+    yield from _ladder(summary.ladder, words)
     yield from ("", "#### Findings and their evidence", "")
-    yield from _findings(summary.findings)
+    yield from _findings(summary.findings, words)
     if summary.missing:
         yield from ("", "#### What is missing", "")
         yield from (f"- {escaped(line)}" for line in summary.missing)
@@ -89,7 +85,7 @@ def _fixes(findings: Sequence[Finding], cause: str) -> list[str]:
     return [f"# {one_line(fix.effect)}\n{one_line(fix.command)}" for fix in named.fix]
 
 
-def _ladder(rungs: Sequence[Rung]) -> Iterator[str]:
+def _ladder(rungs: Sequence[Rung], words: RunWords) -> Iterator[str]:
     if not rungs:
         yield "No limit could be fitted to this run."
         return
@@ -98,7 +94,7 @@ def _ladder(rungs: Sequence[Rung]) -> Iterator[str]:
     for rung in rungs:
         shown[rung.limit] = shown.get(rung.limit, 0) + 1
         if shown[rung.limit] <= MAX_RUNGS_PER_LIMIT:
-            rows.append(_rung(rung))
+            rows.append(_rung(rung, words))
     yield from table(["Limit", "Of", "Used at the peak", "Capacity", "Met at"], rows)
     left_out = len(rungs) - len(rows)
     if left_out:
@@ -106,13 +102,13 @@ def _ladder(rungs: Sequence[Rung]) -> Iterator[str]:
         yield f"The nearest of each limit; {left_out:,} more of the same kinds are in the report."
 
 
-def _rung(rung: Rung) -> list[str]:
+def _rung(rung: Rung, words: RunWords) -> list[str]:
     used, capacity = rung.used_at_peak, rung.capacity
     used_text = formatting.quantity(used, rung.unit)
     if used is not None and capacity:
         used_text += f" ({formatting.percent(100 * used / capacity)})"
     if rung.met:
-        wall = "met in this run"
+        wall = words.met
     elif rung.predicted_connections is not None:
         wall = f"about {rung.predicted_connections:,} connections"
         wall += ", which the planner moves for a larger target" if rung.moved_by == PLAN else ""
@@ -121,18 +117,16 @@ def _rung(rung: Rung) -> list[str]:
     return [rung.limit, rung.subject, used_text, formatting.quantity(capacity, rung.unit), wall]
 
 
-def _findings(findings: Sequence[Finding]) -> Iterator[str]:
+def _findings(findings: Sequence[Finding], words: RunWords) -> Iterator[str]:
     if not findings:
         yield "Nothing that was measured explains this run."
         return
     for finding in findings[:MAX_FINDINGS]:
-        severity = _SEVERITY_WORDS.get(finding.severity, finding.severity)
-        if finding.cause in GOOD_CAUSES:
-            severity = CAUSES[finding.cause]
+        severity = severity_words(finding, words)
         yield (
             f"- **{escaped(finding.cause)}** ({severity}): {escaped(str(finding.subject))}, "
-            f"{formatting.moment(finding.first_s)} to {formatting.moment(finding.last_s)} after "
-            f"the ramp began. {escaped(finding.explanation)}"
+            f"{formatting.moment(finding.first_s)} to {formatting.moment(finding.last_s)} "
+            f"{words.after_it}. {escaped(finding.explanation)}"
         )
         yield ""
         rows = [

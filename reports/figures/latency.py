@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from reports.elements import style
-from reports.figures.time_axis import Phase, draw_phases, draw_window, set_time_axis
+from reports.figures.time_axis import TimeFrame, draw_phases, draw_window, set_time_axis
 
 LINES = (
     ("p50_ms", "median", style.BLUE, 1.8),
@@ -21,18 +19,14 @@ LINES = (
 def plot_latency(
     latency: pd.DataFrame,
     *,
-    phases: Sequence[Phase],
-    window_s: tuple[float, float] | None,
-    end_s: float,
+    time: TimeFrame,
     width_pt: float,
 ) -> Figure:
     """Percentiles of one kind of latency over time.
 
     Args:
         latency: Summary.latency of one kind.
-        phases: (name, start_s, end_s).
-        window_s: Seconds around the first failures.
-        end_s: Right end of the axis.
+        time: Of the page.
         width_pt: style.WIDE_PT or NARROW_PT.
     """
     narrow = style.is_narrow(width_pt)
@@ -40,8 +34,8 @@ def plot_latency(
     figure, panels = style.new_figure(width_pt, [height_pt])
     axes = panels[0]
     # Nothing connects in the hold phase: the axis ends with the data, so that it can be read.
-    last_s = float(latency["at_s"].max()) if len(latency) else end_s
-    set_time_axis(panels, 0.0, min(end_s, last_s), narrow=narrow)
+    last_s = float(latency["at_s"].max()) if len(latency) else time.end_s
+    set_time_axis(panels, time, narrow=narrow, until_s=last_s)
     ends: list[tuple[float, str, str]] = []
     for column, name, colour, width in LINES:
         x, y = style.thin(latency["at_s"], latency[column])
@@ -50,7 +44,7 @@ def plot_latency(
     high = float(latency["p99_ms"].max()) if len(latency) else 1.0
     axes.set_ylim(0, max(high, 1e-3) * (1.3 if narrow else 1.12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
-    draw_window(panels, window_s)
-    draw_phases(panels, phases)
+    draw_window(panels, time.window_s)
+    draw_phases(panels, time.phases)
     style.label_ends(axes, ends, narrow=narrow, panel_pt=height_pt)
     return figure

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from reports.elements import style
-from reports.figures.time_axis import Phase, draw_phases, draw_window, set_time_axis
+from reports.figures.time_axis import TimeFrame, draw_phases, draw_window, set_time_axis
 
 Series = Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]]
 
@@ -18,9 +18,7 @@ def plot_lines(
     series: Series,
     *,
     format_tick: Callable[[float, int | None], str],
-    phases: Sequence[Phase],
-    window_s: tuple[float, float] | None,
-    end_s: float,
+    time: TimeFrame,
     width_pt: float,
     limit: tuple[str, float] | None = None,
 ) -> Figure:
@@ -29,9 +27,7 @@ def plot_lines(
     Args:
         series: Name to (seconds, values), at most six.
         format_tick: How the axis writes values.
-        phases: (name, start_s, end_s).
-        window_s: Seconds around the first failures.
-        end_s: Right end of the axis.
+        time: Of the page.
         width_pt: style.WIDE_PT or NARROW_PT.
         limit: Name and value of a limit; drawn when the data come within a factor of ten of it.
     """
@@ -39,7 +35,7 @@ def plot_lines(
     height_pt = 150.0
     figure, panels = style.new_figure(width_pt, [height_pt])
     axes = panels[0]
-    set_time_axis(panels, 0.0, end_s, narrow=narrow)
+    set_time_axis(panels, time, narrow=narrow)
     ends: list[tuple[float, str, str]] = []
     high = 0.0
     for colour, (name, (xs, ys)) in zip(style.SERIES, series.items(), strict=False):
@@ -55,7 +51,7 @@ def plot_lines(
     if format_tick is style.binary_size:
         axes.yaxis.set_major_locator(FixedLocator(style.binary_ticks(max(high, 1.0) * 1.1)))
     axes.yaxis.set_major_formatter(FuncFormatter(format_tick))
-    draw_window(panels, window_s)
-    draw_phases(panels, phases)
+    draw_window(panels, time.window_s)
+    draw_phases(panels, time.phases)
     style.label_ends(axes, ends, narrow=narrow, panel_pt=height_pt)
     return figure

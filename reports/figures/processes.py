@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import pandas as pd
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from reports.elements import style
-from reports.figures.time_axis import Phase, draw_phases, draw_window, set_time_axis
+from reports.figures.time_axis import TimeFrame, draw_phases, draw_window, set_time_axis
 
 NAMED_LINES = 3
 
@@ -24,9 +24,7 @@ def plot_per_process(
     plural: str,
     highlight: int | None,
     format_tick: Callable[[float, int | None], str],
-    phases: Sequence[Phase],
-    window_s: tuple[float, float] | None,
-    end_s: float,
+    time: TimeFrame,
     width_pt: float,
     colour: str = style.BLUE,
     at_least: float = 1.0,
@@ -41,9 +39,7 @@ def plot_per_process(
         plural: What the rest are called ("other workers").
         highlight: The key to set apart, None for the one with the largest value.
         format_tick: How the axis writes values.
-        phases: (name, start_s, end_s).
-        window_s: Seconds around the first failures.
-        end_s: Right end of the axis.
+        time: Of the page.
         width_pt: style.WIDE_PT or NARROW_PT.
         colour: Of the ordinary lines.
         at_least: Smallest upper end of the value axis.
@@ -52,7 +48,7 @@ def plot_per_process(
     height_pt = 150.0 if narrow else 190.0
     figure, panels = style.new_figure(width_pt, [height_pt])
     axes = panels[0]
-    set_time_axis(panels, 0.0, end_s, narrow=narrow)
+    set_time_axis(panels, time, narrow=narrow)
     frame = frame[frame["at_s"] >= 0]
     largest = frame.groupby(key)[value].max()
     if highlight is None or highlight not in largest.index:
@@ -77,7 +73,7 @@ def plot_per_process(
         ends.append((middle, name, colour))
     axes.set_ylim(0, max(float(largest.max()) if len(largest) else 0.0, at_least) * 1.12)
     axes.yaxis.set_major_formatter(FuncFormatter(format_tick))
-    draw_window(panels, window_s)
-    draw_phases(panels, phases)
+    draw_window(panels, time.window_s)
+    draw_phases(panels, time.phases)
     style.label_ends(axes, ends, narrow=narrow, panel_pt=height_pt)
     return figure

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from reports.elements import style
 from reports.figures.time_axis import (
     Mark,
-    Phase,
+    TimeFrame,
     draw_marks,
     draw_phases,
     draw_window,
@@ -38,10 +38,8 @@ def plot_story(
     *,
     target_connections: int,
     hot_pid: int | None,
-    phases: Sequence[Phase],
+    time: TimeFrame,
     marks: Sequence[Mark],
-    window_s: tuple[float, float] | None,
-    end_s: float,
     width_pt: float,
 ) -> Figure:
     """Stacked panels with one time axis; a panel without data is left out.
@@ -54,10 +52,8 @@ def plot_story(
         memory: Summary.memory_over_time.
         target_connections: Drawn as a line.
         hot_pid: The worker to set apart, None for the busiest at its peak.
-        phases: (name, start_s, end_s).
+        time: Of the page.
         marks: (at_s, number) of events.
-        window_s: Seconds around the first failures.
-        end_s: Right end of the axis.
         width_pt: style.WIDE_PT or NARROW_PT.
     """
     narrow = style.is_narrow(width_pt)
@@ -75,20 +71,20 @@ def plot_story(
     figure, panels = style.new_figure(
         width_pt, [height for height, _ in drawn], top_pt=42.0 if marks else 24.0
     )
-    set_time_axis(panels, 0.0, end_s, narrow=narrow)
+    set_time_axis(panels, time, narrow=narrow)
     for axes, (height_pt, kind) in zip(panels, drawn, strict=True):
         if kind == "open":
             _draw_open(axes, connections, target_connections, narrow=narrow, panel_pt=height_pt)
         elif kind == "rate":
             _draw_rate(axes, connections)
         elif kind == "errors":
-            _draw_errors(axes, errors, end_s, narrow=narrow, panel_pt=height_pt)
+            _draw_errors(axes, errors, time.end_s, narrow=narrow, panel_pt=height_pt)
         elif kind == "cpu":
             _draw_cpu(axes, cpu, host_cpu, hot_pid, narrow=narrow, panel_pt=height_pt)
         elif kind == "memory":
             _draw_memory(axes, memory, narrow=narrow, panel_pt=height_pt)
-    draw_window(panels, window_s)
-    draw_phases(panels, phases)
+    draw_window(panels, time.window_s)
+    draw_phases(panels, time.phases)
     draw_marks(panels, marks)
     return figure
 

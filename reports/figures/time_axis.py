@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from reports.elements import style
 
-AXIS_LABEL = "seconds since the ramp began"
-
 Phase = tuple[str, float, float]
 Mark = tuple[float, str]
 
 
-def set_time_axis(panels: Sequence[Axes], start_s: float, end_s: float, *, narrow: bool) -> None:
-    """Gives all panels the same seconds and labels the lowest."""
+@dataclass(frozen=True, slots=True)
+class TimeFrame:
+    """The time that the figures of a page share.
+
+    Attributes:
+        phases: (name, start_s, end_s).
+        window_s: Seconds around the first failures, None for none.
+        end_s: Right end of the axis.
+        began: What was at second 0, for the axis.
+    """
+
+    phases: Sequence[Phase]
+    window_s: tuple[float, float] | None
+    end_s: float
+    began: str
+
+
+def set_time_axis(
+    panels: Sequence[Axes], time: TimeFrame, *, narrow: bool, until_s: float | None = None
+) -> None:
+    """Gives all panels the same seconds and labels the lowest.
+
+    Args:
+        panels: All panels of the figure, top first.
+        time: Of the page.
+        narrow: It is drawn for a narrow screen.
+        until_s: An earlier end, None for that of the page.
+    """
+    end_s = time.end_s if until_s is None else min(time.end_s, until_s)
     for axes in panels:
-        axes.set_xlim(start_s, max(end_s, start_s + 1e-3))
+        axes.set_xlim(0.0, max(end_s, 1e-3))
         axes.yaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2, steps=[1, 2, 2.5, 5, 10]))
     panels[-1].xaxis.set_major_locator(MaxNLocator(5 if narrow else 11))
-    panels[-1].set_xlabel(AXIS_LABEL)
+    panels[-1].set_xlabel(f"seconds since {time.began}")
 
 
 def draw_phases(panels: Sequence[Axes], phases: Sequence[Phase], *, named: bool = True) -> None:

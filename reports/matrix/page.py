@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.evidence import sentence_of
 from analysis.ladder.limit_words import limit_of
 from analysis.matrix.confusion import Confusion, confusion
 from analysis.matrix.figures import SHOWN, FigureName
@@ -200,10 +201,10 @@ def _sentence(outcome: Outcome | None) -> str:
     """The verdict without its fix, which stands in the details."""
     if outcome is None:
         return ""
-    text = str(outcome.verdict.get("sentence", ""))
-    for mark in ("; raise it with ", "; what helps: "):
-        text = text.partition(mark)[0]
-    return text if text.endswith(".") else text + "."
+    said = outcome.verdict
+    if "headline" not in said:  # recorded before the verdict was told in parts
+        return str(said.get("sentence", ""))
+    return sentence_of([str(said["headline"]), *map(str, said.get("consequences") or [])])
 
 
 def _move(move: Move, result: RowResult, facts: MatrixFacts) -> dict[str, Any]:

@@ -35,13 +35,14 @@ def build_context(summary: Summary) -> dict[str, Any]:
         summary: From ``analysis.summary.summarise``.
 
     Returns:
-        ``navigation``, ``run``, ``started``, one entry per section (``verdict``, ``ladder``,
-        ``story``, ``hot``, ``memory``, ``ports``, ``errors``, ``kernel``, ``method``) and
-        ``figure_css``, the styles of all figures.
+        ``navigation``, ``words``, ``run``, ``started``, one entry per section (``verdict``,
+        ``ladder``, ``story``, ``hot``, ``memory``, ``ports``, ``errors``, ``kernel``,
+        ``method``) and ``figure_css``, the styles of all figures.
     """
     view = View.of(summary)
     context: dict[str, Any] = {
         "navigation": NAVIGATION,
+        "words": view.words,
         "run": summary.run,
         "started": started_text(summary.manifest),
         "tool_version": str(summary.manifest.get("tool_version", "")),

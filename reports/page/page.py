@@ -16,7 +16,6 @@ from markupsafe import Markup
 from analysis.summary import Summary
 from probes.contract.rundir import REPORT, RunDir, write_atomically
 from reports.page.context import build_context
-from reports.sections.view import is_watched
 
 _STYLES = ("page.css", "flamegraph.css")
 _SCRIPTS = ("page.js", "flamegraph.js")
@@ -42,28 +41,7 @@ def write_report(run: RunDir, summary: Summary) -> Path:
 
 def render(summary: Summary) -> str:
     """The whole page as HTML."""
-    page = render_page("report.html.j2", build_context(summary), _STYLES, _SCRIPTS)
-    return _in_words_of_watching(page) if is_watched(summary) else page
-
-
-_WATCHED_WORDS = (
-    ("the ramp began", "watching began"),
-    ("CPU in the hold", "CPU while watched"),
-    ("in the hold phase", "while it was watched"),
-    ("the hold phase", "the time of watching"),
-    ("in this run", "while watched"),
-    ("stopped the run", "was met first"),
-    ("What the run shows", "What watching shows"),
-    ("Processes of the fleet", "Processes that were watched, and those that watched"),
-)
-"""A run that only watched has no ramp and no hold. Said once for the whole page; styles and
-scripts, which the page's policy names by hash, have none of these words."""
-
-
-def _in_words_of_watching(page: str) -> str:
-    for ours, theirs in _WATCHED_WORDS:
-        page = page.replace(ours, theirs)
-    return page
+    return render_page("report.html.j2", build_context(summary), _STYLES, _SCRIPTS)
 
 
 def render_page(

@@ -25,7 +25,7 @@ def before_part(view: View) -> Part:
     at_s = max(0.0, window[0] + LEAD_S)
     moment = formatting.moment(at_s)
     part.lead = (
-        f"The first failure came {moment} after the ramp began. "
+        f"The first failure came {moment} {view.words.after_it}. "
         "The flame graph above has the same windows."
     )
     if at_s < 0.1:

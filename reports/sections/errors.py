@@ -17,7 +17,7 @@ from reports.elements.tables import (
     table_of,
     text_column,
 )
-from reports.sections.view import CLIENTS_ELSEWHERE, View, is_watched
+from reports.sections.view import CLIENTS_ELSEWHERE, View
 
 # What an errno says by itself; the cause is the verdict's business. man-pages: accept(2),
 # connect(2), socket(2), tcp(7), errno(3).
@@ -78,27 +78,33 @@ def errors_section(view: View) -> dict[str, Any]:
             f"run; {len(harmful)} combination{'s' if len(harmful) != 1 else ''} of side, system "
             "call, errno and process."
         )
-        main.tables.append(_errors_table("errors-table", "Errors, most first", harmful, stacks))
+        main.tables.append(
+            _errors_table(view, "errors-table", "Errors, most first", harmful, stacks)
+        )
     failures = Part("failures", "How did connections fail?")
     if s.connection_failures.empty:
         failures.empty = "Every attempted connection was established and none was lost."
-        if is_watched(s):
+        if view.is_watched:
             failures.empty = CLIENTS_ELSEWHERE
     else:
-        failures.tables.append(_failures_table(s.connection_failures))
+        failures.tables.append(_failures_table(view, s.connection_failures))
     parts = [main, failures]
     if not s.failure_stacks.empty:
-        parts.append(_stacks_part(s.failure_stacks))
+        parts.append(_stacks_part(view, s.failure_stacks))
     if not benign.empty:
         routine = Part("benign", "Which failures are part of normal work?")
         routine.lead = "Non-blocking sockets answer so all the time; listed for completeness."
-        routine.tables.append(_errors_table("benign-table", "Routine errors", benign, set()))
+        routine.tables.append(_errors_table(view, "benign-table", "Routine errors", benign, set()))
         parts.append(routine)
     return {"parts": parts}
 
 
 def _errors_table(
-    table_id: str, caption: str, frame: pd.DataFrame, stacks: set[tuple[int, str, str]]
+    view: View,
+    table_id: str,
+    caption: str,
+    frame: pd.DataFrame,
+    stacks: set[tuple[int, str, str]],
 ) -> Table:
     top = float(frame["event_count"].max())
 
@@ -116,8 +122,8 @@ def _errors_table(
             text_column("Errno", "errno_name", is_code=True),
             process_column(),
             number_column("Count", "event_count", "whole run", share_of=max(top, 1.0)),
-            number_column("First", "first_s", "after the ramp began", formatting.moment),
-            number_column("Last", "last_s", "after the ramp began", formatting.moment),
+            number_column("First", "first_s", view.words.after_it, formatting.moment),
+            number_column("Last", "last_s", view.words.after_it, formatting.moment),
             (
                 Heading("What it means"),
                 lambda r: Cell(_MEANINGS.get(str(r["errno_name"]), "see errno(3)")),
@@ -128,7 +134,7 @@ def _errors_table(
     )
 
 
-def _failures_table(frame: pd.DataFrame) -> Table:
+def _failures_table(view: View, frame: pd.DataFrame) -> Table:
     keys = ["client", "stage", "errno_name", "close_kind"]
     ordered = frame.sort_values("connection_count", ascending=False)
     assert set(keys) <= set(ordered.columns)
@@ -145,13 +151,13 @@ def _failures_table(frame: pd.DataFrame) -> Table:
             ),
             text_column("Ended by", "close_kind"),
             number_column("Connections", "connection_count", "whole run"),
-            number_column("First", "first_s", "after the ramp began", formatting.moment),
-            number_column("Last", "last_s", "after the ramp began", formatting.moment),
+            number_column("First", "first_s", view.words.after_it, formatting.moment),
+            number_column("Last", "last_s", view.words.after_it, formatting.moment),
         ],
     )
 
 
-def _stacks_part(frame: pd.DataFrame) -> Part:
+def _stacks_part(view: View, frame: pd.DataFrame) -> Part:
     part = Part("stacks", "Where in the code did they fail?")
     part.lead = (
         "The first failure of each kind, process and stack, outermost frame first. The frames of "
@@ -175,7 +181,7 @@ def _stacks_part(frame: pd.DataFrame) -> Part:
             "Sample stacks of failing system calls",
             first.head(MAX_STACKS),
             [
-                number_column("When", "at_s", "after the ramp began", formatting.moment),
+                number_column("When", "at_s", view.words.after_it, formatting.moment),
                 process_column(),
                 text_column("System call", "syscall", is_code=True),
                 text_column("Errno", "errno_name", is_code=True),

@@ -22,7 +22,7 @@ from reports.elements.tables import (
 )
 from reports.figures.processes import plot_per_process
 from reports.sections.before import before_part
-from reports.sections.view import View, is_watched
+from reports.sections.view import View
 
 MAX_FUNCTIONS = 15
 ALIKE_SHARE = 0.8  # siblings with that part of the hot worker's CPU are as hot
@@ -81,9 +81,7 @@ def hot_section(view: View) -> dict[str, Any]:
                     plural="workers",
                     highlight=int(hot["worker"]) if hot else None,
                     format_tick=lambda value, _: f"{value:g} %",
-                    phases=view.phases,
-                    window_s=s.failure_window_s,
-                    end_s=view.end_s,
+                    time=view.time,
                     width_pt=width_pt,
                     at_least=100.0,
                 ),
@@ -267,7 +265,7 @@ def _loop_part(view: View) -> Part:
     part.lead = (
         f"The longest turn of an event loop took "
         f"{formatting.seconds(float(longest['max_lag_ms']) / 1e3)}, in {who}, "
-        f"{formatting.moment(float(longest['at_s']))} after the ramp began."
+        f"{formatting.moment(float(longest['at_s']))} {view.words.after_it}."
     )
     part.charts.append(
         view.chart(
@@ -283,9 +281,7 @@ def _loop_part(view: View) -> Part:
                 plural="workers",
                 highlight=int(longest["worker"]),
                 format_tick=lambda value, _: f"{value:g} ms",
-                phases=view.phases,
-                window_s=s.failure_window_s,
-                end_s=view.end_s,
+                time=view.time,
                 width_pt=width_pt,
             ),
         )
@@ -316,7 +312,7 @@ def _processes_part(view: View) -> Part:
             return Cell(formatting.count(peak), peak)
         return Cell(f"{formatting.count(peak)} of {formatting.count(limit)}", peak, share, tone)
 
-    watched = is_watched(s)
+    watched = view.is_watched
     of_clients = [
         number_column("Failed", "failed_total", "attempts"),
         number_column("Lost", "lost_total", "connections"),
@@ -327,7 +323,7 @@ def _processes_part(view: View) -> Part:
     part.tables.append(
         table_of(
             "processes-table",
-            "Processes of the fleet",
+            view.words.processes,
             s.processes,
             [
                 process_column(),
@@ -337,7 +333,7 @@ def _processes_part(view: View) -> Part:
                 number_column("Memory", "peak_rss_bytes", "RSS at its peak", formatting.size),
                 *([] if watched else of_ramp),
                 number_column(
-                    "CPU in the hold", "hold_cpu_pct", "% of a core, mean", formatting.percent
+                    view.words.hold_cpu, "hold_cpu_pct", "% of a core, mean", formatting.percent
                 ),
                 (Heading("End"), ended),
             ],

@@ -29,8 +29,8 @@ def kernel_section(view: View) -> dict[str, Any]:
     """States, accept queues, drops, resets, retransmits, counters."""
     s = view.summary
     first_last = [
-        number_column("First", "first_s", "after the ramp began", formatting.moment),
-        number_column("Last", "last_s", "after the ramp began", formatting.moment),
+        number_column("First", "first_s", view.words.after_it, formatting.moment),
+        number_column("Last", "last_s", view.words.after_it, formatting.moment),
     ]
     count = number_column("Count", "event_count", "whole run")
     side, state = text_column("Side", "side"), text_column("State", "state")
@@ -159,9 +159,7 @@ def _states_part(view: View) -> Part:
             lambda width_pt: plot_lines(
                 series,
                 format_tick=style.thousands,
-                phases=view.phases,
-                window_s=s.failure_window_s,
-                end_s=view.end_s,
+                time=view.time,
                 width_pt=width_pt,
             ),
         )
@@ -218,7 +216,7 @@ def _listeners_part(view: View) -> Part:
                 (Heading("Used", "% of the backlog, peak", is_number=True), use),
                 number_column("Queue", "accept_queue_max_count", "connections, peak"),
                 number_column("Backlog", "backlog_count", "connections"),
-                number_column("When", "at_s", "after the ramp began", formatting.moment),
+                number_column("When", "at_s", view.words.after_it, formatting.moment),
             ],
         )
     )
@@ -240,9 +238,7 @@ def _queues_chart(view: View, part: Part, worst: pd.DataFrame) -> Chart:
         lambda width_pt: plot_lines(
             series,
             format_tick=style.thousands,
-            phases=view.phases,
-            window_s=s.failure_window_s,
-            end_s=view.end_s,
+            time=view.time,
             width_pt=width_pt,
             limit=("backlog", float(worst.iloc[0]["backlog_count"])),
         ),

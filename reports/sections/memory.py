@@ -18,7 +18,7 @@ from reports.elements.tables import (
     text_column,
 )
 from reports.figures.lines import plot_lines
-from reports.sections.view import View, is_watched
+from reports.sections.view import View
 
 _KIND_NAMES = {"slab": "kernel slab", "buffers": "socket buffers", "user": "user memory"}
 
@@ -37,7 +37,7 @@ def memory_section(view: View) -> dict[str, Any]:
             "socket_memory",
             otherwise="Too few samples while connections were opened to fit a slope.",
         )
-        if is_watched(s) and not s.memory_over_time.empty:
+        if view.is_watched and not s.memory_over_time.empty:
             per.empty = (
                 "The connections changed too little while they were watched, or the host's other "
                 "work too much, to tell what one of them costs."
@@ -60,7 +60,7 @@ def memory_section(view: View) -> dict[str, Any]:
             f"About {formatting.size(whole)} per connection, both ends and the kernel together, "
             "since server and clients share this machine."
         )
-        if is_watched(s):
+        if view.is_watched:
             per.lead = (
                 f"About {formatting.size(whole)} per connection of the server's end, and of the "
                 "client's where that is on this host as well."
@@ -140,7 +140,7 @@ def _tcp_mem_part(view: View) -> Part:
     used, (pressure, limit) = float(peak["tcp_mem_pages"]), _tcp_limits(view, peak)
     page_bytes = _page_bytes(view)
     part.lead = (
-        f"At its peak, {formatting.moment(float(peak['at_s']))} after the ramp began, TCP held "
+        f"At its peak, {formatting.moment(float(peak['at_s']))} {view.words.after_it}, TCP held "
         f"{_pages(used, page_bytes)} of buffers on the whole host"
     )
     if limit > 0:
@@ -170,9 +170,7 @@ def _tcp_mem_part(view: View) -> Part:
             lambda width_pt: plot_lines(
                 series,
                 format_tick=style.binary_size,
-                phases=view.phases,
-                window_s=s.failure_window_s,
-                end_s=view.end_s,
+                time=view.time,
                 width_pt=width_pt,
                 limit=("tcp_mem maximum", limit * page_bytes) if limit > 0 else None,
             ),

@@ -7,7 +7,7 @@ from typing import Any
 from reports.elements import formatting
 from reports.elements.tables import Cell, Heading, Part, number_column, table_of, text_column
 from reports.figures.use import plot_by_use
-from reports.sections.view import CLIENTS_ELSEWHERE, View, is_watched
+from reports.sections.view import CLIENTS_ELSEWHERE, View
 
 MIN_BINS = 4  # twentieths of the range with connects; fewer show no course
 
@@ -18,7 +18,7 @@ def ports_section(view: View) -> dict[str, Any]:
     part = Part("ports-all", "How full are the pools of local ports?")
     if s.ports.empty:
         part.empty = view.why_empty("port_groups", otherwise="No client connected.")
-        if is_watched(s):
+        if view.is_watched:
             part.empty = CLIENTS_ELSEWHERE
         return {"parts": [part]}
     fullest = s.ports.iloc[0]

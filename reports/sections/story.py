@@ -21,7 +21,7 @@ from reports.elements.tables import (
 from reports.figures.latency import plot_latency
 from reports.figures.processes import plot_per_process
 from reports.figures.story import plot_story
-from reports.sections.view import CLIENTS_ELSEWHERE, View, is_watched
+from reports.sections.view import CLIENTS_ELSEWHERE, View
 
 MAX_MARKS = 12
 MIN_BINS = 4  # fewer points than that are read more easily from the table
@@ -75,10 +75,8 @@ def story_section(view: View) -> dict[str, Any]:
                     s.memory_over_time,
                     target_connections=int(s.run.get("target_connections") or 0),
                     hot_pid=hot_pid,
-                    phases=view.phases,
+                    time=view.time,
                     marks=marks,
-                    window_s=s.failure_window_s,
-                    end_s=view.end_s,
                     width_pt=width_pt,
                 ),
             )
@@ -89,8 +87,8 @@ def story_section(view: View) -> dict[str, Any]:
                 "ended or ran hot."
             )
         else:
-            overview.lead = _first_sentence(loud)
-            overview.tables.append(_events_table(loud))
+            overview.lead = _first_sentence(view, loud)
+            overview.tables.append(_events_table(view, loud))
         overview.tables.append(_phases_table(view, s.phases.sort_values("start_s")))
     return {"parts": [overview, _workers_part(view), _clients_part(view), _latency_part(view)]}
 
@@ -102,7 +100,7 @@ def _window(summary: Any) -> bool:
 def _story_label(view: View) -> str:
     run = view.summary.run
     failed = formatting.count(run.get("failed_connections") or 0)
-    if is_watched(view.summary):
+    if view.is_watched:
         return (
             f"Time series over {formatting.seconds(view.end_s)}: up to "
             f"{formatting.count(run.get('peak_connections'))} connections open in the watched "
@@ -118,14 +116,14 @@ def _story_label(view: View) -> str:
     )
 
 
-def _first_sentence(loud: pd.DataFrame) -> str:
+def _first_sentence(view: View, loud: pd.DataFrame) -> str:
     first = loud.iloc[0]
     who = ""
     if int(first["pid"]) > 0:
         name = process_name(str(first["role"]), int(first["worker"]), int(first["pid"]))
         who = f" in {name}"
     return (
-        f"First, {formatting.moment(float(first['at_s']))} after the ramp began: "
+        f"First, {formatting.moment(float(first['at_s']))} {view.words.after_it}: "
         f"{_moment_words(str(first['moment']))}{who} ({first['detail']})."
     )
 
@@ -134,7 +132,7 @@ def _moment_words(moment: str) -> str:
     return _MOMENT_WORDS.get(moment, moment.replace("_", " "))
 
 
-def _events_table(loud: pd.DataFrame) -> Table:
+def _events_table(view: View, loud: pd.DataFrame) -> Table:
     numbered = loud.assign(number=range(1, len(loud) + 1))
     return table_of(
         "events-table",
@@ -142,7 +140,7 @@ def _events_table(loud: pd.DataFrame) -> Table:
         numbered,
         [
             number_column("No.", "number", "in the chart"),
-            number_column("When", "at_s", "after the ramp began", formatting.moment),
+            number_column("When", "at_s", view.words.after_it, formatting.moment),
             (Heading("Event"), lambda r: Cell(_moment_words(str(r["moment"])))),
             process_column_or_host(),
             text_column("Detail", "detail"),
@@ -161,7 +159,7 @@ def _phases_table(view: View, phases: pd.DataFrame) -> Table:
         number_column("Failed", "failed_count", "in the phase"),
         number_column("Client CPU", "client_cpu_pct", "% of a core, sum", formatting.percent),
     ]
-    if is_watched(view.summary):
+    if view.is_watched:
         of_clients = []
     return table_of(
         "phases-table",
@@ -169,7 +167,7 @@ def _phases_table(view: View, phases: pd.DataFrame) -> Table:
         phases,
         [
             text_column("Phase", "phase"),
-            number_column("Began", "start_s", "after the ramp began", formatting.moment),
+            number_column("Began", "start_s", view.words.after_it, formatting.moment),
             number_column("Lasted", "duration_s", "", formatting.seconds),
             number_column("Established", "established_count", "in the phase"),
             number_column("Rate", "established_per_s", "per s, mean"),
@@ -193,7 +191,7 @@ def _workers_part(view: View) -> Part:
     servers = frame[frame["role"] == "server"]
     peaks = servers.groupby("worker")["open_count"].max()
     hot = int(s.hot_worker["worker"]) if s.hot_worker else None
-    part.lead = _who_filled(servers, peaks)
+    part.lead = _who_filled(view, servers, peaks)
     part.charts.append(
         view.chart(
             "workers-chart",
@@ -208,9 +206,7 @@ def _workers_part(view: View) -> Part:
                 plural="workers",
                 highlight=hot,
                 format_tick=style.thousands,
-                phases=view.phases,
-                window_s=s.failure_window_s,
-                end_s=view.end_s,
+                time=view.time,
                 width_pt=width_pt,
             ),
         )
@@ -218,7 +214,7 @@ def _workers_part(view: View) -> Part:
     return part
 
 
-def _who_filled(servers: pd.DataFrame, peaks: pd.Series[int]) -> str:
+def _who_filled(view: View, servers: pd.DataFrame, peaks: pd.Series[int]) -> str:
     """Who was full when: the answer in words, by the samples (four a second)."""
     fullest, emptiest = int(peaks.max()), int(peaks.min())
     if len(peaks) == 1:
@@ -235,7 +231,7 @@ def _who_filled(servers: pd.DataFrame, peaks: pd.Series[int]) -> str:
         return f"{text} They filled together: no sample shows one before another."
     return (
         f"{text} First to be at its peak was worker {reached.idxmin()}, "
-        f"{formatting.moment(first_s)} after the ramp began; last was worker {reached.idxmax()}, "
+        f"{formatting.moment(first_s)} {view.words.after_it}; last was worker {reached.idxmax()}, "
         f"after {formatting.moment(last_s)}."
     )
 
@@ -247,7 +243,7 @@ def _clients_part(view: View) -> Part:
     clients = frame[frame["client"] >= 0]
     if clients.empty:
         part.empty = "No connection was attempted before the run ended."
-        if is_watched(s):
+        if view.is_watched:
             part.empty = CLIENTS_ELSEWHERE
         return part
     peaks = clients.groupby("client")["open_count"].max()
@@ -275,9 +271,7 @@ def _clients_part(view: View) -> Part:
                 plural="clients",
                 highlight=worst,
                 format_tick=style.thousands,
-                phases=view.phases,
-                window_s=s.failure_window_s,
-                end_s=view.end_s,
+                time=view.time,
                 width_pt=width_pt,
                 colour=style.GREEN,
             ),
@@ -291,7 +285,7 @@ def _latency_part(view: View) -> Part:
     part = Part("latency", "Did connecting get slower as it filled?")
     if s.latency.empty:
         part.empty = "No connection was established, so there is no time to show."
-        if is_watched(s):
+        if view.is_watched:
             part.empty = CLIENTS_ELSEWHERE
         return part
     questions = {
@@ -318,9 +312,7 @@ def _latency_part(view: View) -> Part:
                 label,
                 lambda width_pt, frame=frame: plot_latency(  # type: ignore[misc]  # bound now, not when drawn
                     frame,
-                    phases=view.phases,
-                    window_s=s.failure_window_s,
-                    end_s=view.end_s,
+                    time=view.time,
                     width_pt=width_pt,
                 ),
             )

@@ -7,13 +7,15 @@ from typing import Any
 import pandas as pd
 
 from analysis.causes import CAUSES, GOOD_CAUSES
-from analysis.evidence import Finding, Quote, times
+from analysis.evidence import Finding, Quote, sentence_of, times
+from analysis.frames.run_words import RunWords
 from analysis.ladder.ladder import Rung
 from analysis.ladder.rung import HARDWARE, PLAN, SETTING
 from analysis.verdict.not_explained import NotExplained
 from reports.elements import formatting
+from reports.elements.severity import severity_words
 from reports.elements.tables import Cell, Heading, Table, table_of, text_column
-from reports.sections.view import PART_OF_TABLE, View, is_watched
+from reports.sections.view import PART_OF_TABLE, View
 
 LIMIT_NAMES = {
     "fds_per_process": "Open files of one process",
@@ -39,12 +41,6 @@ _MOVED_BY = {
     SETTING: "a setting",
     HARDWARE: "more memory or cores",
 }
-_SEVERITY_WORDS = {
-    "binding": "stopped the run",
-    "contributing": "contributed",
-    "warning": "did harm",
-    "info": "worth knowing",
-}
 NEAR_SHARE = 0.8
 
 
@@ -59,9 +55,7 @@ def verdict_section(view: View) -> dict[str, Any]:
         badge = "No limit was met while watching"
     if verdict.cause not in CAUSES:
         badge = "Target missed, cause not explained"
-    # The first clause is what must be read in ten seconds; the whole sentence is there.
     fixes = [{"command": f.command, "effect": f.effect} for f in named.fix] if named else []
-    headline, _, rest = _without_fix(verdict.sentence, fixes).partition("; ")
     facts: list[tuple[str, str]] = []
     if not reached:
         facts.append(("Cause", verdict.cause))
@@ -69,7 +63,7 @@ def verdict_section(view: View) -> dict[str, Any]:
         if named is not None:
             facts.append(("Process", str(named.subject)))
         facts.append(("At", f"{verdict.at_connections:,} open connections"))
-        facts.append(("When", f"{formatting.moment(verdict.at_s)} after the ramp began"))
+        facts.append(("When", f"{formatting.moment(verdict.at_s)} {view.words.after_it}"))
         if verdict.at_s is None:
             facts[-1] = ("When", "not known")
         facts.append(("Confidence", str(verdict.confidence)))
@@ -77,16 +71,14 @@ def verdict_section(view: View) -> dict[str, Any]:
         "badge": badge,
         "tone": "good" if reached else "bad",
         "sentence": verdict.sentence,
-        "headline": headline,
-        "rest": _sentence_case(rest),
-        "next_rung": _sentence_case(verdict.next_rung)
-        if verdict.next_rung not in verdict.sentence
-        else "",
+        "headline": sentence_of((verdict.headline,)),  # what must be read in ten seconds
+        "rest": verdict.rest,
+        "next_rung": "" if verdict.said_wall else sentence_of((verdict.next_rung,)),
         "facts": facts,
         "fixes": fixes,
         "quotes": [quote_of(quote) for quote in verdict.quotes],
         "alternatives": [
-            {"cause": a.cause, "side": a.side, "why": _sentence_case(a.why), "decide": a.decide}
+            {"cause": a.cause, "side": a.side, "why": sentence_of((a.why,)), "decide": a.decide}
             for a in verdict.alternatives
         ],
         "warning": _status_warning(status),
@@ -94,7 +86,9 @@ def verdict_section(view: View) -> dict[str, Any]:
         "attempts": str((run.get("attempts") or {}).get("sentence") or ""),
         "missing": list(summary.missing),
         "figures": _key_figures(view),
-        "findings": [_finding(finding, number) for number, finding in enumerate(summary.findings)],
+        "findings": [
+            _finding(finding, number, view.words) for number, finding in enumerate(summary.findings)
+        ],
     }
 
 
@@ -132,17 +126,6 @@ def _unexplained(known: NotExplained | None) -> dict[str, Any] | None:
     }
 
 
-def _without_fix(sentence: str, fixes: list[dict[str, str]]) -> str:
-    """The sentence without its clause about the fix: right below it the page has it to copy."""
-    for opening in ("raise it with", "what helps:") if fixes else ():
-        sentence = sentence.replace(f"; {opening} {fixes[0]['command']}", "")
-    return sentence
-
-
-def _sentence_case(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}.".replace("..", ".") if text else ""
-
-
 def _status_warning(status: str) -> str:
     return {
         "interrupted": "The run was interrupted. What was recorded until then is shown.",
@@ -153,7 +136,7 @@ def _status_warning(status: str) -> str:
 
 def _key_figures(view: View) -> list[dict[str, str]]:
     run, phases = view.summary.run, view.summary.phases
-    if is_watched(view.summary):
+    if view.is_watched:
         return _watched_figures(view)
     ramp = phases[phases["phase"] == "ramp"]
     figures = [
@@ -228,7 +211,7 @@ def _figure(name: str, value: str, note: str) -> dict[str, str]:
     return {"name": name, "value": value, "note": note}
 
 
-def _finding(finding: Finding, number: int) -> dict[str, Any]:
+def _finding(finding: Finding, number: int, words: RunWords) -> dict[str, Any]:
     frame = pd.DataFrame(
         [evidence.record() for evidence in finding.evidence],
         dtype=object,  # values and None side by side, as they are
@@ -246,7 +229,7 @@ def _finding(finding: Finding, number: int) -> dict[str, Any]:
                 ),
             ),
             (
-                Heading("When", "after the ramp began; a count is from then on", is_number=True),
+                Heading("When", f"{words.after_it}; a count is from then on", is_number=True),
                 _when_cell,
             ),
             (
@@ -261,12 +244,10 @@ def _finding(finding: Finding, number: int) -> dict[str, Any]:
     )
     return {
         "cause": finding.cause,
-        "meaning": _sentence_case(CAUSES.get(finding.cause, "")),
+        "meaning": sentence_of((CAUSES.get(finding.cause, ""),)),
         "severity": finding.severity,
         "tone": "good" if finding.cause in GOOD_CAUSES else finding.severity,
-        "severity_words": CAUSES[finding.cause]
-        if finding.cause in GOOD_CAUSES
-        else _SEVERITY_WORDS.get(finding.severity, finding.severity),
+        "severity_words": severity_words(finding, words),
         "side": finding.side,
         "subject": str(finding.subject),
         "window": f"{formatting.moment(finding.first_s)} to {formatting.moment(finding.last_s)}",
@@ -303,7 +284,7 @@ def ladder_section(view: View) -> dict[str, Any]:
     first_of_limit: dict[str, Rung] = {}
     for rung in rungs:
         first_of_limit.setdefault(rung.limit, rung)
-    steps = [_step(rung, peak) for rung in first_of_limit.values()]
+    steps = [_step(rung, peak, view.words) for rung in first_of_limit.values()]
     return {
         "steps": [s for s in steps if s["share"] is not None],
         "unmeasured": [s for s in steps if s["share"] is None],
@@ -312,12 +293,12 @@ def ladder_section(view: View) -> dict[str, Any]:
     }
 
 
-def _step(rung: Rung, peak: float) -> dict[str, Any]:
+def _step(rung: Rung, peak: float, words: RunWords) -> dict[str, Any]:
     share: float | None = None
     if rung.capacity and rung.used_at_peak is not None:
         share = min(1.0, max(0.0, rung.used_at_peak / rung.capacity))
     if rung.met:
-        wall = "met in this run"
+        wall = words.met
     elif rung.predicted_connections is not None:
         ratio = formatting.significant(rung.predicted_connections / peak, 2) if peak else ""
         times = f", {ratio} times this run's peak" if peak else ""

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.evidence import full_stop
 from analysis.frames.probe_trust import PROBE_OF_TABLE
+from analysis.frames.run_words import RunWords, is_watched, words_of
 from analysis.summary import Summary
 from reports.elements import style
 from reports.elements.svg import StyleSheet, inline_svg
 from reports.elements.tables import Chart
+from reports.figures.time_axis import Phase, TimeFrame
 
 # The part of the page that shows each table, for linking a claim to its evidence. Every id is there
 # in every page, also when the part is empty.
@@ -62,11 +65,6 @@ CLIENTS_ELSEWHERE = (
 """Why a section about clients is empty in a run that only watched."""
 
 
-def is_watched(summary: Summary) -> bool:
-    """The run watched a server that was there before, with clients of its own."""
-    return bool((summary.manifest.get("server") or {}).get("attached"))
-
-
 @dataclass(slots=True)
 class View:
     """One page in the making.
@@ -81,7 +79,7 @@ class View:
     summary: Summary
     sheet: StyleSheet = field(default_factory=StyleSheet)
     end_s: float = 0.0
-    phases: list[tuple[str, float, float]] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
 
     @classmethod
     def of(cls, summary: Summary) -> View:
@@ -93,6 +91,22 @@ class View:
         last_s = [summary.duration_s]
         last_s += [end for name, _, end in phases if name in ("ramp", "hold", "watch")]
         return cls(summary, end_s=max(last_s), phases=phases)
+
+    @property
+    def is_watched(self) -> bool:
+        """The run watched a server that was there before, with clients of its own."""
+        return is_watched(self.summary.manifest)
+
+    @property
+    def words(self) -> RunWords:
+        """What the parts of this run are called."""
+        return words_of(self.summary.manifest)
+
+    @property
+    def time(self) -> TimeFrame:
+        """The time that all figures share."""
+        window_s = self.summary.failure_window_s
+        return TimeFrame(self.phases, window_s, self.end_s, self.words.began)
 
     def chart(self, chart_id: str, question: str, window: str, label: str, draw: Draw) -> Chart:
         """Draws a figure in both widths.
@@ -126,5 +140,5 @@ class View:
                 reason = str(row["reason"]) or "no reason was recorded"
                 fix = f" What makes it run: {row['fix']}" if row["fix"] else ""
                 state = "was not asked for" if row["state"] == "not_asked" else "did not run"
-                reasons.append(f"The probe {probe} {state}: {reason}.{fix}".replace("..", "."))
+                reasons.append(f"The probe {probe} {state}: {full_stop(reason)}{fix}")
         return " ".join(reasons) or otherwise

@@ -71,3 +71,25 @@ def test_the_terminal_has_the_command_on_a_line_of_its_own():
         "decide   profile-run --stall 30",
         "         it comes back",
     ]
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_page_of_a_watch_changes_no_word_of_the_server_that_was_watched(make_summary):
+    words = "node after-the ramp began-in the hold phase.js"
+    summary = make_summary(hostile=words)
+    assert "What the run shows" in render(summary)
+    server = {**(summary.manifest.get("server") or {}), "attached": True}
+    page = render(replace(summary, manifest={**summary.manifest, "server": server}))
+    assert words in page
+    assert "What watching shows" in page
+    assert "after watching began" in page
+    assert "What the run shows" not in page
+    assert "CPU in the hold" not in page
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_reason_keeps_its_dots(make_summary):
+    summary = make_summary(bpf=False)
+    health = summary.probe_health.assign(reason="../lib is missing...")
+    page = render(replace(summary, probe_health=health))
+    assert "../lib is missing... " in page

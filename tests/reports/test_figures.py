@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reports.elements import formatting, style
 from reports.elements.svg import StyleSheet, inline_svg
 from reports.figures.story import plot_story
+from reports.figures.time_axis import TimeFrame
 from reports.page.page import content_security_policy, render
 
 
@@ -25,10 +26,10 @@ def _story(summary, width_pt):
         summary.memory_over_time,
         target_connections=120_000,
         hot_pid=None,
-        phases=[("ramp", 0.0, 5.0), ("hold", 5.0, 15.0)],
+        time=TimeFrame(
+            [("ramp", 0.0, 5.0), ("hold", 5.0, 15.0)], (3.0, 5.0), 15.0, "the ramp began"
+        ),
         marks=[(3.3, "1")],
-        window_s=(3.0, 5.0),
-        end_s=15.0,
         width_pt=width_pt,
     )
 

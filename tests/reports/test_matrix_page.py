@@ -42,7 +42,8 @@ def outcome(row, ceiling, cause="fd-limit-process", repeat=1, text="Worker 0 was
     }  # fmt: skip
     return Outcome(
         row, repeat, "done", 6.0, run=f"rows/{row}",
-        verdict={"cause": cause, "side": "server", "sentence": f"{text}; raise it with x."},
+        verdict={"cause": cause, "side": "server", "sentence": f"{text}; raise it with x.",
+                 "headline": text, "consequences": []},
         facts={"peak_connections": ceiling, "target_connections": 9000, "held_connections": ceiling,
                "failed_connections": 3, "lost_connections": 0},
         findings=[finding],
