@@ -41,8 +41,8 @@ install-peers: install-dev ## other people's servers, for tests and bench, in .v
 run: install ## the main job: make run CONNECTIONS=120000 ARGS='--hold 10'
 	@$(BIN)/profile-run --connections $(CONNECTIONS) $(ARGS)
 
-lint: install-dev ## ruff, mypy --strict, import-linter
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
+lint: install-dev ## ruff, mypy --strict, import-linter, and the rules in lint/
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache && $(BIN)/python -m lint
 
 format: install-dev ## let ruff format the tree
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -14,6 +14,7 @@ from analysis.ladder.rung import (
     HARDWARE,
     PLAN,
     SETTING,
+    NoPrediction,
     Rung,
     blind,
     layout_wall,
@@ -200,6 +201,7 @@ def _fitted(
     of_run: float = float("inf"),
     used: float | None = None,
     moved_by: str = SETTING,
+    without_growth: str = NoPrediction.DID_NOT_GROW.value,
 ) -> Rung:
     """A rung of a table of the whole host.
 
@@ -215,10 +217,15 @@ def _fitted(
         of_run: What processes of the run used at most, where that is known.
         used: Most that was used, whoever's; that of ``y`` when None.
         moved_by: See ``Rung``.
+        without_growth: Note of a limit whose use did not grow with the connections.
     """
     line = slopes.fit(x, y)
     used = float(y.max()) if used is None else used
-    predicted, why = predict(capacity, line, peak_count, min(used, of_run))
+    predicted = predict(capacity, line, peak_count, min(used, of_run))
+    met = used >= _MET_SHARE * capacity
+    if isinstance(predicted, NoPrediction):
+        is_idle = predicted is NoPrediction.DID_NOT_GROW and not met
+        note = without_growth if is_idle else predicted.value
     usable = line is not None and line.is_usable
     return Rung(
         limit=limit,
@@ -229,10 +236,10 @@ def _fitted(
         unit=unit,
         per_connection=line.per_x if line and usable else None,
         fit_error_pct=line.error_pct if line and usable else None,
-        predicted_connections=predicted,
+        predicted_connections=None if isinstance(predicted, NoPrediction) else predicted,
         source=source,
-        note=why or note,
-        met=used >= _MET_SHARE * capacity,
+        note=note,
+        met=met,
         moved_by=moved_by,
     )
 
@@ -296,7 +303,7 @@ def _tcp_mem_rung(view: RunView) -> Rung:
         capacity = float(recorded[2])
     if capacity <= 0:
         return blind("tcp_mem", "host", "pages", "tcp_mem cannot be read in this namespace", source)
-    rung = _fitted(
+    return _fitted(
         "tcp_mem",
         rows["open_count"],
         rows["tcp_mem_pages"],
@@ -305,10 +312,8 @@ def _tcp_mem_rung(view: RunView) -> Rung:
         source=source,
         note="sysctl net.ipv4.tcp_mem raises it",
         peak_count=view.peak_count,
+        without_growth="idle connections hold no pages of it; traffic would",
     )
-    if rung.predicted_connections is None and not rung.met and "grow" in rung.note:
-        return replace(rung, note="idle connections hold no pages of it; traffic would")
-    return rung
 
 
 def _memory_rung(view: RunView) -> Rung:

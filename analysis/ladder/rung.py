@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from analysis.stats import slopes
 
@@ -91,9 +92,20 @@ _FEW_COUNT = 50
 """Of fewer connections the use of a whole host says nothing: others move it more than they do."""
 
 
+class NoPrediction(Enum):
+    """Why a line says nothing of where a limit of the whole host is met."""
+
+    UNLIMITED = "that is no limit in practice"
+    FEW_SAMPLES = "too few samples over the ramp to fit a slope"
+    FEW_CONNECTIONS = "too few connections to tell their part of it"
+    DID_NOT_GROW = "its use did not grow with the connections of this run"
+    GROWS_SLOWLY = "its use grows too slowly for this run to see where it ends"
+    FAR_AWAY = "more than 1,000 times the connections of this run"
+
+
 def predict(
     capacity: float, line: slopes.Slope | None, peak_count: int, used: float
-) -> tuple[int | None, str]:
+) -> int | NoPrediction:
     """Where a line meets a capacity of the whole host, or why that cannot be said.
 
     Args:
@@ -103,22 +115,22 @@ def predict(
         used: Most use of the run, whoever's.
 
     Returns:
-        Connections and '', or None and the reason.
+        Connections, or the reason.
     """
     if capacity >= _NO_LIMIT:
-        return None, f"{capacity:.3g} is no limit in practice"
+        return NoPrediction.UNLIMITED
     if line is None:
-        return None, "too few samples over the ramp to fit a slope"
+        return NoPrediction.FEW_SAMPLES
     if peak_count < _FEW_COUNT:
-        return None, f"{peak_count:,} connections are too few to tell their part of it"
+        return NoPrediction.FEW_CONNECTIONS
     if not line.is_usable or line.per_x * peak_count > _MOST_SHARE * used:
-        return None, "its use did not grow with the connections of this run"
+        return NoPrediction.DID_NOT_GROW
     connections = (capacity - line.intercept) / line.per_x
     if connections > _NO_LIMIT:
-        return None, "its use grows too slowly for this run to see where it ends"
+        return NoPrediction.GROWS_SLOWLY
     if connections > 1000 * max(1, peak_count):
-        return None, f"more than 1,000 times the {peak_count:,} connections of this run"
-    return int(connections), ""
+        return NoPrediction.FAR_AWAY
+    return int(connections)
 
 
 _MOST_SHARE = 2.0

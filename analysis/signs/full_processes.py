@@ -48,7 +48,7 @@ def full_processes(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
                 **row,
                 "emfile_count": int(hit["event_count"]) if hit is not None else 0,
                 "emfile_table": str(hit["source"]) if hit is not None else "",
-                "emfile_calls": str(hit["syscall"]) if hit is not None else "",
+                "emfile_calls": str(hit["syscalls"]) if hit is not None else "",
                 "first_s": first_s,
                 "last_s": max(first_s, last_s),
             }

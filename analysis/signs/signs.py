@@ -161,16 +161,19 @@ class Signs:
         """Rows of ``errors`` of several syscalls, one row a process.
 
         Returns:
-            pid, role, event_count (sum), first_s, last_s, source, syscall: the names of those
-            that failed, the most frequent first, joined by `` and ``.
+            pid, role, event_count (sum), first_s, last_s, source, syscall: the one that failed
+            most, and syscalls: all that failed, for people.
         """
-        columns = ["pid", "role", "event_count", "first_s", "last_s", "source", "syscall"]
+        columns = ["pid", "role", "event_count", "first_s", "last_s", "source"]
+        columns += ["syscall", "syscalls"]
         if not any((syscall, errno) in self._failing for syscall in syscalls):
-            return self.errors.iloc[:0][columns]  # of nearly every run, and asked for by several
+            return self.errors.iloc[:0].assign(syscalls="")[
+                columns
+            ]  # of nearly every run, and asked for by several
         parts = [self.errors_of(syscall, errno, role=role) for syscall in syscalls]
         rows = pd.concat(parts, ignore_index=True)
         if rows.empty:
-            return rows[columns]
+            return rows.assign(syscalls="")[columns]
         rows = rows.sort_values("event_count", ascending=False, kind="stable")
         return rows.groupby("pid", as_index=False).agg(
             role=("role", "first"),
@@ -178,7 +181,8 @@ class Signs:
             first_s=("first_s", "min"),
             last_s=("last_s", "max"),
             source=("source", "first"),
-            syscall=("syscall", lambda names: " and ".join(dict.fromkeys(map(str, names)))),
+            syscall=("syscall", "first"),
+            syscalls=("syscall", lambda names: " and ".join(dict.fromkeys(map(str, names)))),
         )
 
     @cached_property

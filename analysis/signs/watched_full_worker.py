@@ -50,7 +50,7 @@ def find(signs: Signs) -> list[Finding]:
             last_s=max(full_s, float(first["last_s"])),
             evidence=(
                 Evidence(
-                    "emfile_calls", count, str(first["source"]), full_s, of=str(first["syscall"])
+                    "emfile_calls", count, str(first["source"]), full_s, of=str(first["syscalls"])
                 ),
                 Evidence("descriptor_limit", soft, "processes"),
                 Evidence("descriptors_left", room, "process_samples", full_s, of=str(sibling)),

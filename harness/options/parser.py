@@ -70,12 +70,15 @@ class Parser(argparse.ArgumentParser):
             epilog=epilog,
             formatter_class=_Formatter,
             allow_abbrev=False,
+            exit_on_error=False,
         )
         self.examples = tuple(examples)
         self.exit_codes = dict(exit_codes or {})
         self.common = tuple(common)
         self.remarks = remarks
         self._given: list[str] = []
+        self._unknown: list[str] = []
+        self._refused = ""
         if common:
             self.add_argument(
                 "--help-all", action=_HelpAll, nargs=0, help="show every option and exit"
@@ -84,9 +87,31 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # argparse has it as two overloads
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's; keeps the words, so that a complaint can say them corrected."""
+        """As argparse's; keeps what a complaint needs to say the words corrected.
+
+        Raises:
+            UsageError: An option lacks its value or has a wrong one, or one is missing.
+        """
         self._given = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(args, namespace)
+        self._unknown, self._refused = [], ""
+        try:
+            return super().parse_known_args(args, namespace)
+        except argparse.ArgumentError as error:
+            self._refused = (error.argument_name or "").rpartition("/")[2]
+            self.error(str(error))
+
+    def parse_args(  # type: ignore[override]  # likewise
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
+        """As argparse's.
+
+        Raises:
+            UsageError: Likewise, or there is a word that no option takes.
+        """
+        known, self._unknown = self.parse_known_args(args, namespace)
+        if self._unknown:
+            self.error(f"unrecognized arguments: {' '.join(self._unknown)}")
+        return known
 
     def format_help(self) -> str:
         """The help of one screen."""
@@ -114,7 +139,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: Always.
         """
-        raise UsageError(message, fix=self._fix_of(message))
+        raise UsageError(message, fix=self._fix())
 
     def _all_groups(self) -> list[tuple[str, str, list[argparse.Action]]]:
         """As ``groups``; what argparse calls positional arguments stands with the options."""
@@ -170,24 +195,47 @@ class Parser(argparse.ArgumentParser):
             codes
         )
 
-    def _fix_of(self, message: str) -> str:
-        """The command that makes a complaint of argparse go away."""
-        if match := re.match(r"unrecognized arguments: (-[^\s=]+)", message):
-            return self._with_near_option(match[1])
-        if message.startswith("the following arguments are required: "):
-            known = set(self._option_string_actions)
-            given = [word.partition("=")[0] for word in self._given if word.startswith("--")]
-            if unknown := [word for word in given if word not in known]:
-                return self._with_near_option(unknown[0])
-            name = message.removeprefix("the following arguments are required: ").split(",")[0]
-            return f"{self.prog} {self._usage_of(name)}"
-        if match := re.match(r"argument ([^\s:]+): ", message):
-            name = match[1].split("/")[-1]
-            for action in self._named(name):
-                if action.choices is not None and "invalid choice" in message:
-                    return self._with_near_choice(action, name, message)
-            return f"{self.prog} {self._gap()}{self._usage_of(name)}"
+    def _fix(self) -> str:
+        """The command that makes a complaint of argparse go away; its words are not looked at."""
+        if self._refused:
+            for action in self._named(self._refused):
+                if wrong := self._no_choice(action):
+                    return self._with_near_choice(action, self._refused, wrong)
+            return f"{self.prog} {self._gap()}{self._usage_of(self._refused)}"
+        given = [word.partition("=")[0] for word in self._given if word.startswith("-")]
+        if unknown := [word for word in given if word not in self._option_string_actions]:
+            return self._with_near_option(unknown[0])
+        missing = None if self._unknown else self._missing(given)
+        if missing is not None:
+            return f"{self.prog} {self._usage_of(missing)}"
         return f"{self.prog} {'--help-all' if self.common else '--help'}"
+
+    def _no_choice(self, action: argparse.Action) -> str:
+        """The value that was given and that the option does not take, '' for none."""
+        if action.choices is None:
+            return ""
+        values = [word.partition("=")[2] or word for word in self._given_to(action)]
+        choices = {str(choice) for choice in action.choices}
+        return next((value for value in values if value not in choices), "")
+
+    def _given_to(self, action: argparse.Action) -> list[str]:
+        """Words that may be the value of an option: those behind it, or of one without a name."""
+        if not action.option_strings:
+            return [word for word in self._given if not word.startswith("-")]
+        pairs = zip(["", *self._given], self._given, strict=False)
+        return [
+            word
+            for before, word in pairs
+            if before in action.option_strings or word.partition("=")[0] in action.option_strings
+            if word not in action.option_strings
+        ]
+
+    def _missing(self, given: Sequence[str]) -> str | None:
+        """The first option, or argument without a name, that is required and was not given."""
+        for action in self._actions:
+            if action.required and not set(action.option_strings) & set(given):
+                return (action.option_strings or [str(action.metavar or action.dest)])[-1]
+        return None
 
     def _with_near_option(self, given: str) -> str:
         """The command line again with the option that was meant, or where all of them stand."""
@@ -197,11 +245,9 @@ class Parser(argparse.ArgumentParser):
         words = [re.sub(rf"^{re.escape(given)}(?==|$)", near[0], word) for word in self._given]
         return shlex.join([self.prog, *words])
 
-    def _with_near_choice(self, action: argparse.Action, name: str, message: str) -> str:
+    def _with_near_choice(self, action: argparse.Action, name: str, value: str) -> str:
         """The command line again with the nearest value that the option takes."""
         choices = [str(choice) for choice in action.choices or ()]
-        found = re.search(r"invalid choice: '([^']*)'", message)
-        value = found[1] if found else ""
         near = (difflib.get_close_matches(value, choices, n=1, cutoff=0.5) or choices)[0]
         words = [near if word == value else word for word in self._given]
         words = [f"{name}={near}" if word == f"{name}={value}" else word for word in words]

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from harness.foreign.server import ForeignRequest
 from harness.planning.host import Host
+from harness.planning.notes import plan_notes
 from harness.planning.plan import Plan, PlanRequest, make_plan
 
 IN_FLIGHT_COUNT = 100
@@ -30,11 +31,12 @@ def make_foreign_plan(request: PlanRequest, host: Host, server: ForeignRequest) 
     """
     endpoint = server.endpoint
     nofile = server.nofile or None
-    plan = make_plan(replace(request, workers=1, nofile=nofile, accept="shared"), host)
+    request = replace(request, workers=1, nofile=nofile, accept="shared")
+    plan = make_plan(request, host)
     sources = plan.source_addresses
     if not endpoint.is_loopback:
         sources = (endpoint.source_address,)
-    notes = [note for note in plan.notes if "server processes" not in note]
+    notes = list(plan_notes(plan, request, host, starts_server=False))
     if not endpoint.is_loopback and len(plan.source_addresses) > 1:
         notes.append(
             f"{endpoint.address} is no loopback address: all clients share one source address, "

@@ -11,8 +11,17 @@ if TYPE_CHECKING:
     from harness.planning.plan import Plan, PlanRequest
 
 
-def plan_notes(plan: Plan, request: PlanRequest, host: Host) -> Iterator[str]:
-    """Sentences for people, the most useful first."""
+def plan_notes(
+    plan: Plan, request: PlanRequest, host: Host, *, starts_server: bool = True
+) -> Iterator[str]:
+    """Sentences for people, the most useful first.
+
+    Args:
+        plan: What was laid out.
+        request: What was asked for.
+        host: Where.
+        starts_server: The run starts the server's processes; else nothing is said of them.
+    """
     broken = {constraint.name for constraint in plan.constraints if not constraint.holds}
     processes = plan.workers if request.workers is None else 0
     processes = max(processes, plan.clients if request.clients is None else 0)
@@ -21,10 +30,9 @@ def plan_notes(plan: Plan, request: PlanRequest, host: Host) -> Iterator[str]:
             f"More processes than the {host.cpu_count} cores, because one process may open only "
             f"{plan.worker_nofile_count:,} descriptors."
         )
-    for role, nofile in (
-        ("server", plan.worker_nofile_count),
-        ("client", plan.client_nofile_count),
-    ):
+    nofile_of = {"server": plan.worker_nofile_count} if starts_server else {}
+    nofile_of["client"] = plan.client_nofile_count
+    for role, nofile in nofile_of.items():
         if nofile > host.nofile_hard_count:
             yield (
                 f"The {role} processes get RLIMIT_NOFILE {nofile:,}, above the hard limit "

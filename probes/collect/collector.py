@@ -153,6 +153,9 @@ class Collector:
                 with self._guarded(entry):
                     entry.probe.start(target)
                     entry.running = True
+                for note in target.notes:
+                    _log(f"{entry.name}: {note}")
+                target.notes.clear()
         if registry.syscall_mix_watches_all(list(self.names)):
             self._watch_syscalls(set(target.processes))
         self._hot = HotWorkerWatch(target.processes, self.live, self._accept_failures)
@@ -160,8 +163,6 @@ class Collector:
             cores = os.cpu_count() or 1
             rate = row_budget.bytes_per_s(len(processes), cores)
             self._pace = AttachedPace(self.live, rows=row_budget.RowBudget(rate))
-        for note in target.notes:
-            _log(f"note: {note}")
         for entry in self.driven:
             if entry.state != "ran":
                 self._report(entry)

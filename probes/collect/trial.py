@@ -54,8 +54,7 @@ class Trial:
                 for writer in probe.writers:
                     writer.close()
         own = getattr(probe, "note", "")
-        notes = [note.removeprefix(f"{probe.name}: ") for note in self._target.notes]
-        return notes + ([own] if own else [])
+        return [*self._target.notes, *([own] if own else [])]
 
 
 @contextlib.contextmanager

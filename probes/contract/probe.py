@@ -52,6 +52,7 @@ class Target:
         server_ports: Ports the server listens on; a socket with such a local port is server side,
             with such a remote port client side.
         live: The fleet's shared memory, None where no fleet of ours runs.
+        notes: What the probe that starts sees less of here than elsewhere, for people.
         attached: The target is watched with its real clients and knows nothing of it: its slots of
             the shared memory are filled by those who watch.
         is_foreign: The servers are not ours, and do not count for themselves.

@@ -110,10 +110,10 @@ class TcpEventsProbe(BpfProbe):
                 btf.tracepoint_arguments(event)
                 self._links.append(loaded.attach_raw_tracepoint(program, event))
             except MissingTypeError as error:
-                target.notes.append(f"{self.name}: {error}")
+                target.notes.append(str(error))
             except ProbeUnavailableError as error:
                 refused.append(error)
-                target.notes.append(f"{self.name}: {error.message}")
+                target.notes.append(error.message)
         if not self._links and refused:
             raise refused[0]
 

@@ -95,11 +95,9 @@ def python_build_note(pid: int) -> str:
     except OSError:
         return ""
     if _FREE_THREADED.search(maps):
-        return (
-            f"pid {pid}: a free-threaded build, of which py-spy may read no stacks (its issue 711)"
-        )
+        return "a free-threaded build, of which py-spy may read no stacks (its issue 711)"
     if _SUB_INTERPRETERS.search(maps):
-        return f"pid {pid}: of several interpreters py-spy reads only the one created last"
+        return "of several interpreters py-spy reads only the one created last"
     return ""
 
 
@@ -134,7 +132,7 @@ class PythonStacksProbe:
         self.seen_count = 0
         self.late_count = 0
         self.child_cpu_ns = 0
-        self.note = ""
+        self._notes: dict[str, int] = {}
         self._refusal: ProbeUnavailableError | None = None
         self._has_read = False
         self.writers: list[TableWriter] = []
@@ -303,7 +301,7 @@ class PythonStacksProbe:
             os.close(self._watched.pop(pid).stat_fd)
             watched = None
         if watched is None:
-            self._add_note(python_build_note(pid))
+            self._add_note(python_build_note(pid), pid)
             try:
                 stat_fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
@@ -405,7 +403,7 @@ class PythonStacksProbe:
                     self._refusal = ProbeUnavailableError(reason, fix=fix)
             said = messages.strip() or "no output"
             sys.stderr.write(f"py-spy on {window.pid}: {reason}; it said: {said}\n")
-            self._add_note(f"pid {window.pid}: {reason}")
+            self._add_note(reason, window.pid)
         self._has_read = self._has_read or outcome.sample_count > 0
         watched = self._watched[window.pid]
         billing = watched.billing.setdefault(
@@ -416,11 +414,15 @@ class PythonStacksProbe:
                 row.at_ns, window.pid, row.thread, row.stack, row.sample_count, row.period_ns
             )
 
-    def _add_note(self, note: str) -> None:
+    @property
+    def note(self) -> str:
+        """What it could not see, for the row of its health."""
+        return "; ".join(f"pid {pid}: {what}" if pid else what for what, pid in self._notes.items())
+
+    def _add_note(self, what: str, pid: int = 0) -> None:
         """Says something in the row of its health, once, and not for every worker."""
-        kinds = {line.partition(": ")[2] for line in self.note.split("; ")}
-        if note and note.partition(": ")[2] not in kinds:
-            self.note = f"{self.note}; {note}" if self.note else note
+        if what:
+            self._notes.setdefault(what, pid)
 
     def _is_alive(self, pid: int) -> bool:
         watched = self._watched[pid]

@@ -13,6 +13,9 @@ LEAD_S = (
     0.5  # analysis.frames.run_view.FAILURE_LEAD_S: the window begins so long before the failure
 )
 
+_PER_CENT = ("% of a core", "% of all cores", "% of its samples")
+"""Units of ``analysis.signs.before_failure`` that are shown as a share."""
+
 
 def before_part(view: View) -> Part:
     """The table of ``Summary.before_failure``, or why there is none."""
@@ -55,7 +58,7 @@ def _span(label: str, window: str, column: str) -> tuple[Heading, MakeCell]:
         value = float(row[column])
         if not math.isfinite(value):
             return Cell(formatting.NOT_MEASURED, -1e300)
-        per_cent = str(row["unit"]).startswith("%")
+        per_cent = row["unit"] in _PER_CENT
         text = formatting.percent(value) if per_cent else formatting.significant(value)
         return Cell(text, value)
 

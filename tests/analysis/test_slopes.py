@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from analysis.ladder.rung import Rung, next_wall, ordered, predict
+from analysis.ladder.rung import NoPrediction, Rung, next_wall, ordered, predict
 from analysis.stats import slopes
 
 counts = st.lists(st.integers(0, 200_000), min_size=3, max_size=60)
@@ -80,25 +80,23 @@ def test_prediction_is_where_the_line_meets_the_capacity(slope, start, room):
     x = np.array([0, 400, 800, peak])
     line = slopes.fit(x, start + slope * x)
     capacity = start + slope * peak * room
-    predicted, why = predict(capacity, line, peak, start + slope * peak)
-    assert (predicted is None) == (capacity >= 10**12)
-    if predicted is not None:
-        assert why == ""
+    predicted = predict(capacity, line, peak, start + slope * peak)
+    if capacity >= 10**12:
+        assert predicted is NoPrediction.UNLIMITED
+    else:
         assert predicted == pytest.approx(peak * room, rel=1e-6, abs=1.5)
 
 
 def test_what_cannot_be_predicted_says_why():
     rising = slopes.fit([0, 500, 1000], [0, 1, 2])
-    for capacity, line, peak, used in (
-        (2**63, rising, 1000, 2),
-        (1000, None, 1000, 2),
-        (10**9, rising, 1000, 2),
-        (100, rising, 20, 2),  # too few to tell them from others
-        (100, rising, 1000, 0.9),  # more than all that was used
+    for capacity, line, peak, used, why in (
+        (2**63, rising, 1000, 2, NoPrediction.UNLIMITED),
+        (1000, None, 1000, 2, NoPrediction.FEW_SAMPLES),
+        (10**9, rising, 1000, 2, NoPrediction.FAR_AWAY),
+        (100, rising, 20, 2, NoPrediction.FEW_CONNECTIONS),
+        (100, rising, 1000, 0.9, NoPrediction.DID_NOT_GROW),  # more than all that was used
     ):
-        predicted, why = predict(capacity, line, peak, used)
-        assert predicted is None
-        assert why
+        assert predict(capacity, line, peak, used) is why
 
 
 def rung(predicted: int | None, *, met: bool = False, used: float = 1.0) -> Rung:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tomllib
 from pathlib import Path
 
@@ -153,3 +154,15 @@ def test_wrong_input_is_two_lines_and_exit_code_2(command, capsys, tmp_path, mon
         assert fix.startswith("fix: "), line
         assert len(fix) > len("fix: "), line
     assert list(tmp_path.iterdir()) == [], "what was refused left nothing behind"
+
+
+def test_the_fix_does_not_depend_on_the_words_of_argparse(monkeypatch):
+    monkeypatch.setattr(argparse, "_", lambda text: f"(translated) {text}")
+    for argv, fix in (
+        ([], "--number N  # how many"),
+        (["--number"], "... --number N  # how many"),
+        (["--number", "5", "--mode", "fsat"], "--number 5 --mode fast"),
+    ):
+        with pytest.raises(UsageError) as complaint:
+            _small().parse_args(argv)
+        assert complaint.value.fix == f"profile-x {fix}"

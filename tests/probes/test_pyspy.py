@@ -713,8 +713,8 @@ def test_of_several_interpreters_the_last_is_seen_and_the_row_says_so(run, pytho
 def test_a_note_is_given_once_for_all_workers_of_a_kind():
     probe = PythonStacksProbe()
     for pid in (1, 2):
-        probe._add_note(f"pid {pid}: of several interpreters py-spy reads only the last")
-    probe._add_note("pid 3: another thing")
+        probe._add_note("of several interpreters py-spy reads only the last", pid)
+    probe._add_note("another thing", 3)
     assert probe.note == (
         "pid 1: of several interpreters py-spy reads only the last; pid 3: another thing"
     )

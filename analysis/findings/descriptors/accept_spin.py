@@ -244,7 +244,7 @@ def _finding(
 def _call_of(signs: Signs, pid: int) -> str:
     rows = signs.accept_errors(EMFILE)
     names = rows[rows["pid"] == pid]["syscall"]
-    return str(names.iloc[0]).split(" and ")[0] if len(names) else "accept4"
+    return str(names.iloc[0]) if len(names) else "accept4"
 
 
 def _where(caller: AcceptCaller, syscalls: str) -> str:

@@ -61,7 +61,7 @@ def find(signs: Signs) -> list[Finding]:
                     emfile_count,
                     str(first["source"]),
                     full_s,
-                    of=str(first["syscall"]),
+                    of=str(first["syscalls"]),
                 ),
             ),
             explanation=(
@@ -120,7 +120,7 @@ def _seen_from_the_server(signs: Signs, emfile: pd.DataFrame, full_s: float) -> 
                     emfile_count,
                     str(first["source"]),
                     full_s,
-                    of=str(first["syscall"]),
+                    of=str(first["syscalls"]),
                 ),
             ),
             explanation=(

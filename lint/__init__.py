@@ -1,0 +1,1 @@
+"""Rules of this project that no linter has: ``python -m lint``, a part of ``make lint``."""
