@@ -27,6 +27,7 @@ from hypothesis import settings
 from harness.results import conclusion
 from tests.machine import CALM_CORES, Machine
 from tests.orphans import Orphans
+from tests.warm_start import NURSERY
 
 # Whoever starts the tests in the background of a script has SIGINT ignored for all below them
 # (bash(1), Signals), which a command of ours that a test ends by Ctrl-C would never see.
@@ -121,6 +122,13 @@ def call() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
 
     return called
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nursery() -> Iterator[None]:
+    """The process that forks commands ends with the tests."""
+    yield
+    NURSERY.close()
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from probes.contract.rundir import MANIFEST
+from tests import warm_start
+from tests.warm_start import WarmProcess
 
 POLL_S = 0.02
 CALM_CORES = 0.5
@@ -85,8 +87,8 @@ class Machine:
         with self.until_recorded(cores=cores) as release:
             before = _latest(output)
             end_s = time.monotonic() + timeout_s
-            child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+            child = warm_start.start(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
             )
             try:
                 self.wait_for_recording(child, output, before=before, end_s=end_s)
@@ -114,7 +116,11 @@ class Machine:
 
     @staticmethod
     def wait_for_recording(
-        child: subprocess.Popen[str], output: Path, *, before: Path | None = None, end_s: float
+        child: subprocess.Popen[str] | WarmProcess,
+        output: Path,
+        *,
+        before: Path | None = None,
+        end_s: float,
     ) -> None:
         """Waits until a run is recorded, its process ends, or it is too late.
 

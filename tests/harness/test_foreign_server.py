@@ -20,6 +20,7 @@ import pytest
 from analysis.frames.run_frames import RunFrames, load
 from probes.contract.rundir import open_run_dir
 from probes.proc.process_tree import children_of, read_stat, tree_of
+from tests import warm_start
 
 COMMAND = [sys.executable, "-P", "-m", "harness.commands.run"]
 DEADLINE_S = 120
@@ -80,13 +81,11 @@ def profile_run(tmp_path: Path) -> Callable[..., Run]:
     """Runs the command with the output in a folder of the test."""
 
     def run(*arguments: str, probes: str = "auto", with_page: bool = False) -> Run:
-        done = subprocess.run(
+        done = warm_start.run(
             [
                 *(*COMMAND, *arguments, "--json", "--quiet", "--probes", probes),
                 *("--output", str(tmp_path / "runs"), *([] if with_page else ["--no-report"])),
             ],
-            capture_output=True,
-            text=True,
             timeout=DEADLINE_S,
             env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
             cwd=tmp_path,

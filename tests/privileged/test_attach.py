@@ -22,6 +22,7 @@ from harness.fleet import netns
 from probes.contract.rundir import open_run_dir
 from probes.proc import process_tree
 from probes.symbols.elf import ElfFile, symbol_table
+from tests import warm_start
 
 pytestmark = [pytest.mark.privileged, pytest.mark.shared]
 
@@ -51,13 +52,9 @@ class World:
             if nofile:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
 
-        child = subprocess.Popen(
-            words,
-            text=True,
-            start_new_session=True,
-            preexec_fn=before,  # noqa: PLW1509 - one thread
-            **options,
-        )
+        if nofile or self.namespace_fd >= 0:
+            options["preexec_fn"] = before
+        child: Any = warm_start.start(words, start_new_session=True, **options)
         self._stack.callback(self._end, child)
         return child
 

@@ -22,6 +22,7 @@ import pytest
 
 from harness.faults import conntrack_fill
 from harness.fleet import netns
+from tests import warm_start
 from tests.neighbours.program import beside
 
 pytestmark = [pytest.mark.privileged, pytest.mark.shared]
@@ -80,7 +81,7 @@ def start(stack: ExitStack, words: list[str], namespace_fd: int = -1, **options:
         with netns.inside(namespace_fd):
             child = subprocess.Popen(words, start_new_session=True, **options)
     else:
-        child = subprocess.Popen(words, start_new_session=True, **options)
+        child = warm_start.start(words, start_new_session=True, **options)
 
     def end() -> None:
         with suppress(ProcessLookupError):
