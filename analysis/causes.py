@@ -1,58 +1,61 @@
-"""The catalogue of causes: every id that a finding may name. The ids are part of the interface.
+"""What a cause is to the verdict, and the ids that there are. The ids are part of the interface.
 
-``verdict.json``, the page, the tests and the documentation use these words.
+A cause is one module below ``analysis/findings/``, named as its id: its ``CAUSE`` says what the
+verdict, the page and the documentation have to know of it, its ``find`` when it is named.
+``analysis.findings.CATALOGUE`` has all of them.
 """
 
 from __future__ import annotations
 
-CAUSES: dict[str, str] = {
-    "fd-limit-process": "a process is at its descriptor limit (RLIMIT_NOFILE)",
-    "fd-limit-system": "the host's file table is full (fs.file-max)",
-    "server-resets-when-full": "a full server accepts and closes at once",
-    "full-worker-on-shared-listener": "one worker is full while its sibling has room",
-    "accept-spin": "a full worker calls accept4 for ever without progress",
-    "ephemeral-ports-exhausted": "no local port is left for one destination",
-    "bind-ports-exhausted": "no local port is left at bind",
-    "source-address-missing": "a source address is not local to this host",
-    "port-search-cost": "connect slows as the port pool fills",
-    "enobufs": "the kernel could not get a buffer or object",
-    "tcp-memory-pressure": "TCP as a whole is over tcp_mem",
-    "receive-buffer-full": "one socket's own receive buffer is full",
-    "memory-exhausted": "the host or its cgroup is out of memory",
-    "accept-queue-overflow": "the application accepts too slowly for its backlog",
-    "syn-backlog-overflow": "the queue of half-open connections is full",
-    "conntrack-full": "the connection tracking table has no room for a new flow",
-    "neighbour-table-full": "the kernel's table of neighbours has no room for a new address",
-    "softnet-drops": "a core's queue of arriving packets is full",
-    "orphans-or-time-wait": "too many closed sockets are left that no process has any more",
-    "keepalive-storm": "pings to all connections fill a core",
-    "hot-worker-code": "one worker is at 100 % in its own code",
-    "worker-blocked": "a worker's event loop stands still off the CPU",
-    "garbage-collection": "the runtime's collector takes the core",
-    "hot-acceptor": "one process accepts for all and is full",
-    "accept-imbalance": "connections are unevenly spread over the workers",
-    "upgrade-refused": "the server answers the handshake with something else",
-    "upgrade-unanswered": "the server accepts and never answers the handshake",
-    "closed-by-server": "the server closes connections that were open",
-    "own-limit": "the server, or what is behind it, lets in so many connections and no more",
-    "waits-for-slot": "connections are accepted, then wait for a thread, a lock or somebody else",
-    "slow-consumers": "unsent data piles up in the server for clients that do not read",
-    "message-amplification": "each message goes to all, and what goes out fills a core",
-    "unix-queue-full": "the accept queue of a Unix socket behind the server is full",
-    "backend-unavailable": "the proxy reaches nobody behind it",
-    "worker-crash": "a worker died and its connections with it",
-    "cpu-quota": "the CPU quota of a control group stops the server",
-    "task-limit": "a limit on processes and threads refuses one more",
-    "mapping-limit": "a limit on mappings or address space refuses memory that is free",
-    "runtime-heap-limit": "the heap of the server's runtime is full",
-    "worker-replaced": "a worker ended in good order and took its connections along",
-    "handshake-cost": "handshakes take the whole core of the thread that makes them",
-    "host-cpu-saturated": "no core is free",
-    "client-is-the-limit": "the load generator, not the server, is out",
-    "reached": "the target was reached",
-    "no-limit-met": "no limit was met while it was watched",
-}
-"""Cause id to one plain line about what happens."""
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+
+class Effect(Enum):
+    """What a cause does to a server, so that others may follow from it by the mechanism."""
+
+    FILLS_DESCRIPTORS = "no further descriptor can be opened"
+    STOPS_SERVING = "who is let in is not served"
+    SLOWS_ACCEPT = "the loop that accepts and answers comes around late"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One entry of the catalogue.
+
+    Attributes:
+        id: The module's name with hyphens.
+        line: What happens, in one plain line.
+        effect: What it does to a server that others follow from, None for nothing of that kind.
+        follows_from: What can bring it about, by the mechanism: ids, or an effect for all causes
+            with it. The first that the run also shows is the origin.
+        grows_into_it: It is there before what it follows from: a collector works more and more
+            until a heap is full.
+        is_harmless: It says how a run went, and stops none.
+        fills_a_core: A worker at a full core can be explained by it.
+        is_raised: Its fix raises a limit.
+        decide: What tells it from any other cause, '' for nothing better than its fix alone.
+        decide_between: The same for one other cause, by the other's id.
+    """
+
+    id: str
+    line: str
+    effect: Effect | None = None
+    follows_from: tuple[str | Effect, ...] = ()
+    grows_into_it: bool = False
+    is_harmless: bool = False
+    fills_a_core: bool = False
+    is_raised: bool = False
+    decide: str = ""
+    decide_between: Mapping[str, str] = field(default_factory=dict)
+
+
+CAUSE_IDS = frozenset(
+    path.stem.replace("_", "-") for path in (Path(__file__).parent / "findings").rglob("[a-z]*.py")
+)
+"""Every id that a finding may name: of the modules themselves, without importing one."""
 
 GOOD_CAUSES = ("reached", "no-limit-met")
 """Verdicts of a run that nothing stopped: of one that loaded a server, of one that only watched."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from analysis.causes import CAUSES, GOOD_CAUSES
+from analysis.causes import CAUSE_IDS, GOOD_CAUSES
 from analysis.evidence_kinds import EVIDENCE_KINDS
 from probes.contract.schema import SERVER_ROLES
 
@@ -172,7 +172,7 @@ class Finding:
     """One cause, named with evidence from this run.
 
     Attributes:
-        cause: An id of ``analysis.causes.CAUSES``.
+        cause: An id of ``analysis.causes.CAUSE_IDS``.
         severity: binding: stopped the run; contributing: followed from or worsened it; warning:
             harmed connections but did not stop the run; info: worth knowing.
         side: Whose limit it is.
@@ -220,7 +220,7 @@ class Finding:
         if len(set(pairs)) < len(pairs):
             twice = next(pair for pair in pairs if pairs.count(pair) > 1)
             raise ValueError(f"finding {self.cause!r} has evidence {twice} twice")
-        if self.cause not in CAUSES:
+        if self.cause not in CAUSE_IDS:
             raise ValueError(f"{self.cause!r} is not in the catalogue of causes")
         if self.side not in SIDES or self.severity not in SEVERITIES:
             raise ValueError(f"finding {self.cause!r}: side {self.side!r}, {self.severity!r}")
@@ -246,8 +246,8 @@ class Finding:
 
     @property
     def headline(self) -> str:
-        """What happened in one clause: its own, else that of its cause in the catalogue."""
-        return self.sentence or CAUSES[self.cause]
+        """What happened in one clause."""
+        return self.sentence or self.cause
 
     def with_doubts(self, doubts: tuple[str, ...]) -> Finding:
         """The same finding, believed no more than medium where there is something new to doubt."""

@@ -7,8 +7,10 @@ import inspect
 import pkgutil
 
 from analysis import findings
-from analysis.causes import CAUSES, INTERRUPTED, NOT_EXPLAINED
+from analysis.causes import INTERRUPTED, NOT_EXPLAINED
+from analysis.evidence import sentence_of
 from analysis.evidence_kinds import EVIDENCE_KINDS
+from analysis.findings import CATALOGUE, origins_of
 from documentation.markdown import code_marks, table
 from harness.commands.family import COMMANDS
 from harness.faults import kinds as faults
@@ -119,14 +121,18 @@ def causes_page() -> str:
         "at\nall. `profile-matrix every-cause --only ROW` provokes it for real.\n",
         table(
             ("cause", "what happens"),
-            ((f"[{cause}](#{cause})", line) for cause, line in CAUSES.items()),
+            ((f"[{cause.id}](#{cause.id})", cause.line) for cause in CATALOGUE.values()),
         ),
     ]
     docstrings = finder_docstrings()
-    for cause, line in CAUSES.items():
-        body = docstrings[cause].partition("\n\n")[2]
-        parts += [f"## {cause}\n", f"{line[:1].upper()}{line[1:]}.\n", _paragraphs(body)]
-        if rows := rows_by_cause.get(cause):
+    for cause in CATALOGUE.values():
+        body = docstrings[cause.id].partition("\n\n")[2]
+        parts += [f"## {cause.id}\n", f"{sentence_of((cause.line,))}\n", _paragraphs(body)]
+        if origins := origins_of(cause):
+            parts.append(f"It may follow from {', '.join(f'[{c}](#{c})' for c in origins)}.\n")
+        if cause.decide:
+            parts.append(f"What decides: `{cause.decide}`.\n")
+        if rows := rows_by_cause.get(cause.id):
             named = ", ".join(f"`{row}`" for row in rows)
             parts.append(f"See it with `profile-matrix every-cause --only ROW`: {named}.\n")
     parts += [
@@ -173,7 +179,7 @@ def finder_docstrings() -> dict[str, str]:
     for module in pkgutil.walk_packages(findings.__path__, f"{findings.__name__}."):
         doc = inspect.getdoc(importlib.import_module(module.name)) or ""
         cause = doc.partition("``:")[0].removeprefix("``")
-        if cause in CAUSES:
+        if cause in CATALOGUE:
             found[cause] = doc
     return found
 

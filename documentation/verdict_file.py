@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.causes import CAUSES
+from analysis.causes import CAUSE_IDS
 from analysis.document import SCHEMA_VERSION, finding_document, rung_document
 from analysis.evidence import SEVERITIES, SIDES, Evidence, Finding, Fix, Quote, Subject
 from analysis.ladder.rung import Rung
@@ -106,7 +106,7 @@ def verdict_page() -> str:
         "it, `profile-run --json` as well. Times are seconds since the ramp began; a number that\n"
         "is not finite is `null`.\n",
         f"`side` is one of {', '.join(SIDES)}; `severity` one of {', '.join(SEVERITIES)};\n"
-        f"`cause` one of the {len(CAUSES)} in [Causes](causes.md), `not-explained` or "
+        f"`cause` one of the {len(CAUSE_IDS)} in [Causes](causes.md), `not-explained` or "
         "`interrupted`.\n",
         "Version 2 gave evidence `id` and `of`. A file of version 1 is made anew, from the same\n"
         "recording, by `profile-report RUN`.\n",

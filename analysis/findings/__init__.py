@@ -1,4 +1,4 @@
-"""One module per cause: a pure function from signs to findings, with the evidence that proves it.
+"""One module per cause: what the catalogue says of it, and a pure function from signs to findings.
 
 Each says in its docstring what proves it and what tells it from its neighbours. Severity is left
 at ``warning``: which finding stopped the run is decided by ``analysis.verdict.ranking`` over all of
@@ -7,8 +7,9 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Finding
 from analysis.findings import no_limit_met, reached
 from analysis.findings.cpu import (
@@ -68,61 +69,86 @@ from analysis.findings.server import (
 )
 from analysis.signs.signs import Signs
 
-Finder = Callable[[Signs], list[Finding]]
 
-FINDERS: tuple[Finder, ...] = (
-    reached.find,
-    no_limit_met.find,
-    fd_limit_process.find,
-    ephemeral_ports_exhausted.find,
-    accept_spin.find,
-    server_resets_when_full.find,
-    worker_crash.find,
-    own_limit.find,
-    waits_for_slot.find,
-    slow_consumers.find,
-    message_amplification.find,
-    unix_queue_full.find,
-    backend_unavailable.find,
-    worker_replaced.find,
-    runtime_heap_limit.find,
-    upgrade_refused.find,
-    upgrade_unanswered.find,
-    closed_by_server.find,
-    full_worker_on_shared_listener.find,
-    handshake_cost.find,
-    hot_worker_code.find,
-    hot_acceptor.find,
-    garbage_collection.find,
-    worker_blocked.find,
-    accept_imbalance.find,
-    keepalive_storm.find,
-    bind_ports_exhausted.find,
-    source_address_missing.find,
-    port_search_cost.find,
-    cpu_quota.find,
-    task_limit.find,
-    mapping_limit.find,
-    host_cpu_saturated.find,
-    client_is_the_limit.find,
-    fd_limit_system.find,
-    accept_queue_overflow.find,
-    syn_backlog_overflow.find,
-    conntrack_full.find,
-    neighbour_table_full.find,
-    softnet_drops.find,
-    orphans_or_time_wait.find,
-    enobufs.find,
-    memory_exhausted.find,
-    tcp_memory_pressure.find,
-    receive_buffer_full.find,
+class CauseModule(Protocol):
+    """What a module of a cause has."""
+
+    CAUSE: Cause
+
+    def find(self, signs: Signs) -> list[Finding]:
+        """What the run shows of it, with evidence; nothing where it does not."""
+
+
+MODULES: tuple[CauseModule, ...] = (
+    reached,
+    no_limit_met,
+    fd_limit_process,
+    fd_limit_system,
+    accept_spin,
+    server_resets_when_full,
+    full_worker_on_shared_listener,
+    own_limit,
+    waits_for_slot,
+    backend_unavailable,
+    worker_crash,
+    worker_replaced,
+    task_limit,
+    upgrade_refused,
+    upgrade_unanswered,
+    closed_by_server,
+    cpu_quota,
+    worker_blocked,
+    garbage_collection,
+    hot_worker_code,
+    handshake_cost,
+    message_amplification,
+    keepalive_storm,
+    hot_acceptor,
+    accept_imbalance,
+    client_is_the_limit,
+    host_cpu_saturated,
+    runtime_heap_limit,
+    slow_consumers,
+    memory_exhausted,
+    mapping_limit,
+    enobufs,
+    tcp_memory_pressure,
+    receive_buffer_full,
+    ephemeral_ports_exhausted,
+    bind_ports_exhausted,
+    source_address_missing,
+    port_search_cost,
+    accept_queue_overflow,
+    syn_backlog_overflow,
+    unix_queue_full,
+    conntrack_full,
+    neighbour_table_full,
+    softnet_drops,
+    orphans_or_time_wait,
 )
-"""Every cause that this version can name. Their order means nothing."""
+"""Every cause that this version can name; of two with one effect the first is the likelier origin.
+"""
+
+CATALOGUE: dict[str, Cause] = {module.CAUSE.id: module.CAUSE for module in MODULES}
+"""Every cause by its id."""
+
+
+def origins_of(cause: Cause) -> tuple[str, ...]:
+    """Ids of what can bring a cause about, the likeliest first."""
+    return tuple(
+        each
+        for origin in cause.follows_from
+        for each in (_with_effect(origin) if isinstance(origin, Effect) else (origin,))
+    )
+
+
+def _with_effect(effect: Effect) -> tuple[str, ...]:
+    return tuple(cause.id for cause in CATALOGUE.values() if cause.effect is effect)
 
 
 def find_all(signs: Signs) -> list[Finding]:
     """All findings of a run, unranked; none is believed more than the tables of its evidence."""
-    found = [finding for find in FINDERS for finding in find(signs)]
+    found = [finding for module in MODULES for finding in module.find(signs)]
     return [finding.with_doubts(_doubts(signs, finding)) for finding in found]
 
 

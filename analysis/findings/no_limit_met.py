@@ -7,6 +7,7 @@ the ladder. Every other finding that stands for itself goes before it (analysis/
 
 from __future__ import annotations
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Subject
 from analysis.server import fates
 from analysis.server.closed_at_once import unclear_count
@@ -15,7 +16,12 @@ from analysis.signs.listen_queues import moved_by_own, own_queues
 from analysis.signs.signs import EMFILE, ENFILE, Signs
 from probes.contract.schema import SERVER_ROLES
 
-CAUSE = "no-limit-met"
+CAUSE = Cause(
+    id="no-limit-met",
+    line="no limit was met while it was watched",
+    is_harmless=True,
+)
+
 DECIDING_TABLES = ("failing_syscalls", "net_counters", "process_samples")
 """Where a limit that was met would have been seen: the verdict rests on nothing being there."""
 
@@ -52,7 +58,7 @@ def find(signs: Signs) -> list[Finding]:
     )
     return [
         Finding(
-            cause=CAUSE,
+            cause=CAUSE.id,
             severity="info",
             side="server",
             subject=Subject("server"),

@@ -6,10 +6,16 @@ that the run came close to: that is the ladder.
 
 from __future__ import annotations
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Subject
 from analysis.ladder.ladder import next_wall
 from analysis.ladder.limit_words import limit_of
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="reached",
+    line="the target was reached",
+)
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -37,7 +43,7 @@ def find(signs: Signs) -> list[Finding]:
         )
     return [
         Finding(
-            cause="reached",
+            cause=CAUSE.id,
             severity="info",
             side="server",
             subject=Subject("server"),

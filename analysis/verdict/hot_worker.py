@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.evidence import Finding
+from analysis.findings import CATALOGUE
 from analysis.frames.cpu import df_flame
 from analysis.frames.run_view import RunView
 from analysis.signs.signs import Signs
@@ -18,17 +19,6 @@ from analysis.stacks.function_shares import (
     softirq_share,
 )
 from analysis.stacks.runtime_frames import is_own_code
-
-_EXPLAINS_A_HOT_WORKER = (
-    "accept-spin",
-    "keepalive-storm",
-    "message-amplification",
-    "garbage-collection",
-    "hot-acceptor",
-    "port-search-cost",
-    "handshake-cost",
-    "hot-worker-code",
-)
 
 
 def describe_hot_worker(signs: Signs, findings: Sequence[Finding]) -> dict[str, Any] | None:
@@ -54,7 +44,7 @@ def describe_hot_worker(signs: Signs, findings: Sequence[Finding]) -> dict[str, 
         if not function and not native["function"].map(is_own_code).any():
             function, share_pct = dominant_function(native)
     causes = [f.cause for f in findings if f.subject.pid == pid]
-    named = [c for c in causes if c in _EXPLAINS_A_HOT_WORKER]
+    named = [cause for cause in causes if CATALOGUE[cause].fills_a_core]
     top = stacks.head(10)[["source", "stack", "sample_count"]]
     of_pid = signs.view.frames["cpu_stacks"]
     at_s = signs.view.seconds_of(of_pid["at_ns"])

@@ -9,75 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from analysis.causes import Effect
 from analysis.evidence import SEVERITIES, Finding, Severity
+from analysis.findings import CATALOGUE, no_limit_met, origins_of
+from analysis.findings.descriptors import full_worker_on_shared_listener
+from analysis.findings.memory import slow_consumers
 from analysis.frames.descriptors import server_capacity_count
 from analysis.signs.oom_victims import victims
 from analysis.signs.signs import EMFILE, Signs
 
-_AT_LIMIT = ("fd-limit-process", "fd-limit-system")
-_SLOWS_ACCEPT = (
-    "cpu-quota",
-    "worker-blocked",
-    "garbage-collection",
-    "hot-worker-code",
-    "handshake-cost",
-    "message-amplification",
-    "keepalive-storm",
-    "hot-acceptor",
-)
-_STOPS_SERVING = ("own-limit", "waits-for-slot")
-_WORK_BEHIND = (*_STOPS_SERVING, "unix-queue-full", *_SLOWS_ACCEPT)
-_BEHIND = (*_WORK_BEHIND, "backend-unavailable", "worker-crash")
-_SLOW = "slow-consumers"
-_SHARED = "full-worker-on-shared-listener"
-
-FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
-    "accept-spin": _AT_LIMIT,
-    "server-resets-when-full": (_SHARED, *_AT_LIMIT),
-    "full-worker-on-shared-listener": _AT_LIMIT,
-    "fd-limit-process": (_SHARED,),
-    "worker-crash": (
-        *_AT_LIMIT,
-        "own-limit",
-        "slow-consumers",
-        "memory-exhausted",
-        "runtime-heap-limit",
-        "task-limit",
-        "mapping-limit",
-    ),
-    "garbage-collection": ("runtime-heap-limit", "slow-consumers"),
-    # the BEAM and .NET say the same of memory that the system refuses
-    "runtime-heap-limit": ("slow-consumers", "mapping-limit", "memory-exhausted"),
-    "memory-exhausted": ("slow-consumers",),
-    "tcp-memory-pressure": ("slow-consumers",),
-    "slow-consumers": ("client-is-the-limit",),
-    "hot-worker-code": ("cpu-quota",),
-    "handshake-cost": ("cpu-quota",),
-    "upgrade-refused": (*_BEHIND, *_AT_LIMIT, "ephemeral-ports-exhausted"),
-    "upgrade-unanswered": _BEHIND,
-    "backend-unavailable": (*_WORK_BEHIND, *_AT_LIMIT, "worker-crash"),
-    "worker-blocked": (*_STOPS_SERVING, "cpu-quota"),
-    "unix-queue-full": (*_STOPS_SERVING, *_AT_LIMIT, *_SLOWS_ACCEPT),
-    "waits-for-slot": ("own-limit", *_AT_LIMIT),
-    "closed-by-server": (
-        *_AT_LIMIT,
-        "worker-crash",
-        "worker-replaced",
-        "runtime-heap-limit",
-        "slow-consumers",
-        "memory-exhausted",
-        "tcp-memory-pressure",
-        "keepalive-storm",
-        *_SLOWS_ACCEPT,
-    ),
-    "accept-queue-overflow": (*_STOPS_SERVING, *_AT_LIMIT, *_SLOWS_ACCEPT),
-    "enobufs": ("memory-exhausted", "neighbour-table-full"),
-    "receive-buffer-full": ("slow-consumers", "tcp-memory-pressure", *_SLOWS_ACCEPT),
-}
-"""What can bring a cause about, by the mechanism; only where this run also shows it."""
-
-_GROWS_INTO = ("garbage-collection",)
-"""It is there before what it follows from: a collector works more and more until a heap is full."""
+_SLOW = slow_consumers.CAUSE.id
+_SHARED = full_worker_on_shared_listener.CAUSE.id
+_NO_LIMIT = no_limit_met.CAUSE.id
 
 _DIES_WITHIN_S = 2.0
 """What a runtime does between the refusal and its end: it writes a report."""
@@ -137,17 +80,13 @@ def find_binding(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
     return min(explaining, key=lambda f: (f.first_s, -f.explained_count), default=None)
 
 
-_NO_LIMIT = "no-limit-met"
-_HARMLESS = (_NO_LIMIT, "accept-imbalance")
-
-
 def _first_met(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
     """Of a run that only watched: the first limit that turned clients away, else that did harm.
 
     There is no target to miss and no client's record. docs/design/0007-watching.md has the reasons.
     """
     own = [f for f in findings if origin_of(signs, f, findings) is None]
-    harming = [f for f in own if f.cause not in _HARMLESS and f.severity != "info"]
+    harming = [f for f in own if not CATALOGUE[f.cause].is_harmless and f.severity != "info"]
     hitting = [f for f in harming if f.explained_count > 0]
     nothing = [f for f in findings if f.cause == _NO_LIMIT]
     candidates = hitting or harming or nothing
@@ -156,9 +95,9 @@ def _first_met(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
 
 def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Finding | None:
     """The finding that this one follows from, None when it stands for itself."""
-    for cause in FOLLOWS_FROM.get(finding.cause, ()):
+    grows = CATALOGUE[finding.cause].grows_into_it
+    for cause in origins_of(CATALOGUE[finding.cause]):
         for other in findings:
-            grows = finding.cause in _GROWS_INTO
             since_s = finding.last_s if grows else finding.first_s
             late_s = _UNTIL_IT_IS_SAID_S if grows else _TOLERANCE_S
             late_s = _BETWEEN_LOOKS_S if cause == _SLOW else late_s
@@ -176,7 +115,8 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
                     _is_server_error(finding) or _is_refusal_of(finding, other)
                 ):
                     continue
-                is_own = cause in _SLOWS_ACCEPT or finding.cause == "worker-blocked"
+                is_own = CATALOGUE[cause].effect is Effect.SLOWS_ACCEPT
+                is_own = is_own or finding.cause == "worker-blocked"
                 if is_own and not _is_same(finding, other):
                     continue
                 if _SHARED in (finding.cause, cause):
@@ -222,7 +162,7 @@ def _died_of(signs: Signs, crash: Finding, other: Finding) -> bool:
     """That very process was killed for memory, met EMFILE, or was refused what it needed."""
     if other.cause == "memory-exhausted":
         return _was_killed_for_memory(signs, crash)
-    if other.cause in _AT_LIMIT:
+    if CATALOGUE[other.cause].effect is Effect.FILLS_DESCRIPTORS:
         return _was_at_limit(signs, crash)
     is_soon = crash.first_s <= other.last_s + _DIES_WITHIN_S
     return is_soon and crash.subject.pid == other.subject.pid

@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence import Finding, Quote, Side, capitalised, sentence_of
-from analysis.findings import no_limit_met
+from analysis.findings import CATALOGUE, no_limit_met
 from analysis.frames.probe_trust import ProbeTrust
 from analysis.frames.run_view import RunView
 from analysis.ladder.ladder import Rung, layout_wall, next_wall
@@ -105,7 +105,7 @@ def conclude(
     # What decides between rivals is a run of ours; nobody repeats what real clients did.
     rivals = () if view.is_attached else alternatives(findings)
     unseen: tuple[str, ...] = ()
-    if binding.cause == no_limit_met.CAUSE:
+    if binding.cause == no_limit_met.CAUSE.id:
         unseen = ProbeTrust(view).unseen(no_limit_met.DECIDING_TABLES)
     return Verdict(
         cause=binding.cause,
@@ -148,7 +148,7 @@ def _remedy(binding: Finding) -> str:
     if binding.cause in GOOD_CAUSES or not binding.fix:
         return ""
     is_leak = binding.value_of("left_sockets") is not None
-    verb = "raise it with" if binding.cause in _RAISED and not is_leak else "what helps:"
+    verb = "raise it with" if CATALOGUE[binding.cause].is_raised and not is_leak else "what helps:"
     return f"{verb} {binding.fix[0].command}"
 
 
@@ -161,14 +161,6 @@ def _doubt(rivals: Sequence[Alternative]) -> str:
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-_RAISED = (
-    "fd-limit-process",
-    "fd-limit-system",
-    "ephemeral-ports-exhausted",
-    "bind-ports-exhausted",
-)
 
 
 def _without_cause(view: RunView, wall: str, said: tuple[Quote, ...]) -> Verdict:

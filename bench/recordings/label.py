@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.causes import CAUSES, GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
+from analysis.causes import CAUSE_IDS, GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
 from harness.matrix.scenario import Expectation, Row
 from probes.contract.errors import RunDirError
 
@@ -44,7 +44,7 @@ class Provoked:
     """One cause that the run was made to have.
 
     Attributes:
-        cause: An id of ``analysis.causes.CAUSES``, or another word where the catalogue has none.
+        cause: An id of ``analysis.causes.CAUSE_IDS``, or another word where the catalogue has none.
         side: Whose limit it is, '' for any.
         role: Role of its process, '' for any.
         worker: Number of that within its role, -1 for any.
@@ -107,7 +107,7 @@ class Label:
     @property
     def is_outside(self) -> bool:
         """The catalogue has no word for what was done: the verdict must say that it cannot tell."""
-        return any(root.cause not in CAUSES for root in self.roots)
+        return any(root.cause not in CAUSE_IDS for root in self.roots)
 
     def to_json(self) -> str:
         """The file's text."""
@@ -149,7 +149,7 @@ def _check(label: Label, path: Path) -> None:
         each.cause for each in label.provoked
     }
     followers = {each.cause for each in label.provoked} - roots
-    unknown |= {*followers, *label.may, *label.never} - {*CAUSES}
+    unknown |= {*followers, *label.may, *label.never} - CAUSE_IDS
     if unknown or label.group not in (*GROUPS, *HARD.values()):
         wrong = ", ".join(sorted(unknown)) or label.group
         raise RunDirError(f"{path}: {wrong} makes no sense", fix="correct it")

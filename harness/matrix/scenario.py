@@ -35,7 +35,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.causes import CAUSES, INTERRUPTED, NOT_EXPLAINED
+from analysis.causes import CAUSE_IDS, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence_kinds import BESIDE_THE_RUN
 from probes.contract.errors import UsageError
 
@@ -232,12 +232,12 @@ def _row(raw: dict[str, Any], where: str) -> Row:
     expect = dict(raw.pop("expect", {}))
     also, may = (tuple(expect.pop(key, ())) for key in ("also", "may"))
     expectation = Expectation(**expect, also=also, may=may)
-    known = {*CAUSES, NOT_EXPLAINED, INTERRUPTED, ""}
+    known = {*CAUSE_IDS, NOT_EXPLAINED, INTERRUPTED, ""}
     for cause in (expectation.cause, expectation.named, *expectation.also, *expectation.may):
         if cause not in known:
             raise UsageError(
                 f"{where}, row {row_id}: {cause!r} is no cause",
-                fix="the ids are those of analysis/causes.py",
+                fix="the ids are those of docs/reference/causes.md",
             )
     return Row(
         id=row_id,

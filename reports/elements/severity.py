@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from analysis.causes import CAUSES, GOOD_CAUSES
+from analysis.causes import GOOD_CAUSES
 from analysis.evidence import Finding
+from analysis.findings import CATALOGUE
 from analysis.frames.run_words import RunWords
 
 _WORDS = {
@@ -16,5 +17,5 @@ _WORDS = {
 def severity_words(finding: Finding, words: RunWords) -> str:
     """What it did to the run: ``stopped the run``, ``did harm``."""
     if finding.cause in GOOD_CAUSES:
-        return CAUSES[finding.cause]
+        return CATALOGUE[finding.cause].line
     return words.binding if finding.severity == "binding" else _WORDS[finding.severity]

@@ -11,8 +11,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from analysis.causes import CAUSES, GOOD_CAUSES
+from analysis.causes import GOOD_CAUSES
 from analysis.evidence import Finding, times
+from analysis.findings import CATALOGUE
 from analysis.frames.run_words import RunWords, is_watched, words_of
 from analysis.ladder.ladder import Rung
 from analysis.ladder.rung import PLAN
@@ -41,7 +42,7 @@ def to_markdown(summary: Summary) -> str:
 def _lines(summary: Summary) -> Iterator[str]:
     run, verdict = summary.run, summary.verdict
     reached = verdict.cause in GOOD_CAUSES
-    title = CAUSES[verdict.cause] if reached else escaped(verdict.cause)
+    title = CATALOGUE[verdict.cause].line if reached else escaped(verdict.cause)
     yield f"### connscope: {title}"
     yield ""
     yield f"**{escaped(verdict.sentence)}**"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.causes import CAUSES
+from analysis.findings import CATALOGUE
 from analysis.matrix.confusion import Confusion, ConfusionRow
 from analysis.matrix.matrix import RowResult
 from reports.elements import formatting
@@ -68,7 +68,7 @@ def diagnosis(
 def _not_provoked(table: Confusion) -> list[str]:
     """The causes of the catalogue that no row provokes, so that nobody takes them for tested."""
     provoked = {row.provoked for row in table.rows}
-    left = [f"- `{cause}`: {meaning}" for cause, meaning in CAUSES.items() if cause not in provoked]
+    left = [f"- `{c.id}`: {c.line}" for c in CATALOGUE.values() if c.id not in provoked]
     if not left:
         return []
     return [

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.causes import CAUSES, GOOD_CAUSES
+from analysis.causes import GOOD_CAUSES
 from analysis.evidence import Finding, Quote, sentence_of, times
+from analysis.findings import CATALOGUE
 from analysis.frames.run_words import RunWords
 from analysis.ladder.ladder import Rung
 from analysis.ladder.rung import HARDWARE, PLAN, SETTING
@@ -53,7 +54,7 @@ def verdict_section(view: View) -> dict[str, Any]:
     badge = "Target reached" if reached else "A limit was met"
     if verdict.cause == "no-limit-met":
         badge = "No limit was met while watching"
-    if verdict.cause not in CAUSES:
+    if verdict.cause not in CATALOGUE:
         badge = "Target missed, cause not explained"
     fixes = [{"command": f.command, "effect": f.effect} for f in named.fix] if named else []
     facts: list[tuple[str, str]] = []
@@ -244,7 +245,7 @@ def _finding(finding: Finding, number: int, words: RunWords) -> dict[str, Any]:
     )
     return {
         "cause": finding.cause,
-        "meaning": sentence_of((CAUSES.get(finding.cause, ""),)),
+        "meaning": sentence_of((CATALOGUE[finding.cause].line,)),
         "severity": finding.severity,
         "tone": "good" if finding.cause in GOOD_CAUSES else finding.severity,
         "severity_words": severity_words(finding, words),

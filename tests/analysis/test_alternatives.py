@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from analysis.causes import CAUSES
+from analysis.causes import CAUSE_IDS
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.frames.run_view import RunView
 from analysis.verdict.alternatives import alternatives, how_to_decide, tolerance_s
@@ -93,8 +93,8 @@ def test_a_sample_is_as_late_as_its_period():
 
 
 def test_every_pair_has_something_that_decides():
-    for one in CAUSES:
-        for other in CAUSES:
+    for one in CAUSE_IDS:
+        for other in CAUSE_IDS:
             assert how_to_decide(one, other) == how_to_decide(one, other).strip() != ""
     pair = how_to_decide("fd-limit-process", "fd-limit-system")
     assert pair == how_to_decide("fd-limit-system", "fd-limit-process")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.causes import CAUSES
+from analysis.causes import CAUSE_IDS
 from analysis.evidence import EVIDENCE_KEYS, Evidence, Finding, Fix, Subject
 from analysis.evidence_kinds import EVIDENCE_KINDS, ID
-from analysis.findings import FINDERS
+from analysis.findings import CATALOGUE, MODULES, origins_of
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = Evidence("descriptors_open", 1009, "processes", 2.3)
@@ -214,9 +214,11 @@ def test_a_subject_in_words(subject, text):
 def test_one_module_for_each_cause_that_can_be_named():
     folder = ROOT / "analysis" / "findings"
     paths = list(folder.rglob("[a-z]*.py"))
-    modules = {path.stem.replace("_", "-") for path in paths}
-    assert modules <= set(CAUSES)
-    assert {f.__module__.rpartition(".")[2].replace("_", "-") for f in FINDERS} == modules
+    assert set(CATALOGUE) == CAUSE_IDS
+    assert len(MODULES) == len(paths)
+    for module in MODULES:
+        assert module.__name__.rpartition(".")[2].replace("_", "-") == module.CAUSE.id
+        assert CATALOGUE.keys() >= {*origins_of(module.CAUSE), *module.CAUSE.decide_between}
     for path in paths:
         head = path.read_text().split('"""')[1]
         assert re.match(rf"``{path.stem.replace('_', '-')}``: ", head), path

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from analysis.causes import CAUSES, GOOD_CAUSES
+from analysis.causes import CAUSE_IDS, GOOD_CAUSES
 from bench.recordings import catalogue, label
 from bench.recordings.label import Provoked
 from harness.matrix import scenario
@@ -112,4 +112,4 @@ def test_every_cause_that_is_provoked_anew_is_recorded_too():
     provoked = {p.cause for each in RECORDINGS.values() for p in each.label.provoked}
     rows = scenario.load("every-cause").rows
     assert provoked >= {row.expect.named or row.expect.cause for row in rows} - {*GOOD_CAUSES}
-    assert provoked & set(CAUSES)
+    assert provoked & CAUSE_IDS

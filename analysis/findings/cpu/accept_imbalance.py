@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings.cpu import worker_blocked
 from analysis.findings.descriptors import accept_spin
@@ -25,6 +26,12 @@ from analysis.findings.queues import accept_queue_overflow
 from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="accept-imbalance",
+    line="connections are unevenly spread over the workers",
+    is_harmless=True,
+)
 
 _LEAST_SIGMAS = 6.0
 _LEAST_TIMES_OTHERS = 3.0
@@ -185,7 +192,7 @@ def _finding(signs: Signs, spread: Spread, live: pd.DataFrame) -> Finding:
         "(three standard deviations of the hash)"
     )
     return Finding(
-        cause="accept-imbalance",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

@@ -19,11 +19,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings.ports import port_search_cost
 from analysis.frames.cpu import wants_full_core
 from analysis.frames.run_view import RunView
 from analysis.signs.signs import EADDRINUSE, EADDRNOTAVAIL, EMFILE, ENFILE, ETIMEDOUT, Signs
+
+CAUSE = Cause(
+    id="client-is-the-limit",
+    line="the load generator, not the server, is out",
+    decide="profile-run with twice the --clients: what is left is the server",
+)
 
 _NAMED_ERRNOS = (EMFILE, ENFILE, EADDRINUSE, EADDRNOTAVAIL, 105, 12)
 """Of these (105 ENOBUFS, 12 ENOMEM) each has a cause of its own."""
@@ -193,7 +200,7 @@ def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding 
     else:
         harm = f"its connections came {until_s - theirs_s:.1f} s after those of its siblings"
     return Finding(
-        cause="client-is-the-limit",
+        cause=CAUSE.id,
         severity="warning",
         side="client",
         subject=subject,

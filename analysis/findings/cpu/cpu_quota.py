@@ -14,12 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
 from analysis.findings.descriptors import accept_spin
 from analysis.server.control_group import cpu_quota_command, owner_of
 from analysis.signs.memory import until_stop
 from analysis.signs.signs import Signs
 from analysis.stats.spans import runs_of
+
+CAUSE = Cause(
+    id="cpu-quota",
+    line="the CPU quota of a control group stops the server",
+    effect=Effect.SLOWS_ACCEPT,
+    decide="cat cpu.stat of its control group while it stalls: does nr_throttled grow",
+)
 
 _LEAST_SHARE = 0.25
 _LEAST_S = 0.9
@@ -146,7 +154,7 @@ def _finding(signs: Signs, span: Throttling) -> Finding:
     idle = "" if host_pct is None else f", while the host's cores were busy to {host_pct:.0f} %"
     name = str(subject)
     return Finding(
-        cause="cpu-quota",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

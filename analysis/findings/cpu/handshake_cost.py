@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised, connections_text, side_of_role
 from analysis.findings.cpu import keepalive_storm
 from analysis.findings.descriptors import accept_spin
@@ -36,6 +37,15 @@ from analysis.stacks.handshake_work import (
 from analysis.stacks.hot_function import own_function
 from analysis.stats.remembered import remembered
 from analysis.stats.spans import runs_of
+
+CAUSE = Cause(
+    id="handshake-cost",
+    line="handshakes take the whole core of the thread that makes them",
+    effect=Effect.SLOWS_ACCEPT,
+    follows_from=("cpu-quota",),
+    fills_a_core=True,
+    decide="profile-run --ramp at the rate that it makes: what is left is another limit",
+)
 
 _FULL_PCT = 80.0
 _LEAST_S = 0.9
@@ -302,7 +312,7 @@ def _finding(signs: Signs, span: _Span) -> Finding:
         rate = "their clients left before one was made"
         how = f"made none before their clients left, at {span.cpu_pct:.0f} % of a core"
     return Finding(
-        cause="handshake-cost",
+        cause=CAUSE.id,
         severity="warning",
         side=side_of_role(subject.role),
         subject=subject,

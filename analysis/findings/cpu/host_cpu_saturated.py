@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.evidence_kinds import BESIDE_THE_RUN
 from analysis.findings.cpu import (
@@ -37,6 +38,17 @@ from analysis.frames.run_view import Floats, Phase
 from analysis.signs.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_busy_between
 from analysis.signs.signs import Signs
 from probes.contract.schema import SERVER_ROLES
+
+CAUSE = Cause(
+    id="host-cpu-saturated",
+    line="no core is free",
+    decide="the same run on more cores, or with clients on another machine",
+    decide_between={
+        "client-is-the-limit": (
+            "profile-run --probes full: a client that waits for a core has run-queue latency"
+        ),
+    },
+)
 
 _COVERED = 0.6
 _TOLD_STEAL_PCT = 1.0
@@ -257,7 +269,7 @@ def _finding(
     if foreign:
         most, most_pct = max((_BESIDE, others_pct), (_STOLEN, stolen_pct), key=lambda of: of[1])
     return Finding(
-        cause="host-cpu-saturated",
+        cause=CAUSE.id,
         severity="warning",
         side="host",
         subject=Subject(),

@@ -16,12 +16,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings.descriptors import accept_spin
 from analysis.findings.queues import accept_queue_overflow
 from analysis.frames.cpu import wants_full_core
 from analysis.signs.signs import Signs
 from analysis.stats.spans import runs_of
+
+CAUSE = Cause(
+    id="hot-acceptor",
+    line="one process accepts for all and is full",
+    effect=Effect.SLOWS_ACCEPT,
+    fills_a_core=True,
+    decide="profile-run --accept reuseport: what is left is not the acceptor",
+)
 
 """As for a hot worker (``analysis.signs.hot_worker``): what shares a core never has all of it, and
 its workers' idleness tells whether that is a wall."""
@@ -169,7 +178,7 @@ def _finding(signs: Signs, hot: _Hot) -> Finding:
     confidence, missing = signs.trust("process_samples", "live_samples")
     workers = len(view.who[view.who["role"] == "server"])
     return Finding(
-        cause="hot-acceptor",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

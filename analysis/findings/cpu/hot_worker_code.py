@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings.cpu import (
     handshake_cost,
@@ -38,6 +39,23 @@ from analysis.stacks.runtime_frames import (
     naming_advice,
 )
 from probes.contract.schema import SERVER_ROLES
+
+CAUSE = Cause(
+    id="hot-worker-code",
+    line="one worker is at 100 % in its own code",
+    effect=Effect.SLOWS_ACCEPT,
+    follows_from=("cpu-quota",),
+    fills_a_core=True,
+    decide="py-spy top --pid PID of the worker: which function holds the core",
+    decide_between={
+        "host-cpu-saturated": (
+            "profile-run --probes full: run-queue latency is high for all, or CPU for one alone"
+        ),
+        "worker-blocked": (
+            "py-spy dump --pid PID of the worker, twice: running or waiting in the same place"
+        ),
+    },
+)
 
 _LEAST_WITHOUT_FUNCTION_S = 2.0
 """So long a watched worker is at a full core before that alone is called its limit."""
@@ -184,7 +202,7 @@ def _finding(
     harm = f"; {hiccup.harm}" if hiccup is not None else ""
     spent_s = cpu_pct / 100 * (until_s - since_s)
     return Finding(
-        cause="hot-worker-code",
+        cause=CAUSE.id,
         severity="warning",
         side=side_of_role(subject.role),
         subject=subject,

@@ -14,11 +14,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.frames.keepalive import PingWork, fleet_cpu_pct, ping_work
 from analysis.frames.run_view import RunView
 from analysis.signs.signs import MOST_MESSAGE_CPU_US, Signs
 from analysis.signs.watched_keepalive import WatchedKeepalives, watched_keepalives
+
+CAUSE = Cause(
+    id="keepalive-storm",
+    line="pings to all connections fill a core",
+    effect=Effect.SLOWS_ACCEPT,
+    fills_a_core=True,
+    decide="profile-run --keepalive off: what is left is not keep-alives",
+)
 
 _FULL_PCT = 85.0
 _LEAST_DUTY = 0.25
@@ -106,7 +115,7 @@ def _finding(signs: Signs, work: list[PingWork], full: list[Evidence]) -> Findin
         due_per_s = sum(w.due_per_s for w in work)
         behind = f" It falls behind: {sent_per_s:,.0f} of the {due_per_s:,.0f} due a second go out."
     return Finding(
-        cause="keepalive-storm",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,
@@ -160,7 +169,7 @@ def _of_watched(signs: Signs, watched: WatchedKeepalives) -> Finding:
         Evidence("message_interval", watched.interval_s, "socket_traffic"),
     )
     return Finding(
-        cause="keepalive-storm",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings.cpu import handshake_cost, keepalive_storm
 from analysis.findings.descriptors import accept_spin
@@ -25,6 +26,13 @@ from analysis.frames.socket_traffic import Traffic, traffic_between
 from analysis.signs.signs import MOST_MESSAGE_CPU_US, Signs
 from analysis.stats.remembered import remembered
 from analysis.stats.spans import runs_of
+
+CAUSE = Cause(
+    id="message-amplification",
+    line="each message goes to all, and what goes out fills a core",
+    effect=Effect.SLOWS_ACCEPT,
+    fills_a_core=True,
+)
 
 _LEAST_OUT_PER_IN = 8.0
 _LEAST_CONNECTIONS = 10
@@ -282,7 +290,7 @@ def _finding(signs: Signs, found: Amplified) -> Finding:
         )
     lost = view.connections["is_lost"] & (view.connections["closed_s"] >= found.since_s)
     return Finding(
-        cause="message-amplification",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.findings.server import own_limit, waits_for_slot
 from analysis.server import fates
@@ -27,6 +28,17 @@ from analysis.signs.full_processes import is_server_full
 from analysis.signs.signs import Signs
 from analysis.stacks.function_shares import function_name
 from probes.contract.schema import SERVER_ROLES
+
+CAUSE = Cause(
+    id="worker-blocked",
+    line="a worker's event loop stands still off the CPU",
+    effect=Effect.SLOWS_ACCEPT,
+    follows_from=(
+        Effect.STOPS_SERVING,
+        "cpu-quota",
+    ),
+    decide="cat /proc/PID/wchan of the worker while its loop stands still",
+)
 
 _LEAST_S = 1.0
 _LEAST_SHARE = 0.25
@@ -432,7 +444,7 @@ def _finding(signs: Signs, block: _Block, halted: tuple[int, ...] = ()) -> Findi
             f"strace -f -T -p {block.pid}  # in the next run: the call in which nobody is accepted"
         )
     return Finding(
-        cause="worker-blocked",
+        cause=CAUSE.id,
         severity="info" if is_short else "warning",
         side=side_of_role(subject.role),
         subject=subject,

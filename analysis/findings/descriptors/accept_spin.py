@@ -23,6 +23,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.frames.cpu import wants_full_core
 from analysis.server.nofile_setting import lasting_limit_command
@@ -36,6 +37,13 @@ from analysis.stacks.accept_caller import (
 )
 from analysis.stats.remembered import remembered
 from analysis.stats.spans import runs_of
+
+CAUSE = Cause(
+    id="accept-spin",
+    line="a full worker calls accept4 for ever without progress",
+    follows_from=(Effect.FILLS_DESCRIPTORS,),
+    fills_a_core=True,
+)
 
 _SPIN_PER_S = 10_000
 _SPIN_WITH_SHARE_PER_S = 2_000
@@ -205,7 +213,7 @@ def _finding(
         where = where or f" {most.share_pct:.0f} % of its samples are in {most.function}."
     name = str(subject)
     return Finding(
-        cause="accept-spin",
+        cause=CAUSE.id,
         severity="warning",
         side=side_of_role(subject.role),
         subject=subject,

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import (
     Evidence,
     Finding,
@@ -32,6 +33,29 @@ from analysis.server.nofile_setting import lasting_limit_command, raised_where_i
 from analysis.signs.full_processes import full_processes
 from analysis.signs.signs import EMFILE, Signs
 from probes.contract.schema import SERVER_ROLES
+
+CAUSE = Cause(
+    id="fd-limit-process",
+    line="a process is at its descriptor limit (RLIMIT_NOFILE)",
+    effect=Effect.FILLS_DESCRIPTORS,
+    follows_from=("full-worker-on-shared-listener",),
+    is_raised=True,
+    decide="profile-run with twice the --nofile: what is left is not that limit",
+    decide_between={
+        "fd-limit-system": "profile-run with twice the --nofile: EMFILE goes away, ENFILE stays",
+        "hot-worker-code": (
+            "profile-run with twice the --nofile: a full worker then accepts, a hot one still"
+            " does not"
+        ),
+        "worker-blocked": (
+            "profile-run with twice the --nofile: a full worker then accepts, a blocked one "
+            "does not"
+        ),
+        "accept-queue-overflow": (
+            "profile-run with twice the --nofile: overflows that stay are those of a slow accept"
+        ),
+    },
+)
 
 _LEAST_TRYING_S = 0.5
 _LEFT_LEAST_COUNT, _LEFT_LEAST_PCT = 20, 25.0
@@ -111,7 +135,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         + others
     )
     return Finding(
-        cause="fd-limit-process",
+        cause=CAUSE.id,
         severity="warning",
         side=side_of_role(subject.role),
         subject=subject,

@@ -14,8 +14,17 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, Subject, times
 from analysis.signs.signs import ENFILE, Signs
+
+CAUSE = Cause(
+    id="fd-limit-system",
+    line="the host's file table is full (fs.file-max)",
+    effect=Effect.FILLS_DESCRIPTORS,
+    is_raised=True,
+    decide="cat /proc/sys/fs/file-nr while it fails: at fs.file-max or below",
+)
 
 _FULL_SHARE = 0.98
 """file-nr sums per-CPU counters approximately; the check itself is exact."""
@@ -71,7 +80,7 @@ def _finding(signs: Signs, refused: pd.DataFrame, used: int, most: int) -> Findi
     other = max(0, used - 2 * view.peak_count)
     new = max(2 * most, other + 2 * wanted)
     return Finding(
-        cause="fd-limit-system",
+        cause=CAUSE.id,
         severity="warning",
         side="host",
         subject=Subject(),

@@ -15,10 +15,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.server.nofile_setting import lasting_limit_command
 from analysis.signs import watched_full_worker
 from analysis.signs.signs import EMFILE, Signs
+
+CAUSE = Cause(
+    id="full-worker-on-shared-listener",
+    line="one worker is full while its sibling has room",
+    follows_from=(Effect.FILLS_DESCRIPTORS,),
+)
 
 _ROOM_PART = 0.01
 """Room that is certain although counts are interpolated: this part of a worker's capacity."""
@@ -150,7 +157,7 @@ def _finding(signs: Signs, full: _Full) -> Finding:
     share = capacity / max(1, total)
     needed = int(np.ceil(1.05 * share * wanted)) + 64
     return Finding(
-        cause="full-worker-on-shared-listener",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

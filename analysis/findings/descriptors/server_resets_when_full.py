@@ -11,11 +11,21 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.server.nofile_setting import lasting_limit_command
 from analysis.signs.accept_outcomes import CLOSED_LEAST_SHARE, refused_at_once, resets_sent
 from analysis.signs.signs import EMFILE, Signs
 from probes.contract.schema import SERVER_ROLES
+
+CAUSE = Cause(
+    id="server-resets-when-full",
+    line="a full server accepts and closes at once",
+    follows_from=(
+        "full-worker-on-shared-listener",
+        Effect.FILLS_DESCRIPTORS,
+    ),
+)
 
 _LEAST_EMFILE_SHARE = 0.01
 """libuv gives up its reserve once, then accepts and closes until the queue is empty
@@ -47,7 +57,7 @@ def find(signs: Signs) -> list[Finding]:
     name = str(subject)
     return [
         Finding(
-            cause="server-resets-when-full",
+            cause=CAUSE.id,
             severity="warning",
             side=side_of_role(subject.role),
             subject=subject,
@@ -107,7 +117,7 @@ def _seen_from_the_server(signs: Signs, emfile: pd.DataFrame, full_s: float) -> 
     confidence, missing = signs.trust("failing_syscalls", "tcp_resets")
     return [
         Finding(
-            cause="server-resets-when-full",
+            cause=CAUSE.id,
             severity="warning",
             side=side_of_role(subject.role),
             subject=subject,

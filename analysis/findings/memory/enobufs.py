@@ -10,9 +10,20 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, capitalised, times
 from analysis.signs.memory import ENOBUFS, until_stop
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="enobufs",
+    line="the kernel could not get a buffer or object",
+    follows_from=(
+        "memory-exhausted",
+        "neighbour-table-full",
+    ),
+    decide="profile-run --probes full: which allocation fails, by the stack of the call",
+)
 
 _SENDS = ("sendmsg", "sendmmsg", "sendto", "write", "writev")
 
@@ -81,7 +92,7 @@ def _finding(signs: Signs, syscall: str, rows: pd.DataFrame) -> Finding:
     name = capitalised(name)
     fix = _FIXES.get("sendmsg" if syscall == "sendmmsg" else syscall, _MEMORY_FIX)
     return Finding(
-        cause="enobufs",
+        cause=CAUSE.id,
         severity="warning",
         side=str(first["side"]),  # type: ignore[arg-type]  # of side_of_role
         subject=subject,

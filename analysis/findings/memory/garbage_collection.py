@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised, side_of_role
 from analysis.frames.cpu import df_flame
 from analysis.signs.full_processes import is_server_full
@@ -20,6 +21,19 @@ from analysis.stacks.collector_frames import Collecting, describe_collecting
 from analysis.stacks.runtime_frames import naming_advice, node_script
 from analysis.stats.remembered import remembered
 from probes.contract.schema import SERVER_ROLES
+
+CAUSE = Cause(
+    id="garbage-collection",
+    line="the runtime's collector takes the core",
+    effect=Effect.SLOWS_ACCEPT,
+    follows_from=(
+        "runtime-heap-limit",
+        "slow-consumers",
+    ),
+    grows_into_it=True,
+    fills_a_core=True,
+    decide="profile-run --gc off: what is left is not the collector",
+)
 
 _LEAST_SHARE = 0.4
 """Python's own collector takes under 0.1 % of a healthy worker, V8's and Go's 5 to 25 % by design
@@ -102,7 +116,7 @@ def _finding(signs: Signs, pid: int, time: CollectorTime) -> Finding:
     of = "" if table == "live_samples" else "its CPU time in "
     spent = f"{time.share_pct:.0f} % of {of}{until_s - since_s:.1f} s"
     return Finding(
-        cause="garbage-collection",
+        cause=CAUSE.id,
         severity="warning",
         side=side_of_role(subject.role),
         subject=subject,

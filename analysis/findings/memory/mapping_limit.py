@@ -12,10 +12,17 @@ clone.
 
 from __future__ import annotations
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.signs.memory import ENOMEM, until_stop
 from analysis.signs.met_limits import MAPPINGS, MetLimit, met_limit, refused, wanted_count
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="mapping-limit",
+    line="a limit on mappings or address space refuses memory that is free",
+    decide="wc -l /proc/PID/maps of the worker against vm.max_map_count",
+)
 
 _CALLS = ("mmap", "mmap2", "mprotect", "mremap", "munmap", "brk", "clone", "clone3", "madvise")
 
@@ -69,7 +76,7 @@ def _finding(
     name = capitalised(str(subject))
     whose = f"the {size} of {limit.name}" if limit.is_bytes else f"the {size} {limit.name}"
     return Finding(
-        cause="mapping-limit",
+        cause=CAUSE.id,
         severity="warning",
         side="host" if limit.limit == "host_commit_bytes" else "server",
         subject=subject,

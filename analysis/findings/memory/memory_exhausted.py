@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, times
 from analysis.findings.memory import mapping_limit
 from analysis.signs.memory import ENOMEM, rise, until_stop
@@ -33,6 +34,13 @@ from analysis.signs.oom_victims import (
     victims,
 )
 from analysis.signs.signs import ENFILE, Signs
+
+CAUSE = Cause(
+    id="memory-exhausted",
+    line="the host or its cgroup is out of memory",
+    follows_from=("slow-consumers",),
+    decide="dmesg | grep -i oom, and memory.events of the cgroup",
+)
 
 _NETWORK = (
     "accept4",
@@ -176,7 +184,7 @@ def _finding(signs: Signs, shortage: _Shortage) -> Finding:
             "had memory available",
         )
     return Finding(
-        cause="memory-exhausted",
+        cause=CAUSE.id,
         severity="warning",
         side="host",
         subject=Subject(),

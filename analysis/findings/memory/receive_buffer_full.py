@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, Side, Subject, capitalised
 from analysis.signs.memory import (
     gave_up,
@@ -21,6 +22,16 @@ from analysis.signs.memory import (
     zero_windows,
 )
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="receive-buffer-full",
+    line="one socket's own receive buffer is full",
+    follows_from=(
+        "slow-consumers",
+        "tcp-memory-pressure",
+        Effect.SLOWS_ACCEPT,
+    ),
+)
 
 _LASTING_S = 1.0
 """A worker whose turn is long opens its windows within one turn: tens of ms in loaded runs."""
@@ -63,7 +74,7 @@ def find(signs: Signs) -> list[Finding]:
     lost = lost_to_full_buffers(view)
     return [
         Finding(
-            cause="receive-buffer-full",
+            cause=CAUSE.id,
             severity="warning",
             side=side,
             subject=subject,

@@ -16,6 +16,7 @@ import shlex
 import signal
 from typing import NamedTuple
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
 from analysis.frames.run_view import RunView, server_cmd
 from analysis.server.process_ends import ProcessEnd
@@ -24,6 +25,17 @@ from analysis.signs.memory import until_stop
 from analysis.signs.signs import Signs
 from analysis.stacks.collector import CollectorTime, collector_time
 from probes.contract.schema import SERVER_ROLES
+
+CAUSE = Cause(
+    id="runtime-heap-limit",
+    line="the heap of the server's runtime is full",
+    follows_from=(
+        "slow-consumers",
+        "mapping-limit",
+        "memory-exhausted",
+    ),
+    decide="the run again with twice the heap: what is left is not the heap",
+)
 
 _ABORTS = (signal.SIGABRT, signal.SIGTRAP, signal.SIGILL)
 _ABORT_STATUSES = (134, 133, 132, 3)
@@ -226,7 +238,7 @@ def _finding(signs: Signs, sign: _Sign) -> Finding:
         confidence = "medium"
         missing += ("its log, or words of its runtime in it",)
     return Finding(
-        cause="runtime-heap-limit",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

@@ -11,9 +11,16 @@ without standing queues, or by far more than these would have been sent. ``memor
 
 from __future__ import annotations
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
 from analysis.signs.send_queues import Growth, Room, Standing, growth, rooms, standing
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="slow-consumers",
+    line="unsent data piles up in the server for clients that do not read",
+    follows_from=("client-is-the-limit",),
+)
 
 _NAMED_COUNT = 3
 _FLAT_LEAST_S = 10.0
@@ -78,7 +85,7 @@ def _finding(signs: Signs, span: Standing, grown: Growth | None) -> Finding:
     if held == span.socket_count == 1:
         which = "its only connection, whose client does not read"
     return Finding(
-        cause="slow-consumers",
+        cause=CAUSE.id,
         severity="warning" if grown is not None else "info",
         side="server",
         subject=subject,

@@ -14,10 +14,24 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.frames.failures import drops_of_run
 from analysis.signs.memory import counter, gave_up, lost_to_full_buffers, rise, until_stop
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="tcp-memory-pressure",
+    line="TCP as a whole is over tcp_mem",
+    follows_from=("slow-consumers",),
+    decide="cat /proc/net/sockstat while it stalls: mem against net.ipv4.tcp_mem",
+    decide_between={
+        "receive-buffer-full": (
+            "cat /proc/net/sockstat against net.ipv4.tcp_mem: below its second value it is "
+            "one socket"
+        ),
+    },
+)
 
 _COUNTERS = {
     "TcpExtTCPRcvQDrop": "segments_dropped",
@@ -80,7 +94,7 @@ def find(signs: Signs) -> list[Finding]:
     refused = events_count if view.is_attached else lost
     return [
         Finding(
-            cause="tcp-memory-pressure",
+            cause=CAUSE.id,
             severity="warning",
             side="host",
             subject=Subject(),

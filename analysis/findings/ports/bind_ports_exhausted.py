@@ -13,9 +13,17 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.frames.ports import by_source
 from analysis.signs.signs import EADDRINUSE, Signs
+
+CAUSE = Cause(
+    id="bind-ports-exhausted",
+    line="no local port is left at bind",
+    is_raised=True,
+    decide="profile-run --bind late: what is left is not the ports of bind",
+)
 
 _FULL_SHARE = 0.98
 
@@ -65,7 +73,7 @@ def _finding(signs: Signs, refused: pd.DataFrame) -> Finding:
             f"them had room for {size - fullest:,} more, had connect chosen the port."
         )
     return Finding(
-        cause="bind-ports-exhausted",
+        cause=CAUSE.id,
         severity="warning",
         side="client",
         subject=subject if subject.role else Subject("client"),

@@ -12,10 +12,23 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.frames.ports import namespace_port_range
 from analysis.signs.signs import EADDRNOTAVAIL, Signs
 from probes.contract.schema import SERVER_ROLES
+
+CAUSE = Cause(
+    id="ephemeral-ports-exhausted",
+    line="no local port is left for one destination",
+    is_raised=True,
+    decide="profile-run with twice the --source-addresses: what is left is not ports",
+    decide_between={
+        "bind-ports-exhausted": (
+            "profile-run --bind late: EADDRINUSE at bind goes away, EADDRNOTAVAIL at connect stays"
+        ),
+    },
+)
 
 _FULL_SHARE = 0.98
 
@@ -61,7 +74,7 @@ def _of_clients(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
     who = str(subject) if subject.role else "a client"
     return [
         Finding(
-            cause="ephemeral-ports-exhausted",
+            cause=CAUSE.id,
             severity="warning",
             side="client",
             subject=subject if subject.role else Subject("client"),
@@ -115,7 +128,7 @@ def _of_a_proxy(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
     ]
     return [
         Finding(
-            cause="ephemeral-ports-exhausted",
+            cause=CAUSE.id,
             severity="warning",
             side="server",
             subject=subject,

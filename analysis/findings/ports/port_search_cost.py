@@ -18,10 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
 from analysis.frames.ports import by_source
 from analysis.frames.run_view import RunView
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="port-search-cost",
+    line="connect slows as the port pool fills",
+    fills_a_core=True,
+)
 
 _SEARCH = "__inet_hash_connect|__inet6?_check_established|inet_csk_find_open_port"
 """Functions of the search, at connect and (``--bind early``) at bind."""
@@ -195,7 +202,7 @@ def _finding(
     best = min(_BEST_GROUP_COUNT, size // 2)
     addresses = max(groups + 1, -(-total // best))
     return Finding(
-        cause="port-search-cost",
+        cause=CAUSE.id,
         severity="warning",
         side="client",
         subject=subject,

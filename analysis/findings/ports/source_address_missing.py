@@ -11,8 +11,15 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.signs.signs import EADDRNOTAVAIL, Signs
+
+CAUSE = Cause(
+    id="source-address-missing",
+    line="a source address is not local to this host",
+    decide="ip -brief address: is the address there",
+)
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -54,7 +61,7 @@ def _finding(signs: Signs, refused: pd.DataFrame) -> Finding:
     others = f" and {len(by_address) - 1} more" if len(by_address) > 1 else ""
     lost = len(failed) + never_tried
     return Finding(
-        cause="source-address-missing",
+        cause=CAUSE.id,
         severity="warning",
         side="client",
         subject=subject if subject.role else Subject("client"),

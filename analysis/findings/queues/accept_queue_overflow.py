@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.signs.listen_queues import (
     Moved,
@@ -33,6 +34,25 @@ from analysis.signs.listen_queues import (
     who_dropped,
 )
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="accept-queue-overflow",
+    line="the application accepts too slowly for its backlog",
+    follows_from=(
+        Effect.STOPS_SERVING,
+        Effect.FILLS_DESCRIPTORS,
+        Effect.SLOWS_ACCEPT,
+    ),
+    decide="nstat -az TcpExtListenOverflows: does it grow with the failures",
+    decide_between={
+        "syn-backlog-overflow": (
+            "nstat -az TcpExtListenOverflows TcpExtTCPReqQFullDrop: which of them grows"
+        ),
+        "conntrack-full": (
+            "nstat -az TcpExtListenOverflows; conntrack -S: which of the two counts the lost SYNs"
+        ),
+    },
+)
 
 _OTHER_QUEUE = 10
 """So many times more drops by the other queue say that this one filled in passing: half-open
@@ -100,7 +120,7 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
     name = str(subject)
     its = f"of {name}" + (f" (backlog {backlog:,})" if backlog else "")
     return Finding(
-        cause="accept-queue-overflow",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

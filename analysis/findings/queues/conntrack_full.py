@@ -16,11 +16,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.frames.failures import drops_of_run
 from analysis.frames.run_view import RunView
 from analysis.signs.listen_queues import Moved, Stalls, moved, stall_sentence, stalls
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="conntrack-full",
+    line="the connection tracking table has no room for a new flow",
+    decide="conntrack -C against net.netfilter.nf_conntrack_max while SYNs are lost",
+)
 
 _FULL_SHARE = 0.95
 """From 95 % on the kernel evicts flows early (nf_conntrack_core.c, nf_conntrack_max95), so a table
@@ -100,7 +107,7 @@ def _finding(
     ports = [int(port) for port in (view.manifest.get("server") or {}).get("ports") or []]
     port = ports[0] if ports else "PORT"
     return Finding(
-        cause="conntrack-full",
+        cause=CAUSE.id,
         severity="warning",
         side="host",
         subject=Subject(),

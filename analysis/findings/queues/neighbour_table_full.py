@@ -12,10 +12,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.signs.listen_queues import Moved, Stalls, moved, server_drops, stall_sentence, stalls
 from analysis.signs.memory import ENOBUFS
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="neighbour-table-full",
+    line="the kernel's table of neighbours has no room for a new address",
+    decide="ip -s ntable show: does table_fulls grow while connects wait",
+)
 
 _REASON = "NEIGH_CREATEFAIL"
 _FUNCTIONS = ("ip_finish_output2", "ip6_finish_output2")
@@ -104,7 +111,7 @@ def _finding(
     wanted = 1 << (4 * most - 1).bit_length()
     at_connections = view.open_count_at(first_s)
     return Finding(
-        cause="neighbour-table-full",
+        cause=CAUSE.id,
         severity="warning",
         side="host",
         subject=Subject(),

@@ -17,10 +17,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.signs.listen_queues import moved
 from analysis.signs.memory import until_stop
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="orphans-or-time-wait",
+    line="too many closed sockets are left that no process has any more",
+    decide="nstat -az TcpExtTCPAbortOnMemory; cat /proc/net/sockstat: orphan",
+)
 
 _ORPHANS, _TIME_WAIT = "net.ipv4.tcp_max_orphans", "net.ipv4.tcp_max_tw_buckets"
 _FULL_SHARE = 0.95
@@ -73,7 +80,7 @@ def _orphans(signs: Signs) -> list[Finding]:
     lost_count = int((lost["is_lost"] & (lost["close_kind"] == "rst")).sum())
     return [
         Finding(
-            cause="orphans-or-time-wait",
+            cause=CAUSE.id,
             severity="warning",
             side="host",
             subject=Subject(),
@@ -133,7 +140,7 @@ def _time_wait(signs: Signs) -> list[Finding]:
     wanted = 1 << max(4 * most - 1, 2 * (used + over.change_count) - 1, 1).bit_length()
     return [
         Finding(
-            cause="orphans-or-time-wait",
+            cause=CAUSE.id,
             severity="info",
             side="host",
             subject=Subject(),

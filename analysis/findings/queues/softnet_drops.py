@@ -11,6 +11,7 @@ packet was looked at, and a counter of the listener or of netfilter moves. From
 
 from __future__ import annotations
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.signs.listen_queues import (
     LEAST_LATE_COUNT,
@@ -20,6 +21,12 @@ from analysis.signs.listen_queues import (
     stalls,
 )
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="softnet-drops",
+    line="a core's queue of arriving packets is full",
+    decide="cat /proc/net/softnet_stat, twice: which core's second column grows",
+)
 
 _REASON = "CPU_BACKLOG"
 _FUNCTIONS = ("enqueue_to_backlog", "netif_rx_internal", "netif_receive_skb_list_internal")
@@ -68,7 +75,7 @@ def find(signs: Signs) -> list[Finding]:
     where = f"core {core}" if core_count >= 0.6 * whole.change_count else "some cores"
     return [
         Finding(
-            cause="softnet-drops",
+            cause=CAUSE.id,
             severity="warning" if is_harm else "info",
             side="host",
             subject=Subject(),

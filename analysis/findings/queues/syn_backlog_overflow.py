@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix
 from analysis.signs.listen_queues import (
     Moved,
@@ -31,6 +32,12 @@ from analysis.signs.listen_queues import (
     who_dropped,
 )
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="syn-backlog-overflow",
+    line="the queue of half-open connections is full",
+    decide="nstat -az TcpExtTCPReqQFullDrop: does it grow with the failures",
+)
 
 _OTHER_QUEUE = 10
 """See ``accept_queue_overflow``."""
@@ -111,7 +118,7 @@ def _finding(
     full = f" ({half_open:,} of {room:,})" if room and half_open else ""
     wanted = 1 << max(room + dropped.change_count - 1, 1).bit_length()
     return Finding(
-        cause="syn-backlog-overflow",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

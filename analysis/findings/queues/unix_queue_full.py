@@ -8,11 +8,22 @@ its EAGAIN at once and answers with an error.
 
 from __future__ import annotations
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.server import fates
 from analysis.server.fates import StandingQueue
 from analysis.signs.signs import Signs
 from probes.contract.schema import SERVER_ROLES
+
+CAUSE = Cause(
+    id="unix-queue-full",
+    line="the accept queue of a Unix socket behind the server is full",
+    follows_from=(
+        Effect.STOPS_SERVING,
+        Effect.FILLS_DESCRIPTORS,
+        Effect.SLOWS_ACCEPT,
+    ),
+)
 
 _EAGAIN = 11
 
@@ -45,7 +56,7 @@ def _finding(signs: Signs, queue: StandingQueue) -> Finding:
     confidence, missing = signs.trust("unix_listeners")
     wanted = 8 * max(queue.backlog_count, 128)
     return Finding(
-        cause="unix-queue-full",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

@@ -13,11 +13,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
 from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.server.own_timeouts import name_timeout
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="backend-unavailable",
+    line="the proxy reaches nobody behind it",
+    follows_from=(
+        Effect.STOPS_SERVING,
+        "unix-queue-full",
+        Effect.SLOWS_ACCEPT,
+        Effect.FILLS_DESCRIPTORS,
+        "worker-crash",
+    ),
+)
 
 _STATUS = re.compile(r"HTTP (50[234])\b")
 _NOT_REACHED = re.compile(
@@ -175,7 +188,7 @@ def _finding(signs: Signs, found: _Unreached, status: int) -> Finding:
     confidence, missing = signs.trust(*found.tables)
     refused = len(fates.refused(view))
     return Finding(
-        cause="backend-unavailable",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=found.subject,

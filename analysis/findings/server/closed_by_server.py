@@ -15,12 +15,29 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings.server import worker_crash
 from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.server.own_timeouts import NamedTimeout, name_timeout
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="closed-by-server",
+    line="the server closes connections that were open",
+    follows_from=(
+        Effect.FILLS_DESCRIPTORS,
+        "worker-crash",
+        "worker-replaced",
+        "runtime-heap-limit",
+        "slow-consumers",
+        "memory-exhausted",
+        "tcp-memory-pressure",
+        "keepalive-storm",
+        Effect.SLOWS_ACCEPT,
+    ),
+)
 
 _CODE = re.compile(r"code (\d{4})")
 _LEAST_SHARE = 0.01
@@ -92,7 +109,7 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
     if said and not code:
         sentence = f"{name} broke the protocol on {many}, {after} the upgrade: {said}"
     return Finding(
-        cause="closed-by-server",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.frames.run_view import RunView
 from analysis.server import fates
@@ -23,6 +24,12 @@ from analysis.server.own_limits import NamedLimit, name_limit
 from analysis.signs.limit_met import met_limits
 from analysis.signs.room_left import Met, came_after, descriptors_of
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="own-limit",
+    line="the server, or what is behind it, lets in so many connections and no more",
+    effect=Effect.STOPS_SERVING,
+)
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -94,7 +101,7 @@ def _finding(signs: Signs, met: Met) -> Finding:
         confidence, missing = "medium", (met.doubt, *missing)
         limit = ", or it was told only once of several that came together"
     return Finding(
-        cause="own-limit",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

@@ -10,11 +10,18 @@ that fails is mmap with ENOMEM. EAGAIN of any other call is an answer and no lim
 
 from __future__ import annotations
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.findings.memory import mapping_limit
 from analysis.server.control_group import owner_of, tasks_command
 from analysis.signs.met_limits import TASKS, MetLimit, met_limit, refused, wanted_count
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="task-limit",
+    line="a limit on processes and threads refuses one more",
+    decide="cat pids.events of its control group, and ulimit -u of its user: which is met",
+)
 
 EAGAIN = 11
 _CALLS = ("clone", "clone3", "fork", "vfork")
@@ -68,7 +75,7 @@ def _finding(
         whose = f"the {limit.capacity:,} {_whose(limit)}"
     name = capitalised(str(subject))
     return Finding(
-        cause="task-limit",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

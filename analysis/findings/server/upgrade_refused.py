@@ -17,10 +17,25 @@ import shlex
 
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings.server.worker_crash import log_command
 from analysis.server import fates
 from analysis.signs.signs import EMFILE, Signs
+
+CAUSE = Cause(
+    id="upgrade-refused",
+    line="the server answers the handshake with something else",
+    follows_from=(
+        Effect.STOPS_SERVING,
+        "unix-queue-full",
+        Effect.SLOWS_ACCEPT,
+        "backend-unavailable",
+        "worker-crash",
+        Effect.FILLS_DESCRIPTORS,
+        "ephemeral-ports-exhausted",
+    ),
+)
 
 _STATUS = re.compile(r"HTTP (\d{3})")
 _LOCATION = re.compile(r"^HTTP 3\d\d: Location: ([^\s;]+)")
@@ -120,7 +135,7 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
     if said and not status:
         sentence = f"{name} upgraded none of {handshakes}: {said}"
     return Finding(
-        cause="upgrade-refused",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

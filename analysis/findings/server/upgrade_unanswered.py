@@ -11,11 +11,24 @@ there the process computes all the time.
 
 from __future__ import annotations
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.server import fates
 from analysis.server.thread_waits import blocking_wait
 from analysis.signs.limit_met import met_limits
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="upgrade-unanswered",
+    line="the server accepts and never answers the handshake",
+    follows_from=(
+        Effect.STOPS_SERVING,
+        "unix-queue-full",
+        Effect.SLOWS_ACCEPT,
+        "backend-unavailable",
+        "worker-crash",
+    ),
+)
 
 _LEAST_SHARE = 0.5
 
@@ -51,7 +64,7 @@ def find(signs: Signs) -> list[Finding]:
     name = capitalised(name)
     return [
         Finding(
-            cause="upgrade-unanswered",
+            cause=CAUSE.id,
             severity="warning",
             side="server",
             subject=subject,

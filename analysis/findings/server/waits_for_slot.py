@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.frames.run_view import RunView
 from analysis.server import fates
@@ -30,6 +31,16 @@ from analysis.signs.limit_met import is_harmed_by_waiting, met_limits
 from analysis.signs.room_left import unserved_count
 from analysis.signs.signs import Signs
 from analysis.stats.remembered import remembered
+
+CAUSE = Cause(
+    id="waits-for-slot",
+    line="connections are accepted, then wait for a thread, a lock or somebody else",
+    effect=Effect.STOPS_SERVING,
+    follows_from=(
+        "own-limit",
+        Effect.FILLS_DESCRIPTORS,
+    ),
+)
 
 _LATE_S = 1.0
 
@@ -162,7 +173,7 @@ def _finding(signs: Signs, each: Stuck, wait: ThreadWait | None, siblings: _Sibl
     if holder is not None:
         why += f", while one thread waits in {holder.syscall}{_what(holder)}, as it seems with it"
     return Finding(
-        cause="waits-for-slot",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

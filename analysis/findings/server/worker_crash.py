@@ -17,11 +17,27 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised, connections_text, side_of_role
 from analysis.frames.run_view import RunView, run_directory
 from analysis.server.process_ends import ASKED_TO_END, ProcessEnd
 from analysis.signs.signs import Signs
 from probes.contract.schema import SERVER_ROLES
+
+CAUSE = Cause(
+    id="worker-crash",
+    line="a worker died and its connections with it",
+    follows_from=(
+        Effect.FILLS_DESCRIPTORS,
+        "own-limit",
+        "slow-consumers",
+        "memory-exhausted",
+        "runtime-heap-limit",
+        "task-limit",
+        "mapping-limit",
+    ),
+    decide="the worker's exit status and log: did it die before or after the failures",
+)
 
 _AT_ONCE_S = 1.0
 _STARTERS = {
@@ -88,7 +104,7 @@ def _of_parent(signs: Signs, role: str, pids: list[int]) -> Finding:
         "with it"
     )
     return Finding(
-        cause="worker-crash",
+        cause=CAUSE.id,
         severity="warning",
         side=side_of_role(role),
         subject=view.subject(pids[0]),
@@ -167,7 +183,7 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any], end: ProcessEnd | None) 
     ]
     name = str(subject)
     return Finding(
-        cause="worker-crash",
+        cause=CAUSE.id,
         severity="warning",
         side=side_of_role(subject.role),
         subject=subject,

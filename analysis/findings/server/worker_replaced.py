@@ -12,10 +12,17 @@ from __future__ import annotations
 import re
 import signal
 
+from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, capitalised, connections_text, side_of_role
 from analysis.frames.run_view import RunView
 from analysis.server.process_ends import ProcessEnd
 from analysis.signs.signs import Signs
+
+CAUSE = Cause(
+    id="worker-replaced",
+    line="a worker ended in good order and took its connections along",
+    decide="the run again without a reload: what is left is not the replacement",
+)
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -47,7 +54,7 @@ def _finding(signs: Signs, end: ProcessEnd) -> Finding:
     name, lost = capitalised(str(subject)), connections_text(end.lost_count)
     confidence, missing = signs.trust("live_samples")
     return Finding(
-        cause="worker-replaced",
+        cause=CAUSE.id,
         severity="warning",
         side=side_of_role(subject.role),
         subject=subject,
