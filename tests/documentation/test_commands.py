@@ -25,13 +25,17 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-NAMES = [
-    pytest.param(
-        str(page.relative_to(ROOT)),
-        marks=[pytest.mark.in_turn] if any(b.shows_verdict for b in blocks_of(page)) else [],
-    )
-    for page in pages()
-]
+VARIANTS = {"docs/tutorial/from-the-2016-log-to-the-cause.md"}
+"""Its verdicts are those of rows of every-cause, which take twenty seconds once more."""
+
+
+def _marks(page: Path) -> list[pytest.MarkDecorator]:
+    marks = [pytest.mark.in_turn] if any(b.shows_verdict for b in blocks_of(page)) else []
+    is_variant = str(page.relative_to(ROOT)) in VARIANTS
+    return [*marks, pytest.mark.variant] if is_variant else marks
+
+
+NAMES = [pytest.param(str(page.relative_to(ROOT)), marks=_marks(page)) for page in pages()]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *(command.name for command in COMMANDS)])

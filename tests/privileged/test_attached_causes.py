@@ -52,7 +52,7 @@ CORES = {
 VARIANTS = {
     *("syn-backlog", "full-worker-shared", "tcp-memory-pressure", "receive-buffer-full"),
     *("hot-acceptor", "accept-queue", "conntrack", "accept-imbalance", "enobufs-sendmsg"),
-    *("memory-exhausted", "keepalive-storm"),
+    *("memory-exhausted", "keepalive-storm", "busy-and-healthy"),
 }
 """Rows that are told from outside by the same tables as in a run of their own."""
 
@@ -161,6 +161,7 @@ def test_a_starved_server_is_told_by_what_it_waited_and_got(watched):
 
 
 @pytest.mark.in_turn
+@pytest.mark.variant
 def test_an_idle_server_on_the_same_full_host_is_not_named(watched):
     ((verdict, exit_code),) = [made.values() for made in watched("host-cpu").beside]
     assert [each["cause"] for each in verdict["findings"]] == ["no-limit-met"], verdict

@@ -106,6 +106,7 @@ def has_symbols() -> bool:
 
 
 @pytest.mark.node
+@pytest.mark.variant
 def test_node_without_its_reserve_descriptor_is_explained_down_to_libuv(profile_run, has_symbols):
     verdict, page = profile_run(
         at_limit(f"node {FOREIGN / 'lost_reserve.cjs'} {{port}}"),
@@ -194,6 +195,7 @@ def test_node_without_its_reserve_descriptor_is_explained_with_half_of_a_core(
 
 @pytest.mark.in_turn(cores=ONE_CORE)
 @pytest.mark.node
+@pytest.mark.variant
 def test_hot_javascript_is_named_by_the_perf_map_and_its_thread(profile_run):
     verdict, page = profile_run(
         f"node --perf-basic-prof {FOREIGN / 'hot_code.cjs'} {{port}}",
@@ -273,6 +275,7 @@ def test_java_without_a_map_is_told_the_commands(profile_run):
 
 
 @pytest.mark.in_turn(cores=ONE_CORE)
+@pytest.mark.variant
 def test_python_with_its_trampoline_has_python_c_and_kernel_in_one_stack(profile_run, tmp_path):
     if not PYTHON_WITH_FRAMES.is_file():
         pytest.skip("no Python 3.15 of Debian: make install-peers")

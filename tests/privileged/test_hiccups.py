@@ -56,7 +56,10 @@ def of_still(verdict: dict[str, Any]) -> list[dict[str, Any]]:
     ("server", "kind", "causes", "word"),
     [
         ("stands_still.py", "sleep", {"worker-blocked"}, "a sleep"),
-        ("stands_still.py", "stop", {"worker-blocked"}, "stopped by a signal"),
+        pytest.param(
+            *("stands_still.py", "stop", {"worker-blocked"}, "stopped by a signal"),
+            marks=pytest.mark.variant,
+        ),
         pytest.param(
             *("stands_still.py", "asks", {"worker-blocked"}, "an answer from a socket"),
             marks=pytest.mark.variant,

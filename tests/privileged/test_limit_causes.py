@@ -266,6 +266,7 @@ def test_attach_names_used_up_mappings(world, machine):
     assert attach.finding("mapping-limit")["subject"]["pid"] == watched.pid
 
 
+@pytest.mark.variant
 def test_attach_names_a_quota_that_stops_the_server(world, machine):
     with machine.shared(), control_group("cpu", {"cpu.max": "5000 100000"}) as group:
         watched = world.serve(*SERVER, str(world.port), "hash", "400000")

@@ -39,21 +39,21 @@ HEALTHY = ["--connections", "300", "--workers", "2", "--clients", "2", "--hold",
 ELSEWHERE = [
     ("oom",),
     ("conntrack",),
-    ("listener",),
+    pytest.param(("listener",), marks=pytest.mark.variant),
     pytest.param(("listener", "--queue", "half-open"), marks=pytest.mark.variant),
-    ("files",),
-    ("tcp_memory",),
+    pytest.param(("files",), marks=pytest.mark.variant),
+    pytest.param(("tcp_memory",), marks=pytest.mark.variant),
     pytest.param(("tcp_memory", "--limit", "2000000"), marks=pytest.mark.variant),
-    ("drops",),
+    pytest.param(("drops",), marks=pytest.mark.variant),
     ("burner",),
-    ("disk",),
+    pytest.param(("disk",), marks=pytest.mark.variant),
 ]
 SAME_NAMESPACE = [
     ("listener", "--here"),
     pytest.param(("listener", "--here", "--queue", "half-open"), marks=pytest.mark.variant),
-    ("tcp_memory", "--here"),
+    pytest.param(("tcp_memory", "--here"), marks=pytest.mark.variant),
     pytest.param(("tcp_memory", "--here", "--limit", "2000000"), marks=pytest.mark.variant),
-    ("drops", "--here"),
+    pytest.param(("drops", "--here"), marks=pytest.mark.variant),
     pytest.param(("time_wait", "--here"), marks=pytest.mark.variant),
 ]
 SYSCTLS = {"net/ipv4/tcp_syncookies": "0"}  # with them nothing of a half-open queue is dropped

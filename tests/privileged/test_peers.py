@@ -70,7 +70,10 @@ EXPECTED = {
         1, "java EchoServer", "accept-spin", True, calls=("accept",), function="accept", wait_s=3.0
     ),
 }  # fmt: skip
-VARIANTS = {"node-rr", "socketify", "websockets", "picows", "hypercorn", "aiohttp", "java"}
+VARIANTS = {
+    *("node-rr", "socketify", "websockets", "picows", "hypercorn", "aiohttp", "java", "uvicorn"),
+    "go",
+}
 """Of a runtime that another one of them has, or that says the same."""
 SPINNING = [name for name, each in EXPECTED.items() if each.function]
 

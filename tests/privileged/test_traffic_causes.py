@@ -111,6 +111,7 @@ def test_what_piles_up_for_clients_that_do_not_read_is_named_though_all_are_held
     assert all(f["follows_from"] == "slow-consumers" for f in followed)
 
 
+@pytest.mark.variant
 def test_a_server_that_drops_what_they_do_not_take_is_not_accused(broadcast):
     verdict = broadcast("drop", "--inject", "no-read-client:1")
     assert verdict["verdict"]["cause"] == "reached"
@@ -119,6 +120,7 @@ def test_a_server_that_drops_what_they_do_not_take_is_not_accused(broadcast):
     assert "time_to_wall" not in values_of(finding)
 
 
+@pytest.mark.variant
 def test_clients_that_all_read_are_no_slow_consumers(broadcast):
     verdict = broadcast("keep", "--hold", "10")
     assert verdict["verdict"]["cause"] == "reached"
@@ -173,7 +175,8 @@ def test_messages_that_go_to_all_are_named_with_the_number_that_fills_the_core(c
 
 
 @pytest.mark.in_turn
-@pytest.mark.parametrize("kind", ["echo", pytest.param("ticks", marks=pytest.mark.variant)])
+@pytest.mark.parametrize("kind", ["echo", "ticks"])
+@pytest.mark.variant
 def test_an_echo_and_what_a_server_says_by_itself_are_none(chat, kind):
     causes = {f["cause"] for f in chat(kind)["findings"]}
     assert "message-amplification" not in causes

@@ -54,6 +54,7 @@ def test_connections_were_sent_away_while_there_was_room(provoked):
         assert run.finding(cause)["follows_from"] == "full-worker-on-shared-listener"
 
 
+@pytest.mark.variant
 def test_however_fast_clients_come_a_reserve_descriptor_is_no_spin(machine, tmp_path):
     """Up to 10,000 failing accepts a second in each worker, each followed by one that is closed."""
     words = [
