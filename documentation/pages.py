@@ -11,6 +11,7 @@ from documentation.reference import (
     commands_page,
     evidence_page,
     exit_codes_page,
+    limits_page,
     tables_page,
 )
 from documentation.verdict_file import verdict_page
@@ -24,6 +25,7 @@ def reference() -> dict[str, str]:
         "docs/reference/tables.md": tables_page(),
         "docs/reference/causes.md": causes_page(),
         "docs/reference/evidence.md": evidence_page(),
+        "docs/reference/limits.md": limits_page(),
         "docs/reference/verdict.md": verdict_page(),
         "docs/explanation/probes.md": probes_page(),
     }

@@ -17,6 +17,7 @@ from harness.faults import kinds as faults
 from harness.matrix import scenario
 from harness.options.parser import Parser
 from probes.contract.errors import ExitCode
+from probes.contract.limits import LIMITS
 from probes.contract.schema import SCHEMA_VERSION, TABLES
 
 MADE = "<!-- Made by `make reference` from the code; changes here are lost. -->\n"
@@ -143,6 +144,26 @@ def causes_page() -> str:
         "Somebody stopped the run before a limit did.\n",
     ]
     return "\n".join(parts)
+
+
+def limits_page() -> str:
+    """Every limit: where it is read, what a connection takes of it, what raises it."""
+    rows = [
+        (f"`{limit.name}`", limit.title, limit.unit, limit.source, limit.cost, limit.raised_by)
+        for limit in LIMITS.values()
+    ]
+    bounds = [(f"`{limit.name}`", limit.bound.value) for limit in LIMITS.values()]
+    return "\n".join(
+        [
+            MADE,
+            "# Limits\n",
+            "What plan, doctor, ladder, verdict and page know of each limit. `unit` is that of "
+            "capacity\nand use in all of them.\n",
+            table(("limit", "is", "unit", "read from", "a connection takes", "raised by"), rows),
+            "What happens to the next connection where it is met:\n",
+            table(("limit", "then"), bounds),
+        ]
+    )
 
 
 def evidence_page() -> str:

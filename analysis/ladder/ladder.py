@@ -24,6 +24,8 @@ from analysis.ladder.rung import (
 )
 from analysis.stats import slopes
 from analysis.stats.remembered import remembered
+from probes.contract.limits import SAMPLED, file_max, tcp_mem
+from probes.contract.limits.limit import Limit, Sampled
 from probes.contract.schema import SERVER_ROLES
 
 __all__ = ["Rung", "build_ladder", "layout_wall", "next_wall", "ordered", "predict"]
@@ -51,7 +53,7 @@ def build_ladder(
         worker_cpu_rung(view),
         host_cpu_rung(view),
         accept_queue_rung(listeners),
-        _conntrack_rung(view),
+        *(_sampled_rung(view, *each) for each in SAMPLED),
     ]
     return ordered([_not_below_peak(rung, view.peak_count) for rung in rungs])
 
@@ -246,7 +248,7 @@ def _fitted(
 
 def _file_max_rung(view: RunView) -> Rung:
     rows = _sampled(view, "sockstat")
-    source = "/proc/sys/fs/file-nr, fs.file-max"
+    source = file_max.LIMIT.source
     rows = rows[rows["file_max_count"] > 0]
     if rows.empty:
         return blind("file_max", "host", "count", "the host's counters were not sampled", source)
@@ -261,7 +263,7 @@ def _file_max_rung(view: RunView) -> Rung:
         float(rows["file_max_count"].iloc[-1]),
         unit="count",
         source=source,
-        note="sysctl fs.file-max raises it",
+        note=f"{file_max.LIMIT.raised_by} raises it",
         peak_count=view.peak_count,
         used=float(rows["file_nr_count"].max()),
         of_run=_descriptors_of_run(view),
@@ -294,7 +296,7 @@ def _descriptors_of_run(view: RunView) -> float:
 
 def _tcp_mem_rung(view: RunView) -> Rung:
     rows = _sampled(view, "sockstat")
-    source = "/proc/net/sockstat, net.ipv4.tcp_mem"
+    source = tcp_mem.LIMIT.source
     if rows.empty:
         return blind("tcp_mem", "host", "pages", "the host's counters were not sampled", source)
     capacity = float(rows["tcp_mem_max_pages"].iloc[-1])
@@ -310,7 +312,7 @@ def _tcp_mem_rung(view: RunView) -> Rung:
         capacity,
         unit="pages",
         source=source,
-        note="sysctl net.ipv4.tcp_mem raises it",
+        note=f"{tcp_mem.LIMIT.raised_by} raises it",
         peak_count=view.peak_count,
         without_growth="idle connections hold no pages of it; traffic would",
     )
@@ -350,20 +352,20 @@ def _memory_rung(view: RunView) -> Rung:
     )
 
 
-def _conntrack_rung(view: RunView) -> Rung:
-    rows = _sampled(view, "sockstat")
-    source = "nf_conntrack_count, nf_conntrack_max"
-    rows = rows[rows["conntrack_max_count"] > 0]
+def _sampled_rung(view: RunView, limit: Limit, sampled: Sampled) -> Rung:
+    """A limit of the whole host whose capacity and use are two columns of one table."""
+    rows = _sampled(view, sampled.table)
+    rows = rows[rows[sampled.capacity] > 0]
     if rows.empty:
-        why = "no connection tracking in the run's namespace, or it was not sampled"
-        return blind("conntrack", "host", "count", why, source)
+        why = f"none of {limit.words} in the run's namespace, or it was not sampled"
+        return blind(limit.name, "host", limit.unit, why, limit.source)
     return _fitted(
-        "conntrack",
+        limit.name,
         rows["open_count"],
-        rows["conntrack_count"],
-        float(rows["conntrack_max_count"].iloc[-1]),
-        unit="count",
-        source=source,
-        note="sysctl net.netfilter.nf_conntrack_max raises it",
+        rows[sampled.used],
+        float(rows[sampled.capacity].iloc[-1]),
+        unit=limit.unit,
+        source=limit.source,
+        note=f"{limit.raised_by} raises it",
         peak_count=view.peak_count,
     )

@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-LIMIT_WORDS = {
-    "fds_per_process": "the descriptor limit",
-    "file_max": "the file table (fs.file-max)",
-    "ephemeral_ports": "the local ports",
-    "tcp_mem": "TCP's memory (tcp_mem)",
-    "memory": "the memory",
-    "cpu_worker": "the CPU",
-    "cpu_host": "the CPU",
-    "accept_queue": "the accept queue",
-    "conntrack": "the connection tracking table",
-}
-"""By ``Rung.limit``, to be followed by "of" and its subject."""
+from probes.contract.limits import LIMITS
 
 _COUNTED = ("count", "")
 
@@ -22,11 +11,21 @@ def limit_of(limit: str, subject: str) -> str:
     """``the descriptor limit of worker 0 (pid 812, server)``.
 
     Args:
-        limit: ``Rung.limit``.
+        limit: ``Rung.limit``; one that this version does not know stays as it is.
         subject: Whose, '' where nobody is named.
     """
-    words = LIMIT_WORDS.get(limit, limit.replace("_", " "))
+    words = LIMITS[limit].words if limit in LIMITS else limit
     return f"{words} of {subject}" if subject else words
+
+
+def limit_title(limit: str) -> str:
+    """The same as a heading: ``Open files of one process``."""
+    return LIMITS[limit].title if limit in LIMITS else limit
+
+
+def noun_of(limit: str) -> str:
+    """What is counted, '' where the unit says it."""
+    return LIMITS[limit].noun if limit in LIMITS else ""
 
 
 def unit_words(unit: str) -> str:

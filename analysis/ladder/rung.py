@@ -19,8 +19,7 @@ class Rung:
     """One limit of this run. Sorted by ``predicted_connections``, the first is the next wall.
 
     Attributes:
-        limit: fds_per_process, file_max, ephemeral_ports, tcp_mem, memory, cpu_worker, cpu_host,
-            accept_queue or conntrack.
+        limit: A name of ``probes.contract.limits.LIMITS``.
         scope: process, port_group, host or listener.
         subject: What it is about, e.g. ``worker 3 (pid 812, server)``.
         capacity: Where the limit is, in ``unit``; None when it could not be read.

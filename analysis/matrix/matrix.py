@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from analysis.stats.spread import Difference, Spread, differs
+from probes.contract.limits import LIMITS
 
 Direction = Literal["up", "down", "none", "unknown"]
 
@@ -21,7 +22,7 @@ TOLERANCE_PCT = 3.0
 (descriptors, ports) repeat within 1 %, those of a shared listener within 2 %."""
 
 CEILING = "ceiling_count"
-HOST_LIMITS = ("memory", "file_max", "tcp_mem", "cpu_host")
+HOST_LIMITS = frozenset(name for name, limit in LIMITS.items() if limit.is_shared)
 """Their slopes hold other load of the host as well; a short run sees them move by themselves."""
 FAR_RATIO = 1.3
 """Rungs of uneven workers and clients differ by less than this from run to run."""

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 
 from harness.planning.host import Host
 from harness.planning.limits import (
-    DESCRIPTORS_PER_CONNECTION,
     OWN_DESCRIPTORS_COUNT,
     TCP_PAGES_PER_HANDSHAKE,
+    counts_here,
     memory_connections,
     peak_share,
     safe_connections,
     table_connections,
 )
+from probes.contract.limits import HOST_TABLES, accept_queue, fds_per_process, memory, names_of
+from probes.contract.limits.limit import Bound, HostTable, Limit
 
 if TYPE_CHECKING:
     from harness.planning.plan import Plan
 
-STOPPING_LIMITS = frozenset(
-    {"fds_per_process", "file_max", "ephemeral_ports", "epoll_watches", "conntrack"}
-)
-"""Limits past which no further connection can be made."""
+STOPPING_LIMITS = names_of(Bound.STOPS) - {memory.LIMIT.name}
+"""Limits past which no further connection can be made; for memory no run is begun at all."""
 
-DELAYING_LIMITS = frozenset({"accept_queue", "tcp_mem"})
+DELAYING_LIMITS = names_of(Bound.DELAYS)
 """Limits of what is under way at once; past them connects stall and are tried again."""
 
 
@@ -108,16 +108,14 @@ def check(plan: Plan, host: Host, context: Context) -> tuple[list[Constraint], l
     checked = [
         _worker_descriptors(plan, host, context),
         _client_descriptors(plan, host, context),
-        _file_max(plan, host),
         _ports(plan, context),
         _port_search(plan, context),
         _port_range(plan, context),
         _memory(plan, host),
         _backlog(plan, context),
         _accept_queue(plan, context),
-        _epoll_watches(plan, host),
         _tcp_mem(plan, host),
-        _conntrack(plan, host),
+        *(_host_table(plan, host, limit, table) for limit, table in HOST_TABLES),
     ]
     present = [pair for pair in checked if pair is not None]
     rungs = [rung for constraint, rung in present if rung is not None and not constraint.holds]
@@ -144,7 +142,7 @@ def _worker_descriptors(plan: Plan, host: Host, context: Context) -> _Checked:
         "server",
         peak_share(total, workers, plan.accept, plan.accept_weights) + own,
         plan.worker_nofile_count,
-        unit="descriptors",
+        unit=fds_per_process.LIMIT.unit,
         source="RLIMIT_NOFILE",
         limit="fds_per_process",
     )
@@ -172,35 +170,13 @@ def _client_descriptors(plan: Plan, host: Host, context: Context) -> _Checked:
         "client",
         max(plan.client_shares) + OWN_DESCRIPTORS_COUNT,
         plan.client_nofile_count,
-        unit="descriptors",
+        unit=fds_per_process.LIMIT.unit,
         source="RLIMIT_NOFILE",
         limit="fds_per_process",
     )
     most = plan.clients * capacity
     fix = f"--clients {context.enough_clients}"
     return constraint, Rung("fds_per_process", "process", "client", capacity, most, most, fix)
-
-
-def _file_max(plan: Plan, host: Host) -> _Checked:
-    processes, total = process_count(plan), plan.target_connections
-    needed = (
-        host.file_used_count
-        + processes * OWN_DESCRIPTORS_COUNT
-        + total * DESCRIPTORS_PER_CONNECTION
-    )
-    constraint = _constraint(
-        "file_max",
-        "host",
-        needed,
-        host.file_max_count,
-        unit="descriptors",
-        source="fs.file-max, fs.file-nr",
-        limit="file_max",
-    )
-    most = table_connections(host.file_max_count - host.file_used_count, processes)
-    return constraint, Rung(
-        "file_max", "host", "host", most, most, most, f"sysctl -w fs.file-max={2 * needed}"
-    )
 
 
 def _ports(plan: Plan, context: Context) -> _Checked:
@@ -274,7 +250,7 @@ def _backlog(plan: Plan, context: Context) -> _Checked:
         "listener",
         plan.backlog_count,
         context.somaxconn_count,
-        unit="connects",
+        unit=accept_queue.LIMIT.unit,
         source="net.core.somaxconn",
     ), None
 
@@ -288,7 +264,7 @@ def _accept_queue(plan: Plan, context: Context) -> _Checked:
         "listener",
         peak_share(in_flight, queues, plan.accept),
         effective,
-        unit="connects",
+        unit=accept_queue.LIMIT.unit,
         source="backlog of listen, net.core.somaxconn",
         limit="accept_queue",
     )
@@ -298,27 +274,6 @@ def _accept_queue(plan: Plan, context: Context) -> _Checked:
     else:
         fix = f"--backlog {constraint.needed}"
     return constraint, Rung("accept_queue", "listener", "listener", effective, most, most, fix)
-
-
-def _epoll_watches(plan: Plan, host: Host) -> _Checked | None:
-    if host.epoll_max_user_watches_count is None:
-        return None
-    processes = process_count(plan)
-    needed = (
-        processes * OWN_DESCRIPTORS_COUNT + plan.target_connections * DESCRIPTORS_PER_CONNECTION
-    )
-    constraint = _constraint(
-        "epoll_watches",
-        "host",
-        needed,
-        host.epoll_max_user_watches_count,
-        unit="entries",
-        source="fs.epoll.max_user_watches",
-        limit="epoll_watches",
-    )
-    most = table_connections(host.epoll_max_user_watches_count, processes)
-    fix = f"sysctl -w fs.epoll.max_user_watches={2 * needed}"
-    return constraint, Rung("epoll_watches", "host", "host", most, most, most, fix)
 
 
 def _tcp_mem(plan: Plan, host: Host) -> _Checked | None:
@@ -341,22 +296,26 @@ def _tcp_mem(plan: Plan, host: Host) -> _Checked | None:
     return constraint, Rung("tcp_mem", "host", "host", most, most, most, fix)
 
 
-def _conntrack(plan: Plan, host: Host) -> _Checked | None:
-    if host.conntrack_max_count is None:
+def _host_table(plan: Plan, host: Host, limit: Limit, table: HostTable) -> _Checked | None:
+    reading = host.table(limit.name)
+    if reading is None:
         return None
-    used = host.conntrack_used_count or 0
-    # A host that tracks has entries of its own; none at all means that no rule asks for it.
-    tracked = used > 0 and not plan.own_namespace
-    needed = used + plan.target_connections if tracked else 0
-    constraint = _constraint(
-        "conntrack",
-        "host",
-        needed,
-        host.conntrack_max_count,
-        unit="entries",
-        source="net.netfilter.nf_conntrack_max" if tracked else "no rule tracks these connections",
-        limit="conntrack",
+    counts = counts_here(table, reading, own_namespace=plan.own_namespace)
+    processes = process_count(plan)
+    needed = (
+        reading.used_count
+        + processes * table.per_process_count
+        + plan.target_connections * table.per_connection_count
     )
-    most = max(0, host.conntrack_max_count - used)
-    fix = f"sysctl -w net.netfilter.nf_conntrack_max={2 * needed}"
-    return constraint, Rung("conntrack", "host", "host", most, most, most, fix)
+    constraint = _constraint(
+        limit.name,
+        "host",
+        needed if counts else 0,
+        reading.maximum_count,
+        unit=limit.unit,
+        source=limit.source if counts else "no rule tracks these connections",
+        limit=limit.name,
+    )
+    most = table_connections(table, reading, processes)
+    fix = f"sysctl -w {table.sysctl}={2 * needed}"
+    return constraint, Rung(limit.name, "host", "host", most, most, most, fix)

@@ -13,7 +13,7 @@ import math
 import os
 import platform
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 from harness.fleet import netns
 from probes.bpf_loader import pid_namespace
 from probes.contract.errors import HostError
+from probes.contract.limits import HOST_TABLES, conntrack, epoll_watches, file_max
+from probes.contract.limits.limit import HostTable
 
 CAP_NET_ADMIN = 12
 CAP_SYS_ADMIN = 21
@@ -53,6 +55,14 @@ class Cgroup:
     cpu_quota_cores: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TableReading:
+    """A limit of the whole host and its use, as they were read; 0 where the use is not told."""
+
+    maximum_count: int
+    used_count: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """What was read. None means that the kernel does not have or does not show it.
@@ -75,6 +85,7 @@ class Host:
         epoll_max_user_watches_count: Descriptors one user may have in epoll sets.
         tcp_max_orphans_count: TCP sockets of the host that no process has any more.
         netdev_max_backlog_count: Packets that wait for one core.
+        tables: Further limits that are one number of the host, by name.
     """
 
     kernel: str
@@ -106,6 +117,24 @@ class Host:
     tcp_max_orphans_count: int | None = None
     netdev_max_backlog_count: int | None = None
     cgroup: Cgroup = field(default_factory=Cgroup)
+    tables: Mapping[str, TableReading] = field(default_factory=dict)
+
+    def table(self, limit: str) -> TableReading | None:
+        """A limit that is one number of the whole host; None where there is none of it here.
+
+        Args:
+            limit: Its name.
+        """
+        if limit == file_max.LIMIT.name:
+            return TableReading(self.file_max_count, self.file_used_count)
+        known = {
+            epoll_watches.LIMIT.name: (self.epoll_max_user_watches_count, 0),
+            conntrack.LIMIT.name: (self.conntrack_max_count, self.conntrack_used_count or 0),
+        }
+        if limit not in known:
+            return self.tables.get(limit)
+        maximum, used = known[limit]
+        return None if maximum is None else TableReading(maximum, used)
 
     def with_host_limits(self, host: Host) -> Host:
         """The same with the limits of all network namespaces, which only the first one shows.
@@ -233,9 +262,12 @@ def read_host(root: Path = Path("/")) -> Host:
     if root == Path("/"):
         require_own_proc()
     sysctl = root / "proc/sys"
-    file_max = _first_int(sysctl / "fs/file-max")
+    tables = {limit.name: _table(sysctl, table) for limit, table in HOST_TABLES}
+    open_files, tracked, watches = (
+        tables.pop(limit.LIMIT.name) for limit in (file_max, conntrack, epoll_watches)
+    )
     memory = _meminfo(root / "proc/meminfo")
-    if file_max is None or "MemTotal" not in memory:
+    if open_files is None or "MemTotal" not in memory:
         raise HostError(
             f"no Linux /proc at {root / 'proc'}: this host's limits cannot be read",
             fix="run on Linux, with /proc mounted: mount -t proc proc /proc",
@@ -249,7 +281,6 @@ def read_host(root: Path = Path("/")) -> Host:
     cgroup = _cgroup(root)
     tcp_mem = _ints(sysctl / "net/ipv4/tcp_mem")
     ports = _ints(sysctl / "net/ipv4/ip_local_port_range")
-    conntrack = sysctl / "net/netfilter"
     host = Host(
         kernel=_text(sysctl / "kernel/osrelease").strip() or platform.release(),
         machine=platform.machine(),
@@ -263,8 +294,8 @@ def read_host(root: Path = Path("/")) -> Host:
         nofile_soft_count=soft,
         nofile_hard_count=hard,
         nr_open_count=nr_open,
-        file_max_count=file_max,
-        file_used_count=_first_int(sysctl / "fs/file-nr") or 0,
+        file_max_count=open_files.maximum_count,
+        file_used_count=open_files.used_count,
         port_range=(ports[0], ports[1]) if len(ports) == 2 else DEFAULT_PORT_RANGE,
         reserved_ports=parse_ranges(_text(sysctl / "net/ipv4/ip_local_reserved_ports")),
         listening_ports=_listening_ports(root),
@@ -273,9 +304,10 @@ def read_host(root: Path = Path("/")) -> Host:
         page_size_bytes=resource.getpagesize(),
         memory_total_bytes=memory["MemTotal"],
         memory_available_bytes=memory.get("MemAvailable", memory.get("MemFree", 0)),
-        conntrack_max_count=_first_int(conntrack / "nf_conntrack_max"),
-        conntrack_used_count=_first_int(conntrack / "nf_conntrack_count"),
-        epoll_max_user_watches_count=_first_int(sysctl / "fs/epoll/max_user_watches"),
+        conntrack_max_count=None if tracked is None else tracked.maximum_count,
+        conntrack_used_count=None if tracked is None else tracked.used_count,
+        epoll_max_user_watches_count=None if watches is None else watches.maximum_count,
+        tables={name: table for name, table in tables.items() if table is not None},
         tcp_max_orphans_count=_first_int(sysctl / "net/ipv4/tcp_max_orphans"),
         netdev_max_backlog_count=_first_int(sysctl / "net/core/netdev_max_backlog"),
         cgroup=cgroup,
@@ -334,6 +366,13 @@ def _ints(path: Path) -> list[int]:
 def _first_int(path: Path) -> int | None:
     values = _ints(path)
     return values[0] if values else None
+
+
+def _table(sysctl: Path, table: HostTable) -> TableReading | None:
+    maximum = _first_int(sysctl / table.maximum)
+    if maximum is None:
+        return None
+    return TableReading(maximum, (_first_int(sysctl / table.used) if table.used else 0) or 0)
 
 
 def _key_values(path: Path) -> dict[str, str]:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness.planning.host import DEFAULT_PORT_RANGE, Host
+from harness.planning.host import DEFAULT_PORT_RANGE, Host, TableReading
+from probes.contract.limits import HOST_TABLES, LIMITS, accept_queue, fds_per_process
+from probes.contract.limits.limit import HostTable, Limit
 
 OWN_DESCRIPTORS_COUNT = 8
 """Descriptors of a fleet process that are no connections: stdio, log, epoll, stop pipe, the first
@@ -33,9 +35,6 @@ PROCESS_BYTES = 4_000_000
 
 BASE_BYTES = 350_000_000
 """Supervisor, lean parents and the probe process."""
-
-DESCRIPTORS_PER_CONNECTION = 2
-"""Both ends are on this host, so system-wide tables count each connection twice."""
 
 TCP_PAGES_PER_HANDSHAKE = 4
 """Upper bound: request and answer, each charged at both ends in whole pages (net/core/sock.c,
@@ -126,10 +125,18 @@ def memory_connections(room_bytes: int, processes: int) -> int:
     return max(0, (room_bytes - BASE_BYTES - processes * PROCESS_BYTES) // each)
 
 
-def table_connections(room_count: int, processes: int) -> int:
-    """Connections that fit in a system-wide table that counts both ends and own descriptors."""
-    free = room_count - processes * OWN_DESCRIPTORS_COUNT
-    return max(0, free // DESCRIPTORS_PER_CONNECTION)
+def counts_here(table: HostTable, reading: TableReading, *, own_namespace: bool) -> bool:
+    """Whether connections of a run count in a table of the host.
+
+    A host that tracks flows has entries of its own; none at all means that no rule asks for it.
+    """
+    return not table.is_per_namespace or (reading.used_count > 0 and not own_namespace)
+
+
+def table_connections(table: HostTable, reading: TableReading, processes: int) -> int:
+    """Connections that fit in a table of the whole host, beside what processes take of it."""
+    free = reading.maximum_count - reading.used_count - processes * table.per_process_count
+    return max(0, free // table.per_connection_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,7 @@ class HostLimit:
     Attributes:
         limit: Name as in the ladder.
         value_count: The limit, in ``unit``.
-        unit: descriptors, ports, bytes, pages, entries or connects.
+        unit: That of its record (``probes.contract.limits``).
         connections: Most connections of one run under this limit alone; None when it does not
             bound their number.
         note: What the number means here.
@@ -183,9 +190,6 @@ def _raise_nofile(host: Host) -> str:
 def host_limits(host: Host, *, own_namespace: bool) -> tuple[HostLimit, ...]:
     """What each limit holds when the planner is free to choose, in the ladder's order."""
     nofile = host.nofile_ceiling_count
-    free_files = host.file_max_count - host.file_used_count
-    files = table_connections(free_files, 2)
-    files = table_connections(free_files, 2 * processes_for(files, nofile))
     memory = memory_fit(host)
     port_range, reserved, bound = ports_of(host, own_namespace=own_namespace)
     ports = ports_in_range(port_range, reserved, bound)
@@ -194,21 +198,11 @@ def host_limits(host: Host, *, own_namespace: bool) -> tuple[HostLimit, ...]:
         HostLimit(
             "fds_per_process",
             nofile,
-            "descriptors",
+            fds_per_process.LIMIT.unit,
             None if each > 0 else 0,
             f"RLIMIT_NOFILE; one process holds {each:,} connections, a run has as many processes "
             "as it needs",
             _raise_nofile(host),
-        ),
-        HostLimit(
-            "file_max",
-            host.file_max_count,
-            "descriptors",
-            files,
-            f"{host.file_used_count:,} open now; a connection has both ends here",
-            f"sysctl -w fs.file-max={2 * host.file_max_count}"
-            if host.file_max_count < 1 << 60
-            else "",
         ),
         HostLimit(
             "ephemeral_ports",
@@ -229,18 +223,6 @@ def host_limits(host: Host, *, own_namespace: bool) -> tuple[HostLimit, ...]:
             "",
         ),
     ]
-    if host.epoll_max_user_watches_count is not None:
-        watches = host.epoll_max_user_watches_count
-        limits.append(
-            HostLimit(
-                "epoll_watches",
-                watches,
-                "entries",
-                watches // DESCRIPTORS_PER_CONNECTION,
-                "epoll entries of one user, both ends",
-                f"sysctl -w fs.epoll.max_user_watches={2 * watches}",
-            )
-        )
     if host.tcp_mem_pages is not None:
         limits.append(
             HostLimit(
@@ -258,28 +240,41 @@ def host_limits(host: Host, *, own_namespace: bool) -> tuple[HostLimit, ...]:
         HostLimit(
             "accept_queue",
             host.somaxconn_count,
-            "connects",
+            accept_queue.LIMIT.unit,
             None,
             "not yet accepted, per listener (somaxconn)"
             + ("; the run's own namespace sets its own" if own_namespace else ""),
             "" if own_namespace else f"sysctl -w net.core.somaxconn={2 * host.somaxconn_count}",
         )
     )
-    if host.conntrack_max_count is not None:
-        tracked = bool(host.conntrack_used_count) and not own_namespace
-        room = host.conntrack_max_count - (host.conntrack_used_count or 0)
-        limits.append(
-            HostLimit(
-                "conntrack",
-                host.conntrack_max_count,
-                "entries",
-                max(0, room) if tracked else None,
-                f"{host.conntrack_used_count:,} in use; one a connection"
-                if tracked
-                else "no rule here tracks the run's connections",
-                f"sysctl -w net.netfilter.nf_conntrack_max={2 * host.conntrack_max_count}"
-                if tracked
-                else "",
-            )
-        )
-    return tuple(limits)
+    tables = (_of_table(host, *each, own_namespace=own_namespace) for each in HOST_TABLES)
+    limits += [limit for limit in tables if limit is not None]
+    order = list(LIMITS)
+    return tuple(sorted(limits, key=lambda limit: order.index(limit.limit)))
+
+
+def _of_table(
+    host: Host, limit: Limit, table: HostTable, *, own_namespace: bool
+) -> HostLimit | None:
+    """A limit that is one number of the whole host; None where the host has none."""
+    reading = host.table(limit.name)
+    if reading is None:
+        return None
+    if not counts_here(table, reading, own_namespace=own_namespace):
+        note = "no rule here tracks the run's connections"
+        return HostLimit(limit.name, reading.maximum_count, limit.unit, None, note, "")
+    connections = table_connections(table, reading, 2)
+    processes = 2 * processes_for(connections, host.nofile_ceiling_count)
+    is_endless = reading.maximum_count >= _ENDLESS_COUNT
+    return HostLimit(
+        limit.name,
+        reading.maximum_count,
+        limit.unit,
+        table_connections(table, reading, processes),
+        table.note.format(used=f"{reading.used_count:,}"),
+        "" if is_endless else f"sysctl -w {table.sysctl}={2 * reading.maximum_count}",
+    )
+
+
+_ENDLESS_COUNT = 1 << 60
+"""Linux says "no limit" as LONG_MAX."""

@@ -8,22 +8,15 @@ from collections.abc import Iterator, Sequence
 
 from harness.planning.checks import Constraint, Rung
 from harness.planning.plan import Plan
+from probes.contract.limits import LIMITS
 
 WIDTH = 80
 
 _LABELS = {
-    ("fds_per_process", "server"): "descriptors of the fullest worker",
-    ("fds_per_process", "client"): "descriptors of a client",
-    ("file_max", "host"): "open files of the host",
-    ("ephemeral_ports", "ports"): "ports of the fullest group",
+    **{(limit.name, who): text for limit in LIMITS.values() for who, text in limit.labels.items()},
     ("port_search", "ports"): "ports quickly found in a group",
     ("port_range", "ports"): "size of the port range",
-    ("memory", "host"): "memory, kernel and user",
     ("backlog", "listener"): "backlog",
-    ("accept_queue", "listener"): "accept queue of one listener",
-    ("epoll_watches", "host"): "epoll entries of one user",
-    ("tcp_mem", "host"): "buffer pages during the ramp",
-    ("conntrack", "host"): "tracked connections",
 }
 
 _SHOWN_WHEN_BROKEN = {"port_range", "backlog"}

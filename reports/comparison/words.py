@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from analysis.comparison.comparison import Against, RungRow
+from analysis.ladder.limit_words import limit_title
 from analysis.stats.spread import Spread
 from reports.elements import formatting
-from reports.sections.verdict import LIMIT_NAMES
 
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
@@ -71,5 +71,5 @@ def tone(against: Against) -> str:
 
 def limit_name(row: RungRow) -> str:
     """The limit, and the side whose it is."""
-    name = LIMIT_NAMES.get(row.limit, row.limit)
+    name = limit_title(row.limit)
     return f"{name}, {row.side}" if row.side else name

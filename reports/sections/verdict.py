@@ -11,6 +11,7 @@ from analysis.evidence import Finding, Quote, sentence_of, times
 from analysis.findings import CATALOGUE
 from analysis.frames.run_words import RunWords
 from analysis.ladder.ladder import Rung
+from analysis.ladder.limit_words import limit_title, noun_of
 from analysis.ladder.rung import HARDWARE, PLAN, SETTING
 from analysis.verdict.not_explained import NotExplained
 from reports.elements import formatting
@@ -18,25 +19,6 @@ from reports.elements.severity import severity_words
 from reports.elements.tables import Cell, Heading, Table, table_of, text_column
 from reports.sections.view import PART_OF_TABLE, View
 
-LIMIT_NAMES = {
-    "fds_per_process": "Open files of one process",
-    "file_max": "Open files of the host",
-    "ephemeral_ports": "Local ports for one destination",
-    "tcp_mem": "TCP buffer memory",
-    "memory": "Memory",
-    "cpu_worker": "CPU of the busiest worker",
-    "cpu_host": "CPU of the host",
-    "accept_queue": "Accept queue",
-    "conntrack": "Connection tracking table",
-}
-# What a limit counts; the others carry their unit (bytes, pages, per cent).
-_COUNTED = {
-    "fds_per_process": "descriptors",
-    "file_max": "open files",
-    "ephemeral_ports": "ports",
-    "accept_queue": "connections",
-    "conntrack": "entries",
-}
 _MOVED_BY = {
     PLAN: "the planner, for a larger target",
     SETTING: "a setting",
@@ -104,7 +86,7 @@ def _unexplained(known: NotExplained | None) -> dict[str, Any] | None:
         + ([f"Connections were closed at once{ended.closed_by}"] if ended.closed_by else []),
         "left": [
             f"{formatting.percent(each.left_pct)} of "
-            f"{LIMIT_NAMES.get(each.limit, each.limit).lower()}: {each.subject} used "
+            f"{limit_title(each.limit).lower()}: {each.subject} used "
             f"{formatting.quantity(each.used, each.unit)} of "
             f"{formatting.quantity(each.capacity, each.unit)}"
             for each in known.left
@@ -310,7 +292,7 @@ def _step(rung: Rung, peak: float, words: RunWords) -> dict[str, Any]:
     is_near = share is not None and share >= NEAR_SHARE and rung.moved_by != PLAN
     tone = "bad" if rung.met else "warn" if is_near else "calm"
     return {
-        "name": LIMIT_NAMES.get(rung.limit, rung.limit),
+        "name": limit_title(rung.limit),
         "id": rung.limit,
         "subject": rung.subject,
         "share": share,
@@ -325,7 +307,7 @@ def _step(rung: Rung, peak: float, words: RunWords) -> dict[str, Any]:
 def _use_text(rung: Rung) -> str:
     if rung.capacity is None:
         return "capacity not known"
-    what = _COUNTED.get(rung.limit, "")
+    what = noun_of(rung.limit)
     unit = "count" if what else rung.unit
     capacity = f"{formatting.quantity(rung.capacity, unit)} {what}".rstrip()
     if rung.used_at_peak is None:
@@ -373,7 +355,7 @@ def _ladder_table(rungs: list[Rung]) -> Table:
         [
             (
                 Heading("Limit"),
-                lambda r: Cell(LIMIT_NAMES.get(str(r["limit"]), str(r["limit"]))),
+                lambda r: Cell(limit_title(str(r["limit"]))),
             ),
             text_column("Of", "subject"),
             (Heading("Used", "at the peak", is_number=True), amount("used_at_peak")),
