@@ -9,6 +9,7 @@ from functools import cached_property
 import pandas as pd
 
 from analysis.frames.run_view import RunView
+from probes.contract.schema import TABLES
 
 MATERIAL_LOSS_SHARE = 0.01
 """Of all that a probe saw; what it lost below that changes no verdict.
@@ -210,34 +211,5 @@ class ProbeTrust:
 
 _WHY_NOT = {"not_asked": "its probe was not asked for"}
 
-_TABLES_OF_PROBE: dict[str, tuple[str, ...]] = {
-    "failing_syscalls": ("failing_syscalls", "failure_stacks", "limit_readings"),
-    "tcp_events": (
-        "tcp_state_transitions", "tcp_resets", "tcp_retransmits", "skb_drops", "socket_pressure",
-    ),
-    "tcp_snapshot": (
-        "tcp_states", "socket_memory", "listeners", "port_groups", "listener_owners",
-        "socket_traffic",
-    ),
-    "host_counters": (
-        "sockstat", "host_memory", "cgroups", "cgroup_memory", "cgroup_cpu", "slab_caches",
-        "net_counters", "host_cpu", "host_pressure",
-    ),
-    "oom_kills": ("oom_kills",),
-    "open_fates": ("open_fates", "unix_listeners", "thread_waits"),
-    "send_queues": ("send_queues", "standing_sockets"),
-    "connection_fates": ("connection_fates",),
-    "runtime_limits": ("runtime_limits",),
-    "server_words": ("server_words",),
-    "live_samples": ("live_samples",),
-    "process_samples": ("process_samples",),
-    "blocked_samples": ("blocked_samples",),
-    "cpu_stacks": ("cpu_stacks",),
-    "python_stacks": ("python_stacks",),
-    "syscall_mix": ("syscall_mix",),
-    "runq_latency": ("runq_latency",),
-    "skb_allocs": ("skb_allocs",),
-}  # fmt: skip
-
-PROBE_OF_TABLE = {table: probe for probe, tables in _TABLES_OF_PROBE.items() for table in tables}
+PROBE_OF_TABLE = {table.name: table.probe for table in TABLES.values() if table.probe}
 """The probe whose health row speaks for a table."""

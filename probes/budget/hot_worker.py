@@ -11,11 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from probes.contract.clock import NS_PER_MS, NS_PER_S
 from probes.contract.live import Counter, Live, Phase
-from probes.contract.probe import ProcessRef
+from probes.contract.probe import AcceptFailures, ProcessRef
 from probes.proc.run_queue_wait import parse_wait_ns
 
 HOT_SHARE = 0.85
@@ -60,18 +59,6 @@ class Use:
         if self.cpu_share < SPIN_SHARE:
             return False
         return self.failing_accepts_per_s >= SPIN_PER_CPU_S * self.cpu_share
-
-
-class AcceptFailures(NamedTuple):
-    """What was counted since the start of a run.
-
-    Attributes:
-        count_by_pid: Accepts that returned an error, EAGAIN aside.
-        watched_ns: For how long calls were counted.
-    """
-
-    count_by_pid: Mapping[int, int]
-    watched_ns: int
 
 
 def choose_hot(uses: list[Use], phase: int, current_pid: int = 0) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 from probes.budget import pace as attached_pace
 from probes.budget import row_budget
 from probes.budget.governor import aligned_ns
-from probes.budget.hot_worker import AcceptFailures, HotWorkerWatch
+from probes.budget.hot_worker import HotWorkerWatch
 from probes.budget.own_cost import WATCH_NICE, stand_back
 from probes.budget.pace import AttachedPace
 from probes.collect import registry
@@ -41,7 +41,7 @@ from probes.collect.fleet_slots import FollowedSlots, fleet_is_ready, has_free_s
 from probes.contract.clock import NS_PER_MS, NS_PER_S, now_ns
 from probes.contract.errors import ProbeUnavailableError
 from probes.contract.live import Header, Live, Phase
-from probes.contract.probe import Target
+from probes.contract.probe import AcceptFailures, Probe, Target
 from probes.contract.rundir import RunDir
 from probes.contract.schema import SERVER_ROLES
 from probes.contract.table_writer import TableWriter
@@ -111,9 +111,7 @@ class Collector:
             with self._guarded(entry):
                 entry.probe = registry.make(name)
                 entry.probe.check()
-                prepare = getattr(entry.probe, "prepare", None)
-                if prepare is not None:
-                    prepare()
+                entry.probe.prepare()
                 entry.running = True
 
     def wait_for_fleet(self) -> bool:
@@ -156,7 +154,7 @@ class Collector:
                 for note in target.notes:
                     _log(f"{entry.name}: {note}")
                 target.notes.clear()
-        if registry.syscall_mix_watches_all(list(self.names)):
+        if registry.every_call_is_counted(list(self.names)):
             self._watch_syscalls(set(target.processes))
         self._hot = HotWorkerWatch(target.processes, self.live, self._accept_failures)
         if target.is_sparing:
@@ -187,25 +185,21 @@ class Collector:
             if known is not None:  # another process had this number
                 self._end_processes({ref.pid})
             self._target.processes[ref.pid] = ref
-            for entry in self.driven:
-                add_process = getattr(entry.probe, "add_process", None)
-                if entry.running and add_process is not None:
-                    with self._guarded(entry):
-                        add_process(ref)
+            for entry, probe in self._running():
+                with self._guarded(entry):
+                    probe.add_process(ref)
             if self._hot is not None:
                 self._hot.add(ref, slot)
-            if registry.syscall_mix_watches_all(list(self.names)):
+            if registry.every_call_is_counted(list(self.names)):
                 self._watch_syscalls(set(self._target.processes))
 
     def _end_processes(self, pids: Collection[int]) -> None:
         """Tells the probes of processes that ended: their numbers are free for anybody."""
         if self._target is None:
             return
-        for entry in self.driven:
-            remove_processes = getattr(entry.probe, "remove_processes", None)
-            if entry.running and remove_processes is not None:
-                with self._guarded(entry):
-                    remove_processes(pids)
+        for entry, probe in self._running():
+            with self._guarded(entry):
+                probe.remove_processes(pids)
         user_symbols().remove(pids)
         for pid in pids:
             self._target.processes.pop(pid, None)
@@ -240,7 +234,10 @@ class Collector:
         if self.live.phase != self._phase:
             self._phase = self.live.phase
             if self._phase == Phase.HOLD:
-                self._sample_named("tcp_snapshot")
+                for entry, probe in self._running():
+                    if probe.is_sampled_at_hold:
+                        entry.due_ns = self.clock_ns()
+                        self._sample(entry)
         for entry in self.driven:
             if entry.running and self.clock_ns() >= entry.due_ns:
                 self._sample(entry)
@@ -288,19 +285,12 @@ class Collector:
             stop_ns = int((self._stop_limit_s - _HEALTH_S) * NS_PER_S)
             self._target.stop_by_ns = self.clock_ns() + stop_ns
             self._target.stop_slowness = self._stop_slowness
-        # py-spy writes its file while the others stop; the sockets are counted before the fleet,
-        # which is stopped next, closes them.
-        for entry in self.driven:
-            request_stop = getattr(entry.probe, "request_stop", None)
-            if entry.running and request_stop is not None:
-                with self._guarded(entry):
-                    request_stop()
-        order = sorted(
-            (entry for entry in self.driven if entry.probe is not None),
-            key=lambda entry: (entry.name != "tcp_snapshot", entry.name == "python_stacks"),
-        )
-        for entry in order:
-            self._stop_one(entry)
+        for entry, probe in self._running():
+            with self._guarded(entry):
+                probe.request_stop()
+        made = [(entry, entry.probe) for entry in self.driven if entry.probe is not None]
+        for entry, probe in sorted(made, key=lambda each: each[1].stop_order):
+            self._stop_one(entry, probe)
         with self._stop_lock:
             self._finish()
         is_done.set()
@@ -315,18 +305,20 @@ class Collector:
                 return
         self._give_up()
 
-    def _stop_one(self, entry: Driven) -> None:
-        assert entry.probe is not None
+    def _running(self) -> list[tuple[Driven, Probe]]:
+        return [(entry, entry.probe) for entry in self.driven if entry.running and entry.probe]
+
+    def _stop_one(self, entry: Driven, probe: Probe) -> None:
         with self._guarded(entry), time_limit(self._deadline(self._stop_limit_s_of(entry))):
-            entry.probe.stop(self.clock_ns())
+            probe.stop(self.clock_ns())
         entry.running = False
         with self._stop_lock:
             self._report(entry)
             self._health.flush()  # who waits for this process may kill it
 
     def _stop_limit_s_of(self, entry: Driven) -> float:
-        limit_s: float = getattr(entry.probe, "stop_limit_s", PROBE_STOP_LIMIT_S)
-        return limit_s * self._stop_slowness
+        own_s = None if entry.probe is None else entry.probe.stop_limit_s
+        return (PROBE_STOP_LIMIT_S if own_s is None else own_s) * self._stop_slowness
 
     @property
     def _stop_slowness(self) -> float:
@@ -362,8 +354,8 @@ class Collector:
         if entry.reported:
             return
         entry.reported = True
-        probe = entry.probe
-        writers: list[TableWriter] = list(getattr(probe, "writers", []))
+        probe = entry.probe or Probe()
+        writers = probe.writers
         with self._guarded(entry):
             for writer in writers:
                 writer.flush()
@@ -373,7 +365,7 @@ class Collector:
             error = next((writer.last_error for writer in writers if writer.last_error), "")
             reason = f"{lost_rows_count} rows could not be written: {error}"
             fix = f"df -h {self.run.path}; choose another place with --output DIR"
-        reason = reason or attached_pace.notes(getattr(probe, "note", ""), entry.put_off_count)
+        reason = reason or attached_pace.notes(probe.note, entry.put_off_count)
         self._health.append(
             now_ns(),
             entry.name,
@@ -382,52 +374,43 @@ class Collector:
             reason,
             fix,
             sum(writer.row_count for writer in writers),
-            getattr(probe, "lost_count", 0) + lost_rows_count,
-            getattr(probe, "late_count", 0) + entry.late_count,
-            entry.cpu_ns + getattr(probe, "child_cpu_ns", 0),
-            getattr(probe, "bpf_run_ns", -1),
-            self._seen_count(entry, lost_rows_count),
+            probe.lost_count + lost_rows_count,
+            probe.late_count + entry.late_count,
+            entry.cpu_ns + probe.child_cpu_ns,
+            probe.bpf_run_ns,
+            self._seen_count(probe, lost_rows_count),
             entry.failed_ns,
-            getattr(probe, "missed_count", 0),
-            getattr(probe, "run_count", -1),
-            getattr(probe, "unwatched_ns", 0),
+            probe.missed_count,
+            probe.run_count,
+            probe.unwatched_ns,
         )
 
     @staticmethod
-    def _seen_count(entry: Driven, lost_rows_count: int) -> int:
+    def _seen_count(probe: Probe, lost_rows_count: int) -> int:
         """What it lost is a part of this; where whole rows were lost, of the rows."""
-        seen_count: int = getattr(entry.probe, "seen_count", -1)
-        if seen_count >= 0 and not lost_rows_count:
-            return seen_count
-        row_count: int = sum(writer.row_count for writer in getattr(entry.probe, "writers", []))
-        lost_count: int = getattr(entry.probe, "lost_count", 0)
-        return row_count + lost_rows_count + lost_count
+        if probe.seen_count >= 0 and not lost_rows_count:
+            return probe.seen_count
+        row_count = sum(writer.row_count for writer in probe.writers)
+        return row_count + lost_rows_count + probe.lost_count
 
     def _sample(self, entry: Driven) -> None:
-        assert entry.probe is not None
+        probe = entry.probe
+        assert probe is not None
         at_ns = self.clock_ns()
-        period_ns = int(entry.probe.period_s * NS_PER_S)
+        period_ns = int(probe.period_s * NS_PER_S)
         if self._pace is None:
             entry.due_ns, is_late = next_due_ns(entry.due_ns, at_ns, period_ns)
         else:
             is_late = at_ns - entry.due_ns > period_ns
-            is_self_paced = getattr(entry.probe, "is_self_paced", False)
-            writes_rows = getattr(entry.probe, "writes_rows", False)
             entry.due_ns, put_off_count = self._pace.next_due_ns(
-                at_ns, period_ns, is_self_paced, writes_rows=writes_rows
+                at_ns, period_ns, probe.is_self_paced, writes_rows=probe.writes_rows
             )
             entry.put_off_count += put_off_count
         entry.late_count += is_late
         with self._guarded(entry):
-            entry.probe.sample(at_ns)
-        if self._pace is not None and getattr(entry.probe, "is_alarmed", False):
+            probe.sample(at_ns)
+        if self._pace is not None and probe.is_alarmed:
             self._pace.alert(at_ns)
-
-    def _sample_named(self, name: str) -> None:
-        for entry in self.driven:
-            if entry.name == name and entry.running:
-                entry.due_ns = self.clock_ns()
-                self._sample(entry)
 
     def _look_for_hot_worker(self, at_ns: int) -> None:
         if self._hot is None:
@@ -446,16 +429,14 @@ class Collector:
             if use.is_spinning:
                 detail += f", {use.failing_accepts_per_s:,.0f} accepts failed"
             self._events.append(at_ns, "hot_worker", pid, detail)
-            if not registry.syscall_mix_watches_all(list(self.names)):
+            if not registry.every_call_is_counted(list(self.names)):
                 self._watch_syscalls({pid, *self._hot.siblings})
         else:
             self._events.append(at_ns, "hot_worker_cooled", 0, "no process is hot any more")
         self._look(at_ns, is_hot=pid > 0)
-        for entry in self.driven:
-            focus = getattr(entry.probe, "focus", None)
-            if entry.running and focus is not None:
-                with self._guarded(entry):
-                    focus(pid)
+        for entry, probe in self._running():
+            with self._guarded(entry):
+                probe.focus(pid)
 
     def _look(self, at_ns: int, *, is_hot: bool) -> None:
         """Sets the pace; when it quickens, what was put off comes sooner."""
@@ -471,27 +452,21 @@ class Collector:
             if os.geteuid() == 0:  # without root there is no way back: it never stood so far back
                 stand_back(self._nice)
         quickens = target.stretch < before[0] or target.row_stretch < before[1]
-        for entry in self.driven if quickens else ():
-            if entry.running and entry.probe is not None:
-                period_ns = int(entry.probe.period_s * NS_PER_S)
-                writes_rows = getattr(entry.probe, "writes_rows", False)
-                due_ns, _ = self._pace.next_due_ns(at_ns, period_ns, False, writes_rows=writes_rows)
-                entry.due_ns = min(entry.due_ns, due_ns)
+        for entry, probe in self._running() if quickens else ():
+            period_ns = int(probe.period_s * NS_PER_S)
+            due_ns, _ = self._pace.next_due_ns(
+                at_ns, period_ns, False, writes_rows=probe.writes_rows
+            )
+            entry.due_ns = min(entry.due_ns, due_ns)
 
     def _accept_failures(self) -> AcceptFailures | None:
-        for entry in self.driven:
-            read = getattr(entry.probe, "accept_failures", None)
-            if entry.running and read is not None:
-                found: AcceptFailures = read()
-                return found
-        return None
+        counted = (probe.accept_failures() for _, probe in self._running())
+        return next((each for each in counted if each is not None), None)
 
     def _watch_syscalls(self, pids: set[int]) -> None:
-        for entry in self.driven:
-            watch = getattr(entry.probe, "watch", None)
-            if entry.running and watch is not None:
-                with self._guarded(entry):
-                    watch(pids)
+        for entry, probe in self._running():
+            with self._guarded(entry):
+                probe.watch(pids)
 
     def _flush(self) -> None:
         for entry in self.driven:

@@ -24,6 +24,7 @@ class ProbeEntry:
         name: What ``--probes`` and ``probe_health`` call it.
         factory: ``module:class``, called without arguments.
         sets: The sets that contain it.
+        costs_every_call: It costs time in every call of the processes that it counts for.
         reads_strangers: It needs the parser of names (``probes.symbols.name_parser_process``).
     """
 
@@ -31,6 +32,7 @@ class ProbeEntry:
     factory: str
     sets: tuple[str, ...]
     reads_strangers: bool = False
+    costs_every_call: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,12 @@ _ENTRIES: tuple[ProbeEntry, ...] = (
         ("auto", "full"),
         reads_strangers=True,
     ),
-    ProbeEntry("syscall_mix", "probes.ebpf.syscall_mix:SyscallMixProbe", ("auto", "full")),
+    ProbeEntry(
+        "syscall_mix",
+        "probes.ebpf.syscall_mix:SyscallMixProbe",
+        ("auto", "full"),
+        costs_every_call=True,
+    ),
     ProbeEntry("runq_latency", "probes.ebpf.runq_latency:RunqLatencyProbe", ("full",)),
     ProbeEntry("skb_allocs", "probes.ebpf.skb_allocs:SkbAllocsProbe", ("full",)),
 )
@@ -162,16 +169,17 @@ def read_strangers(names: list[str]) -> bool:
 
 def sparing() -> list[str]:
     """The default set for a server in service: ``auto`` without what costs every call of it."""
-    return [name for name in names_of_set("auto") if name != "syscall_mix"]
+    return [name for name in names_of_set("auto") if not PROBES[name].costs_every_call]
 
 
-def syscall_mix_watches_all(names: list[str]) -> bool:
-    """Whether ``syscall_mix`` counts for every process, or only for a hot one.
+def every_call_is_counted(names: list[str]) -> bool:
+    """Whether a probe that costs every call counts for every process, or only for a hot one.
 
     Counting every syscall costs time in the measured processes, so the default set does it only
     where something is wrong. Every other choice that contains the probe asked for it by name.
     """
-    return "syscall_mix" in names and set(names) != set(names_of_set("auto"))
+    counts = any(PROBES[name].costs_every_call for name in names)
+    return counts and set(names) != set(names_of_set("auto"))
 
 
 def make(name: str) -> Probe:

@@ -41,10 +41,8 @@ class Trial:
         """
         self._target.notes.clear()
         probe.check()
-        prepare = getattr(probe, "prepare", None)
         try:
-            if prepare is not None:
-                prepare()
+            probe.prepare()
             probe.start(self._target)
             probe.sample(now_ns())
         finally:
@@ -53,8 +51,7 @@ class Trial:
             finally:
                 for writer in probe.writers:
                     writer.close()
-        own = getattr(probe, "note", "")
-        return [*self._target.notes, *([own] if own else [])]
+        return [*self._target.notes, *([probe.note] if probe.note else [])]
 
 
 @contextlib.contextmanager

@@ -53,6 +53,12 @@ class Table:
     columns: tuple[Column, ...]
 
     @property
+    def probe(self) -> str:
+        """The probe that writes it, '' for a table of the fleet and of those who collect."""
+        package, _, module = self.producer.rpartition(".")
+        return module if package else ""
+
+    @property
     def column_names(self) -> tuple[str, ...]:
         """The names in order."""
         return tuple(column.name for column in self.columns)
@@ -290,7 +296,7 @@ _ALL: tuple[Table, ...] = (
     ),
     Table(
         "thread_waits",
-        "probes.samplers.thread_waits",
+        "probes.samplers.open_fates",
         "threads of a process that wait for the same, at one look",
         "at most 32 per process and look",
         "/proc/PID/task/*/syscall, /proc/PID/fd, sock_diag(7)",

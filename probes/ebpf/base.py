@@ -8,14 +8,13 @@ from typing import ClassVar
 
 from probes.bpf_loader.program import BpfObject, check_bpf
 from probes.contract.clock import now_ns
-from probes.contract.probe import ProcessRef, Target
-from probes.contract.table_writer import TableWriter
+from probes.contract.probe import Probe, ProcessRef, Target
 from probes.ebpf import shared as bpf_shared
 from probes.ebpf.sources import SourceBuilder
 
 
-class BpfProbe:
-    """Base of the eBPF probes; keeps the ``Probe`` protocol.
+class BpfProbe(Probe):
+    """Base of the eBPF probes.
 
     A probe gives its source and tables and implements ``_attach`` and ``_read``.
 
@@ -38,15 +37,10 @@ class BpfProbe:
     programs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
-        self.lost_count = 0
+        super().__init__()
         self.seen_count = 0
         self._recorded_count = 0
-        self.late_count = 0
-        self.bpf_run_ns = -1
-        self.missed_count = 0
-        self.run_count = -1
         self._lost_runs_count = 0
-        self.writers: list[TableWriter] = []
         self._links: list[int] = []
         self._object: BpfObject | None = None
         self._own: BpfObject | None = None

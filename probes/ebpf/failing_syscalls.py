@@ -36,10 +36,9 @@ import numpy as np
 
 from probes.bpf_loader.program import BpfObject
 from probes.budget.governor import KernelPurse
-from probes.budget.hot_worker import AcceptFailures
 from probes.contract.clock import NS_PER_S, now_ns
 from probes.contract.live import Counter
-from probes.contract.probe import ProcessRef, Target
+from probes.contract.probe import AcceptFailures, ProcessRef, Target
 from probes.contract.schema import SERVER_ROLES
 from probes.ebpf import shared as bpf_shared
 from probes.ebpf import sources as bpf_sources

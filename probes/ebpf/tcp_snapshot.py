@@ -79,6 +79,8 @@ class TcpSnapshotProbe(BpfProbe):
 
     name = "tcp_snapshot"
     writes_rows = True
+    is_sampled_at_hold = True
+    stop_order = -1  # the fleet is stopped next, and closes the sockets
     tables = (
         "tcp_states",
         "socket_memory",

@@ -43,9 +43,8 @@ from probes.budget.hot_worker import parse_cpu_ns
 from probes.budget.own_cost import END_NICE, WATCH_NICE, stand_back
 from probes.contract.clock import NS_PER_S, now_ns
 from probes.contract.errors import ProbeUnavailableError
-from probes.contract.probe import ProcessRef, Target
+from probes.contract.probe import Probe, ProcessRef, Target
 from probes.contract.schema import SERVER_ROLES
-from probes.contract.table_writer import TableWriter
 from probes.python_stacks.pyspy_process import Window, end_words, find_py_spy, launcher
 from probes.python_stacks.trace import (
     CpuBilling,
@@ -120,22 +119,20 @@ class _Watched:
             return
 
 
-class PythonStacksProbe:
+class PythonStacksProbe(Probe):
     """Appends rows to ``python_stacks``; ``focus`` moves the high rate to one process."""
 
     name = "python_stacks"
     period_s = 1.0
     stop_limit_s = STOP_LIMIT_S + 0.5
+    stop_order = 1  # py-spy writes its file while the others stop
 
     def __init__(self) -> None:
-        self.lost_count = 0
+        super().__init__()
         self.seen_count = 0
-        self.late_count = 0
-        self.child_cpu_ns = 0
         self._notes: dict[str, int] = {}
         self._refusal: ProbeUnavailableError | None = None
         self._has_read = False
-        self.writers: list[TableWriter] = []
         self._py_spy: Path | None = None
         self._launcher: list[str] = []
         self._windows: list[Window] = []

@@ -37,8 +37,7 @@ from probes.budget.own_cost import WATCH_NICE, stand_back
 from probes.contract.clock import NS_PER_MS, NS_PER_S
 from probes.contract.errors import ProbeUnavailableError
 from probes.contract.live import Counter, Live, Role
-from probes.contract.probe import Target
-from probes.contract.table_writer import TableWriter
+from probes.contract.probe import Probe, Target
 from probes.proc.process_tree import is_32_bit, is_python
 from probes.proc.syscall_names import syscall_name
 from probes.python_stacks.pyspy_process import find_py_spy, launcher
@@ -121,18 +120,15 @@ class _Dump:
     output_fd: int
 
 
-class BlockedSamplesProbe:
+class BlockedSamplesProbe(Probe):
     """Appends rows to ``blocked_samples``."""
 
     name = "blocked_samples"
     period_s = 0.1
 
     def __init__(self) -> None:
-        self.lost_count = 0
+        super().__init__()
         self.seen_count = 0
-        self.late_count = 0
-        self.child_cpu_ns = 0
-        self.writers: list[TableWriter] = []
         self._slots: list[memoryview[int]] = []
         self._live: Live | None = None
         self._py_spy: Path | None = None
@@ -144,7 +140,6 @@ class BlockedSamplesProbe:
         self._looked_ns = 0
         self._distance_ns = round(self.period_s * NS_PER_S)
         self._is_attached = False
-        self.is_alarmed = False
 
     def check(self) -> None:
         """Always possible where a fleet of ours runs."""

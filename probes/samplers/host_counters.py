@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from probes.contract.clock import NS_PER_S, now_ns
-from probes.contract.probe import ProcessRef, Target
+from probes.contract.probe import Probe, ProcessRef, Target
 from probes.contract.schema import SERVER_ROLES
 from probes.contract.table_writer import TableWriter
 from probes.proc.cgroup_cpu import CpuQuotas
@@ -283,7 +283,7 @@ class _Files:
         self._fds.clear()
 
 
-class HostCountersProbe:
+class HostCountersProbe(Probe):
     """Appends rows to its nine tables, ``sockstat`` to ``host_pressure``."""
 
     name = "host_counters"
@@ -291,10 +291,7 @@ class HostCountersProbe:
     period_s = 0.5
 
     def __init__(self) -> None:
-        self.lost_count = 0
-        self.seen_count = -1
-        self.late_count = 0
-        self.writers: list[TableWriter] = []
+        super().__init__()
         self._files = _Files()
         self._tables: dict[str, TableWriter] = {}
         self._tick = 0

@@ -22,8 +22,7 @@ import struct
 
 from probes.contract.errors import ProbeUnavailableError
 from probes.contract.live import COUNTER_WORDS, LAG_BUCKETS, Counter, Live, Role
-from probes.contract.probe import Target
-from probes.contract.table_writer import TableWriter
+from probes.contract.probe import Probe, Target
 
 _SLOT = struct.Struct(f"<{COUNTER_WORDS}q")
 _LAGS = struct.Struct(f"<{LAG_BUCKETS}q")
@@ -57,7 +56,7 @@ def longest_turn_ns(
     return 0
 
 
-class LiveSamplesProbe:
+class LiveSamplesProbe(Probe):
     """Appends one row per fleet process to ``live_samples``."""
 
     name = "live_samples"
@@ -65,10 +64,7 @@ class LiveSamplesProbe:
     period_s = 0.25
 
     def __init__(self) -> None:
-        self.lost_count = 0
-        self.seen_count = -1
-        self.late_count = 0
-        self.writers: list[TableWriter] = []
+        super().__init__()
         self._live: Live | None = None
         self._slots: list[tuple[int, memoryview[int], memoryview[int]]] = []
         self._before: dict[int, tuple[int, int, int, tuple[int, ...]]] = {}

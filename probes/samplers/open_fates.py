@@ -34,9 +34,8 @@ from collections.abc import Collection, Iterable
 
 from probes.budget.trouble import ClientTrouble, OutsideTrouble, PendingTrouble
 from probes.contract.clock import NS_PER_S
-from probes.contract.probe import ProcessRef, Target
+from probes.contract.probe import Probe, ProcessRef, Target
 from probes.contract.schema import SERVER_ROLES
-from probes.contract.table_writer import TableWriter
 from probes.netlink import inet_diag, socket_dump
 from probes.netlink.socket_dump import InetSocket, UnixSocket
 from probes.proc.descriptor_count import descriptor_count
@@ -86,17 +85,15 @@ def tcp_sockets_in_use() -> int:
     return int(found[1]) if found else 0
 
 
-class OpenFatesProbe:
+class OpenFatesProbe(Probe):
     """Appends rows to ``open_fates``, ``unix_listeners`` and ``thread_waits``."""
 
     name = "open_fates"
     period_s = 0.1
 
     def __init__(self) -> None:
-        self.lost_count = 0
-        self.late_count = 0
+        super().__init__()
         self.seen_count = 0
-        self.writers: list[TableWriter] = []
         self._pids: dict[int, None] = {}
         self._ports: frozenset[int] = frozenset()
         self._client: ClientTrouble | None = None
@@ -106,7 +103,12 @@ class OpenFatesProbe:
         self._due_ns = 0
         self._cost_ns = 0
         self._is_active = False
-        self.note = ""
+        self._note = ""
+
+    @property
+    def note(self) -> str:
+        """What it could not look at."""
+        return self._note
 
     def check(self) -> None:
         """The kernel answers NETLINK_SOCK_DIAG.
@@ -185,7 +187,7 @@ class OpenFatesProbe:
         self.seen_count += 1
         most = _SPARING_SOCKETS_MOST if self._is_sparing else _SOCKETS_MOST
         if (count := tcp_sockets_in_use()) > most:
-            self.note = f"{count:,} sockets: of more than {most:,} none is looked at one by one"
+            self._note = f"{count:,} sockets: of more than {most:,} none is looked at one by one"
             self.lost_count += 1
             return
         try:

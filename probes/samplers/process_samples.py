@@ -35,8 +35,7 @@ from collections.abc import Collection
 import psutil
 
 from probes.contract.clock import NS_PER_S
-from probes.contract.probe import ProcessRef, Target
-from probes.contract.table_writer import TableWriter
+from probes.contract.probe import Probe, ProcessRef, Target
 from probes.proc.descriptor_count import descriptor_count
 from probes.proc.process_tree import own_children
 from probes.proc.run_queue_wait import RunQueueWait
@@ -93,7 +92,7 @@ class _Watched:
         self.run_queue_wait.close()
 
 
-class ProcessSamplesProbe:
+class ProcessSamplesProbe(Probe):
     """Appends one row per process to ``process_samples``."""
 
     name = "process_samples"
@@ -101,10 +100,7 @@ class ProcessSamplesProbe:
     period_s = 0.5
 
     def __init__(self) -> None:
-        self.lost_count = 0
-        self.seen_count = -1
-        self.late_count = 0
-        self.writers: list[TableWriter] = []
+        super().__init__()
         self._watched: dict[int, _Watched] = {}
         self._children: set[int] = set()
 

@@ -24,9 +24,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from probes.contract.clock import now_ns
-from probes.contract.probe import ProcessRef, Target
+from probes.contract.probe import Probe, ProcessRef, Target
 from probes.contract.schema import SERVER_ROLES
-from probes.contract.table_writer import TableWriter
 
 _READ_BYTES = 256 << 10
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
@@ -152,16 +151,11 @@ def _last(sizes: Sequence[tuple[str, int]]) -> tuple[str, int]:
     return sizes[-1]
 
 
-class RuntimeLimitsProbe:
+class RuntimeLimitsProbe(Probe):
     """Appends rows to ``runtime_limits``, once a process."""
 
     name = "runtime_limits"
     period_s = 60.0
-
-    def __init__(self) -> None:
-        self.lost_count = 0
-        self.late_count = 0
-        self.writers: list[TableWriter] = []
 
     def check(self) -> None:
         """Always possible; of another user's process root alone may read the environment."""

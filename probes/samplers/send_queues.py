@@ -40,9 +40,8 @@ from pathlib import Path
 import numpy as np
 
 from probes.contract.clock import NS_PER_MS, NS_PER_S
-from probes.contract.probe import ProcessRef, Target
+from probes.contract.probe import Probe, ProcessRef, Target
 from probes.contract.schema import SERVER_ROLES
-from probes.contract.table_writer import TableWriter
 from probes.netlink import inet_diag, socket_owners
 from probes.proc.descriptor_count import descriptor_count
 
@@ -209,7 +208,7 @@ def resident_bytes(pid: int) -> int:
     return int(text.split()[1]) * _PAGE_BYTES
 
 
-class SendQueuesProbe:
+class SendQueuesProbe(Probe):
     """Appends rows to ``send_queues`` and ``standing_sockets``."""
 
     name = "send_queues"
@@ -217,10 +216,8 @@ class SendQueuesProbe:
     is_self_paced = True
 
     def __init__(self) -> None:
-        self.lost_count = 0
-        self.late_count = 0
+        super().__init__()
         self.seen_count = 0
-        self.writers: list[TableWriter] = []
         self._target: Target | None = None
         self._pids: dict[int, str] = {}
         self._ports: frozenset[int] = frozenset()

@@ -32,9 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.contract.clock import NS_PER_S
-from probes.contract.probe import ProcessRef, Target
+from probes.contract.probe import Probe, ProcessRef, Target
 from probes.contract.schema import SERVER_ROLES
-from probes.contract.table_writer import TableWriter
 
 LINE_CHARACTERS = 300
 MOST_KINDS_COUNT = 200
@@ -110,17 +109,14 @@ class _Kind:
     first_ns: int
 
 
-class ServerWordsProbe:
+class ServerWordsProbe(Probe):
     """Appends rows to ``server_words``."""
 
     name = "server_words"
     period_s = 0.25
 
     def __init__(self) -> None:
-        self.lost_count = 0
-        self.late_count = 0
-        self.child_cpu_ns = 0
-        self.writers: list[TableWriter] = []
+        super().__init__()
         self._logs: list[_Log] = []
         self._known: set[tuple[int, int]] = set()
         self._kinds: dict[tuple[str, str], _Kind] = {}

@@ -24,9 +24,8 @@ from probes.collect.main import parse_ports
 from probes.contract.clock import NS_PER_S, now_ns
 from probes.contract.errors import ProbeUnavailableError, UsageError
 from probes.contract.live import Counter, Header, Live, Phase, Role
-from probes.contract.probe import Target
+from probes.contract.probe import Probe, Target
 from probes.contract.rundir import RunDir
-from probes.contract.table_writer import TableWriter
 
 pytestmark = pytest.mark.shared
 
@@ -454,16 +453,17 @@ def test_a_hot_worker_is_announced_and_looked_at(
 # --- probes that misbehave -----------------------------------------------------------------------
 
 
-class FakeProbe:
+class FakeProbe(Probe):
     """Writes one event a sample; ``breaks`` names the call that raises ``error``."""
 
     period_s = 0.01
 
     def __init__(self, name: str, breaks: str = "", error: Exception | None = None) -> None:
+        super().__init__()
         self.name = name
         self.lost_count = 3
-        self.late_count = 0
-        self.writers: list[TableWriter] = []
+        self.is_sampled_at_hold = name == "tcp_snapshot"
+        self.stop_order = {"tcp_snapshot": -1, "python_stacks": 1}.get(name, 0)
         self.calls: list[str] = []
         self.watched: list[set[int]] = []
         self._breaks = breaks

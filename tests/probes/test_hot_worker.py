@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.budget.hot_worker import (
-    AcceptFailures,
     HotWorkerWatch,
     Use,
     choose_hot,
@@ -15,7 +14,7 @@ from probes.budget.hot_worker import (
 )
 from probes.contract.clock import now_ns
 from probes.contract.live import Counter, Header, Phase, Role
-from probes.contract.probe import ProcessRef
+from probes.contract.probe import AcceptFailures, ProcessRef
 
 
 def use(pid, role, cpu, established=100, demand=None, failing_per_s=0.0):

@@ -65,10 +65,10 @@ def test_nothing_is_not_a_choice(spec: str):
 
 
 def test_syscalls_of_all_are_counted_only_when_asked_for():
-    assert not registry.syscall_mix_watches_all(resolve("auto"))
-    assert registry.syscall_mix_watches_all(resolve("full"))
-    assert registry.syscall_mix_watches_all(["syscall_mix"])
-    assert not registry.syscall_mix_watches_all(resolve("light"))
+    assert not registry.every_call_is_counted(resolve("auto"))
+    assert registry.every_call_is_counted(resolve("full"))
+    assert registry.every_call_is_counted(["syscall_mix"])
+    assert not registry.every_call_is_counted(resolve("light"))
 
 
 @pytest.mark.parametrize("name", PROBES)
