@@ -314,6 +314,8 @@ _FATES: dict[str, EvidenceKind] = {
         "count", "sockets of the server that their clients had closed and it had not (CLOSE_WAIT)"
     ),
     "left_share": EvidenceKind("pct", "of the server's connections then"),
+    "left_growth": EvidenceKind("per_s", "more of them each second"),
+    "left_looks": EvidenceKind("count", "looks in a row at which there were more"),
     "closed_at_once": EvidenceKind("count", "connections that it closed at once, unanswered"),
     "closed_on_connect": EvidenceKind(
         "count", "connections that the server closed within half a second of their connect"
@@ -323,6 +325,10 @@ _FATES: dict[str, EvidenceKind] = {
     "attempts_after_let_in": EvidenceKind("count", "of them let in"),
     "standing_queue": _with("count", "connections that stood in the queue of {of}"),
     "queue_limit": _with("count", "most that may wait in the queue of {of}"),
+    "quiet_in_queue": EvidenceKind("count", "of them there for a second and more"),
+    "taken_meanwhile": EvidenceKind("count", "connections that it took meanwhile"),
+    "asleep_looks": EvidenceKind("count", "looks in a row at which it waited for events meanwhile"),
+    "told_once": EvidenceKind("count", "1: it watches its listener with EPOLLET"),
     "time_without_accept": EvidenceKind("s", "time that it accepted nobody meanwhile"),
     "gap_length": EvidenceKind("s", "time in which nobody was answered"),
     "gap_waiting": EvidenceKind("count", "connections that waited then"),

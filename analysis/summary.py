@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.causes import NOT_EXPLAINED
@@ -24,6 +25,7 @@ from analysis.frames.processes import what_is_missing
 from analysis.frames.run_frames import RunFrames
 from analysis.frames.run_view import RunView
 from analysis.ladder.ladder import Rung, build_ladder
+from analysis.server.fates import is_process_per_connection
 from analysis.server.server_words import near, quotes_of, with_quotes
 from analysis.signs.attempts import with_attempts
 from analysis.signs.before_failure import df_before_failure
@@ -220,7 +222,9 @@ def summarise(frames: RunFrames) -> Summary:
     ports = df_ports(view)
     listeners = timeline.df_listeners(view)
     descriptors = df_descriptors(view)
-    ladder = build_ladder(view, descriptors, ports, listeners)
+    # a process that serves one connection takes no second one as more clients come
+    is_one = [is_process_per_connection(view, int(pid)) for pid in descriptors["pid"]]
+    ladder = build_ladder(view, descriptors[~np.array(is_one, dtype=bool)], ports, listeners)
     signs = Signs(
         view,
         errors=errors,

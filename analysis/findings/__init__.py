@@ -30,6 +30,7 @@ from analysis.findings.descriptors import (
     fd_limit_system,
     full_worker_on_shared_listener,
     server_resets_when_full,
+    sockets_left_open,
 )
 from analysis.findings.memory import (
     enobufs,
@@ -52,6 +53,7 @@ from analysis.findings.queues import (
     conntrack_full,
     neighbour_table_full,
     orphans_or_time_wait,
+    queue_left_standing,
     softnet_drops,
     syn_backlog_overflow,
     unix_queue_full,
@@ -87,6 +89,7 @@ MODULES: tuple[CauseModule, ...] = (
     accept_spin,
     server_resets_when_full,
     full_worker_on_shared_listener,
+    sockets_left_open,
     own_limit,
     waits_for_slot,
     backend_unavailable,
@@ -118,6 +121,7 @@ MODULES: tuple[CauseModule, ...] = (
     bind_ports_exhausted,
     source_address_missing,
     port_search_cost,
+    queue_left_standing,
     accept_queue_overflow,
     syn_backlog_overflow,
     unix_queue_full,

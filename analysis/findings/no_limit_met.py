@@ -40,7 +40,15 @@ def find(signs: Signs) -> list[Finding]:
     dropped = moved_by_own(signs, "TcpExtListenOverflows", own_queues(signs)).change_count
     confidence, missing = signs.trust(*DECIDING_TABLES, is_by_absence=True)
     taken = taken_count(signs)
-    doubts = [each for each in (_unwatched_refusals(signs, taken), _unclear_ends(signs)) if each]
+    doubts = [
+        each
+        for each in (
+            _unwatched_refusals(signs, taken),
+            _unclear_ends(signs),
+            _standing_queue(signs),
+        )
+        if each
+    ]
     if doubts:
         confidence, missing = "low", (*doubts, *missing)
     evidence = (
@@ -117,6 +125,20 @@ def _unclear_ends(signs: Signs) -> str:
         f"{count:,} connections were closed as soon as they had come, and whether a child of the "
         "server went on to serve them is not known"
     )
+
+
+def _standing_queue(signs: Signs) -> str:
+    """That connections stand in a queue of its own, and nothing says why, for people; '' for none.
+
+    A queue that stands at the last two looks at it has kept somebody waiting.
+    """
+    looks = signs.view.frames["listeners"]
+    looks = looks[looks["local_port"].isin(signs.view.server_ports)]
+    last_two = sorted(set(looks["at_ns"]))[-2:]
+    counts = [int(looks["accept_queue_count"][looks["at_ns"] == each].sum()) for each in last_two]
+    if len(counts) < 2 or min(counts) < LEAST_COUNT:
+        return ""
+    return f"why {counts[-1]:,} connections stood in its accept queue at the last look"
 
 
 def ended_at_once_count(signs: Signs) -> int:

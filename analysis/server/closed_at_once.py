@@ -15,6 +15,8 @@ from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.stats.remembered import remembered
 
+_FORKED_S = 0.2
+"""Who closes its end forked for it a moment before."""
 _PASSING_SHARE = 0.05
 """Who accepts for others has so many of their connections open at most: those on their way."""
 
@@ -90,13 +92,18 @@ def _closed_early(rows: pd.DataFrame) -> pd.Series[int]:
 def unclear_count(view: RunView) -> int:
     """Connections of a watched server that were closed at once by who forks for each connection.
 
-    So are those that a child goes on to serve; as many as children were seen are no question.
+    So are those that a child goes on to serve; as many as children began meanwhile are no question.
     """
     rows = fates.latest(view)
     children = [pid for pid in fates.servers(view) if fates.is_process_per_connection(view, pid)]
     early = rows[rows["fate"].isin(_early_fates(view)) & ~rows["pid"].isin(children)]
-    closed = int(_closed_early(early)[[_passes_on(view, int(pid)) for pid in early["pid"]]].sum())
-    return max(0, closed - len(children)) if children else 0
+    early = early[[_passes_on(view, int(pid)) for pid in early["pid"]]]
+    if early.empty or not children:
+        return 0
+    first_s = view.seconds(int(early["first_ns"].min()))
+    last_s = view.seconds(int(early["last_ns"].max()))
+    began = fates.children_begun_count(view, first_s - _FORKED_S, last_s)
+    return max(0, int(_closed_early(early).sum()) - began)
 
 
 def let_in_after(view: RunView, pid: int, since_s: float) -> tuple[int, int]:

@@ -6,7 +6,7 @@ and ``backend-unavailable`` share what is computed here. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -106,6 +106,34 @@ def _processes_of_one(view: RunView) -> frozenset[int]:
 
 
 @remembered
+def served_by_children(view: RunView, pid: int, at_s: float) -> int:
+    """Connections that children serve, one each, for the process that accepts; 0 where it has none.
+
+    Args:
+        view: The run.
+        pid: Who accepts.
+        at_s: The moment.
+    """
+    children = _processes_of_one(view)
+    others = [each for each in servers(view) if each not in children]
+    if pid not in others or len(others) > 1 or not children:
+        return 0
+    live = view.frames["live_samples"]
+    live = live[live["pid"].isin(children) & (view.seconds_of(live["at_ns"]) <= at_s)]
+    latest = live.drop_duplicates("pid", keep="last")
+    processes = view.frames["processes"]
+    is_gone = (processes["exited_ns"] > 0) & (view.seconds_of(processes["exited_ns"]) <= at_s)
+    return int(latest["open_count"][~latest["pid"].isin(processes["pid"][is_gone])].sum())
+
+
+def children_begun_count(view: RunView, since_s: float, until_s: float) -> int:
+    """Processes of one connection that began in a span."""
+    processes = view.frames["processes"]
+    mine = processes[processes["pid"].isin(_processes_of_one(view))]
+    return int(pd.Series(view.seconds_of(mine["start_ns"])).between(since_s, until_s).sum())
+
+
+@remembered
 def accepted_count(view: RunView, pid: int) -> int:
     """Connections that a process was seen to accept, -1 when it was not watched."""
     rows = view.frames["connection_fates"]
@@ -167,14 +195,16 @@ def _standing_tcp(view: RunView) -> list[StandingQueue]:
         if span is None:
             continue
         first_s, last_s, count = span
-        pids = _owners_of_port(view, int(str(port)))
+        pids = owners_of_port(view, int(str(port)))
         # of several that share one listener all have stopped, else the queue would not stand
         serving = [each for each in pids if accepted_count(view, each) > 0]
         if len(pids) > 1 and int(inodes.get(port, 0)) != 1:
             found += _standing_of_each(view, int(str(port)))
             continue
         pid = pids[0] if len(pids) == 1 else 0
-        if any(_accepted_between(view, each, first_s, last_s) for each in serving or [pid] if each):
+        owners = [each for each in serving or [pid] if each]
+        takes = any(_accepted_between(view, each, first_s, last_s) for each in owners)
+        if takes and not _is_held_at_a_number(view, owners, mine, first_s, last_s):
             continue
         if not pid and serving:
             pid = max(serving, key=lambda each: (accepted_count(view, each), -each))
@@ -239,8 +269,31 @@ def _accepted_between(view: RunView, pid: int, first_s: float, last_s: float) ->
     return accepted_s is not None and first_s < accepted_s < last_s - 0.3
 
 
+def _is_held_at_a_number(
+    view: RunView, pids: Sequence[int], waiting: pd.DataFrame, first_s: float, last_s: float
+) -> bool:
+    """Who accepts takes one for each that leaves: others stand in the queue for a second."""
+    stood = waiting["quiet_count"][waiting["at_s"].between(first_s, last_s)]
+    is_steady = len(pids) > 0 and all(
+        keeps_its_number(view, each, first_s, last_s) for each in pids
+    )
+    return is_steady and int(stood.min()) >= LEAST_COUNT
+
+
+def keeps_its_number(view: RunView, pid: int, first_s: float, last_s: float) -> bool:
+    """A process had as many connections all through a span, but for one or two on their way."""
+    live = view.frames["live_samples"]
+    at_s = view.seconds_of(live["at_ns"])
+    held = live["open_count"][(live["pid"] == pid) & (at_s >= first_s) & (at_s <= last_s)]
+    least, most = (int(held.min()), int(held.max())) if len(held) > 1 else (0, 0)
+    return least >= LEAST_COUNT and most - least <= _ON_THEIR_WAY_COUNT
+
+
+_ON_THEIR_WAY_COUNT = 2
+
+
 @remembered
-def _owners_of_port(view: RunView, port: int) -> list[int]:
+def owners_of_port(view: RunView, port: int) -> list[int]:
     """Processes that own a listener of a port."""
     listeners = view.frames["listeners"]
     inodes = listeners["socket_inode"][listeners["local_port"] == port].unique()
@@ -248,7 +301,9 @@ def _owners_of_port(view: RunView, port: int) -> list[int]:
     pids = [int(pid) for pid in owners["pid"][owners["socket_inode"].isin(inodes)].unique()]
     if pids:
         accepting = [pid for pid in pids if accepted_count(view, pid) > 0]
-        return accepting or pids
+        # a child inherits the listener, and serves the one connection that it was forked for
+        children = _processes_of_one(view)
+        return accepting or [pid for pid in pids if pid not in children] or pids
     return view.pids_of("server", "acceptor")
 
 
@@ -345,6 +400,22 @@ def closers(view: RunView) -> dict[int, int]:
     rows = latest(view)
     rows = rows[rows["fate"] == "closed_answered"]
     return {int(pid): int(n) for pid, n in zip(rows["pid"], rows["connection_total"], strict=True)}
+
+
+def closer_of(view: RunView, count: int) -> int:
+    """Who closed so many open connections first, 0 when that is not known.
+
+    Of a proxy and what is behind it the deepest.
+    """
+    most = closers(view)
+    pids = [pid for pid, closed in most.items() if 2 * closed >= count]
+    if not pids and sum(most.values()) >= count // 2 and most:  # workers that share the load
+        pids = [max(most, key=lambda pid: most[pid])]
+    found = deepest(view, pids)
+    if found:
+        return max(found, key=lambda pid: most[pid])
+    fronts = view.pids_of("server")
+    return fronts[0] if len(fronts) == 1 else 0
 
 
 def deepest(view: RunView, pids: Iterable[int]) -> list[int]:

@@ -79,6 +79,11 @@ KNOWN_LINES: tuple[KnownLine, ...] = (
     _known("lighttpd", r"sockets disabled, (?:connection limit reached|out-of-fds)", "own-limit"),
     _known("lighttpd", r"all handlers for .* are down|backend died; we'll disable it",
            "backend-unavailable"),
+    # xinetd/log.c, service.c; of a socket unit: src/core/socket.c
+    _known("xinetd", r"FAIL: \S+ (?:service|per_source|process)_limit\b", "own-limit"),
+    _known("xinetd", r"Deactivating service \S+ due to excessive incoming connections",
+           "own-limit"),
+    _known("systemd", r"Too many incoming connections \(\d+\)", "own-limit"),
     # libwebsocketd/http.go
     _known("websocketd", r"Max of possible forks already active", "own-limit"),
     # net/http/httputil/reverseproxy.go

@@ -112,7 +112,7 @@ def blocking_wait(view: RunView, each: Stuck) -> ThreadWait | None:
 
     A thread that waits for an answer of somebody else, or that one connection holds, explains it.
     Threads that wait for a lock are usually an idle pool: they do only when there is one for each
-    connection that was read and not answered. An idle pool neither sleeps nor waits for a child, a
+    connection that was not answered. An idle pool neither sleeps nor waits for a child, a
     pipe or a file: some threads that do are one that is all taken. None when no thread waits for
     anything but work.
     """
@@ -132,14 +132,25 @@ def blocking_wait(view: RunView, each: Stuck) -> ThreadWait | None:
             is_pool = is_pool and wait.thread_count > locked_count
             if wait.is_main or (is_pool and each.unread_count > 0):
                 return wait
-        elif each.unanswered_count and wait.kind in ("lock", "sleep"):
+        elif (each.unanswered_count or each.unread_count) and wait.kind in ("lock", "sleep"):
             # more threads than wait are those of a runtime, which rest
             is_each = least <= wait.thread_count <= max(least, _RESTING_FACTOR * each.count)
-            if (is_each and each.unanswered_count >= LEAST_COUNT) or is_taken_pool(wait):
+            if (is_each and each.unanswered_count >= LEAST_COUNT) or (
+                each.unanswered_count and is_taken_pool(wait)
+            ):
                 return replace(wait, is_main=False)  # it may rest there too, and serves nobody
+            if _is_one_for_each_unread(wait, each):
+                return wait
         elif each.unanswered_count >= LEAST_COUNT and is_taken_pool(wait):
             return wait
     return None
+
+
+def _is_one_for_each_unread(wait: ThreadWait, each: Stuck) -> bool:
+    """A thread for each connection waits before it reads: no idle pool is as large by chance."""
+    off = abs(wait.thread_count - each.unread_count)
+    is_close = off <= _EACH_SLACK * each.unread_count
+    return is_close and each.unread_count >= _EACH_LEAST_COUNT and not wait.is_main
 
 
 def is_taken_pool(wait: ThreadWait) -> bool:
@@ -151,5 +162,6 @@ def is_taken_pool(wait: ThreadWait) -> bool:
 _MOST_LOOKS = 0.5
 _HELD_SHARE = 0.8
 _RESTING_FACTOR = 1.5
+_EACH_SLACK, _EACH_LEAST_COUNT = 0.1, 20
 _POOL_LEAST_COUNT = 3
 """One or two threads beside an event loop flush a log or keep a timer."""

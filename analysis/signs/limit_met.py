@@ -12,6 +12,7 @@ from analysis.server import fates
 from analysis.server.closed_at_once import ClosedAtOnce, closed_at_once, let_in_after
 from analysis.server.own_limits import FD_SETSIZE
 from analysis.server.thread_waits import blocking_wait, main_wait, some_thread_polls, thread_waits
+from analysis.signs.closed_after_upgrade import closed_after_upgrade
 from analysis.signs.room_left import (
     ON_ITS_WAY_S,
     Met,
@@ -44,6 +45,7 @@ def met_limits(signs: Signs) -> list[Met]:
         *_deaf(signs),
         *_closing(signs),
         *_closing_as_clients_saw(signs),
+        *closed_after_upgrade(signs),
         *_queueing(signs),
         *_silent(signs),
         *_refusing(signs),
@@ -198,6 +200,9 @@ def _kept_count(signs: Signs, each: ClosedAtOnce) -> int:
     """
     accepted = max(0, each.accepted_count - each.count)
     view = signs.view
+    served = fates.served_by_children(view, each.pid, each.last_s)
+    if served >= fates.LEAST_COUNT:
+        return served  # it closes its own end of each, and some children came to nothing
     if not view.is_attached:
         return accepted
     return max(accepted, held_count(view, each.pid, each.first_s))
@@ -224,7 +229,7 @@ def _queueing(signs: Signs) -> list[Met]:
             continue  # it took all who came, and sent some of them away
         if queue.pid in waiting:  # what it took already waits for somebody else
             continue
-        if not _is_free(signs, queue.pid, queue.first_s, queue.last_s):
+        if not is_free(signs, queue.pid, queue.first_s, queue.last_s):
             continue
         since_s = fates.last_accept_s(view, queue.pid)
         begun_s = queue.first_s if since_s is None else min(since_s, queue.first_s)
@@ -318,7 +323,7 @@ def _silent(signs: Signs) -> list[Met]:
             or blocking_wait(view, each) is not None
         ):
             continue
-        if not each.answered_count or not _is_free(signs, each.pid, each.first_s, each.last_s):
+        if not each.answered_count or not is_free(signs, each.pid, each.first_s, each.last_s):
             continue
         evidence = Evidence("unread_connections", each.unread_count, "open_fates", each.first_s)
         found.append(
@@ -351,7 +356,7 @@ def _refusing(signs: Signs) -> list[Met]:
     if not fronts or (len(fronts) > 1 and not said):
         return []
     first_s, last_s = float(refused["closed_s"].min()), float(refused["closed_s"].max())
-    if not established or not any(_is_free(signs, pid, first_s, last_s) for pid in fronts):
+    if not established or not any(is_free(signs, pid, first_s, last_s) for pid in fronts):
         return []
     evidence = (
         Evidence("handshakes_refused", len(refused), "connections", first_s),
@@ -389,7 +394,7 @@ def is_harmed_by_waiting(signs: Signs, late_count: int = 0) -> bool:
     return signs.view.is_attached or unserved_count(signs) + late_count >= fates.LEAST_COUNT
 
 
-def _is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
+def is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
     """The process could serve: it needs no full core, and its first thread waits for events."""
     if signs.is_busy(pid, first_s, last_s):
         return False
@@ -397,6 +402,9 @@ def _is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
     main = main_wait(view, pid)
     if main is None:
         return True
+    is_parents = main.kind == "sleep" or main.syscall in _PARENTS_CALLS
+    if is_parents and fates.served_by_children(view, pid, last_s) >= fates.LEAST_COUNT:
+        return True  # it waits until one of them ends
     if main.kind == "sleep":
         return is_at_select(descriptors_of(signs, pid))
     if main.kind not in ("lock", "pipe") and main.syscall not in _PARENTS_CALLS:

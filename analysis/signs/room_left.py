@@ -83,7 +83,9 @@ def _is_broken_behind(signs: Signs, each: Met) -> bool:
 
 
 def held_count(view: RunView, pid: int, at_s: float) -> int:
-    """Connections of clients that a watched process had at a moment."""
+    """Connections of clients that a watched process had at a moment, it or its children."""
+    if (served := fates.served_by_children(view, pid, at_s)) > 0:
+        return served
     live = view.watched_samples
     mine = live["open_count"][(live["pid"] == pid) & (view.seconds_of(live["at_ns"]) <= at_s + 0.3)]
     sides = 2 if fates.backend_pids(view) and view.subject(pid).role != "backend" else 1

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from analysis.causes import Effect
 from analysis.evidence import SEVERITIES, Finding, Severity
 from analysis.findings import CATALOGUE, no_limit_met, origins_of
+from analysis.findings.cpu import host_cpu_saturated
 from analysis.findings.descriptors import full_worker_on_shared_listener
 from analysis.findings.memory import slow_consumers
 from analysis.frames.descriptors import server_capacity_count
@@ -21,6 +22,7 @@ from analysis.signs.signs import EMFILE, Signs
 _SLOW = slow_consumers.CAUSE.id
 _SHARED = full_worker_on_shared_listener.CAUSE.id
 _NO_LIMIT = no_limit_met.CAUSE.id
+_BY_THE_WAY_SHARE = 0.1
 
 _DIES_WITHIN_S = 2.0
 """What a runtime does between the refusal and its end: it writes a report."""
@@ -77,7 +79,15 @@ def find_binding(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
     if not explaining and (signs.unmet_count > 0 or signs.view.is_client_gone):
         # e.g. a worker that spins while nothing recorded why it is full
         explaining = [f for f in own if f.first_s < signs.view.stop_s and f.severity != "info"]
+    most = max((f.explained_count for f in explaining), default=0)
+    explaining = [f for f in explaining if not _is_by_the_way(f, most)]
     return min(explaining, key=lambda f: (f.first_s, -f.explained_count), default=None)
+
+
+def _is_by_the_way(finding: Finding, most_count: int) -> bool:
+    """A full host, which is so for whatever runs beside it, explains next to nothing."""
+    is_host = finding.cause == host_cpu_saturated.CAUSE.id
+    return is_host and finding.explained_count < _BY_THE_WAY_SHARE * most_count
 
 
 def _first_met(signs: Signs, findings: Sequence[Finding]) -> Finding | None:

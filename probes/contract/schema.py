@@ -235,6 +235,8 @@ _ALL: tuple[Table, ...] = (
             _n("socket_count", "count", "connections with this fate now"),
             _n("unsent_count", "count", "of them with data that could not be sent yet"),
             _n("send_queue_bytes", "bytes", "data that their peers have not acknowledged"),
+            _later("quiet_count", "count", "of them whose peer has sent nothing for a second"),
+            _later("left_count", "count", "of them whose peer has closed (CLOSE_WAIT)"),
         ),
     ),
     Table(
@@ -292,6 +294,23 @@ _ALL: tuple[Table, ...] = (
             _t("path", "its name; an abstract one begins with @"),
             _n("accept_queue_count", "count", "connections that wait for accept"),
             _n("backlog_count", "count", "most that may wait"),
+        ),
+    ),
+    Table(
+        "listener_watches",
+        "probes.samplers.open_fates",
+        "one listening socket of one process, at a look at which connections wait in its queue",
+        "few per look; the first looks at each",
+        "/proc/PID/fdinfo of the process's epoll descriptors",
+        (
+            _at(),
+            _PID,
+            _n("socket_inode", "", "inode of the socket"),
+            _n("local_port", "", "its port, 0 of a Unix socket"),
+            _t(
+                "watch",
+                "edge (EPOLLET), level, off (without EPOLLIN), none (in no epoll of it)",
+            ),
         ),
     ),
     Table(

@@ -41,6 +41,7 @@ _INET_DIAG_INFO = 2
 _UNIX_DIAG_NAME, _UNIX_DIAG_PEER, _UNIX_DIAG_RQLEN = 0, 2, 4
 _UDIAG_SHOW = 0x1 | 0x4 | 0x10  # name, peer, queue lengths
 _NOTSENT_BYTES_AT, _BYTES_RECEIVED_AT, _BYTES_SENT_AT = 144, 128, 200  # of struct tcp_info
+_LAST_DATA_RECV_MS_AT = 52
 _BUFFER_BYTES = 1 << 18
 _SECONDS = 5.0
 ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10
@@ -63,6 +64,7 @@ class InetSocket:
         bytes_sent: Data sent so far, -1 when not known.
         bytes_received: Data received so far, -1 when not known.
         not_sent_bytes: Of the send queue what has not been sent even once, -1 when not known.
+        quiet_ms: Since its peer last sent data, or since it was established; -1 when not known.
     """
 
     state: int
@@ -75,6 +77,7 @@ class InetSocket:
     bytes_sent: int = -1
     bytes_received: int = -1
     not_sent_bytes: int = -1
+    quiet_ms: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +148,9 @@ def _inet_sockets(
         )
         for data, start, end in _answers(request):
             fields = _INET_MESSAGE.unpack_from(data, start)
-            sent, received, not_sent = -1, -1, -1
+            sent, received, not_sent, quiet_ms = -1, -1, -1, -1
             if with_info:
-                sent, received, not_sent = _info(data, start + _INET_MESSAGE.size, end)
+                sent, received, not_sent, quiet_ms = _info(data, start + _INET_MESSAGE.size, end)
             found.append(
                 InetSocket(
                     state=fields[1],
@@ -160,6 +163,7 @@ def _inet_sockets(
                     bytes_sent=sent,
                     bytes_received=received,
                     not_sent_bytes=not_sent,
+                    quiet_ms=quiet_ms,
                 )
             )
     return found
@@ -202,19 +206,21 @@ def _address(family: int, raw: bytes) -> str:
     return str(address.ipv4_mapped or address)
 
 
-def _info(data: bytes, start: int, end: int) -> tuple[int, int, int]:
-    """bytes_sent, bytes_received and notsent_bytes of struct tcp_info; -1 where it has them not."""
+def _info(data: bytes, start: int, end: int) -> tuple[int, int, int, int]:
+    """Bytes sent, received, not sent, and ms since data came, of struct tcp_info; -1: not there."""
     for kind, at, length in _attributes(data, start, end):
         if kind == _INET_DIAG_INFO:
-            sent = received = not_sent = -1
+            sent = received = not_sent = quiet_ms = -1
+            if length >= _LAST_DATA_RECV_MS_AT + 4:
+                (quiet_ms,) = struct.unpack_from("=I", data, at + _LAST_DATA_RECV_MS_AT)
             if length >= _BYTES_RECEIVED_AT + 8:
                 (received,) = struct.unpack_from("=Q", data, at + _BYTES_RECEIVED_AT)
             if length >= _NOTSENT_BYTES_AT + 4:
                 (not_sent,) = struct.unpack_from("=I", data, at + _NOTSENT_BYTES_AT)
             if length >= _BYTES_SENT_AT + 8:
                 (sent,) = struct.unpack_from("=Q", data, at + _BYTES_SENT_AT)
-            return sent, received, not_sent
-    return -1, -1, -1
+            return sent, received, not_sent, quiet_ms
+    return -1, -1, -1, -1
 
 
 def _attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:

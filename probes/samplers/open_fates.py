@@ -8,8 +8,8 @@ Measures:
     (``thread_waits``).
 Hook:
     ``probes/netlink/socket_dump.py``; the owner of a socket by /proc/PID/fd;
-    ``probes/samplers/thread_waits.py``. A look is taken at a sign of trouble
-    (``probes/budget/trouble.py``); under clients of ours also at the end.
+    ``probes/proc/epoll_watch.py``; ``probes/samplers/thread_waits.py``. A look is taken at a sign
+    of trouble (``probes/budget/trouble.py``); under clients of ours also at the end.
 Cost:
     About 2 us a socket and look and 1 us a descriptor of the servers; a look waits ``_REST_FACTOR``
     times as long as the last one took, 1,000 times beside a server in service (100 times after each
@@ -30,15 +30,16 @@ import os
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from probes.budget.trouble import ClientTrouble, OutsideTrouble, PendingTrouble
+from probes.budget.trouble import ClientTrouble, LeftTrouble, OutsideTrouble, PendingTrouble
 from probes.contract.clock import NS_PER_S
 from probes.contract.probe import Probe, ProcessRef, Target
 from probes.contract.schema import SERVER_ROLES
 from probes.netlink import inet_diag, socket_dump
 from probes.netlink.socket_dump import InetSocket, UnixSocket
 from probes.proc.descriptor_count import descriptor_count
+from probes.proc.epoll_watch import watches
 from probes.samplers.thread_waits import Endpoint, remote_kind, waits_of
 
 FATES = ("unaccepted", "unread", "unanswered", "answered")
@@ -54,6 +55,10 @@ _PROCESSES_MOST = 64
 _SOCKETS_MOST, _SPARING_SOCKETS_MOST = 300_000, 10_000
 """A look takes 10 us of Python for each, while no other probe of this process is sampled."""
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
+_EPOLL_LINK = "anon_inode:[eventpoll]"
+_WATCHES_MOST_COUNT = 4
+"""Looks at the epolls of a process: their mutex is held meanwhile."""
+_QUIET_MS = 1_000
 _OPEN = (1 << socket_dump.ESTABLISHED) | (1 << socket_dump.CLOSE_WAIT)
 
 
@@ -99,10 +104,13 @@ class OpenFatesProbe(Probe):
         self._client: ClientTrouble | None = None
         self._outside: OutsideTrouble | None = None
         self._pending: PendingTrouble | None = None
+        self._left: LeftTrouble | None = None
         self._is_sparing = False
         self._due_ns = 0
         self._cost_ns = 0
         self._is_active = False
+        self._epoll_fds: dict[int, list[int]] = {}
+        self._watched_count: Counter[int] = Counter()
         self._note = ""
 
     @property
@@ -122,7 +130,7 @@ class OpenFatesProbe(Probe):
         """Opens the tables."""
         self.writers = [
             target.run.writer(table, self.name)
-            for table in ("open_fates", "unix_listeners", "thread_waits")
+            for table in ("open_fates", "unix_listeners", "thread_waits", "listener_watches")
         ]
         self._ports = target.server_ports
         self._is_sparing = target.is_sparing
@@ -135,6 +143,7 @@ class OpenFatesProbe(Probe):
         if target.attached or target.live is None:
             self._outside = OutsideTrouble(target.server_ports)
             self._pending = PendingTrouble(target.server_ports, _is_pending)
+            self._left = LeftTrouble(target.server_ports)
             for ref in target.processes.values():
                 self._look_behind(ref)
             self.period_s = _OUTSIDE_PERIOD_S
@@ -165,10 +174,11 @@ class OpenFatesProbe(Probe):
         else:
             assert self._outside is not None
             assert self._pending is not None
+            assert self._left is not None
             is_wanted = self._outside.is_seen(at_ns)
             most = _SPARING_SOCKETS_MOST if self._is_sparing else _SOCKETS_MOST
             if not is_wanted and tcp_sockets_in_use() <= most:
-                is_wanted = self._pending.is_seen(at_ns)
+                is_wanted = self._pending.is_seen(at_ns) or self._left.is_seen(at_ns)
         if is_wanted and at_ns >= self._due_ns:
             self._look(at_ns)
 
@@ -196,7 +206,7 @@ class OpenFatesProbe(Probe):
             self.lost_count += 1
             return
         unix = _unix_sockets()
-        owners = self._owners()
+        owners, holders = self._owners(_queueing_ports(tcp, unix))
         # What works behind the server listens on ports of its own.
         ports = self._ports | {
             each.local_port
@@ -215,6 +225,7 @@ class OpenFatesProbe(Probe):
                     each.queue_count,
                     each.backlog_count,
                 )
+        self._look_at_watches(at_ns, holders, _queueing_ports(tcp, unix))
         sockets = endpoints(tcp, unix, ports)
         for pid in self._pids:
             for wait, count in waits_of(pid, sockets):
@@ -234,10 +245,30 @@ class OpenFatesProbe(Probe):
             factor = min(factor, _FIRST_REST_FACTOR)
         self._due_ns = at_ns + max(_PERIOD_NS, factor * cost_ns)
 
-    def _owners(self) -> dict[int, int]:
-        """Pid by socket inode, of the servers; of shared sockets the first."""
+    def _look_at_watches(
+        self, at_ns: int, holders: Mapping[int, Sequence[int]], ports: Mapping[int, int]
+    ) -> None:
+        """How each process waits for those of its listeners whose queue is not empty."""
+        for pid, inodes in holders.items():
+            if self._watched_count[pid] >= _WATCHES_MOST_COUNT:
+                continue
+            self._watched_count[pid] += 1
+            for inode, watch in watches(pid, self._epoll_fds.get(pid, ()), inodes).items():
+                self.writers[3].append(at_ns, pid, inode, ports[inode], watch)
+
+    def _owners(self, queueing: Collection[int]) -> tuple[dict[int, int], dict[int, list[int]]]:
+        """Who has which socket, of the servers.
+
+        Args:
+            queueing: Listening sockets in whose queue somebody stands.
+
+        Returns:
+            Pid by inode, of shared sockets the first; and by pid those of ``queueing`` that it has.
+        """
         most = _SPARING_WALK_MOST_COUNT if self._is_sparing else _WALK_MOST_COUNT
         found: dict[int, int] = {}
+        holders: dict[int, list[int]] = {}
+        self._epoll_fds = {}
         for pid in list(self._pids)[:_PROCESSES_MOST]:
             folder = f"/proc/{pid}/fd"
             if descriptor_count(pid) > most:
@@ -254,8 +285,26 @@ class OpenFatesProbe(Probe):
                     continue
                 match = _SOCKET.fullmatch(link)
                 if match:
-                    found.setdefault(int(match[1]), pid)
-        return found
+                    inode = int(match[1])
+                    found.setdefault(inode, pid)
+                    if inode in queueing:
+                        holders.setdefault(pid, []).append(inode)
+                elif link == _EPOLL_LINK:
+                    self._epoll_fds.setdefault(pid, []).append(int(name))
+        return found, holders
+
+
+def _queueing_ports(tcp: Iterable[InetSocket], unix: Iterable[UnixSocket]) -> dict[int, int]:
+    """Listening sockets in whose queue somebody stands, by inode with their port (Unix: 0)."""
+    found = {
+        each.inode: each.local_port
+        for each in tcp
+        if each.state == socket_dump.LISTEN and each.receive_queue_bytes > 0
+    }
+    found |= {
+        each.inode: 0 for each in unix if each.state == socket_dump.LISTEN and each.queue_count > 0
+    }
+    return found
 
 
 def _unix_sockets() -> list[UnixSocket]:
@@ -265,7 +314,7 @@ def _unix_sockets() -> list[UnixSocket]:
         return []  # CONFIG_UNIX_DIAG is a module of its own
 
 
-FateRow = tuple[int, int, str, int, int, int]
+FateRow = tuple[int, int, str, int, int, int, int, int]
 
 
 def count_fates(
@@ -284,11 +333,14 @@ def count_fates(
 
     Returns:
         pid (0: not known, or nobody's yet), local_port, fate, socket_count, unsent_count (those
-        with data that was not sent yet), send_queue_bytes.
+        with data that was not sent yet), send_queue_bytes, quiet_count (whose peer has sent nothing
+        for a second), left_count (whose peer has closed).
     """
     only = pids[0] if len(pids) == 1 else 0
     counts: Counter[tuple[int, int, str]] = Counter()
     unsent: Counter[tuple[int, int, str]] = Counter()
+    quiet: Counter[tuple[int, int, str]] = Counter()
+    left: Counter[tuple[int, int, str]] = Counter()
     queued: defaultdict[tuple[int, int, str], int] = defaultdict(int)
     for each in sockets:
         if each.local_port not in ports or not 1 << each.state & _OPEN:
@@ -298,7 +350,12 @@ def count_fates(
         counts[key] += 1
         unsent[key] += each.not_sent_bytes > 0
         queued[key] += each.send_queue_bytes
-    return [(*key, count, unsent[key], queued[key]) for key, count in sorted(counts.items())]
+        quiet[key] += each.quiet_ms >= _QUIET_MS
+        left[key] += each.state == socket_dump.CLOSE_WAIT
+    return [
+        (*key, count, unsent[key], queued[key], quiet[key], left[key])
+        for key, count in sorted(counts.items())
+    ]
 
 
 def endpoints(

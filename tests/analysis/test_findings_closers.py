@@ -50,6 +50,41 @@ def test_children_with_a_connection_each_wait_for_their_client(foreign):
     assert causes(foreign) == {"reached"}
 
 
+@pytest.mark.parametrize(("waits_for", "syscall"), [("other", "wait4"), ("sleep", "nanosleep")])
+@pytest.mark.parametrize("kind", ["run", "watch"])
+def test_who_forks_for_each_and_takes_no_more_has_a_limit_of_its_own(
+    request, kind, waits_for, syscall
+):
+    """ForkingTCPServer of Python waits for a child in wait4, socat in a sleep."""
+    build = request.getfixturevalue("foreign" if kind == "run" else "watched")
+    port = 9000
+    if kind == "run":
+        served(build, 12)
+        kept_out(build, "timeout")
+        fates(build, 800, 1.1, took=12, closed=12)
+    else:
+        port = PORT
+        del build.rows["processes"][1]
+        build.live(800, 0.25, open_count=0)
+    build.rows["processes"][0]["role"] = "acceptor"
+    for row in build.rows["live_samples"]:
+        if row["pid"] == 800:
+            row["role"] = "acceptor"
+    forks_for_each(build, 12)
+    for at_s in (2.0, 2.5, 3.0):
+        build.add("open_fates", at_s=at_s, pid=0, local_port=port, fate="unaccepted",
+                  socket_count=40)  # fmt: skip
+        build.add("thread_waits", at_s=at_s, pid=800, thread_name="app", is_main=True,
+                  syscall=syscall, waits_for=waits_for, thread_count=1)  # fmt: skip
+    for row in build.rows["processes"]:
+        if row["role"] != "client":  # a child inherits the listener
+            build.add("listener_owners", at_s=0.1, pid=row["pid"], socket_inode=7)
+    build.add("listeners", at_s=0.1, local_port=port, socket_inode=7, backlog_count=100)
+    finding = named(build, "own-limit")
+    assert (finding.subject.pid, finding.value_of("let_in")) == (800, 12)
+    assert summarise(build.frames()).verdict.cause == "own-limit"
+
+
 def test_a_child_that_somebody_stopped_is_told_all_the_same(foreign):
     served(foreign, 12)
     pids = forks_for_each(foreign, 12)
@@ -288,10 +323,15 @@ def test_threads_are_wanted_of_each_process_that_is_short_of_them(foreign, text,
     assert all(fix in f.fix[0].command and "500" not in f.fix[0].command for f in found)
 
 
-@pytest.mark.parametrize(("closed", "confidence"), [(12, "high"), (60, "low")])
-def test_a_watched_server_that_forks_may_have_turned_others_away(watched, closed, confidence):
+@pytest.mark.parametrize(
+    ("closed", "began_s", "confidence"), [(12, 1.1, "high"), (60, 1.1, "low"), (12, -0.9, "low")]
+)
+def test_a_watched_server_that_forks_may_have_turned_others_away(
+    watched, closed, began_s, confidence
+):
+    """Of 12 that it closed at once 12 children went on to serve them, if they began meanwhile."""
     acceptor = watched.process("acceptor", 0)
-    children = [watched.process("server", number) for number in range(2, 14)]
+    children = [watched.process("server", number, start_s=began_s) for number in range(2, 14)]
     for pid in children:
         for quarter in range(25):
             watched.live(pid, quarter / 4, open_count=1, established_total=1)

@@ -375,6 +375,21 @@ def waits(build, *threads, unanswered=40, answered=60, pid=800, unread=0):
 LOOP = ("app", True, "epoll_wait", "event_loop", 1)
 
 
+@pytest.mark.parametrize(("threads", "is_named"), [(41, True), (90, False)])
+def test_a_thread_for_each_that_waits_for_a_lock_before_it_reads_is_told(
+    foreign, threads, is_named
+):
+    """As many as nobody reads are no idle pool, and the server has no limit of its own."""
+    served(foreign)
+    kept_out(foreign, "timeout", closed_s=4.0)
+    waits(foreign, ("app", True, "accept4", "accept", 1),
+          ("app", False, "recvfrom", "own_connection", 60),
+          ("app", False, "futex", "lock", threads), unanswered=0, unread=40)  # fmt: skip
+    causes = {f.cause for f in summarise(foreign.frames()).findings}
+    assert ("waits-for-slot" in causes) is is_named
+    assert ("own-limit" in causes) is not is_named
+
+
 @pytest.mark.parametrize(
     ("syscall", "kind"),
     [("clock_nanosleep", "sleep"), ("read", "pipe"), ("wait4", "other"), ("flock", "other")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from analysis.server.refusal_help import refusal_help
 from analysis.summary import summarise
 
 
@@ -112,6 +113,99 @@ def test_each_way_to_refuse_has_its_own_fix(foreign, said, sentence, command):
     (finding,) = summary.findings
     assert sentence in finding.sentence
     assert finding.fix[0].command.startswith(command)
+
+
+@pytest.mark.parametrize(
+    ("said", "late_s", "front", "commands"),
+    [
+        ('HTTP 400: {"code":0,"message":"Transport unknown"}', 0.0, "node app.js",
+         ["--path '/socket.io/?EIO=4&transport=websocket'"]),
+        ("HTTP 404: Not Found", 0.0, "node app.js", ["--path PATH", "/socket.io/"]),
+        ("", 1.0, "node app.js", ["/socket.io/", "--target wss://"]),
+        ("", 0.01, "node app.js", ["--target wss://", "/socket.io/"]),
+        ("HTTP 426: invalid Connection header: close", 0.0, "nginx: worker process",
+         ["proxy_set_header Upgrade $http_upgrade"]),
+        ("HTTP 400: websocket: 'upgrade' token not found in 'Connection' header", 0.0, "haproxy",
+         ["let haproxy pass the headers Upgrade and Connection on"]),
+        ('HTTP 400: Can "Upgrade" only to "WebSocket".', 0.0, "apache2 -k start",
+         ["upgrade=websocket"]),
+        ("HTTP 426: Upgrade Required", 0.0, "node app.js", ["--subprotocol"]),
+    ],
+)  # fmt: skip
+def test_what_helps_a_handshake_follows_from_who_refused_it(said, late_s, front, commands):
+    status = int(said[5:8]) if said.startswith("HTTP") else 0
+    found = refusal_help(status, said, "ws://h:1/", late_s=late_s, front=front, is_proxy=False)
+    assert len(found) == len(commands)
+    assert all(part in command for part, command in zip(commands, found, strict=True))
+
+
+def test_a_server_that_keeps_so_many_and_closes_the_others_has_a_limit_of_its_own(foreign):
+    foreign.manifest["server"]["processes"][0]["settings"] = [
+        {"name": "max_per_ip", "value": 60, "file": "/srv/app.py", "line": 3,
+         "text": "MAX_PER_IP = 60"}
+    ]  # fmt: skip
+    accepted(foreign, 100)
+    foreign.connect(60)
+    for number in range(40):
+        foreign.connect(1, stage="closed", close_kind="close", from_s=1.2 + number / 100,
+                        closed_s=1.21 + number / 100)  # fmt: skip
+    foreign.add("events", at_s=2.0, event="connection_closed",
+                detail="code 1008: too many connections from your address")  # fmt: skip
+    found = by_cause(foreign)
+    limit = found["own-limit"]
+    assert (limit.severity, limit.value_of("let_in")) == ("binding", 60)
+    assert "right after their upgrade, code 1008: too many" in limit.sentence
+    assert limit.fix[0].command.startswith(("105 instead of 60", "110 instead of 60"))
+    assert any("--source-addresses 2" in fix.command for fix in limit.fix)
+    assert found["closed-by-server"].follows_from == "own-limit"
+
+
+@pytest.mark.parametrize("what", ["all", "mixed", "late"])
+def test_closes_that_follow_no_number_are_no_limit(foreign, what):
+    """Who closes everybody, some of all, or each after a while has another reason."""
+    accepted(foreign, 100)
+    foreign.connect(60 if what == "late" else 0)
+    for number in range(80):
+        at_s = number / 80
+        if what == "mixed" and number % 2:
+            foreign.connect(1, from_s=at_s)
+            continue
+        closed_s = at_s + (2.0 if what == "late" else 0.01)
+        foreign.connect(1, stage="closed", close_kind="close", from_s=at_s, closed_s=closed_s)
+    foreign.add("events", at_s=2.0, event="connection_closed", detail="code 1008: no")
+    assert "own-limit" not in by_cause(foreign)
+
+
+def test_a_full_host_explains_little_beside_a_worker_that_died_with_most(foreign):
+    foreign.process("server", 1, exited_s=1.0, exit_status=1)
+    accepted(foreign, 100)
+    for quarter in range(4):
+        foreign.live(801, quarter / 4, open_count=90)
+    foreign.connect(10)
+    foreign.connect(90, stage="closed", close_kind="eof", closed_s=1.0)
+    foreign.connect(2, stage="handshake", close_kind="timeout", closed_s=3.5)
+    foreign.host_cpu(100, from_s=-0.5, until_s=6.0)
+    for pid in (800, 801):
+        foreign.cpu(pid, 10.0, from_s=-0.5, until_s=6.0, wait_pct=40.0)
+    foreign.cpu(900, 10.0, from_s=-0.5, until_s=6.0, wait_pct=40.0)
+    found = by_cause(foreign)
+    assert "host-cpu-saturated" in found
+    assert found["worker-crash"].severity == "binding"
+
+
+@pytest.mark.parametrize("how", ["log", "answer"])
+def test_a_proxy_that_holds_all_for_down_asks_nobody(foreign, how):
+    accepted(foreign, 0)
+    foreign.connect(100, stage="handshake", close_kind="protocol")
+    body = ": No server is available to handle this request" if how == "answer" else ""
+    foreign.add("events", at_s=0.1, event="upgrade_refused", detail=f"HTTP 503{body}")
+    if how == "log":
+        foreign.add("server_words", at_s=0.2, first_s=-0.5, pid=800, source="server.log",
+                    line="backend b has no server available!", event_count=1)  # fmt: skip
+    found = by_cause(foreign)
+    assert found["backend-unavailable"].severity == "binding"
+    assert "holds them all for down" in found["backend-unavailable"].sentence
+    assert found["upgrade-refused"].follows_from == "backend-unavailable"
 
 
 def test_closing_without_a_word_is_a_refusal_of_less_confidence(foreign):

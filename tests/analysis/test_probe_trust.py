@@ -28,6 +28,7 @@ from tests.analysis import (
     test_findings_fates,
     test_findings_foreign,
     test_findings_host_queues,
+    test_findings_left_queues,
     test_findings_limits,
     test_findings_queues,
     test_findings_traffic,
@@ -116,6 +117,7 @@ fates = test_findings_fates
 tables = test_findings_host_queues
 queues, workers, foreign = test_findings_queues, test_findings_workers, test_findings_foreign
 limits, traffic = test_findings_limits, test_findings_traffic
+left = test_findings_left_queues
 
 SCENARIOS = (
     Scenario("no-limit-met", "net_counters",
@@ -196,6 +198,12 @@ SCENARIOS = (
              attached.test_tcp_that_is_out_of_memory, attached.watched, (4_096,)),
     Scenario("own-limit", "connection_fates",
              fates.test_who_closes_the_others_at_once_has_a_limit_of_its_own, fates.foreign),
+    Scenario("queue-left-standing", "open_fates",
+             left.test_a_watched_server_that_is_told_once_leaves_some_in_its_queue,
+             attached.watched),
+    Scenario("sockets-left-open", "open_fates",
+             left.test_sockets_that_clients_have_left_are_told_before_the_limit_is_met,
+             attached.watched),
     Scenario("waits-for-slot", "open_fates",
              fates.test_threads_that_are_all_taken_are_a_slot_that_is_waited_for, fates.foreign),
     Scenario("unix-queue-full", "unix_listeners",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from probes.contract.rundir import open_run_dir
+from tests.privileged.test_attach import World
 
 pytestmark = [pytest.mark.privileged, pytest.mark.in_turn(cores=0.5)]
 
@@ -128,6 +133,41 @@ def test_what_works_behind_a_proxy_is_named_and_not_the_proxy(ran, tmp_path, beh
     assert run.binding["subject"]["role"] == "backend"
     assert "limit_server.py" in run.binding["subject"]["command"]
 
+
+@pytest.fixture
+def world(tmp_path: Path, deadline: Callable[..., Any]) -> Iterator[World]:
+    made = World(tmp_path, deadline)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_attach_names_a_queue_that_its_owner_leaves_standing(world, machine):
+    with machine.shared():
+        words = [sys.executable, "-P", str(SERVER), "once", "0", str(world.port)]
+        server = world.serve(*words)
+        clients = world.clients()
+        os.kill(server.pid, signal.SIGSTOP)  # so that all come before it looks
+        assert clients.open(CAME) == (0, CAME)
+        os.kill(server.pid, signal.SIGCONT)
+        attach = world.attach("--port", str(world.port))
+        attach.watches()
+
+        def has_stood() -> bool:
+            looks = open_run_dir(attach.run).read_table("open_fates").table.to_pylist()
+            return sum(row["quiet_count"] == CAME - 1 for row in looks) >= 3
+
+        world.deadline("three looks at the queue", has_stood, seconds=240)
+        attach.end()
+    assert attach.cause == "queue-left-standing", attach.verdict["verdict"]
+    finding = attach.finding("queue-left-standing")
+    assert finding["subject"]["pid"] == server.pid
+    values = {e["id"]: e["value"] for e in finding["evidence"]}
+    assert (values["told_once"], values["standing_queue"]) == (1, CAME - 1)
+
+
+CAME = 40
 
 PROXY = """
 import pathlib, signal, subprocess, sys, tempfile, time, socket

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 
 import pytest
 
-from probes.budget.trouble import STALLED_NS, ClientTrouble, OutsideTrouble, PendingTrouble
+from probes.budget.trouble import (
+    LEFT_LEAST_COUNT,
+    STALLED_NS,
+    ClientTrouble,
+    LeftTrouble,
+    OutsideTrouble,
+    PendingTrouble,
+)
 from probes.contract.live import Counter, Phase, Role
 from probes.contract.probe import ProcessRef, Target
 from probes.netlink import socket_dump
@@ -71,6 +79,60 @@ def test_the_only_process_has_what_no_owner_is_known_of():
     assert count_fates([each], frozenset({80}), {}, [12])[0][:3] == (12, 80, "unread")
     assert count_fates([each], frozenset({80}), {}, [12, 13])[0][:3] == (0, 80, "unread")
     assert count_fates([each], frozenset({81}), {}, [12]) == []
+
+
+def test_who_has_been_quiet_and_who_has_left_are_counted():
+    sockets = [
+        InetSocket(socket_dump.ESTABLISHED, 80, 5000, "", 0, 0, 0, quiet_ms=quiet_ms)
+        for quiet_ms in (-1, 0, 999, 1_000, 70_000)
+    ]
+    sockets += [InetSocket(socket_dump.CLOSE_WAIT, 80, 5000, "", 7, 0, 0, 9, 9)] * 3
+    rows = {row[2]: row for row in count_fates(sockets, frozenset({80}), {7: 12}, [12, 13])}
+    assert rows["unaccepted"][3:] == (5, 0, 0, 2, 0)
+    assert rows["answered"][3:] == (3, 0, 0, 0, 3)
+
+
+def test_sockets_that_their_clients_have_left_are_trouble_when_they_stay():
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        watch = LeftTrouble({server.getsockname()[1]})
+        pairs = []
+        for _ in range(LEFT_LEAST_COUNT):
+            client = socket.create_connection(server.getsockname())
+            pairs.append((client, server.accept()[0]))
+        assert not watch.is_seen(0)
+        assert not watch.is_seen(3_000_000_000)
+        for client, _ in pairs:
+            client.close()
+        assert not watch.is_seen(6_000_000_000)  # it may close them in a moment
+        assert not watch.is_seen(7_000_000_000)  # looked at every three seconds
+        assert watch.is_seen(9_000_000_000)
+        pairs[0][1].close()
+        assert not watch.is_seen(12_000_000_000)
+        for _, mine in pairs[1:]:
+            mine.close()
+
+
+def test_how_its_owner_waits_for_a_listener_whose_queue_stands_is_looked_at(run):
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server, select.epoll() as epoll:
+        epoll.register(server, select.EPOLLIN | select.EPOLLET)
+        port = server.getsockname()[1]
+        client = socket.create_connection(server.getsockname())
+        ref = ProcessRef(os.getpid(), "server", 0, is_python=True)
+        probe = OpenFatesProbe()
+        probe.start(Target(run, {ref.pid: ref}, frozenset({port}), None, is_foreign=True))
+        for look in range(1, 10):
+            probe.sample(look * 10_000_000_000)
+        probe.stop(100_000_000_000)
+        for writer in probe.writers:
+            writer.close()
+        rows = run.read_table("listener_watches").table.to_pylist()
+        inode = os.fstat(server.fileno()).st_ino
+        mine = [row for row in rows if row["socket_inode"] == inode]
+        assert {(r["pid"], r["local_port"], r["watch"]) for r in mine} == {
+            (os.getpid(), port, "edge")
+        }
+        assert len(mine) == 4  # and not at every look: its owner's events wait meanwhile
+        client.close()
 
 
 def test_a_socket_to_port_53_is_a_name_server():

@@ -29,6 +29,7 @@ from analysis.evidence import (
     side_of_role,
     times,
 )
+from analysis.findings.descriptors.sockets_left_open import CLOSE_THEM
 from analysis.server.nofile_setting import lasting_limit_command, raised_where_it_is_set
 from analysis.signs.full_processes import full_processes
 from analysis.signs.signs import EMFILE, Signs
@@ -143,7 +144,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         last_s=float(rows["last_s"].max()),
         evidence=tuple(evidence),
         explanation=explanation,
-        fix=(*([_CLOSE_THEM] if left else []), *_fixes(signs, row)),
+        fix=(*([CLOSE_THEM] if left else []), *_fixes(signs, row)),
         at_connections=at_connections,
         confidence=confidence,
         missing=missing,
@@ -151,13 +152,6 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         f"({taken} + {own:,} own) at {at_connections:,} connections{leak}",
         explained_count=_explained(signs, subject),
     )
-
-
-_CLOSE_THEM = Fix(
-    "close each socket when its client has: when recv returns nothing, and in the handlers of end, "
-    "close and error",
-    "descriptors come back; a higher limit is only met later",
-)
 
 
 def _left_open(signs: Signs, subject: Subject) -> tuple[Evidence, Evidence] | None:

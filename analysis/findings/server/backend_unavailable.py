@@ -38,6 +38,12 @@ _NOT_REACHED = re.compile(
     r"|attempt to connect to|proxy error: dial|handlers for .* are down"
 )
 """Of the lines that mean this cause, those of connects: others speak of one who was reached."""
+_STATE = re.compile(r"no server available|no healthy upstream|handlers for .* are down")
+"""Lines that are said once, when it begins."""
+_SAID_TO_CLIENTS = re.compile(
+    r"No server is available to handle this request|no healthy upstream|no available server"
+)
+"""What a proxy answers when it asks nobody any more: haproxy, envoy, traefik."""
 _HARMFUL = {111: "ECONNREFUSED", 110: "ETIMEDOUT", 2: "ENOENT", 113: "EHOSTUNREACH", 11: "EAGAIN"}
 _LISTENS = Fix(
     "ss -ltnpx  # does what is behind it listen, where the proxy looks for it?",
@@ -75,7 +81,7 @@ def find(signs: Signs) -> list[Finding]:
     statuses = [int(match[1]) for text in told if (match := _STATUS.match(text))]
     if not view.is_foreign or not statuses:
         return []
-    ways = (_failed_connects, _refused_connects, _told, _silent_backend)
+    ways = (_failed_connects, _refused_connects, _told, _told_to_clients, _silent_backend)
     found = next((each for way in ways if (each := way(signs)) is not None), None)
     return [] if found is None else [_finding(signs, found, statuses[0])]
 
@@ -97,7 +103,7 @@ def _failed_connects(signs: Signs) -> _Unreached | None:
         count = int(rows["event_count"].sum())
         label = _HARMFUL[int(str(code))]
         evidence.append(Evidence("refused_connects", count, "failing_syscalls", first_s, of=label))
-        parts.append(f"{count:,} connects returned {label}")
+        parts.append(f"{count:,} connect{'s' if count != 1 else ''} returned {label}")
     said = f"{capitalised(str(view.subject(pid)))} reached nobody behind it: {' and '.join(parts)}"
     tables = ("failing_syscalls",)
     return _Unreached(view.subject(pid), said, tuple(evidence), first_s, last_s, tables)
@@ -165,15 +171,37 @@ def _told(signs: Signs) -> _Unreached | None:
         if each.first_s < view.stop_s and _NOT_REACHED.search(each.line)
     ]
     count = sum(each.count for each in words)
-    if count < fates.LEAST_COUNT:
+    if count < fates.LEAST_COUNT and not any(_STATE.search(each.line) for each in words):
         return None
     pids = fates.servers(view)
     speaker = next((each.pid for each in words if each.pid in pids), 0)
     subject = view.subject(speaker or fates.busiest_front(view))
     first_s, last_s = min(e.first_s for e in words), max(e.last_s for e in words)
+    if count < fates.LEAST_COUNT:
+        return _asks_nobody(view, subject, max(0.0, first_s), last_s)
     evidence = (Evidence("refused_connects", count, "server_words", first_s, of=_HARMFUL[111]),)
     said = f"{capitalised(str(subject))} reached nobody behind it: {count:,} connects were refused"
     return _Unreached(subject, said, evidence, first_s, last_s, ("server_words",))
+
+
+def _told_to_clients(signs: Signs) -> _Unreached | None:
+    """Its answer is the one that it has for when nobody behind it is up."""
+    view = signs.view
+    refused = fates.refused(view)
+    told = fates.refusals_told(view)
+    if refused.empty or not any(_SAID_TO_CLIENTS.search(text) for text in told):
+        return None
+    subject = view.subject(fates.busiest_front(view))
+    return _asks_nobody(
+        view, subject, float(refused["closed_s"].min()), float(refused["closed_s"].max())
+    )
+
+
+def _asks_nobody(view: RunView, subject: Subject, first_s: float, last_s: float) -> _Unreached:
+    """A proxy that holds all that are behind it for down."""
+    said = f"{capitalised(str(subject))} asked nobody behind it: it holds them all for down"
+    refused = Evidence("handshakes_refused", len(fates.refused(view)), "connections", first_s)
+    return _Unreached(subject, said, (refused,), first_s, last_s, ("server_words",))
 
 
 def _refused_after_s(view: RunView) -> float:

@@ -28,6 +28,7 @@ CAUSE = Cause(
     line="the server closes connections that were open",
     follows_from=(
         Effect.FILLS_DESCRIPTORS,
+        "own-limit",
         "worker-crash",
         "worker-replaced",
         "runtime-heap-limit",
@@ -84,7 +85,7 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
     said = told[0].rstrip(".") if told else ""
     match = _CODE.match(said)
     code = int(match[1]) if match else 0
-    subject = view.subject(_closer(view, len(closed)))
+    subject = view.subject(fates.closer_of(view, len(closed)))
     name = str(subject) if subject.pid else "the server"
     name = capitalised(name)
     evidence = [
@@ -130,19 +131,6 @@ def _finding(signs: Signs, closed: pd.DataFrame, established: int, told: list[st
         sentence=sentence,
         explained_count=len(closed),
     )
-
-
-def _closer(view: RunView, count: int) -> int:
-    """Who closed first, 0 when that is not known: of a proxy and what is behind it the deepest."""
-    most = fates.closers(view)
-    pids = [pid for pid, closed in most.items() if 2 * closed >= count]
-    if not pids and sum(most.values()) >= count // 2 and most:  # workers that share the load
-        pids = [max(most, key=lambda pid: most[pid])]
-    found = fates.deepest(view, pids)
-    if found:
-        return max(found, key=lambda pid: most[pid])
-    servers = view.pids_of("server")
-    return servers[0] if len(servers) == 1 else 0
 
 
 def _timeout(view: RunView, pid: int, open_s: float) -> NamedTimeout | None:

@@ -1,15 +1,16 @@
 """``own-limit``: the server, or a process behind it, lets in so many connections and no more.
 
 Proof: a number. Up to it connections are served, of the attempts begun after it hardly any is, and
-the process closes them at once, or leaves them in its accept queue, or takes them and reads
-nothing, or closes its listening socket, or ends and says why, while it has descriptors and CPU to
-spare and no call of it fails for want of anything.
+the process closes them at once or right after their upgrade, or leaves them in its accept queue, or
+takes them and reads nothing, or closes its listening socket, or ends and says why, while it has
+descriptors and CPU to spare and no call of it fails for want of anything.
 Of several workers each is judged by those that came to it. Where nobody came after the last that it
 took, it may have been told of them only once (EPOLLET): medium confidence.
 The setting is named where its value was found (``analysis/server/own_limits.py``).
 Told apart from ``fd-limit-process``: descriptors are left and no accept returned EMFILE. From
 ``accept-queue-overflow``, ``hot-worker-code`` and ``worker-blocked``: the process is idle, and the
-number does not grow with time. From ``waits-for-slot``: no thread waits for somebody else.
+number does not grow with time. From ``waits-for-slot``: no thread waits for somebody else. From
+``queue-left-standing``: there it goes on taking some, or its epoll says that it is told only once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.server.own_limits import NamedLimit, name_limit
+from analysis.signs.left_queues import left_queues
 from analysis.signs.limit_met import met_limits
 from analysis.signs.room_left import Met, came_after, descriptors_of
 from analysis.signs.signs import Signs
@@ -38,8 +40,10 @@ def find(signs: Signs) -> list[Finding]:
     if not view.is_foreign:
         return []
     first: dict[int, Met] = {}
+    left = {queue.pid for queue in left_queues(signs)}
     for each in met_limits(signs):
-        first.setdefault(each.pid, each)
+        if each.pid not in left:
+            first.setdefault(each.pid, each)
     return [_finding(signs, first[pid]) for pid in fates.deepest(view, first)]
 
 
@@ -114,9 +118,9 @@ def _finding(signs: Signs, met: Met) -> Finding:
         ),
         fix=(
             *([_ALL_OF_THEM] if is_left else []),
-            _faster(view, met) or _fix(known, str(subject), held),
-            *_slower(view, met, is_counted=known is not None),
-            *_from_more_addresses(signs, known),
+            _faster(view, met) or _as_it_says(signs, met) or _fix(known, str(subject), held),
+            *_slower(view, met),
+            *_from_more_addresses(signs, met, known),
         ),
         at_connections=held,
         confidence=confidence,
@@ -145,18 +149,34 @@ def _faster(view: RunView, met: Met) -> Fix | None:
     return Fix("a higher rate or burst in limit_req_zone and limit_req", "more come in a second")
 
 
+def _as_it_says(signs: Signs, met: Met) -> Fix | None:
+    """What helps against the limit that the server named before it ended."""
+    for said in signs.words_of("own-limit"):
+        match = _THREADS_OF_GO.search(said.line)
+        if match and said.pid in (0, met.pid):
+            return Fix(
+                "let fewer calls block at a time  # each takes a thread, and it may have "
+                f"{match[1]}: debug.SetMaxThreads, 10,000 if nobody sets it",
+                "it goes on when more of them block",
+            )
+    return None
+
+
+_THREADS_OF_GO = re.compile(r"program exceeds (\d+)-thread limit")
+"""src/runtime/proc.go, checkmcount."""
 _RATE_SETTING = re.compile(r"\blimit_req(?:_zone)?\b")
 
 
-def _from_more_addresses(signs: Signs, known: NamedLimit | None) -> tuple[Fix, ...]:
+def _from_more_addresses(signs: Signs, met: Met, known: NamedLimit | None) -> tuple[Fix, ...]:
     """What the clients can do where the limit is one on those that come from one address."""
     view = signs.view
     said = [each.line for each in signs.words_of("own-limit")]
     text = f"{known.setting} {known.where}" if known is not None else ""
-    if view.is_attached or not any(_PER_ADDRESS.search(each) for each in (text, *said)):
+    if view.is_attached or not any(_PER_ADDRESS.search(each) for each in (text, met.how, *said)):
         return ()
     count = max(1, view.connections["source_address"].nunique())
-    let_in = max(1, int(view.connections["established_s"].notna().sum()))
+    established = int(view.connections["established_s"].notna().sum())
+    let_in = max(1, min(established, met.shared_count or met.let_in))
     wanted = -(-view.target_count * count // let_in)
     if wanted <= count:
         return ()
@@ -170,13 +190,13 @@ def _from_more_addresses(signs: Signs, known: NamedLimit | None) -> tuple[Fix, .
 
 _PER_ADDRESS = re.compile(
     r"limit_conn|limiting connections|per.?(?:ip|host|client|address|source)|conn_cur|sc0_conn"
-    r"|remote_?addr",
+    r"|remote_?addr|(?:your|one|same) (?:ip|address)",
     re.IGNORECASE,
 )
 """Words of a limit on connections of one client."""
 
 
-def _slower(view: RunView, met: Met, *, is_counted: bool) -> tuple[Fix, ...]:
+def _slower(view: RunView, met: Met) -> tuple[Fix, ...]:
     """What the clients can do where the limit is one on their rate, or may be."""
     if not met.is_rate or view.is_attached:
         return ()
@@ -184,8 +204,8 @@ def _slower(view: RunView, met: Met, *, is_counted: bool) -> tuple[Fix, ...]:
     rate = max(1, min(int(met.let_in / seconds), met.let_in))
     return (
         Fix(
-            f"profile-run --ramp {rate} --retry 10  # {'if it' if is_counted else 'it'} limits how "
-            "fast clients come",
+            f"profile-run --ramp {rate} --retry 10  # {'it' if met.is_told else 'if it'} limits "
+            "how fast clients come",
             "who is refused comes back later",
         ),
     )
@@ -203,7 +223,7 @@ def _fix(known: NamedLimit | None, name: str, let_in: int) -> Fix:
     if known is not None:
         return Fix(known.raise_it, f"more than {let_in:,} connections are let in")
     return Fix(
-        f"raise the limit on connections that {name} sets itself  # none of its options and "
-        f"configuration files names {let_in:,}",
+        f"raise the limit on connections that {name} sets itself  # neither its options nor the "
+        f"files that they name have a {let_in:,}",
         f"more than {let_in:,} connections are let in",
     )

@@ -13,7 +13,6 @@ limit (a proxy that gets no socket to what is behind it) follows from that limit
 from __future__ import annotations
 
 import re
-import shlex
 
 import pandas as pd
 
@@ -21,6 +20,7 @@ from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings.server.worker_crash import log_command
 from analysis.server import fates
+from analysis.server.refusal_help import refusal_help
 from analysis.signs.signs import EMFILE, Signs
 
 CAUSE = Cause(
@@ -38,35 +38,11 @@ CAUSE = Cause(
 )
 
 _STATUS = re.compile(r"HTTP (\d{3})")
-_LOCATION = re.compile(r"^HTTP 3\d\d: Location: ([^\s;]+)")
-_CHOSEN = re.compile(r"subprotocol that was not offered: Sec-WebSocket-Protocol: (\S+)")
 _NOT_CONNECTED = "ECONNREFUSED: it takes no connection at this address"
-_HELP_BY_START = {
-    "ECONNREFUSED": "let it listen on 127.0.0.1 or 0.0.0.0  # not on IPv6 alone (ipv6Only)",
-    "TLS": "profile-run --ca FILE  # who signed the certificate; or --insecure; ws:// where there "
-    "is no TLS",
-    "the reply is HTTP/2": "let the server speak HTTP/1.1 too  # Node: allowHTTP1: true",
-    "the reply is not HTTP": "profile-run --target URL  # another port: this one speaks another "
-    "protocol",
-    "the reply's Sec-WebSocket-Accept": "correct the server's Sec-WebSocket-Accept  # RFC 6455 "
-    "section 4.2.2: base64 of SHA-1 of key and GUID",
-    "the reply names an extension": "turn compression off in the server  # it was not offered",
-}
-_HELP = {
-    400: "--header 'NAME: VALUE'  # or --subprotocol, --path: what the server misses",
-    401: "--header 'Authorization: Bearer TOKEN'  # or --cookie NAME=VALUE",
-    403: "--header 'Origin: https://your.site'  # or the credentials that the server wants",
-    404: "--path PATH  # the one that the server upgrades",
-    426: "--subprotocol NAME  # or the version of the protocol that the server speaks",
-    429: "--ramp RATE  # below the server's rate limit, where it has one",
-    503: "--ramp RATE  # or raise the server's own limit of connections",
-}
 
 
 _SERVER_ERROR = 500
 """The server's own words say why, no header or path."""
-_GATEWAY = (502, 504)
-"""It is a proxy that says so, of what is behind it (RFC 9110, section 15.6): no path helps."""
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -119,12 +95,18 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
         evidence.insert(1, Evidence("http_status", status, "events", first_s))
     subject = view.subject(fates.busiest_front(view))
     others = f" Also: {'; '.join(told[1:4])}." if len(told) > 1 else ""
-    fix = Fix(
-        log_command(view, "server", subject.pid)
-        if status == _SERVER_ERROR
-        else _help(status, said, str(view.manifest.get("server", {}).get("url", ""))),
-        f"the {len(refused):,} refused handshakes are answered with 101",
+    commands = refusal_help(
+        status,
+        said,
+        str(view.manifest.get("server", {}).get("url", "")),
+        late_s=float((refused["closed_s"] - refused["connected_s"]).median()),
+        front=subject.command,
+        is_proxy=bool(fates.backend_pids(view)),
     )
+    if status == _SERVER_ERROR:
+        commands = [log_command(view, "server", subject.pid)]
+    effect = f"the {len(refused):,} refused handshakes are answered with 101"
+    fixes = tuple(Fix(command, effect) for command in commands)
     name = str(subject) if subject.pid else "the server"
     name = capitalised(name)
     plural = "s" if len(refused) != 1 else ""
@@ -148,7 +130,7 @@ def _finding(signs: Signs, refused: pd.DataFrame, told: list[str]) -> Finding:
             if said != _NOT_CONNECTED
             else f"{sentence}; the port is listened on, so at another address or family of them."
         ),
-        fix=(fix,),
+        fix=fixes,
         at_connections=view.open_count_at(first_s),
         confidence="high" if told else "medium",
         missing=() if told else ("what the server meant: it sent no byte before it closed",),
@@ -165,35 +147,3 @@ def _how(status: int, said: str) -> str:
     if status:
         return f"it answered each with {said}"
     return f"the clients gave each up, since {said}" if said else "it closed each without a word"
-
-
-def _help(status: int, said: str, url: str) -> str:
-    """The command that helps, or what has to change in the server.
-
-    Args:
-        status: HTTP status, 0 for none.
-        said: What came, see ``harness.supervision.fleet.Refusal``.
-        url: Where the clients went.
-    """
-    moved = _LOCATION.search(said)
-    if moved:
-        return f"profile-run {_to(moved[1])}  # where the server says it has moved"
-    offered = _CHOSEN.search(said)
-    if offered:
-        return f"profile-run --subprotocol {shlex.quote(offered[1])}  # the server insists on it"
-    for start, command in _HELP_BY_START.items():
-        if said.startswith(start):
-            return command
-    if said == "the reply is TLS" or not said:
-        secure = shlex.quote(url.replace("ws://", "wss://", 1)) if url else "wss://..."
-        aside = "" if said else "  # if it speaks TLS; else --path, --header, --subprotocol"
-        return f"profile-run --target {secure} --insecure{aside}"
-    if status in _GATEWAY:
-        return "ss -ltnpx  # what is behind the proxy: does it listen, and where it is looked for?"
-    return "profile-run " + _HELP.get(status, "--path PATH  # or --header, --subprotocol")
-
-
-def _to(location: str) -> str:
-    if location.startswith("/"):
-        return f"--path {shlex.quote(location)}"
-    return f"--target {shlex.quote(re.sub('^http', 'ws', location))}"

@@ -6,6 +6,7 @@ silent    accepts the others and reads nothing of them
 refuses   answers the others with 503
 threads   has COUNT threads, each of which is held by one connection; accepts on
 asks      has COUNT threads that ask another address, which never answers, before they upgrade
+once      serves all, and accepts one for each event of a listener with EPOLLET: others stay
 one       has one thread, and reads from the first client, which says nothing
 healthy   serves all; a thread of its own waits for another address all the time, another for a lock
 """
@@ -13,6 +14,7 @@ healthy   serves all; a thread of its own waits for another address all the time
 import base64
 import hashlib
 import queue
+import select
 import selectors
 import socket
 import sys
@@ -101,6 +103,22 @@ def with_a_loop():
                 poll.unregister(LISTENER)
 
 
+def told_once():
+    poll = select.epoll()
+    poll.register(LISTENER, select.EPOLLIN | select.EPOLLET)
+    kept = {}
+    while True:
+        for fd, _ in poll.poll():
+            if fd == LISTENER.fileno():
+                connection = LISTENER.accept()[0]
+                kept[connection.fileno()] = connection
+                poll.register(connection, select.EPOLLIN)
+            elif head := kept[fd].recv(4096):
+                answer(kept[fd], head)
+            else:
+                kept.pop(fd).close()
+
+
 def stay_away():
     with socket.create_connection(MUTE.getsockname()) as other:
         other.recv(1)
@@ -112,4 +130,10 @@ if KIND == "healthy":
     held.acquire()
     for target in (stay_away, *([held.acquire] * 4)):
         threading.Thread(target=target, daemon=True).start()
-{"threads": with_threads, "asks": with_threads, "one": with_one_thread}.get(KIND, with_a_loop)()
+LOOPS = {
+    "threads": with_threads,
+    "asks": with_threads,
+    "one": with_one_thread,
+    "once": told_once,
+}
+LOOPS.get(KIND, with_a_loop)()
