@@ -16,12 +16,15 @@ import os
 import platform
 import resource
 import struct
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from probes.contract.probe import never
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, PROG_LOAD, OBJ_GET_INFO = 0, 1, 2, 3, 5, 15
 PROG_TEST_RUN = 10
@@ -351,13 +354,19 @@ def attach_iterator(program_fd: int) -> int:
     )
 
 
-def read_iterator(link_fd: int, record_bytes: int) -> bytes:
+def read_iterator(
+    link_fd: int, record_bytes: int, is_enough: Callable[[], bool] = never
+) -> bytes | None:
     """Runs the iterator over everything once and returns what its program wrote.
 
     Args:
         link_fd: Of ``attach_iterator``.
         record_bytes: Asked for at a time: read(2) returns, and the core may be given away, once the
             program has written so much (kernel/bpf/bpf_iter.c, bpf_seq_read).
+        is_enough: Asked each time; the walk ends when it says so.
+
+    Returns:
+        None when it ended before everything was seen.
 
     Raises:
         OSError: As read(2).
@@ -365,7 +374,7 @@ def read_iterator(link_fd: int, record_bytes: int) -> bytes:
     fd = bpf(ITER_CREATE, _attributes("II", link_fd, 0))
     parts: list[bytes] = []
     try:
-        while True:
+        while not is_enough():
             try:
                 part = os.read(fd, record_bytes)
             except BlockingIOError:
@@ -373,6 +382,7 @@ def read_iterator(link_fd: int, record_bytes: int) -> bytes:
             if not part:
                 return b"".join(parts)
             parts.append(part)
+        return None
     finally:
         os.close(fd)
 

@@ -144,6 +144,7 @@ class Collector:
             is_foreign=self._followed is not None,
             is_sparing=self.attached and set(self.names) <= set(registry.sparing()),
             allow_pauses=self.allow_pauses,
+            is_stop_asked=self._stop_waits,
         )
         for entry in self.driven:
             if entry.running and entry.probe is not None:
@@ -241,6 +242,8 @@ class Collector:
         for entry in self.driven:
             if entry.running and self.clock_ns() >= entry.due_ns:
                 self._sample(entry)
+                if self._stop_waits():
+                    break
         if self._followed is not None and at_ns >= self._follow_due_ns:
             self._follow_due_ns = at_ns + FOLLOW_NS
             self._follow()
@@ -264,6 +267,10 @@ class Collector:
         if self._followed is not None:
             due_ns.append(self._follow_due_ns)
         return min(due_ns)
+
+    def _stop_waits(self) -> bool:
+        """The supervisor has said its word, which ``stop_is_asked`` takes."""
+        return bool(select.select([self.stdin_fd], [], [], 0)[0])
 
     def stop_is_asked(self, timeout_s: float) -> bool:
         """Waits at most so long for the supervisor's word."""

@@ -15,7 +15,7 @@ appends rows to the probe's own ``TableWriter``s; the collector flushes and clos
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,6 +41,11 @@ class ProcessRef:
     is_python: bool
 
 
+def never() -> bool:
+    """Nobody waits for an end."""
+    return False
+
+
 @dataclass(slots=True)
 class Target:
     """What the probes watch. The processes are complete when ``start`` is called.
@@ -59,6 +64,7 @@ class Target:
         allow_pauses: The user allows probes to stop the target for a moment.
         stretch: How much longer than usual the periods are now, for the sake of the target.
         stop_by_ns: By when every probe has to have stopped, 0 as long as nobody asked.
+        is_stop_asked: Whether somebody waits for the probes to stop: what takes seconds asks.
         stop_slowness: How many times longer than usual that may take on this host: 1 or more.
         row_stretch: The same for what writes rows, for the sake of the recording's size.
         is_coarse: Rows are few now, to keep the recording small.
@@ -75,6 +81,7 @@ class Target:
     allow_pauses: bool = False
     stretch: float = 1.0
     stop_by_ns: int = 0
+    is_stop_asked: Callable[[], bool] = never
     stop_slowness: float = 1.0
     row_stretch: float = 1.0
     is_coarse: bool = False

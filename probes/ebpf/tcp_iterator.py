@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 
 import numpy as np
 
 from probes.bpf_loader import syscalls as bpf_kernel
 from probes.bpf_loader.program import BpfObject
+from probes.contract.probe import never
 from probes.ebpf import shared as bpf_shared
 from probes.ebpf import sources as bpf_sources
 from probes.netlink.socket_snapshot import PortGroup, SeenListener, Snapshot, dotted, dotted_ipv4
@@ -39,15 +41,24 @@ class TcpIterator:
         self._loaded = loaded
         self._link_fd = loaded.attach_iterator(PROGRAM)
 
-    def read(self) -> Snapshot:
+    def read(self, is_enough: Callable[[], bool] = never) -> Snapshot | None:
         """Looks at every socket.
+
+        Args:
+            is_enough: Asked every ``BREATH_SOCKETS`` sockets; when it says so the walk ends.
+
+        Returns:
+            None when it ended before it had seen all.
 
         Raises:
             OSError: As read(2).
         """
         sums_map, groups_map = self._loaded.maps["snapshot_sums"], self._loaded.maps["port_groups"]
         sums_map.put(0, np.zeros(1, dtype=bpf_sources.SNAPSHOT_SUMS)[0])
-        records = bpf_kernel.read_iterator(self._link_fd, _LISTENER.size)
+        records = bpf_kernel.read_iterator(self._link_fd, _LISTENER.size, is_enough)
+        if records is None:
+            groups_map.items(delete=True)
+            return None
         sums = sums_map.get(0)
         assert sums is not None
         listeners = []

@@ -36,7 +36,7 @@ from pathlib import Path
 from probes.bpf_loader.program import BpfObject
 from probes.contract.clock import NS_PER_S, now_ns
 from probes.contract.errors import ProbeUnavailableError
-from probes.contract.probe import ProcessRef, Target
+from probes.contract.probe import ProcessRef, Target, never
 from probes.ebpf import shared as bpf_shared
 from probes.ebpf import sources as bpf_sources
 from probes.ebpf.base import BpfProbe
@@ -94,6 +94,8 @@ class TcpSnapshotProbe(BpfProbe):
     def __init__(self) -> None:
         super().__init__()
         self.snapshot_cost_ns = 0
+        self._duration_ns = 0
+        self._is_last_left_out = False
         self._reader: TcpIterator | SockDiag | None = None
         self._refused = self._instead = ""
         self._taken_ns = 0
@@ -107,9 +109,15 @@ class TcpSnapshotProbe(BpfProbe):
     @property
     def note(self) -> str:
         """How the sockets were looked at and why, when it was not as usual."""
+        notes = []
         if self._instead:
-            return f"the sockets were listed by sock_diag: {self._instead}"
-        return f"the sockets were read by helper: {self._refused}" if self._refused else ""
+            notes.append(f"the sockets were listed by sock_diag: {self._instead}")
+        elif self._refused:
+            notes.append(f"the sockets were read by helper: {self._refused}")
+        if self._is_last_left_out:
+            took_s = self._duration_ns / NS_PER_S
+            notes.append(f"no last look at all sockets, which takes {took_s:.0f} s here")
+        return "; ".join(notes)
 
     def check(self) -> None:
         """The iterator or sock_diag is there.
@@ -203,18 +211,40 @@ class TcpSnapshotProbe(BpfProbe):
     def stop(self, at_ns: int) -> None:
         """Takes the last snapshot and frees everything."""
         if self._object is None and self._reader is not None:
-            self.snapshot_now()
+            self._take_last(self._reader)
             self._close()
         super().stop(at_ns)
 
     def _read(self, loaded: BpfObject, at_ns: int) -> None:
-        self.snapshot_now()
+        if self._reader is not None:
+            self._take_last(self._reader)
 
-    def _take(self, reader: TcpIterator | SockDiag) -> None:
-        begin_ns = time.thread_time_ns()
-        seen = reader.read()
-        self.snapshot_cost_ns = time.thread_time_ns() - begin_ns
+    def _take_last(self, reader: TcpIterator | SockDiag) -> None:
+        """Unless it would leave too little time for those that stop after it."""
+        stop_by_ns = self._target.stop_by_ns if self._target is not None else 0
+        if stop_by_ns and 2 * self._duration_ns > stop_by_ns - now_ns():
+            self._is_last_left_out = True
+            return
+        self._take(reader, is_enough=never)
+
+    def _take(
+        self, reader: TcpIterator | SockDiag, is_enough: Callable[[], bool] | None = None
+    ) -> None:
+        """Takes a snapshot; one that somebody would have to wait for is given up.
+
+        Args:
+            reader: Of all sockets.
+            is_enough: Whether it is to be given up, None to ask the target.
+        """
+        if is_enough is None:
+            is_enough = self._target.is_stop_asked if self._target is not None else never
+        begin_ns, begin_cpu_ns = now_ns(), time.thread_time_ns()
+        seen = reader.read(is_enough)
         at_ns = self._taken_ns = now_ns()
+        self._duration_ns = max(self._duration_ns, at_ns - begin_ns)
+        self.snapshot_cost_ns = max(1, time.thread_time_ns() - begin_cpu_ns)
+        if seen is None:
+            return
         self._append_sums(at_ns, seen)
         _, _, listeners, groups, _, _ = self.writers
         for listener in seen.listeners:

@@ -18,13 +18,14 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from probes.contract.errors import ProbeUnavailableError
+from probes.contract.probe import never
 from probes.netlink.socket_snapshot import (
     SIDES_COUNT,
     STATE_SUMS,
@@ -88,10 +89,7 @@ class SockDiag:
         self._is_server[list(server_ports)] = True
         self._socket: socket.socket | None = None
         try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
-            )
-            self._socket.settimeout(_TIMEOUT_S)
+            self._open()
             for _ in self._dump(socket.AF_INET, states=0):
                 pass
         except OSError as error:
@@ -101,8 +99,14 @@ class SockDiag:
                 fix="modprobe tcp_diag (CONFIG_INET_DIAG)",
             ) from error
 
-    def read(self) -> Snapshot:
+    def read(self, is_enough: Callable[[], bool] = never) -> Snapshot | None:
         """Looks at every socket.
+
+        Args:
+            is_enough: Asked after each message of the kernel; when it says so the walk ends.
+
+        Returns:
+            None when it ended before it had seen all.
 
         Raises:
             OSError: As the kernel says.
@@ -111,11 +115,21 @@ class SockDiag:
         for family in (socket.AF_INET, socket.AF_INET6):
             try:
                 for words in self._dump(family):
+                    if is_enough():
+                        self._open()  # what is left of the list goes with the socket
+                        return None
                     sums.add(words)
             except FileNotFoundError:  # no IPv6 in this kernel
                 if family == socket.AF_INET:
                     raise
         return sums.snapshot()
+
+    def _open(self) -> None:
+        self.close()
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
+        )
+        self._socket.settimeout(_TIMEOUT_S)
 
     def close(self) -> None:
         """Closes the socket; may be called twice."""

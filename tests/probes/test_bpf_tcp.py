@@ -9,11 +9,12 @@ import subprocess
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from probes.bpf_loader import syscalls as bpf_kernel
 from probes.bpf_loader.program import BpfObject
-from probes.contract.clock import now_ns
+from probes.contract.clock import NS_PER_S, now_ns
 from probes.contract.errors import ProbeUnavailableError
 from probes.contract.probe import ProcessRef, Target
 from probes.contract.rundir import RunDir
@@ -25,7 +26,7 @@ from probes.ebpf.tcp_events import TcpEventsProbe, drop_reason, short_names
 from probes.ebpf.tcp_iterator import TcpIterator
 from probes.ebpf.tcp_snapshot import TcpSnapshotProbe, next_pause_ns
 from probes.netlink import sock_diag
-from probes.netlink.socket_snapshot import dotted
+from probes.netlink.socket_snapshot import Snapshot, dotted
 
 PORT, QUEUE_PORT, FULL_PORT, CLOSED_PORT, MUTE_PORT = 9000, 9001, 9002, 9003, 9004
 CONNECTIONS, UNREAD_BYTES = 23, 1009
@@ -409,6 +410,100 @@ def test_the_walk_gives_the_core_away(monkeypatch):
     assert sockets_count >= 47
     assert len(reads) == sockets_count // 10 + len(seen.listeners) + 1
     assert address[1] in {each.port for each in seen.listeners}
+
+
+@pytest.fixture
+def own_namespace():
+    """A network namespace without a socket, for this test."""
+    host_fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+    enter_namespace()
+    try:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        yield
+    finally:
+        enter_namespace(host_fd)
+        os.close(host_fd)
+
+
+@pytest.mark.parametrize(("kind", "asked_count"), [("iterator", 2), ("sock_diag", 1)])
+@pytest.mark.usefixtures("own_namespace")
+def test_a_walk_that_is_given_up_tells_nothing_and_the_next_one_all(kind, asked_count, monkeypatch):
+    monkeypatch.setattr(bpf_sources, "BREATH_SOCKETS", 10)
+    loaded = bpf_shared.load([bpf_sources.tcp_snapshot])
+    bpf_shared.aim(loaded, Target(None, {}, frozenset(), None), [])
+    reader = TcpIterator(loaded) if kind == "iterator" else sock_diag.SockDiag(())
+    asked = []
+
+    def is_enough():
+        asked.append(True)
+        return len(asked) == asked_count
+
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        address = listener.getsockname()
+        pairs = [(socket.create_connection(address), listener.accept()[0]) for _ in range(23)]
+        try:
+            assert reader.read(is_enough) is None
+            seen = reader.read()
+        finally:
+            reader.close()
+            loaded.close()
+            for sock in (sock for pair in pairs for sock in pair):
+                sock.close()
+    assert seen is not None
+    assert int(seen.sums["sockets"].sum()) == 47, "nothing is counted twice"
+    assert [each.port for each in seen.listeners] == [address[1]]
+
+
+class Walker:
+    """A reader of sockets that takes as long as it is told, and ends when that is enough."""
+
+    def __init__(self, clock):
+        self.clock, self.walks, self.takes_ns = clock, [], 0
+
+    def read(self, is_enough):
+        is_ended = is_enough()
+        self.walks.append("given up" if is_ended else "whole")
+        self.clock[0] += self.takes_ns
+        return None if is_ended else Snapshot(np.zeros((2, 0), dtype=np.int64), [], [], 0)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def walked(monkeypatch, tmp_path):
+    """A probe that lists sockets by a ``Walker``, and its target."""
+    clock = [NS_PER_S]
+    monkeypatch.setattr(tcp_snapshot, "now_ns", lambda: clock[0])
+    probe, target = TcpSnapshotProbe(), Target(RunDir(tmp_path), {}, frozenset(), None)
+    (tmp_path / "raw").mkdir()
+    walker = Walker(clock)
+    monkeypatch.setattr(tcp_snapshot, "SockDiag", lambda ports: walker)
+    probe._instead = "as a test wants it"
+    probe.start(target)
+    return probe, target, walker, clock
+
+
+def test_a_walk_ends_when_somebody_waits_for_the_probes_to_stop(walked):
+    probe, target, walker, clock = walked
+    probe.sample(clock[0])
+    target.is_stop_asked = lambda: True
+    probe.snapshot_now()
+    assert walker.walks == ["whole", "given up"]
+
+
+@pytest.mark.parametrize(("takes_s", "is_left_out"), [(1, False), (15, True)])
+def test_the_last_walk_is_left_out_where_it_would_take_what_others_need(
+    walked, takes_s, is_left_out
+):
+    probe, target, walker, clock = walked
+    walker.takes_ns = takes_s * NS_PER_S
+    probe.snapshot_now()
+    target.is_stop_asked = lambda: True
+    target.stop_by_ns = clock[0] + 6 * NS_PER_S
+    probe.stop(clock[0])
+    assert walker.walks == (["whole"] if is_left_out else ["whole", "whole"])
+    assert ("no last look at all sockets, which takes 15 s here" in probe.note) is is_left_out
 
 
 def test_a_kernel_that_lists_no_sockets_says_what_would_help(monkeypatch):

@@ -714,6 +714,36 @@ def test_how_long_the_stop_may_take_is_told_by_who_waits(run, fleet, word, is_st
     assert collector._stop_limit_s == pytest.approx(limit_s)
 
 
+def test_who_waits_for_the_end_waits_for_no_further_sample(run, fleet, monkeypatch):
+    class Told(FakeProbe):
+        def start(self, target: Target) -> None:
+            super().start(target)
+            self.target = target
+
+        def sample(self, at_ns: int) -> None:
+            super().sample(at_ns)
+            self.seen = self.target.is_stop_asked()
+            os.write(write_fd, b"stop\n")
+
+    probes = [Told("tcp_events"), Told("cpu_stacks")]
+    monkeypatch.setattr(registry, "make", lambda name: {p.name: p for p in probes}[name])
+    read_fd, write_fd = os.pipe()
+    collector = Collector(
+        run, [probe.name for probe in probes], fleet[0], frozenset({9_001}), read_fd
+    )
+    collector.prepare()
+    assert collector.wait_for_fleet()
+    collector.start()
+    collector.turn()
+    assert [probe.calls.count("sample") for probe in probes] == [1, 0]
+    assert probes[0].seen is False
+    assert probes[0].target.is_stop_asked()
+    assert collector.stop_is_asked(timeout_s=0), "asking does not take the word away"
+    collector.stop()
+    os.close(read_fd)
+    os.close(write_fd)
+
+
 def test_a_probe_may_say_that_its_stop_takes_longer(run, drive, monkeypatch):
     monkeypatch.setattr(collector_module, "PROBE_STOP_LIMIT_S", 0.05)
 
