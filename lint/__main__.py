@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from lint.prose_logic import prose_logic
+from lint.words import banned_words
 
+RULES = (prose_logic, banned_words)
 PACKAGES = ("analysis", "harness", "probes", "reports")
 
 
@@ -18,7 +20,7 @@ def main() -> int:
     """
     root = Path(__file__).parent.parent
     files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
-    found = [line for path in files for line in prose_logic(path)]
+    found = [line for path in files for rule in RULES for line in rule(path)]
     sys.stdout.writelines(f"{line}\n" for line in found)
     return 1 if found else 0
 

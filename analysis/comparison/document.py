@@ -19,7 +19,7 @@ RULE = (
 RULE_WITHOUT_REPEATS = (
     "With three runs or fewer of two variants together the noise is not known. Then only a fitted "
     "figure (memory, the ladder) is called different, when it is apart by five times both fit "
-    "errors and one value is twice the other, or a limit whose capacity was set anew."
+    "errors and one value is twice the other, or a limit whose capacity was changed."
 )
 
 

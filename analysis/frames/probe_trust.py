@@ -173,7 +173,7 @@ class ProbeTrust:
         if not found and rows.empty:
             return f"{table} was not recorded: its health row is missing"
         if not found and self._ended_s is not None:
-            return f"{table} ends {self._moment(self._ended_s)}: the probe process was gone"
+            return f"{table} ends {self._moment(self._ended_s)}: the probe process had ended"
         for record in found:
             if record.state == "ran":
                 if record.is_loss_material(is_by_absence=is_by_absence):

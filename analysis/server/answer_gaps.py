@@ -1,4 +1,4 @@
-"""Hiccups of a server under our own load: a while in which nobody was answered, and its process.
+"""Hiccups of a server under our own load: a while in which no client was answered, and its process.
 
 A gap is what clients saw: some were answered before it and others after it, and whoever waited
 meanwhile waited all of it. Why is in the process that takes connections: it took none, and was on a
@@ -52,7 +52,7 @@ class Gap(NamedTuple):
 
     @property
     def length_s(self) -> float:
-        """How long nobody was answered."""
+        """How long no client was answered."""
         return self.until_s - self.since_s
 
 
@@ -93,7 +93,7 @@ class Hiccup(NamedTuple):
         """What clients saw, for people."""
         vain = f", {self.gap.failed_count:,} of them in vain" if self.gap.failed_count else ""
         return (
-            f"for {self.gap.length_s:.1f} s nobody was answered, while "
+            f"for {self.gap.length_s:.1f} s no client was answered, while "
             f"{self.gap.waiting_count:,} connections waited{vain}"
         )
 

@@ -109,7 +109,7 @@ def nofile_command(cgroup: str, nofile_count: int) -> str:
     if owner.kind == "container":
         return (
             f"{owner.tool} run --ulimit nofile={nofile_count}:{nofile_count}  # container "
-            f"{owner.name} made anew: {owner.tool} update cannot"
+            f"{owner.name} made again: {owner.tool} update cannot"
         )
     if owner.kind == "pod":
         return (

@@ -252,7 +252,7 @@ def _queueing(signs: Signs) -> list[Met]:
         found.append(
             Met(
                 queue.pid,
-                f"then accepted nobody, while {queue.count:,} waited in the queue of {queue.place}",
+                f"then accepted none, while {queue.count:,} waited in the queue of {queue.place}",
                 begun_s,
                 queue.last_s,
                 accepted,
@@ -269,7 +269,7 @@ def _queueing(signs: Signs) -> list[Met]:
     return found
 
 
-_NOBODY_CAME = "that it lets in no more: nobody came after the last that it took"
+_NOBODY_CAME = "that it lets in no more: no client came after the last that it took"
 
 
 def _came_to_none(signs: Signs, queue: fates.StandingQueue, since_s: float | None) -> bool:

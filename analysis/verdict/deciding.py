@@ -50,8 +50,8 @@ def deciding(
     if kind == "refused":
         return Deciding(
             _again(view, without=("--stall", "--retry"), more=("--stall", "30", "--retry", "10")),
-            "nobody listened at that moment: one that was starting or restarting comes back, one "
-            f"that is gone does not ({run_directory(view.manifest)}/logs/server.log)",
+            "no process listened at that moment: one that was starting or restarting comes back, "
+            f"one that has ended does not ({run_directory(view.manifest)}/logs/server.log)",
         )
     if stage in ("socket", "bind"):
         return Deciding(

@@ -34,7 +34,7 @@ from probes.rights.own_descriptors import raise_own_limit
 from reports.terminal.terminal import LiveView
 
 _EXAMPLES = (
-    Example("profile-attach --port 9001", "whoever listens there, until Ctrl-C"),
+    Example("profile-attach --port 9001", "the process that listens there, until Ctrl-C"),
     Example("profile-attach --pid 4711 --duration 60", "a process and its children, for a minute"),
     Example("profile-attach --unit chat.service", "a systemd unit"),
     Example("profile-attach --container 3f2a9c", "a container, seen from the host"),
@@ -100,7 +100,7 @@ def parser() -> Parser:
     top = Parser(
         prog="profile-attach",
         usage="profile-attach --port N|--pid PID|--unit NAME|--container ID [options]",
-        description="Watch a WebSocket server that runs already, with its real clients.",
+        description="Watch a running WebSocket server with its real clients.",
         examples=_EXAMPLES,
         exit_codes=_EXIT_CODES,
         common=("--port", "--pid", "--unit", "--container", "--duration", "--allow-pauses"),
@@ -108,13 +108,13 @@ def parser() -> Parser:
     )
     what = top.add_argument_group("what to watch (one of them; --port also narrows another)")
     what.add_argument("--pid", type=_pid, metavar="PID", help="a process, with its children")
-    what.add_argument("--port", type=_port, metavar="PORT", help="whoever listens there")
+    what.add_argument("--port", type=_port, metavar="PORT", help="the process that listens there")
     what.add_argument("--unit", type=_unit, metavar="NAME", help="a systemd unit")
     what.add_argument("--container", type=_container, metavar="ID", help="a container's id")
     how = top.add_argument_group("how").add_argument
     how("--duration", type=_duration, metavar="S", help="default: until Ctrl-C")
     how("--allow-pauses", action="store_true",
-        help="py-spy may stop the target for a moment at each sample: exact stacks")  # fmt: skip
+        help="py-spy may pause the target at each sample, for exact stacks")  # fmt: skip
     how("--probes", default="auto", metavar="SET", help="auto, light, full, none, or a list")
     out = top.add_argument_group("output").add_argument
     out("--output", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")

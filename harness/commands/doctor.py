@@ -34,14 +34,14 @@ _NAMESPACE_FIXES = {
 
 _EXAMPLES = (
     Example("profile-doctor", "limits, probes, and what to fix"),
-    Example("profile-doctor --connections 120000", "and the plan of such a run"),
+    Example("profile-doctor --connections 120000", "the same, and a plan for that many"),
     Example(
         'eval "$(profile-doctor --print-completion bash)"',
         "completion of all commands, for ~/.bashrc; zsh likewise",
     ),
     Example("profile-doctor --print-completion fish | source", "for config.fish"),
 )
-_EXIT_CODES = {0: "a run is possible here", 2: "usage", 4: "it is not"}
+_EXIT_CODES = {0: "a run is possible here", 2: "usage", 4: "no run is possible here"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def parser() -> Parser:
     top = Parser(
         prog="profile-doctor",
         usage="profile-doctor [options]",
-        description="What this host can hold, which probes can run here, and how to fix what not.",
+        description="What this host can hold, which probes can run, and how to fix the rest.",
         examples=_EXAMPLES,
         exit_codes=_EXIT_CODES,
     )

@@ -43,10 +43,10 @@ _EXAMPLES = (
         "profile-matrix --vary accept=reuseport,handoff -- --connections 5000 --hold 2",
         "your own: options of profile-run after --",
     ),
-    Example("profile-matrix every-cause --repeats 3", "provokes and names them all"),
+    Example("profile-matrix every-cause --repeats 3", "provoke every cause three times"),
     Example(
         "profile-matrix --resume runs/20261124T101500Z-matrix-the-2016-log-1a2b",
-        "go on after Ctrl-C",
+        "continue after Ctrl-C",
     ),
 )
 _EXIT_CODES = {
@@ -81,12 +81,12 @@ def parser() -> Parser:
     add("--vary", action="append", default=[], metavar="NAME=V,V",
         help="an option of profile-run and its values; repeatable")  # fmt: skip
     add("--resume", type=Path, metavar="DIR",
-        help="go on with what is not done in DIR; --list shows its commands")  # fmt: skip
+        help="continue what is not done in DIR; --list shows its commands")  # fmt: skip
     add("--repeats", type=_repeats, metavar="N", help="runs of each row, default 1")
     add("--seed", type=count, metavar="N", help="shuffles the order, default 2016")
     add("--scale", type=count, metavar="N", help="descriptors that stand for the scenario's own")
     add("--only", metavar="ROW,ROW", help="these rows; * and ? match")
-    add("--deadline", type=_deadline, metavar="S", help="when a run counts as hung and is killed")
+    add("--deadline", type=_deadline, metavar="S", help="kill a run that takes longer")
     add("--list", action="store_true", help="print the rows and stop")
     add("--markdown", type=Path, metavar="FILE", help="the confusion table for the documentation")
     add("--output", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")

@@ -31,7 +31,7 @@ FOLDER_FORMATS = ("csv", "parquet")
 _STACK_FORMATS = ("speedscope", "folded")
 
 _EXAMPLES = (
-    Example("profile-report", "the newest run's verdict and page anew"),
+    Example("profile-report", "rebuild verdict and page of the newest run"),
     Example("profile-report runs/latest --format md", "for an issue or a pull request"),
     Example("profile-report --bundle run.tar.xz --bundle-redact", "the run, for a bug report"),
     Example(
@@ -116,7 +116,7 @@ def parser() -> Parser:
     add("--bundle", type=Path, metavar="FILE.tar.xz",
         help="pack the run for a bug report; RUN may be such a file")  # fmt: skip
     add("--bundle-redact", action="store_true",
-        help="with stand-ins for names, addresses, command lines, cgroups")  # fmt: skip
+        help="replace names, addresses, command lines and cgroups")  # fmt: skip
     add("--worker", type=_number, metavar="N", help="speedscope, folded: of this server worker")
     add("--pid", type=_number, metavar="N", help="speedscope, folded: of this process")
     add("--from", dest="from_s", type=_seconds, metavar="S",

@@ -269,7 +269,7 @@ def _by_port(port: int) -> AttachTarget:
     }
     if not owners:
         raise HostError(
-            f"--port {port}: somebody listens on {_listed(found)}, but which process cannot be "
+            f"--port {port}: a process listens on {_listed(found)}, but which process cannot be "
             "seen",
             fix="run as root" if os.geteuid() != 0 else _OTHER_PIDS,
         )
@@ -320,7 +320,7 @@ def _elsewhere(port: int, everybody: list[int]) -> tuple[int, list[Listener]]:
             places.append((pid, found))
     if not places:
         raise UsageError(
-            f"--port {port}: nobody listens there"
+            f"--port {port}: no process listens there"
             + ("" if os.geteuid() == 0 else ", as far as this user may see"),
             fix=_SS,
         )
@@ -329,7 +329,7 @@ def _elsewhere(port: int, everybody: list[int]) -> tuple[int, list[Listener]]:
             f"pid {pid} ({process_tree.command_name(pid)})" for pid, _ in places[:_LISTED_MOST]
         )
         raise UsageError(
-            f"--port {port}: somebody listens there in {len(places)} network namespaces, those of "
+            f"--port {port}: a process listens there in {len(places)} network namespaces, those of "
             f"{listed}",
             fix="--pid PID, --unit NAME or --container ID",
         )

@@ -85,7 +85,7 @@ def check_running(request: ForeignRequest) -> ForeignRequest:
     """Makes sure that a running server is there before anything is started, and finds its pid.
 
     Raises:
-        UsageError: There is no such process, or nobody listens there.
+        UsageError: There is no such process, or no process listens there.
         HostError: It is another user's, and this process may not look at it.
     """
     endpoint = request.endpoint
@@ -108,9 +108,9 @@ def check_running(request: ForeignRequest) -> ForeignRequest:
     reached = [each for each in found if each.takes(endpoint.address)]
     if not reached:
         where = f" in the network namespace of pid {request.pid}" if request.pid else ""
-        elsewhere = f"; somebody listens on {addresses(found)}" if found else ""
+        elsewhere = f"; a process listens on {addresses(found)}" if found else ""
         raise UsageError(
-            f"nobody listens on {endpoint.address}:{endpoint.port}{where}{elsewhere}",
+            f"no process listens on {endpoint.address}:{endpoint.port}{where}{elsewhere}",
             fix="ss -ltnp shows who listens where; --server-cmd CMD starts a server",
         )
     inodes = {each.inode for each in reached}

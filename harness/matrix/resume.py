@@ -74,7 +74,7 @@ def rebuilt(matrix: Matrix, made: Sequence[MatrixRow], source: str) -> Matrix:
             raise UsageError(
                 f"row {stored.spec.id:.60} of {matrix.path} is {_short(stored.words)}, and "
                 f"{source} {planned}",
-                fix="name what it was begun with, or begin it anew",
+                fix="name what it was begun with, or begin it again",
             )
         # --only leaves out what a row is compared with, and --deadline holds for all of them.
         spec = replace(row.spec, against=stored.spec.against, move=stored.spec.move)

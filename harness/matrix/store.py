@@ -199,21 +199,21 @@ def load(path: Path) -> Matrix:
             fix="ls -d runs/*-matrix-*; name one of those",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RunDirError(f"cannot read {file}: {error}", fix="start it anew") from error
+        raise RunDirError(f"cannot read {file}: {error}", fix="start it again") from error
     if not isinstance(raw, dict):
-        raise RunDirError(f"{file} holds no object", fix="start it anew")
+        raise RunDirError(f"{file} holds no object", fix="start it again")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise RunDirError(
             f"{file} has schema version {raw.get('schema_version')!r}, "
             f"this connscope reads {SCHEMA_VERSION}",
-            fix="start it anew",
+            fix="start it again",
         )
     try:
         matrix = from_dict(path, raw)
         matrix.results()  # what its outcomes lack is missed here, and not after hours of runs
         return matrix
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise RunDirError(f"{file} is damaged: {error!r}", fix="start it anew") from error
+        raise RunDirError(f"{file} is damaged: {error!r}", fix="start it again") from error
 
 
 def from_dict(path: Path, raw: dict[str, Any]) -> Matrix:

@@ -77,28 +77,30 @@ def _message(text: str) -> str:
 
 def add_options(top: argparse.ArgumentParser) -> None:
     """Adds both groups of options."""
-    server = top.add_argument_group("a server that is not ours").add_argument
+    server = top.add_argument_group("an external server").add_argument
     server("--server-cmd", metavar="CMD",
-           help="start it so; {port} and $PORT are its port (no shell)")  # fmt: skip
+           help="command to start; {port} and $PORT expand to its port (no shell)")  # fmt: skip
     server("--target", metavar="URL",
-           help="where it is: ws://127.0.0.1:9001/path; also wss://")  # fmt: skip
-    server("--server-pid", type=_pid, metavar="PID", help="it runs already, in this process")
-    server("--server-user", metavar="NAME", help="start it as this user (default: who called)")
+           help="URL of the server: ws://127.0.0.1:9001/path, or wss://")  # fmt: skip
+    server("--server-pid", type=_pid, metavar="PID", help="pid of a server that is already running")
+    server("--server-user", metavar="NAME", help="user to start it as (default: the caller)")
     server("--server-may-gain-privileges", action="store_true",
-           help="it may use setuid programs and file capabilities")  # fmt: skip
+           help="allow setuid programs and file capabilities")  # fmt: skip
     server("--server-timeout", type=_timeout, metavar="S",
-           help="how long it may take until it listens, default 30")  # fmt: skip
-    server("--ca", type=Path, metavar="FILE", help="authorities of a wss:// server, PEM")
-    server("--insecure", action="store_true", help="take any certificate")
-    speech = top.add_argument_group("what the clients say").add_argument
+           help="how long to wait until it listens, default 30")  # fmt: skip
+    server("--ca", type=Path, metavar="FILE", help="CA certificates for wss://, PEM")
+    server("--insecure", action="store_true", help="accept any certificate")
+    speech = top.add_argument_group("handshake and messages").add_argument
     speech("--path", metavar="PATH", help="request target, default /")
-    speech("--subprotocol", action="append", default=[], metavar="NAME", help="offer it")
+    speech(
+        "--subprotocol", action="append", default=[], metavar="NAME", help="subprotocol to offer"
+    )
     speech("--header", type=_header, action="append", default=[], metavar="'NAME: VALUE'",
-           help="a header of the request")  # fmt: skip
-    speech("--cookie", action="append", default=[], metavar="NAME=VALUE", help="a cookie")
+           help="request header")  # fmt: skip
+    speech("--cookie", action="append", default=[], metavar="NAME=VALUE", help="cookie to send")
     speech("--message", type=_message, default="", metavar="TEXT",
-           help="text of --message-rate; has {n}, {connection}, {client}")  # fmt: skip
-    speech("--binary", action="store_true", help="send --message as binary")
+           help="text to send; expands {n}, {connection}, {client}")  # fmt: skip
+    speech("--binary", action="store_true", help="send --message as a binary message")
 
 
 def speech_of(options: argparse.Namespace) -> Speech:
@@ -133,7 +135,7 @@ def foreign_request(
     Args:
         options: Parsed.
         own_namespace: The run could have a network namespace of its own: every port is free there.
-        taken: Ports that somebody listens on in the host's.
+        taken: Ports that a process listens on in the host's.
 
     Raises:
         UsageError: Options that do not go together, or a running server that is not there.
@@ -176,7 +178,7 @@ def _refuse_lonely(options: argparse.Namespace) -> None:
     for name in _NEED_FOREIGN:
         if getattr(options, name):
             raise UsageError(
-                f"--{name.replace('_', '-')} is for a server that is not ours",
+                f"--{name.replace('_', '-')} is for an external server",
                 fix="--server-cmd CMD, or --target ws://127.0.0.1:9001/",
             )
 
@@ -189,7 +191,7 @@ def _refuse_ours(options: argparse.Namespace) -> None:
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(
-            f"{names} is about our own server, and this one is not ours",
+            f"{names} is for the built-in server, and this one is external",
             fix="set it in the server itself; with --server-cmd, --nofile works for any server",
         )
 

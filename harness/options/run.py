@@ -202,45 +202,45 @@ def parser() -> Parser:
         help="early: local port at bind, for all destinations (default: late, at connect)",
     )
     plan("--port-range", type=_port_range, metavar="LO-HI", help="local ports of the clients")
-    plan("--backlog", type=count, metavar="N", help="argument of listen")
+    plan("--backlog", type=count, metavar="N", help="backlog passed to listen(2)")
     plan("--sysctl", type=_sysctl, action="append", default=[], metavar="NAME=VALUE",
          help="net.* setting of the run's own network namespace")  # fmt: skip
-    plan("--host-network", action="store_true", help="no network namespace of its own")
-    plan("--force", action="store_true", help="also run what does not fit into memory")
+    plan("--host-network", action="store_true", help="run in the host's network namespace")
+    plan("--force", action="store_true", help="run even if it does not fit in memory")
     plan("--memory-max", type=_bytes, default=0, metavar="BYTES",
-         help="memory limit of a cgroup of the fleet's own, e.g. 100m")  # fmt: skip
+         help="memory limit of the cgroup that the fleet runs in, e.g. 100m")  # fmt: skip
     plan("--tcp-memory-max", type=_bytes, default=0, metavar="BYTES",
          help="limit of that cgroup for TCP's buffers alone (cgroup version 1)")  # fmt: skip
     server = top.add_argument_group("server").add_argument
     server("--accept", choices=ACCEPT_MODES, default="reuseport",
            help="how workers get connections (default: reuseport)")  # fmt: skip
     server("--accept-weights", type=_weights, default=(), metavar="N,N",
-           help="parts that workers take of a shared listener (default: who is first)")  # fmt: skip
+           help="shares of a shared listener, by worker (default: first come)")  # fmt: skip
     server("--at-fd-limit", choices=AT_FD_LIMIT, default="pause",
            help="what a full worker does (default: pause)")  # fmt: skip
     server("--server-mode", choices=("echo", "silent"), default="echo",
            help="echo: answer each message (default); silent: only read")  # fmt: skip
     server("--keepalive", type=_keepalive, default=0.0, metavar="S|off",
-           help="every S the server pings every connection (default: off)")  # fmt: skip
-    server("--gc", choices=("on", "off"), default="on", help="Python's collector in the workers")
+           help="interval of the server's pings (default: off)")  # fmt: skip
+    server("--gc", choices=("on", "off"), default="on", help="garbage collection in the workers")
     server("--inject", type=_inject, action="append", default=[], metavar="NAME:NUMBER[:VALUE]",
-           help="a fault on purpose: " + ", ".join(faults.KINDS))  # fmt: skip
+           help="inject a fault: " + ", ".join(faults.KINDS))  # fmt: skip
     load = top.add_argument_group("load").add_argument
     load("--ramp", type=_rate, default=0.0, metavar="RATE|max",
          help="connects per second of all clients (default: max)")  # fmt: skip
     load("--hold", type=_seconds, default=10.0, metavar="S",
-         help="keep the connections so long (default: 10)")  # fmt: skip
+         help="how long to hold the connections (default: 10)")  # fmt: skip
     load("--connect-timeout", type=_seconds, default=10.0, metavar="S",
-         help="an attempt fails after so long (default: 10)")  # fmt: skip
+         help="timeout of one connection attempt (default: 10)")  # fmt: skip
     load("--stall", type=_seconds, default=None, metavar="S",
-         help="a client stops when every attempt fails for so long (default: 2; with --retry "
-              "as long as its longest wait, too)")  # fmt: skip
+         help="a client stops once every attempt has failed for S (default: 2; with --retry "
+              "at least its longest wait)")  # fmt: skip
     load("--failures-max", type=count, default=0, metavar="N",
-         help="stop trying after so many failed attempts (default: no limit)")  # fmt: skip
+         help="stop after N failed attempts (default: no limit)")  # fmt: skip
     load("--retry", type=_retry_count, default=0, metavar="N",
-         help="make what failed or was lost again, N times at most (default: 0)")  # fmt: skip
+         help="retry each failed or lost connection up to N times (default: 0)")  # fmt: skip
     load("--retry-wait", type=_retry_wait, default=(1.0, 10.0), metavar="S-S",
-         help="the first and the longest wait before it, doubled each time, ±50 %% by chance "
+         help="first and longest wait before a retry; doubles each time, with ±50 %% jitter "
               "(default: 1-10)")  # fmt: skip
     load("--payload", type=_payload, default=64, metavar="BYTES", help="message size, default 64")
     load("--message-rate", type=_message_rate, default=0.0, metavar="RATE",

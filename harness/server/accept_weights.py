@@ -1,6 +1,6 @@
 """``--accept-weights``: in which proportion workers take connections from a shared listener.
 
-Without weights whoever is awake first takes what waits. How even that comes out is a matter of the
+Without weights the first to wake up takes what waits. How even that comes out is a matter of the
 kernel, the cores and the load of the moment: 50.7 to 57 % for the first of two workers of one and
 the same run [measured]. With weights 14,13 it is 52 %, give or take half a round.
 """

@@ -109,7 +109,7 @@ class Admission:
         elif self._policy == "crash":
             for fd in fds:
                 os.close(fd)
-            raise OSError(_EMFILE, "accept4: too many open files, and nobody handles it")
+            raise OSError(_EMFILE, "accept4: too many open files, not handled")
 
     def _reset_one(self, listener_fd: int) -> None:
         accept = self.by_fd[listener_fd]._accept  # type: ignore[attr-defined]

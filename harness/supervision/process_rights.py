@@ -76,7 +76,7 @@ TABLE = (
     Rights("server command", "load", CALLER, (), (), True,
            "is the user's own; see --server-may-gain-privileges"),
     Rights("server command as root", "load", ROOT, ALL, ALL, True,
-           "nobody called sudo, or --server-user root; a note says so"),
+           "without sudo, or with --server-user root; a note says so"),
 )  # fmt: skip
 
 

@@ -152,5 +152,7 @@ class Recorder:
         self._manifest.release_room()
         self._analysis_ahead.begin()
         if not probes.stop(deadline_s):
-            result.notes.append("the probe process did not end by itself; its last rows may miss")
+            result.notes.append(
+                "the probe process did not end by itself; its last rows may be missing"
+            )
             self._event("probes_killed", detail=result.notes[-1])

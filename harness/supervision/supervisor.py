@@ -145,7 +145,7 @@ class Supervisor(Recorder):
             )
         if self._foreign_request is not None and self._foreign_request.is_root:
             result.notes.append(
-                "the server command runs as root, since nobody called by sudo, doas or pkexec: "
+                "the server command runs as root, since no sudo, doas or pkexec names another: "
                 "--server-user NAME starts it as another user"
             )
         self._manifest.begin_stage("setup")

@@ -105,7 +105,7 @@ _FEATURES: tuple[tuple[Lack, Callable[[Btf], bool]], ...] = (
         _is_argument("kfree_skb", "sock"),
     ),
     (
-        Lack("exit status of processes that are not ours", "6.15"),
+        Lack("exit status of external processes", "6.15"),
         lambda btf: btf.has_field("pidfd_info", "exit_code"),
     ),
 )

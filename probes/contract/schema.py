@@ -113,7 +113,7 @@ _ALL: tuple[Table, ...] = (
             _n(
                 "start_ns",
                 "ns",
-                "when it reported for work; of a server that is not ours, when the process began",
+                "when it reported for work; of an external server, when the process began",
             ),
             _t("role", "server, acceptor, client, supervisor, probe"),
             _n("slot", "", "its slot in live.bin, -1 for none"),
@@ -225,7 +225,7 @@ _ALL: tuple[Table, ...] = (
         "sock_diag(7): queues, struct tcp_info",
         (
             _at(),
-            _n("pid", "", "process that has them; 0: nobody yet, or not known"),
+            _n("pid", "", "process that has them; 0: none yet, or not known"),
             _n("local_port", "", "port of the server"),
             _t(
                 "fate",

@@ -74,7 +74,7 @@ def _not_provoked(table: Confusion) -> list[str]:
     return [
         "## Not provoked here",
         "",
-        "No row brings these about: it would harm the host, or needs a server that is not ours. "
+        "No row brings these about: it would harm the host, or needs an external server. "
         "They are tested on built tables or in tests of their own.",
         "",
         *left,

@@ -112,7 +112,7 @@ def _unexplained(known: NotExplained | None) -> dict[str, Any] | None:
 def _status_warning(status: str) -> str:
     return {
         "interrupted": "The run was interrupted. What was recorded until then is shown.",
-        "running": "The run did not finish: nobody wrote its end. What was recorded is shown.",
+        "running": "The run did not finish: its manifest is not final. What was recorded is shown.",
         "failed": "The run failed. What was recorded until then is shown.",
     }.get(status, "")
 

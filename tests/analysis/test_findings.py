@@ -504,7 +504,7 @@ def test_of_a_run_that_was_killed_the_last_samples_tell_who_had_crashed(build, s
         assert summary.verdict.cause == "worker-crash"
         assert crashed[0].confidence == "medium"
         assert crashed[0].value_of("lost_within_1s") == 100
-        assert "a status that nobody could see" in crashed[0].sentence
+        assert "an unknown status" in crashed[0].sentence
 
 
 def test_a_process_that_the_run_stopped_did_not_crash(build):

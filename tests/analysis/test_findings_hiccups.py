@@ -88,7 +88,7 @@ def test_a_call_in_which_nobody_was_answered_is_named_with_those_who_waited(hicc
     assert finding.value_of("gap_length") == pytest.approx(1.0, abs=0.03)
     assert finding.value_of("gap_waiting") >= 40
     assert finding.value_of("gap_failed") == 0
-    assert "nobody was answered" in finding.sentence
+    assert "no client was answered" in finding.sentence
 
 
 def test_attempts_that_gave_up_meanwhile_are_explained_by_it(hiccup):

@@ -313,7 +313,7 @@ def test_a_probe_process_that_was_gone_long_before_the_end_is_said(tmp_path):
     frames.put("probe_health", frames["probe_health"].iloc[:0])
     trust = ProbeTrust(RunView(frames))
     assert trust.doubts(["host_cpu"]) == (
-        "host_cpu ends 2.5 s after the ramp began: the probe process was gone",
+        "host_cpu ends 2.5 s after the ramp began: the probe process had ended",
     )
     whole = scenario.frames(tmp_path / "whole")
     whole.put("probe_health", whole["probe_health"].iloc[:0])

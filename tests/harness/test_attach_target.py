@@ -272,7 +272,7 @@ def test_an_ancestor_of_the_command_is_not_a_server(capsys):
 
 
 def test_a_port_on_which_nobody_listens(capsys, port):
-    assert f"--port {port}: nobody listens there" in refused(capsys, 2, "--port", port)
+    assert f"--port {port}: no process listens there" in refused(capsys, 2, "--port", port)
 
 
 def test_a_port_on_which_unrelated_servers_listen(capsys, start, port):

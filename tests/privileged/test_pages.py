@@ -325,7 +325,7 @@ def test_what_came_first_is_said(seen, kind, words):
     [
         ("no_ebpf", "was not part of this run"),
         pytest.param(*("healthy", "Nothing but the phases of the run"), marks=pytest.mark.variant),
-        ("cut_short", "nobody wrote its end"),
+        ("cut_short", "its manifest is not final"),
         pytest.param(
             "no_pyspy_64_workers",
             "The probe python_stacks was not asked for",

@@ -43,7 +43,7 @@ _LEAST_MEAN_COUNT = 20
 _TAKEN = ("established_total",)
 
 _HOW = {
-    "shared": "all workers wait on one listener, and whoever is awake first takes what waits",
+    "shared": "all workers wait on one listener, and the first to wake up takes what waits",
     "shared-exclusive": "all workers wait on one listener, and the kernel wakes the same one first "
     "each time; the next is woken only while that one is busy",
     "reuseport": "each worker has a listener of its own, and the kernel hashes addresses and ports",

@@ -263,7 +263,7 @@ def _finding(
     confidence, missing = signs.trust("host_cpu", "process_samples")
     if waiting is None and pressure is None and waits is None:
         confidence = "medium"
-        missing += ("nobody measured who waits for a core (process_samples, host_pressure)",)
+        missing += ("waiting for a core was not measured (process_samples, host_pressure)",)
     together = "the servers" if view.is_attached else "servers and clients together"
     most, most_pct = together, 100 * shares.fleet / shares.capacity
     if foreign:

@@ -4,7 +4,7 @@ Proof: CPU of that worker, and the function that most of its samples are in whil
 hardly run it. In the hold phase, where an event loop has little to do, the CPU alone already says
 that something runs; without stacks the finding has low confidence and says that the function is
 not known.
-Under our own load also a shorter while, in the ramp too, in which nobody was answered though
+Under our own load also a shorter while, in the ramp too, in which no client was answered though
 clients waited: the worker took nobody then and was on a core.
 Told apart from ``accept-spin`` (accept4 failing at 10^4 a second) and ``keepalive-storm`` (the
 CPU is explained by messages): neither is there. ``garbage-collection`` and ``hot-acceptor`` say

@@ -3,8 +3,8 @@
 Proof: samples of its turns that slept instead of calculating, their system call and wait channel,
 and the Python stack that they were called from. Without those samples, turns of half a second
 while the process was seen asleep outside of its poll: the finding then has medium confidence.
-Under our own load also what clients saw: a while in which nobody was answered, though they waited,
-and in which the process took nobody and was not on a core. What it did is then not always known.
+Under our own load also what clients saw: a while in which none was answered, though they waited,
+and in which the process took none and was not on a core. What it did is then not always known.
 Where nobody waited, so short a standstill is worth knowing only.
 Told apart from ``hot-worker-code``, ``garbage-collection`` and ``accept-spin``: there the turns are
 on a CPU. A worker that waits for a core, as in the ramp of a full host, is runnable and no sample
@@ -79,12 +79,12 @@ _WAITS: dict[str, tuple[str, str]] = {
 _PIPES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("write", "writev"),
-        "a full pipe that nobody reads",
+        "a full pipe without a reader",
         "let the reader of its log or output go on, or write to a file or in a thread",
     ),
     (
         ("read", "readv"),
-        "a pipe into which nobody writes",
+        "a pipe without a writer",
         "read it when the event loop says that there is something, or in a thread",
     ),
 )
@@ -106,7 +106,7 @@ _HALTED = {
 """By the letter of its state (proc(5)): the call that it was in says nothing then."""
 _WHO_STOPS = (
     "perf trace -a -e signal:signal_generate --filter 'sig == 19 || sig == 20'  # in the next run: "
-    "who stops it; it goes on by itself, so somebody also sends SIGCONT"
+    "who stops it; it goes on by itself, so SIGCONT is sent as well"
 )
 
 
@@ -440,9 +440,7 @@ def _finding(signs: Signs, block: _Block, halted: tuple[int, ...] = ()) -> Findi
         if block.state == "T" and until_s < view.stop_s - _GAP_S and not view.is_attached:
             command = _WHO_STOPS
     elif not block.syscall and hiccup is not None:
-        command = (
-            f"strace -f -T -p {block.pid}  # in the next run: the call in which nobody is accepted"
-        )
+        command = f"strace -f -T -p {block.pid}  # in the next run: the call in which it stands"
     return Finding(
         cause=CAUSE.id,
         severity="info" if is_short else "warning",

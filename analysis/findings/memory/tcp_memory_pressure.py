@@ -105,7 +105,7 @@ def find(signs: Signs) -> list[Finding]:
                 f"TCP's buffers of {whose} together held {used:,.0f} of {most:,.0f} bytes, so TCP "
                 f"refused sockets more memory {events_count:,} times although their own buffers "
                 "had room: what arrives is dropped and sent again, and send buffers shrink, so "
-                f"senders wait or give up{gave_up(view)}. Somebody does not read what is sent."
+                f"senders wait or give up{gave_up(view)}. A receiver does not read what is sent."
             ),
             fix=_fixes(
                 whose,

@@ -53,8 +53,8 @@ def _finding(signs: Signs, refused: pd.DataFrame) -> Finding:
     if bound < _FULL_SHARE * size:
         confidence = "low"
         missing += (
-            f"only {bound:,} of {size:,} ports were seen in use from {source}: somebody else's "
-            "sockets may hold the rest (ss -tan | wc -l decides)",
+            f"only {bound:,} of {size:,} ports were seen in use from {source}: sockets of "
+            "other programs may hold the rest (ss -tan | wc -l decides)",
         )
     evidence = (
         Evidence("eaddrinuse_calls", count, str(first["source"]), first_s, of="bind"),

@@ -61,8 +61,8 @@ def _of_clients(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
     if used < _FULL_SHARE * size:
         confidence = "low"
         missing += (
-            f"only {used:,} of {size:,} ports were seen in use for the fullest group: somebody "
-            "else's sockets, or explicit binds, may hold the rest (ss -tan | wc -l decides)",
+            f"only {used:,} of {size:,} ports were seen in use for the fullest group: sockets "
+            "of other programs, or explicit binds, may hold the rest (ss -tan | wc -l decides)",
         )
     evidence = (
         Evidence("eaddrnotavail_calls", count, str(first["source"]), first_s, of="connect"),

@@ -130,8 +130,8 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
         explanation=(
             f"Connections came faster than they were accepted until the accept queue {its} was "
             f"full. From then on the kernel dropped handshakes, {overflows.change_count:,} times, "
-            f"and told nobody: clients send again after 1, 3 and 7 s. {stall_sentence(stalled)}."
-            f"{why}"
+            f"and no client is told: clients send again after 1, 3 and 7 s. "
+            f"{stall_sentence(stalled)}.{why}"
         ),
         fix=_fixes(
             signs,
@@ -204,7 +204,7 @@ def _fixes(
         if is_idle and rate_per_s == 0:  # who waits in a longer queue waits as well
             why = (
                 f"strace -f -p {pid} -e trace=accept,accept4,epoll_wait,futex  # why it takes "
-                "nobody: it has time"
+                "none: it has time"
             )
             return (Fix(why, "a longer queue only holds more who wait in vain"),)
         if not is_idle or rate_per_s <= 0:

@@ -117,7 +117,7 @@ def _finding(
         explanation=(
             f"The connection tracking table held {count:,} of {most:,} entries, and each new "
             f"connection needs one. {dropped.change_count:,} packets were dropped for want of it, "
-            "SYNs among them, before they reached the listener. Nobody gets an error: clients "
+            "SYNs among them, before they reached the listener. No client gets an error: clients "
             f"send again after 1, 3 and 7 s and time out. {stall_sentence(stalled)}. "
             f"{at_connections:,} connections of the run were open then; the other entries are of "
             "other flows, also of some that ended and are still remembered."

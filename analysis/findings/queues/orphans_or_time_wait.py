@@ -150,7 +150,7 @@ def _time_wait(signs: Signs) -> list[Finding]:
             explanation=(
                 f"Who closes first keeps the connection in TIME_WAIT for a minute. Of those this "
                 f"network namespace may have {most:,} and had {used:,}, so {over.change_count:,} "
-                "were forgotten at once. All their data had been acknowledged: nobody loses any. "
+                "were forgotten at once. All their data had been acknowledged: none is lost. "
                 "What still comes for one of them is answered by a reset, and its port can be "
                 "taken at once. The kernel logs 'time wait bucket table overflow' for it."
             ),

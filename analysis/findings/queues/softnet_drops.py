@@ -86,7 +86,7 @@ def find(signs: Signs) -> list[Finding]:
                 f"Packets that arrive wait for a core in a queue of its own{room}. That of "
                 f"{where} was full: {own.change_count:,} segments of this server's connections "
                 f"were dropped there, of {whole.change_count:,} packets of everybody on the host, "
-                f"before the kernel had looked at them. Nobody gets an error; they are sent again "
+                f"before the kernel had looked at them. No client gets an error; they are resent "
                 f"after 0.2 s, a SYN after 1, 3 and 7 s. {harm[0].upper()}{harm[1:]}."
             ),
             fix=_fixes(most, own.change_count, is_squeezed=squeezed.change_count > 0),

@@ -129,7 +129,7 @@ def _finding(
             f"The queue of half-open connections of {name} was full{full}: peers began a handshake "
             "and did not end it, by not answering or, with TCP_DEFER_ACCEPT, by not sending a "
             f"request. Syncookies are off, so the kernel dropped {dropped.change_count:,} SYNs of "
-            f"others and told nobody: they are sent again after 1, 3 and 7 s. "
+            f"others and no client is told: they are sent again after 1, 3 and 7 s. "
             f"{stall_sentence(stalled)}."
         ),
         fix=(

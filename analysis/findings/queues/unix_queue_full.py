@@ -65,8 +65,8 @@ def _finding(signs: Signs, queue: StandingQueue) -> Finding:
         evidence=tuple(evidence),
         explanation=(
             f"{queue.count:,} connections waited in the queue of {queue.place}, which takes "
-            f"{queue.backlog_count:,}{said}. {capitalised(name)} listens there and accepted nobody "
-            "meanwhile."
+            f"{queue.backlog_count:,}{said}. {capitalised(name)} listens there and accepted none "
+            "in that time."
         ),
         fix=(
             Fix(

@@ -22,7 +22,7 @@ from analysis.signs.signs import Signs
 
 CAUSE = Cause(
     id="backend-unavailable",
-    line="the proxy reaches nobody behind it",
+    line="the proxy does not reach its backend",
     follows_from=(
         Effect.STOPS_SERVING,
         "unix-queue-full",
@@ -104,7 +104,7 @@ def _failed_connects(signs: Signs) -> _Unreached | None:
         label = _HARMFUL[int(str(code))]
         evidence.append(Evidence("refused_connects", count, "failing_syscalls", first_s, of=label))
         parts.append(f"{count:,} connect{'s' if count != 1 else ''} returned {label}")
-    said = f"{capitalised(str(view.subject(pid)))} reached nobody behind it: {' and '.join(parts)}"
+    said = f"{capitalised(str(view.subject(pid)))} did not reach its backend: {' and '.join(parts)}"
     tables = ("failing_syscalls",)
     return _Unreached(view.subject(pid), said, tuple(evidence), first_s, last_s, tables)
 
@@ -157,7 +157,7 @@ def _refused_connects(signs: Signs) -> _Unreached | None:
         return None
     first_s = view.seconds(int(mine["first_ns"].min()))
     subject = view.subject(fates.busiest_front(view))
-    said = f"{capitalised(str(subject))} reached nobody behind it: {count:,} connects were refused"
+    said = f"{capitalised(str(subject))} did not reach its backend: {count:,} connects were refused"
     evidence = (Evidence("refused_connects", count, "tcp_resets", first_s, of=_HARMFUL[111]),)
     return _Unreached(subject, said, evidence, first_s, view.stop_s, ("tcp_resets",))
 
@@ -180,7 +180,7 @@ def _told(signs: Signs) -> _Unreached | None:
     if count < fates.LEAST_COUNT:
         return _asks_nobody(view, subject, max(0.0, first_s), last_s)
     evidence = (Evidence("refused_connects", count, "server_words", first_s, of=_HARMFUL[111]),)
-    said = f"{capitalised(str(subject))} reached nobody behind it: {count:,} connects were refused"
+    said = f"{capitalised(str(subject))} did not reach its backend: {count:,} connects were refused"
     return _Unreached(subject, said, evidence, first_s, last_s, ("server_words",))
 
 

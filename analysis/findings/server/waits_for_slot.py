@@ -1,4 +1,4 @@
-"""``waits-for-slot``: connections are accepted and then wait for a thread, a lock or somebody else.
+"""``waits-for-slot``: connections are accepted, then wait for a thread, a lock or another process.
 
 Proof: connections of a process that it accepted and never read, or read and never answered, while
 it is on no full core; and what its threads wait for meanwhile: the answer of another address or of
@@ -34,7 +34,7 @@ from analysis.stats.remembered import remembered
 
 CAUSE = Cause(
     id="waits-for-slot",
-    line="connections are accepted, then wait for a thread, a lock or somebody else",
+    line="connections are accepted, then wait for a thread, a lock or another process",
     effect=Effect.STOPS_SERVING,
     follows_from=(
         "own-limit",
@@ -239,7 +239,7 @@ def _why(wait: ThreadWait | None) -> str:
         return f"{many} of its pool {waits} in {wait.syscall} for the name server {wait.address}"
     if wait.kind == "own_connection":
         if wait.is_main:
-            return f"its thread waits in {wait.syscall} for one client, and serves nobody else"
+            return f"its thread waits in {wait.syscall} for one client, and serves no other"
         return f"{many}, all that it has for them, are held by one connection each"
     if wait.kind == "lock":
         return f"{many} {waits} for a lock, or for something that is handed out under one"

@@ -117,7 +117,7 @@ def _of_parent(signs: Signs, role: str, pids: list[int]) -> Finding:
         explanation=f"{sentence}. What happened from then on says nothing about a limit.",
         fix=(
             Fix(
-                "journalctl -k -n 40; dmesg | tail  # the kernel's killer, or somebody's kill",
+                "journalctl -k -n 40; dmesg | tail  # the OOM killer, or a kill from outside",
                 "shows who ended it; then run again",
             ),
         ),
@@ -164,7 +164,7 @@ def _finding(signs: Signs, row: Mapping[Hashable, Any], end: ProcessEnd | None) 
     if number:
         how = f"signal {_signal_name(number)}"
     else:
-        how = f"exit status {status}" if status >= 0 else "a status that nobody could see"
+        how = f"exit status {status}" if status >= 0 else "an unknown status"
     evidence = [
         Evidence("exit_signal" if number else "exit_status", number or status, "processes", died_s)
     ]

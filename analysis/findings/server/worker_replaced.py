@@ -86,7 +86,7 @@ def _fixes(view: RunView, end: ProcessEnd, command: str) -> tuple[Fix, ...]:
         found.append(
             Fix(
                 "worker_shutdown_timeout 4h;  # in nginx.conf, main context",
-                f"the old worker keeps its {lost} so long; it kept them {drained_s:.1f} s",
+                f"the old worker keeps its {lost} for that time; it kept them {drained_s:.1f} s",
             )
         )
     elif program == "haproxy":
