@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from harness.planning.host import Host
-from harness.planning.plan import Plan
+from harness.planning.layout import Plan
 from harness.version import tool_commit, tool_version
 
 _IRQ_OPTION = "CONFIG_IRQ_TIME_ACCOUNTING"

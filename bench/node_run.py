@@ -19,7 +19,8 @@ from bench.watch import FleetWatch
 from harness.fleet import netns
 from harness.options import run as run_options
 from harness.planning.host import Host
-from harness.planning.plan import Plan, make_plan
+from harness.planning.layout import Plan
+from harness.planning.plan import make_plan
 from probes.contract.live import Phase
 from probes.rights.own_user import own_user
 

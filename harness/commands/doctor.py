@@ -17,8 +17,10 @@ from harness.options.parser import SHELLS, Example, Parser
 from harness.options.run import count
 from harness.planning.checks import DELAYING_LIMITS
 from harness.planning.host import Host, read_host
+from harness.planning.layout import Plan
 from harness.planning.limits import HostLimit, host_limits
-from harness.planning.plan import MAX_CONNECTIONS, Plan, PlanRequest, make_plan
+from harness.planning.plan import make_plan
+from harness.planning.request import MAX_CONNECTIONS, PlanRequest
 from harness.planning.text import amount_text, bytes_text, count_text, plan_text, wrapped
 from probes.bpf_loader.kernel_features import Lack, lacks_of_kernel
 from probes.collect.registry import ProbeCheck

@@ -16,7 +16,8 @@ from harness.options import foreign as foreign_options
 from harness.options import run as run_options
 from harness.planning.foreign import make_foreign_plan
 from harness.planning.host import read_host
-from harness.planning.plan import Plan, make_plan
+from harness.planning.layout import Plan
+from harness.planning.plan import make_plan
 from harness.planning.text import plan_json, plan_text, rung_text
 from harness.supervision import recording
 from harness.supervision.recorder import RunResult

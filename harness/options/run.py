@@ -15,7 +15,8 @@ from harness.faults import kinds as faults
 from harness.fleet.config import FleetConfig, GroupShare
 from harness.options import foreign as foreign_options
 from harness.options.parser import Example, Parser
-from harness.planning.plan import ACCEPT_MODES, Plan, PlanRequest
+from harness.planning.layout import Plan
+from harness.planning.request import ACCEPT_MODES, PlanRequest
 from probes.contract.errors import UsageError
 from probes.rights.own_user import OwnUser
 

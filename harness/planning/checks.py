@@ -6,9 +6,9 @@ A constraint that does not hold and has a ``limit`` is a rung: a wall below the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from harness.planning.host import Host
+from harness.planning.layout import Constraint, Plan, Rung
 from harness.planning.limits import (
     OWN_DESCRIPTORS_COUNT,
     TCP_PAGES_PER_HANDSHAKE,
@@ -21,62 +21,11 @@ from harness.planning.limits import (
 from probes.contract.limits import HOST_TABLES, accept_queue, fds_per_process, memory, names_of
 from probes.contract.limits.limit import Bound, HostTable, Limit
 
-if TYPE_CHECKING:
-    from harness.planning.plan import Plan
-
 STOPPING_LIMITS = names_of(Bound.STOPS) - {memory.LIMIT.name}
 """Limits past which no further connection can be made; for memory no run is begun at all."""
 
 DELAYING_LIMITS = names_of(Bound.DELAYS)
 """Limits of what is under way at once; past them connects stall and are tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rung:
-    """A limit that the run will meet below its target.
-
-    Attributes:
-        limit: Name as in the ladder.
-        scope: process, port_group, listener or host.
-        subject: Of whom: server, client, listener, ports or host.
-        capacity_count: What one such subject holds, in connections.
-        predicted_connections: Connections of the whole run when it can take no more.
-        earliest_connections: Connections at which the first may fail when the load is uneven.
-        fix: What avoids it.
-    """
-
-    limit: str
-    scope: str
-    subject: str
-    capacity_count: int
-    predicted_connections: int
-    earliest_connections: int
-    fix: str
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """One thing that was checked.
-
-    Attributes:
-        name: What.
-        subject: Of whom: server, client, listener, ports or host.
-        needed: By the plan at its target, in ``unit``.
-        available: On this host, in ``unit``.
-        holds: ``needed`` is within ``available``.
-        source: Where ``available`` was read.
-        limit: Ladder name of the limit that is met when it does not hold; '' when the run is only
-            slower, or gets less than was asked for.
-    """
-
-    name: str
-    subject: str
-    needed: int
-    available: int
-    unit: str
-    holds: bool
-    source: str
-    limit: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

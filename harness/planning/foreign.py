@@ -12,8 +12,10 @@ from dataclasses import replace
 
 from harness.foreign.server import ForeignRequest
 from harness.planning.host import Host
+from harness.planning.layout import Plan
 from harness.planning.notes import plan_notes
-from harness.planning.plan import Plan, PlanRequest, make_plan
+from harness.planning.plan import make_plan
+from harness.planning.request import PlanRequest
 
 IN_FLIGHT_COUNT = 100
 """Connects under way of all clients together. The server's backlog is not known; this is the

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from harness.planning.host import Host
-
-if TYPE_CHECKING:
-    from harness.planning.plan import Plan, PlanRequest
+from harness.planning.layout import Plan
+from harness.planning.request import PlanRequest
 
 
 def plan_notes(

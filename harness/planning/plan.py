@@ -7,14 +7,12 @@ what cannot be started, or would take the host's last memory, is refused.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from harness.planning import checks as plan_checks
-from harness.planning.checks import Constraint, Rung
 from harness.planning.host import DEFAULT_PORT_RANGE, Host
+from harness.planning.layout import Plan
 from harness.planning.limits import (
     OWN_DESCRIPTORS_COUNT,
     SPARE_DESCRIPTORS_COUNT,
@@ -29,28 +27,24 @@ from harness.planning.limits import (
 )
 from harness.planning.notes import plan_notes
 from harness.planning.port_groups import (
-    LOWEST_PORT,
-    Group,
     best_group,
-    client_layout,
     groups_needed,
     largest_group,
     loopback_address,
 )
 from harness.planning.port_groups import destination_ports as choose_ports
-from probes.contract.errors import HostError, UsageError
-
-ACCEPT_MODES = ("reuseport", "shared", "shared-exclusive", "handoff")
-MAX_CONNECTIONS = 100_000_000
-MAX_PROCESSES = 4_096
-MAX_SOURCE_ADDRESSES = 65_000
-MAX_BACKLOG = 65_535
-MAX_WEIGHT = 1_000
+from harness.planning.request import (
+    MAX_BACKLOG,
+    MAX_DESTINATION_PORTS,
+    MAX_PROCESSES,
+    MAX_SOURCE_ADDRESSES,
+    PlanRequest,
+)
+from probes.contract.errors import HostError
 
 SERVER_ADDRESS = "127.0.0.1"
 FEW_SOURCE_ADDRESSES = 250
 """So many source addresses are used before a second destination port is."""
-MAX_DESTINATION_PORTS = 16
 
 LAYOUT = (
     *("workers", "clients", "nofile", "source_addresses", "destination_ports", "port_range"),
@@ -66,188 +60,6 @@ SOCKET_PORT_RANGE_SINCE = (6, 3)
 """Linux version with IP_LOCAL_PORT_RANGE (ip(7))."""
 MEMORY_TOLERANCE = 1.15
 """The memory figures are good to 15 %: refuse only what is certainly too much."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRequest:
-    """What the user asked for; None is "decide for me".
-
-    Attributes:
-        connections: Target, 1 to 100,000,000.
-        workers: Server processes.
-        clients: Client processes.
-        nofile: RLIMIT_NOFILE of the server workers.
-        accept: reuseport, shared, shared-exclusive or handoff.
-        accept_weights: In which proportion the workers of a shared listener take connections, one
-            each; empty for whoever is first.
-        source_addresses: Addresses of 127/8 that the clients connect from.
-        destination_ports: Ports that the server listens on.
-        port_range: Local ports of the clients, inclusive.
-        bind: ``late`` leaves the local port to connect (IP_BIND_ADDRESS_NO_PORT, ip(7)); ``early``
-            takes it at bind, and so for all destinations.
-        backlog: Argument of listen.
-        sysctls: Names and values that the user wants in the run's own namespace; they win over
-            what the planner writes there.
-        own_namespace: The run has a network namespace of its own: its port range and somaxconn are
-            private and written by the run, and no rule tracks its connections.
-        force: Also plan what does not fit into memory.
-
-    Raises:
-        UsageError: A value makes no sense on any host.
-    """
-
-    connections: int
-    workers: int | None = None
-    clients: int | None = None
-    nofile: int | None = None
-    accept: str = "reuseport"
-    accept_weights: tuple[int, ...] = ()
-    source_addresses: int | None = None
-    destination_ports: int | None = None
-    port_range: tuple[int, int] | None = None
-    bind: str = "late"
-    backlog: int | None = None
-    sysctls: tuple[tuple[str, str], ...] = ()
-    own_namespace: bool = False
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        _within("--connections", self.connections, 1, MAX_CONNECTIONS)
-        _within("--workers", self.workers, 1, MAX_PROCESSES)
-        _within("--clients", self.clients, 1, MAX_PROCESSES)
-        _within("--nofile", self.nofile, OWN_DESCRIPTORS_COUNT + 1, 1 << 30)
-        _within("--source-addresses", self.source_addresses, 1, MAX_SOURCE_ADDRESSES)
-        _within("--destination-ports", self.destination_ports, 1, MAX_DESTINATION_PORTS)
-        _within("--backlog", self.backlog, 1, MAX_BACKLOG)
-        if self.accept not in ACCEPT_MODES:
-            raise UsageError(
-                f"--accept {self.accept!r} is not a way to accept",
-                fix=f"one of: {', '.join(ACCEPT_MODES)}",
-            )
-        _check_weights(self.accept_weights, self.accept, self.workers)
-        if self.sysctls and not self.own_namespace:
-            raise UsageError(
-                f"--sysctl {self.sysctls[0][0]} needs a network namespace of the run's own",
-                fix="run as root and without --host-network, or set it on the host: "
-                f"sysctl -w {self.sysctls[0][0]}='{self.sysctls[0][1]}'",
-            )
-        if self.port_range is not None:
-            low, high = self.port_range
-            if not LOWEST_PORT <= low <= high <= 65_535:
-                raise UsageError(
-                    f"--port-range {low}-{high} is no range of unprivileged ports",
-                    fix=f"LO-HI with {LOWEST_PORT} <= LO <= HI <= 65535, e.g. 32768-60999",
-                )
-
-
-def _check_weights(weights: tuple[int, ...], accept: str, workers: int | None) -> None:
-    if not weights:
-        return
-    text = ",".join(map(str, weights))
-    if accept != "shared":
-        raise UsageError(
-            f"--accept-weights {text} is for workers that share one listener, not for "
-            f"--accept {accept}",
-            fix="--accept shared, or leave --accept-weights away",
-        )
-    if len(weights) != workers:
-        raise UsageError(
-            f"--accept-weights {text} has {len(weights)} weights for {workers or 'as yet unknown'} "
-            "workers",
-            fix=f"--workers {len(weights)}",
-        )
-    for weight in weights:
-        _within("--accept-weights", weight, 1, MAX_WEIGHT)
-
-
-def _within(option: str, value: int | None, low: int, high: int) -> None:
-    if value is not None and not low <= value <= high:
-        raise UsageError(
-            f"{option} {value:,} is not between {low:,} and {high:,}",
-            fix=f"{option} {low if value < low else high}",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The layout of a run.
-
-    Attributes:
-        worker_capacity_count: Connections that one worker can hold.
-        client_capacity_count: Connections that one client can hold.
-        client_shares: Connections of each client; their sum is the target.
-        client_in_flight_count: Most connects one client should have under way.
-        port_range: Local ports that connect will choose from, inclusive.
-        port_range_by: Who makes it so: ``namespace`` (sysctls of the run's own), ``socket``
-            (IP_LOCAL_PORT_RANGE on each socket) or ``host`` (it is so already).
-        group_capacity_count: Connections that one (source, destination, port) group can hold.
-        group_limit_count: Connections of one group that connect still finds quickly.
-        backlog_count: Argument of listen.
-        accept_weights: See PlanRequest.
-        bind: late: each group has the range for itself; early: the groups of a source share it.
-        memory_needed_bytes: Kernel and user, at the target.
-        sysctls: What the run writes in its own namespace, by path below /proc/sys, as
-            ``netns.create`` takes them; empty without one.
-        rungs: Limits that will be met below the target, soonest first; those that only delay
-            (accept queue, TCP memory) come last.
-        constraints: Everything that was checked.
-        notes: What else a person should know.
-        fixed: Fields of PlanRequest that the user decided; the others are the planner's own, which
-            it decides anew for another target.
-    """
-
-    target_connections: int
-    workers: int
-    clients: int
-    worker_nofile_count: int
-    client_nofile_count: int
-    worker_capacity_count: int
-    client_capacity_count: int
-    client_shares: tuple[int, ...]
-    client_in_flight_count: int
-    server_address: str
-    source_addresses: tuple[str, ...]
-    destination_ports: tuple[int, ...]
-    port_range: tuple[int, int]
-    port_range_by: str
-    group_capacity_count: int
-    group_limit_count: int
-    backlog_count: int
-    accept: str
-    own_namespace: bool
-    memory_needed_bytes: int
-    sysctls: dict[str, str]
-    bind: str = "late"
-    accept_weights: tuple[int, ...] = ()
-    rungs: tuple[Rung, ...] = ()
-    constraints: tuple[Constraint, ...] = ()
-    notes: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON: the manifest's ``plan``."""
-        as_json: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return as_json
-
-    def client_groups(self, client_index: int) -> tuple[Group, ...]:
-        """How one client's connections are laid over source addresses and destination ports.
-
-        The counts sum to the client's share, also when that is more than the ports hold: then the
-        wall is met. Take from the groups in turn, in proportion to their counts.
-
-        Args:
-            client_index: 0 to ``clients`` - 1.
-        """
-        ports = self.destination_ports
-        return tuple(
-            Group(self.source_addresses[group // len(ports)], ports[group % len(ports)], count)
-            for group, count in client_layout(
-                self.client_shares,
-                len(self.source_addresses) * len(ports),
-                self.group_limit_count,
-                client_index,
-            )
-        )
 
 
 def make_plan(request: PlanRequest, host: Host) -> Plan:

@@ -6,8 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from harness.planning.checks import Constraint, Rung
-from harness.planning.plan import Plan
+from harness.planning.layout import Constraint, Plan, Rung
 from probes.contract.limits import LIMITS
 
 WIDTH = 80

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter as Tally
 
-from harness.planning.plan import Plan
+from harness.planning.layout import Plan
 from harness.supervision.fleet import Fleet
 from probes.contract.live import Counter, Header
 from probes.proc import process_tree

@@ -20,7 +20,7 @@ from harness.fleet import netns
 from harness.fleet.config import FleetConfig
 from harness.foreign.secret_words import without_query_values
 from harness.foreign.server import ForeignRequest, ForeignServer
-from harness.planning.plan import Plan
+from harness.planning.layout import Plan
 from harness.results import conclusion
 from harness.supervision import live_status, recording
 from harness.supervision.attempts import StopReason, attempts_record

@@ -114,7 +114,8 @@ from documentation.reference import causes_page, limits_page
 from harness.commands.completion import completion_script
 from harness.commands.doctor import Examination
 from harness.planning.host import read_host
-from harness.planning.plan import PlanRequest, make_plan
+from harness.planning.plan import make_plan
+from harness.planning.request import PlanRequest
 from harness.planning.text import plan_text
 from markupsafe import Markup
 from probes.collect import registry

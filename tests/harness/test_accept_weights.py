@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.options import run as run_options
-from harness.planning.plan import PlanRequest
+from harness.planning.request import PlanRequest
 from harness.server.accept_weights import AcceptWeights
 from probes.contract.errors import UsageError
 from probes.contract.live import COUNTER_WORDS, Counter

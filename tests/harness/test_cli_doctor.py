@@ -11,7 +11,8 @@ import pytest
 from harness.commands import doctor as cli_doctor
 from harness.commands.doctor import Examination, most_connections
 from harness.planning.host import Cgroup, read_host
-from harness.planning.plan import PlanRequest, make_plan
+from harness.planning.plan import make_plan
+from harness.planning.request import PlanRequest
 from probes.collect.registry import PROBES, ProbeCheck
 from probes.contract.errors import UsageError
 

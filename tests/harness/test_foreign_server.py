@@ -442,9 +442,9 @@ def test_what_is_not_there_is_usage(profile_run, tmp_path, free_port, request):
     target = ("--connections", "10", "--target", f"ws://127.0.0.1:{free_port}/")
     cases = [
         ((*target, "--server-pid", str(gone.pid)), "no such process"),
-        ((*target, "--server-pid", str(deaf.pid)), "nobody listens"),
+        ((*target, "--server-pid", str(deaf.pid)), "no process listens"),
         ((*target, "--server-pid", str(os.getpid())), "is an ancestor of this command"),
-        (target, "nobody listens"),
+        (target, "no process listens"),
         ((*target, "--server-pid", "x"), "not a process id"),
         (("--connections", "10", "--target", "ftp://x/"), "not a ws://"),
         (("--connections", "10", "--server-pid", "1"), "not ours"),

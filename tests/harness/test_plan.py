@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from harness.planning.host import Cgroup, Host
 from harness.planning.limits import peak_share, ports_in_range, safe_connections
-from harness.planning.plan import ACCEPT_MODES, MAX_PROCESSES, PlanRequest, make_plan
+from harness.planning.plan import make_plan
 from harness.planning.port_groups import loopback_address
+from harness.planning.request import ACCEPT_MODES, MAX_PROCESSES, PlanRequest
 from harness.planning.text import plan_json, plan_text
 from probes.contract.errors import HostError, UsageError
 
