@@ -80,7 +80,7 @@ def _part(queue: LeftQueue) -> str:
 
 
 def _why(queue: LeftQueue) -> str:
-    took = f"it took {queue.taken_count:,} meanwhile" if queue.taken_count else "it took nobody"
+    took = f"it took {queue.taken_count:,} meanwhile" if queue.taken_count else "it took none"
     if queue.is_told_once:
         return (
             "it watches its listener with EPOLLET, which tells it once of several that come "
@@ -98,7 +98,7 @@ def _fixes(queue: LeftQueue) -> tuple[Fix, ...]:
             ),
             Fix(
                 "or watch the listener without EPOLLET",
-                "it is told as long as somebody waits",
+                "it is told as long as a connection waits",
             ),
         )
     return (

@@ -199,7 +199,7 @@ def _told_to_clients(signs: Signs) -> _Unreached | None:
 
 def _asks_nobody(view: RunView, subject: Subject, first_s: float, last_s: float) -> _Unreached:
     """A proxy that holds all that are behind it for down."""
-    said = f"{capitalised(str(subject))} asked nobody behind it: it holds them all for down"
+    said = f"{capitalised(str(subject))} asked no backend: it holds them all for down"
     refused = Evidence("handshakes_refused", len(fates.refused(view)), "connections", first_s)
     return _Unreached(subject, said, (refused,), first_s, last_s, ("server_words",))
 

@@ -156,7 +156,7 @@ def _as_it_says(signs: Signs, met: Met) -> Fix | None:
         if match and said.pid in (0, met.pid):
             return Fix(
                 "let fewer calls block at a time  # each takes a thread, and it may have "
-                f"{match[1]}: debug.SetMaxThreads, 10,000 if nobody sets it",
+                f"{match[1]}: debug.SetMaxThreads, 10,000 by default",
                 "it goes on when more of them block",
             )
     return None
