@@ -17,7 +17,7 @@ def found(tmp_path, code):
     ("code", "instead"),
     [
         ('"keep the connections so long"', "for S seconds"),
-        ('f"{name}: no process listens there"', "no process"),
+        ('f"{name}: nobody listens there"', "no process"),
         ('"its last rows may miss"', "may be missing"),
         ('"a server that is not ours"', "external"),
     ],
