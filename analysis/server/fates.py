@@ -18,6 +18,8 @@ from probes.contract.schema import SERVER_ROLES
 LEAST_COUNT = 5
 """Connections with one fate that are no accident."""
 
+_QUIET_S = 1.0
+"""Who is counted as quiet at a look has waited since then (``open_fates.quiet_count``)."""
 _STANDING_LOOKS = 2
 """Looks in a row (half a second apart) in which a queue must stand."""
 
@@ -192,10 +194,14 @@ def _standing_tcp(view: RunView) -> list[StandingQueue]:
     found = []
     for port, mine in waiting.groupby("local_port"):
         span = _standing(looks, mine, "socket_count")
+        pids = owners_of_port(view, int(str(port)))
+        if span is not None and (since_s := _last_taken_s(view, pids)) > span[0]:
+            # it took some, slowly, before it took nobody any more
+            later = mine[mine["at_s"] > since_s]
+            span = _standing(looks[looks["at_s"] > since_s], later, "socket_count") or span
         if span is None:
             continue
         first_s, last_s, count = span
-        pids = owners_of_port(view, int(str(port)))
         # of several that share one listener all have stopped, else the queue would not stand
         serving = [each for each in pids if accepted_count(view, each) > 0]
         if len(pids) > 1 and int(inodes.get(port, 0)) != 1:
@@ -260,8 +266,27 @@ def _standing(
         row = [*row, at_s] if at_s in seen.index else []
         best = row if len(row) > len(best) else best
     if len(best) < _STANDING_LOOKS:
-        return None
+        return _stood_before(waiting, column)
     return best[0], best[-1], int(max(seen.loc[at_s] for at_s in best))
+
+
+def _stood_before(waiting: pd.DataFrame, column: str) -> tuple[float, float, int] | None:
+    """The last look alone, where the kernel says that those in it had waited for a second by then.
+
+    On a host that is busy there may be no second one.
+    """
+    if "quiet_count" not in waiting or waiting.empty:
+        return None
+    last = waiting[waiting["at_s"] == waiting["at_s"].max()]
+    if int(last["quiet_count"].sum()) < LEAST_COUNT:
+        return None
+    at_s = float(last["at_s"].iloc[0])
+    return at_s - _QUIET_S, at_s, int(last[column].sum())
+
+
+def _last_taken_s(view: RunView, pids: Sequence[int]) -> float:
+    taken_s = [at_s for pid in pids if (at_s := last_accept_s(view, pid)) is not None]
+    return max(taken_s, default=float("-inf"))
 
 
 def _accepted_between(view: RunView, pid: int, first_s: float, last_s: float) -> bool:
@@ -315,8 +340,14 @@ def stuck(view: RunView) -> list[Stuck]:
     for pid, mine in looks[looks["pid"] > 0].groupby("pid"):
         waiting = mine[mine["fate"].isin(["unread", "unanswered"])]
         totals = waiting.groupby("at_s")["socket_count"].sum()
-        if len(totals) < _STANDING_LOOKS:
+        if totals.empty:
             continue
+        first_s, last_s = float(totals.index.min()), float(totals.index.max())
+        if len(totals) < _STANDING_LOOKS:
+            stood = _stood_before(waiting, "socket_count")
+            if stood is None:
+                continue
+            first_s, last_s, _ = stood
         then = _fullest_look(mine, totals)
         found.append(
             Stuck(
@@ -324,8 +355,8 @@ def stuck(view: RunView) -> list[Stuck]:
                 unread_count=int(then.get("unread", 0)),
                 unanswered_count=int(then.get("unanswered", 0)),
                 answered_count=int(then.get("answered", 0)),
-                first_s=float(totals.index.min()),
-                last_s=float(totals.index.max()),
+                first_s=first_s,
+                last_s=last_s,
             )
         )
     queues = {queue.pid: queue for queue in _standing_tcp(view) if queue.pid}

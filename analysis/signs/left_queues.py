@@ -90,7 +90,12 @@ def _left_queue(signs: Signs, port: int, mine: pd.DataFrame) -> LeftQueue | None
     is_told_once = len(watches) > 0 and bool((watches["watch"] == "edge").all())
     counts = mine["socket_count"]
     has_grown = int(counts.iloc[-1]) > int(counts.iloc[0])
-    if not taken and (not is_told_once or has_grown or _is_limited(signs, owners)):
+    before_s = float(mine["at_s"].iloc[-2])
+    if not is_told_once and not any(
+        signs.established_between(pid, before_s, last_s) for pid in owners
+    ):
+        return None  # it took some, slowly, and then nobody any more
+    if not taken and (has_grown or _is_limited(signs, owners)):
         return None  # who takes nobody has a limit of its own, unless nobody came
     return LeftQueue(
         pid=max(owners, key=lambda pid: (fates.let_in_count(view, pid), -pid)),

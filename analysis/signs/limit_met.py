@@ -35,6 +35,7 @@ _AROUND_SELECT = 20
 """Descriptors of its own: files, its listener, a pipe or two."""
 _SIGABRT = 6
 _PARENTS_CALLS = ("wait4", "waitid")
+_FATAL = ("runtime-heap-limit", "task-limit", "mapping-limit")
 
 
 @remembered
@@ -101,6 +102,8 @@ def _deaf(signs: Signs) -> list[Met]:
     fronts = [pid for pid in pids if view.subject(pid).role != "backend"]
     if len(refused) < fates.LEAST_COUNT or not fronts or ended:
         return []
+    if any(signs.words_of(cause) for cause in _FATAL):
+        return []  # the thread that accepted has ended of it, and its process goes on
     first_s = float(refused["start_s"].min())
     let_in = int((connections["established_s"] <= first_s + ON_ITS_WAY_S).sum())
     if let_in < fates.LEAST_COUNT:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from analysis.causes import Effect
 from analysis.evidence import SEVERITIES, Finding, Severity
 from analysis.findings import CATALOGUE, no_limit_met, origins_of
-from analysis.findings.cpu import host_cpu_saturated
+from analysis.findings.cpu import host_cpu_saturated, worker_blocked
 from analysis.findings.descriptors import full_worker_on_shared_listener
 from analysis.findings.memory import slow_consumers
 from analysis.frames.descriptors import server_capacity_count
@@ -22,6 +22,8 @@ from analysis.signs.signs import EMFILE, Signs
 _SLOW = slow_consumers.CAUSE.id
 _SHARED = full_worker_on_shared_listener.CAUSE.id
 _NO_LIMIT = no_limit_met.CAUSE.id
+_OF_OTHERS = (6, 9, 15)
+"""Signals that a watchdog, a supervisor or an orchestrator sends: ABRT, KILL, TERM."""
 _BY_THE_WAY_SHARE = 0.1
 
 _DIES_WITHIN_S = 2.0
@@ -175,7 +177,11 @@ def _died_of(signs: Signs, crash: Finding, other: Finding) -> bool:
     if CATALOGUE[other.cause].effect is Effect.FILLS_DESCRIPTORS:
         return _was_at_limit(signs, crash)
     is_soon = crash.first_s <= other.last_s + _DIES_WITHIN_S
-    return is_soon and crash.subject.pid == other.subject.pid
+    is_it = is_soon and crash.subject.pid == other.subject.pid
+    if other.cause == worker_blocked.CAUSE.id:
+        # who sleeps ends itself by nothing: somebody lost patience with it
+        is_it = is_it and crash.value_of("exit_signal") in _OF_OTHERS and other.severity != "info"
+    return is_it
 
 
 def _was_killed_for_memory(signs: Signs, crash: Finding) -> bool:

@@ -199,6 +199,79 @@ def test_who_accepts_as_long_as_clients_come_may_have_left_some(foreign, last_ac
     assert ("EAGAIN" in finding.fix[0].command) is (confidence == "medium")
 
 
+@pytest.mark.parametrize(("quiet", "is_limit"), [(40, True), (0, False)])
+def test_one_look_is_enough_where_the_kernel_says_how_long_they_stood(foreign, quiet, is_limit):
+    """On a host that is busy there may be no second look."""
+    served(foreign)
+    kept_out(foreign, "timeout")
+    foreign.add("connection_fates", at_s=3.0, pid=800, fate="accepted", connection_total=60,
+                first_s=0.0, last_s=1.1)  # fmt: skip
+    foreign.add("open_fates", at_s=3.0, pid=0, local_port=9000, fate="unaccepted",
+                socket_count=40, quiet_count=quiet)  # fmt: skip
+    assert ("own-limit" in causes(foreign)) is is_limit
+
+
+def test_who_took_some_slowly_and_then_nobody_has_a_limit_all_the_same(foreign):
+    served(foreign)
+    kept_out(foreign, "timeout")
+    foreign.add("connection_fates", at_s=5.0, pid=800, fate="accepted", connection_total=60,
+                first_s=0.0, last_s=1.2)  # fmt: skip
+    for at_s in (0.2, 0.7, 1.3, 2.0, 2.5, 3.0):
+        foreign.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                    socket_count=40, quiet_count=20)  # fmt: skip
+        foreign.add("thread_waits", at_s=at_s, pid=800, thread_name="app", is_main=True,
+                    syscall="epoll_wait", waits_for="event_loop", thread_count=1)  # fmt: skip
+    assert named(foreign, "own-limit").value_of("let_in") == 60
+    assert "queue-left-standing" not in causes(foreign)
+
+
+def test_a_thread_that_accepted_until_its_heap_was_full_closed_no_listener_by_itself(foreign):
+    served(foreign)
+    kept_out(foreign, "refused", errno=111)
+    foreign.add("server_words", at_s=3.0, first_s=3.0, pid=800, source="server.log", event_count=1,
+                line="java.lang.OutOfMemoryError: Java heap space")  # fmt: skip
+    assert "own-limit" not in causes(foreign)
+    assert summarise(foreign.frames()).verdict.cause == "runtime-heap-limit"
+
+
+@pytest.mark.parametrize(("signal", "origin"), [(6, "worker-blocked"), (11, "")])
+def test_who_stood_still_until_somebody_ended_it_crashed_of_that(foreign, signal, origin):
+    """A watchdog aborts what does not answer; a fault of its own comes from no sleep."""
+    accepted(foreign, 60)
+    foreign.connect(60, stage="closed", close_kind="eof", closed_s=3.0)
+    block(foreign, 800, from_s=1.0, until_s=2.9, syscall="clock_nanosleep",
+          wait_channel="hrtimer_nanosleep")  # fmt: skip
+    foreign.cpu(800, 1.0, from_s=-0.5, until_s=3.0)
+    foreign.rows["processes"][0] |= {"exited_ns": foreign.ns(3.0), "exit_signal": signal}
+    found = {f.cause: f for f in summarise(foreign.frames()).findings}
+    assert found["worker-crash"].follows_from == origin
+    assert found["worker-blocked" if origin else "worker-crash"].severity == "binding"
+
+
+def test_workers_that_serve_one_connection_each_are_short_of_threads(foreign):
+    """gunicorn's sync worker: its thread rests in a lock of the library until the client speaks."""
+    foreign.process("server", 1)
+    foreign.connect(2)
+    kept_out(foreign, "timeout", closed_s=4.0)
+    for pid in (800, 801):
+        foreign.add("connection_fates", at_s=2.0, pid=pid, fate="accepted", connection_total=1,
+                    first_s=0.0, last_s=0.1)  # fmt: skip
+        foreign.add("listener_owners", at_s=0.0, pid=pid, socket_inode=7)
+        for quarter in range(16):
+            foreign.live(pid, quarter / 4, open_count=1)
+        block(foreign, pid, from_s=0.3, until_s=3.9, syscall="futex", wait_channel="futex_wait")
+        foreign.cpu(pid, 1.0, from_s=-0.5, until_s=4.0)
+    foreign.add("listeners", at_s=0.0, local_port=9000, socket_inode=7, backlog_count=511)
+    for at_s in (1.7, 2.2, 2.7):
+        foreign.add("open_fates", at_s=at_s, pid=0, local_port=9000, fate="unaccepted",
+                    socket_count=40, quiet_count=20)  # fmt: skip
+        for pid in (800, 801):
+            foreign.add("thread_waits", at_s=at_s, pid=pid, thread_name="gunicorn", is_main=True,
+                        syscall="futex", waits_for="lock", thread_count=1)  # fmt: skip
+    found = [f for f in summarise(foreign.frames()).findings if f.severity != "info"]
+    assert {(f.cause, f.subject.pid) for f in found} == {("waits-for-slot", p) for p in (800, 801)}
+
+
 def test_a_number_that_is_found_is_believed_also_when_nobody_came_later(foreign):
     foreign.manifest["server"]["processes"][0]["settings"] = [
         {"name": "max", "value": 60, "file": "", "line": 0, "text": ""}

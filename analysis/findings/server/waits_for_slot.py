@@ -12,7 +12,7 @@ answered, only late or not all.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
@@ -25,6 +25,7 @@ from analysis.server.thread_waits import (
     blocking_wait,
     is_held_up,
     is_taken_pool,
+    main_wait,
     thread_waits,
 )
 from analysis.signs.limit_met import is_harmed_by_waiting, met_limits
@@ -88,7 +89,33 @@ def _waiting(signs: Signs) -> dict[int, tuple[Stuck, ThreadWait | None]]:
         if wait is None and (each.pid in limited or not _waits_inside(signs, each)):
             continue
         found[each.pid] = each, wait
-    return found
+    return found | _one_at_a_time(view)
+
+
+def _one_at_a_time(view: RunView) -> dict[int, tuple[Stuck, ThreadWait | None]]:
+    """Workers of a server that serve one connection each, and wait for its client in their code.
+
+    Their one thread rests wherever their library waits for what the client says, in a lock too,
+    while others stand in the queue that they share. One alone may be a loop that stands still.
+    """
+    for queue in fates.standing_queues(view):
+        pids = queue.sharing_pids
+        peaks = fates.peak_counts(view, "server")
+        if len(pids) < _WORKERS_LEAST_COUNT or any(peaks.get(pid, 0) > 1 for pid in pids):
+            continue
+        if any(fates.accepted_count(view, pid) != 1 for pid in pids):
+            continue
+        waits = {pid: main_wait(view, pid) for pid in pids}
+        stood = Stuck(0, 0, 0, 1, queue.first_s, queue.last_s, queue.count)
+        return {
+            pid: (replace(stood, pid=pid), replace(wait, kind="own_connection", is_main=True))
+            for pid, wait in waits.items()
+            if wait is not None
+        }
+    return {}
+
+
+_WORKERS_LEAST_COUNT = 2
 
 
 def _late_count(signs: Signs) -> int:

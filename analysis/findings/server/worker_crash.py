@@ -35,6 +35,7 @@ CAUSE = Cause(
         "runtime-heap-limit",
         "task-limit",
         "mapping-limit",
+        "worker-blocked",
     ),
     decide="the worker's exit status and log: did it die before or after the failures",
 )
