@@ -76,7 +76,7 @@ test-hard: install-dev ## 200 kills, 10,000 damaged recordings, a million frames
 	@$(BIN)/python -m bench.kill_matrix --kills 200
 	@$(BIN)/python -m bench.fuzz_recordings --count 10000 --seed 1
 	@$(BIN)/python -m bench.fuzz_protocol --count 1000000 --seed 1
-	@$(BIN)/pytest --hypothesis-profile hard tests/harness/test_protocol.py tests/harness/test_frames.py tests/harness/test_handshake.py
+	@$(BIN)/pytest --hypothesis-profile hard tests/harness/websocket/test_protocol.py tests/harness/websocket/test_frames.py tests/harness/websocket/test_handshake.py
 
 bench: install-dev ## the figures of docs/benchmarks.md, measured here
 	@$(BIN)/python -m bench $(ARGS)

@@ -5,7 +5,7 @@ documentation has fifty such commands, and each would import the same for a seco
 same reason the fork understands the recording itself, as a user's command does; root's would start
 another process for it (``harness.results.conclusion``), which imports all of it once more.
 ``smaller.py`` is the other end. That these commands start by themselves, and root's process, is
-what their own tests look at (``tests/harness/test_cli_run.py``, ``test_cli_compare.py``,
+what their own tests look at (``tests/harness/commands/test_cli_run.py``, ``test_cli_compare.py``,
 ``test_conclusion.py``, ``tests/reports/test_cli_report.py``).
 """
 

@@ -44,12 +44,12 @@ SPREAD = (
     "bench/test_bench.py",
     "bench/test_kill_matrix.py",
     "bench/test_predictions.py",
-    "harness/test_cli_doctor.py",
-    "harness/test_cli_run.py",
-    "harness/test_foreign_server.py",
-    "harness/test_full_disk.py",
-    "harness/test_matrix_resume.py",
-    "harness/test_private_files.py",
+    "harness/commands/test_cli_doctor.py",
+    "harness/commands/test_cli_run.py",
+    "harness/foreign/test_foreign_server.py",
+    "harness/supervision/test_full_disk.py",
+    "harness/matrix/test_matrix_resume.py",
+    "harness/commands/test_private_files.py",
     "privileged/test_attach.py",
     "privileged/test_attached_causes.py",
     "privileged/test_causes.py",
@@ -61,25 +61,25 @@ SPREAD = (
     "privileged/test_peers.py",
     "privileged/test_traffic_causes.py",
     "privileged/test_wild_causes.py",
-    "probes/test_collect.py",
+    "probes/collect/test_collect.py",
 )
 """Files whose tests have nothing in common but what ``once`` keeps: any process may run them."""
 BY_PARAMETER = ("recordings/test_recordings.py",)
 """Files whose tests of one parameter belong together, and of two have nothing in common."""
 LONG = (
     "documentation/test_commands.py",
-    "harness/test_cli_compare.py",
-    "harness/test_cli_matrix.py",
+    "harness/commands/test_cli_compare.py",
+    "harness/commands/test_cli_matrix.py",
     "reports/test_comparison_page.py",
     "reports/test_page_in_browser.py",
     "reports/test_exports_of_a_run.py",
     "reports/test_cli_report.py",
     "reports/test_figures.py",
     "reports/test_exports_in_browser.py",
-    "harness/test_foreign_server.py",
-    "harness/test_full_disk.py",
-    "harness/test_matrix_resume.py",
-    "harness/test_private_files.py",
+    "harness/foreign/test_foreign_server.py",
+    "harness/supervision/test_full_disk.py",
+    "harness/matrix/test_matrix_resume.py",
+    "harness/commands/test_private_files.py",
     "bench/test_fuzz_recordings.py",
 )
 """Files of 20 s and more: one that began last would keep the others waiting."""
@@ -136,7 +136,8 @@ def understood_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recordings are understood in this process, as for anybody but root.
 
     Root's process for it (``harness.results.conclusion``) imports pandas and matplotlib anew: 1.2
-    to 2 CPU-seconds for each command. ``tests/harness/test_conclusion.py`` looks at that process.
+    to 2 CPU-seconds for each command. ``tests/harness/results/test_conclusion.py``
+    looks at that process.
     """
     monkeypatch.setattr(conclusion, "is_apart", lambda: False)
 

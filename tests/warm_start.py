@@ -2,7 +2,7 @@
 
 A process that has imported what they need forks one for each command (``fork_commands``, the main
 function of this module); there the recording is understood, too, so that no process for it imports
-pandas anew. ``tests/harness/test_cli_run.py``, ``test_conclusion.py`` and the tests of the
+pandas anew. ``tests/harness/commands/test_cli_run.py``, ``test_conclusion.py`` and the tests of the
 documentation start the commands as their users do.
 """
 

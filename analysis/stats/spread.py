@@ -17,8 +17,8 @@ one variant without repeats, 1 + 3     5 x noise
 =====================================  ==================================
 
 The factors are those with which two samples of one normal distribution are called different in
-about 1 % of cases (tests/analysis/test_spread.py draws them). They are large because two or three
-repeats show little of the noise there is.
+about 1 % of cases (tests/analysis/stats/test_spread.py draws them). They are large because two or
+three repeats show little of the noise there is.
 
 With three runs or fewer together the noise is not known. Then a difference is claimed only of a
 figure that was fitted and says its error, when it is far larger than that: five times both errors

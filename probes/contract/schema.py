@@ -1,6 +1,6 @@
 """Every table of the run directory: columns, types, units, meaning, source. The interface.
 
-Rules, checked by ``tests/probes/test_schema.py``:
+Rules, checked by ``tests/probes/contract/test_schema.py``:
 
 * Time is int64 nanoseconds of CLOCK_MONOTONIC in columns that end in ``_ns``; ``at_ns`` is the
   moment of the row, and for counts over an interval its end.

@@ -12,7 +12,7 @@ Cost:
 Misses:
     The walk is no instant: a socket that comes or goes during it may be missed.
 Checked against:
-    ``/proc/net/tcp`` and 23 connections (tests/probes/test_connection_dump.py).
+    ``/proc/net/tcp`` and 23 connections (tests/probes/netlink/test_connection_dump.py).
 """
 
 from __future__ import annotations

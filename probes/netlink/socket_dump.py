@@ -12,7 +12,7 @@ Misses:
     The walk is no instant. ``bytes_sent`` needs Linux 4.19; before, it is -1. Unix sockets need
     CONFIG_UNIX_DIAG: without it ``unix_sockets`` raises OSError.
 Checked against:
-    Sockets of known queues and bytes (tests/probes/test_socket_dump.py).
+    Sockets of known queues and bytes (tests/probes/netlink/test_socket_dump.py).
 """
 
 from __future__ import annotations

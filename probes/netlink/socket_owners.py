@@ -15,7 +15,7 @@ Misses:
     blocked in accept4 has a number reserved that counts as open (net/socket.c).
 Checked against:
     Listeners of IPv4 and IPv6, 23 connections, a forked process with the listener inherited
-    (tests/probes/test_socket_owners.py).
+    (tests/probes/netlink/test_socket_owners.py).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ Misses:
     numbers are free again it is right to about a tenth.
 Checked against:
     st_size, with known descriptors, holes and a table that is mostly free
-    (tests/probes/test_descriptor_count.py).
+    (tests/probes/proc/test_descriptor_count.py).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Cost:
 Misses:
     Sockets beyond these bytes, io_uring, poll and select. Without root, processes of other users.
 Checked against:
-    Listeners in epolls of this process (tests/probes/test_epoll_watch.py).
+    Listeners in epolls of this process (tests/probes/proc/test_epoll_watch.py).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Cost:
 Misses:
     A user's tasks are counted after the failure. What a security module or seccomp refused.
 Checked against:
-    Processes that meet each of them (tests/probes/test_limit_readings.py).
+    Processes that meet each of them (tests/probes/proc/test_limit_readings.py).
 
 Source: kernel/fork.c (copy_process), kernel/cgroup/pids.c, mm/mmap.c (do_mmap,
 may_expand_vm), mm/util.c (__vm_enough_memory); getrlimit(2), proc(5).

@@ -15,7 +15,7 @@ Misses:
     belongs to init or to the nearest subreaper. Exit statuses of strangers before Linux 6.15.
 Checked against:
     Shells with known children, ends by known statuses and signals
-    (tests/probes/test_process_tree.py).
+    (tests/probes/proc/test_process_tree.py).
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ Misses:
     has not written 4 s after the end (on a host where all takes long, so many times longer), or
     1.2 s after Ctrl-C, is killed and its window lost.
 Checked against:
-    Processes that spin in known functions, one after the other (tests/probes/test_pyspy.py).
+    Processes that spin in known functions, one after the other
+    (tests/probes/python_stacks/test_pyspy.py).
 """
 
 from __future__ import annotations

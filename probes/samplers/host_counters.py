@@ -25,7 +25,7 @@ Misses:
     no row. The kernel's slabinfo counts objects on per-CPU lists as active.
 Checked against:
     Captured files of this and other kernels, and the live files of the host, read another way
-    (tests/probes/test_host_counters.py).
+    (tests/probes/samplers/test_host_counters.py).
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ Misses:
     exact when it is the longest of the run; else it is the upper bound of its power-of-two bucket
     (at most twice the true value), since a reader may not reset the writer's counter.
 Checked against:
-    A slot with known counters; a writer that was killed (tests/probes/test_live_sampler.py).
+    A slot with known counters; a writer that was killed
+    (tests/probes/samplers/test_live_sampler.py).
 """
 
 from __future__ import annotations

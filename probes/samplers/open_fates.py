@@ -21,7 +21,7 @@ Misses:
     beside a server in service 10,000.
 Checked against:
     A server with 5 connections in its queue, 7 unread, 11 unanswered and 13 answered; one whose
-    clients do not read (tests/probes/test_open_fates.py).
+    clients do not read (tests/probes/samplers/test_open_fates.py).
 """
 
 from __future__ import annotations

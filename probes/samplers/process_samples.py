@@ -23,7 +23,7 @@ Misses:
     quota stops looks like one that waits for a core.
 Checked against:
     A child with a known number of descriptors and a known CPU use, and children that share one core
-    (tests/probes/test_process_sampler.py).
+    (tests/probes/samplers/test_process_sampler.py).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Misses:
     default, which depends on version and host; the JVM's is worked out as a quarter of the memory.
 Checked against:
     Command lines of each runtime, and a node with one of each spelling
-    (tests/probes/test_runtime_limits.py).
+    (tests/probes/samplers/test_runtime_limits.py).
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ Misses:
     as not looked at. Which process has a connection, where several serve and one has more
     descriptors than are walked. Servers of our own, which close what takes nothing.
 Checked against:
-    Peers that read, that never read and that begin to read (tests/probes/test_send_queues.py).
+    Peers that read, that never read and that begin to read
+    (tests/probes/samplers/test_send_queues.py).
 """
 
 from __future__ import annotations

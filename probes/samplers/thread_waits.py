@@ -17,7 +17,8 @@ Misses:
     Threads beyond ``THREADS_MOST``. A coroutine waits in no thread. What a futex stands for, and
     the descriptors of select(2). Without root, threads of other users.
 Checked against:
-    Threads that wait in recv, poll, a lock and a name look-up (tests/probes/test_thread_waits.py).
+    Threads that wait in recv, poll, a lock and a name look-up
+    (tests/probes/samplers/test_thread_waits.py).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tests import warm_start
 
 COMMAND = [sys.executable, "-P", "-m", "harness.commands.run"]
 DEADLINE_S = 120
-FOREIGN = Path(__file__).parent / "foreign"
+FOREIGN = Path(__file__).parent
 NODE_MODULES = FOREIGN.parents[1] / "node_modules"
 CLUSTER = shlex.quote(str(FOREIGN / "cluster.cjs"))
 KINDS = f"{shlex.quote(sys.executable)} {shlex.quote(str(FOREIGN / 'kinds_server.py'))}"

@@ -17,8 +17,8 @@ from probes.symbols.elf import ElfFile, symbol_table
 from probes.symbols.elf_symbols import ElfSymbols
 from probes.symbols.go import go_table
 
-PROGRAMS = Path(__file__).parent / "programs"
-NODE_MODULES = Path(__file__).parents[1] / "node_modules"
+PROGRAMS = Path(__file__).parents[1] / "programs"
+NODE_MODULES = Path(__file__).parents[2] / "node_modules"
 GO_VERSIONS = ("go1.2", "go1.16", "go1.18", "go1.26")  # each with another layout of its table
 
 

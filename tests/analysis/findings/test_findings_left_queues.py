@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from analysis.summary import summarise
-from tests.analysis.test_findings_attached import PORT, hold, idle, watched
-from tests.analysis.test_findings_fates import kept_out, named, served
-from tests.analysis.test_findings_foreign import foreign
+from tests.analysis.findings.test_findings_attached import PORT, hold, idle, watched
+from tests.analysis.findings.test_findings_fates import kept_out, named, served
+from tests.analysis.findings.test_findings_foreign import foreign
 
 __all__ = ["foreign", "watched"]  # fixtures
 

@@ -27,7 +27,7 @@ from harness.supervision.attempts import StopReason, attempts_record
 from probes.contract.live import CloseKind, Counter, Header, Stage
 
 COMMAND = [sys.executable, "-P", "-m", "harness.commands.run"]
-SERVER = Path(__file__).parent / "foreign" / "hiccup_server.py"
+SERVER = Path(__file__).parents[1] / "foreign" / "hiccup_server.py"
 NO_PORTS: dict[str, Any] = {
     "sysctls": {"net.ipv4.ip_local_port_range": "40000 40023"},
     "clients": 1,

@@ -27,7 +27,7 @@ from probes.contract import schema
 from probes.contract.errors import RunDirError, ToolkitError, UsageError
 from probes.contract.rundir import RunDir, create_run_dir, open_run_dir
 
-SERVER = Path(__file__).parent / "foreign" / "hiccup_server.py"
+SERVER = Path(__file__).parents[1] / "foreign" / "hiccup_server.py"
 RUN, REPORT = ("-P", "-m", "harness.commands.run"), ("-P", "-m", "harness.commands.report")
 SECRETS = ("zorbanka", "quixley", "10.11.12.13", "fd12:3456::9", "prometej-7")
 

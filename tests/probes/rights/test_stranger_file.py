@@ -208,7 +208,7 @@ def test_section_names_are_bounded(tmp_path):
 
 def test_no_other_module_opens_what_a_process_names():
     """``/proc/PID/root`` and the paths of its maps are opened in one place."""
-    house = Path(__file__).parents[2]
+    house = Path(__file__).parents[3]
     found = [
         str(path.relative_to(house))
         for room in ("probes", "harness", "analysis", "reports")

@@ -7,8 +7,8 @@ import pytest
 from analysis.server.own_limits import name_limit
 from analysis.server.own_timeouts import name_timeout
 from analysis.summary import summarise
-from tests.analysis.test_findings_foreign import accepted, foreign
-from tests.analysis.test_findings_workers import block
+from tests.analysis.findings.test_findings_foreign import accepted, foreign
+from tests.analysis.findings.test_findings_workers import block
 
 __all__ = ["foreign"]  # a fixture
 

@@ -21,7 +21,8 @@ from analysis.frames.run_view import RunView
 from analysis.summary import summarise
 from probes.collect.registry import PROBES
 from probes.contract.schema import TABLES
-from tests.analysis import (
+from tests.analysis.conftest import RunBuilder
+from tests.analysis.findings import (
     test_findings,
     test_findings_attached,
     test_findings_clients,
@@ -34,7 +35,6 @@ from tests.analysis import (
     test_findings_traffic,
     test_findings_workers,
 )
-from tests.analysis.conftest import RunBuilder
 
 FAILED_S = 0.2
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from analysis.summary import summarise
-from tests.analysis.test_findings_attached import PORT, watched
-from tests.analysis.test_findings_fates import kept_out, named, served, waits
-from tests.analysis.test_findings_foreign import accepted, foreign
-from tests.analysis.test_findings_workers import block
+from tests.analysis.findings.test_findings_attached import PORT, watched
+from tests.analysis.findings.test_findings_fates import kept_out, named, served, waits
+from tests.analysis.findings.test_findings_foreign import accepted, foreign
+from tests.analysis.findings.test_findings_workers import block
 
 __all__ = ["foreign", "watched"]  # fixtures
 

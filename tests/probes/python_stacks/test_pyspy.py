@@ -676,7 +676,7 @@ def test_the_kind_of_an_interpreter_is_told_by_its_files(tmp_path, file, said):
     assert bool(said) is bool(note)
 
 
-PYTHON_WITH_INTERPRETERS = Path(__file__).parents[2] / ".venv-peers/python3.15/usr/bin/python3.15"
+PYTHON_WITH_INTERPRETERS = Path(__file__).parents[3] / ".venv-peers/python3.15/usr/bin/python3.15"
 TWO_INTERPRETERS = """
 from concurrent import interpreters
 def spinning_in_the_first():

@@ -12,7 +12,7 @@ from harness.commands.family import COMMANDS
 from harness.options.parser import HELP_COLUMNS, HELP_LINES, Example, Parser
 from probes.contract.errors import UsageError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_list_has_every_command_that_is_installed():

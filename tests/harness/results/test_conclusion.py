@@ -33,7 +33,7 @@ from probes.rights.privileges import bits_of
 as_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root has another one do it: needs root"
 )
-HOUSE = Path(__file__).parents[2]
+HOUSE = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

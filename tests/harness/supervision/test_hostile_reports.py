@@ -81,7 +81,7 @@ def test_a_folded_value_is_one_as_before(block, value):
     assert handshake._parse_fields(block) == {b"a": [value]}
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPTS = [ROOT / "Makefile", *sorted((ROOT / ".ci").iterdir())]
 
 

@@ -110,7 +110,7 @@ def test_a_process_whose_loop_is_in_another_thread_is_left_alone():
 
 @pytest.mark.node
 def test_of_a_go_program_whose_main_thread_rests_on_a_lock_nothing_is_said():
-    program = Path(__file__).parents[1] / "node_modules" / "go1.26" / "bin" / "esbuild"
+    program = Path(__file__).parents[2] / "node_modules" / "go1.26" / "bin" / "esbuild"
     if not program.is_file():
         pytest.skip("the npm packages of the tests are not installed (cd tests && npm ci)")
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:

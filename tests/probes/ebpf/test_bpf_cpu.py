@@ -26,7 +26,7 @@ while True:
 """
 IDLE = "import sys; print('idle', flush=True); sys.stdin.read()"
 WANTED_SAMPLES = 40
-PROGRAMS = Path(__file__).parent / "programs"
+PROGRAMS = Path(__file__).parents[1] / "programs"
 LINKS = {32: ["-m", "elf_i386"], 64: ["-static", "-pie", "--no-dynamic-linker"]}
 
 

@@ -15,7 +15,7 @@ import pytest
 from harness.planning.host import format_ranges, parse_ranges, read_host
 from probes.contract.errors import HostError
 
-CALL_FILTER = Path(__file__).parents[1] / "containers" / "call_filter.py"
+CALL_FILTER = Path(__file__).parents[2] / "containers" / "call_filter.py"
 TCP_TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:2329 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1

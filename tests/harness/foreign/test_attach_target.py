@@ -27,7 +27,7 @@ from harness.supervision.probe_process import ProbeProcess
 from probes.contract.errors import ExitCode, HostError, UsageError
 from probes.proc import descriptor_count, process_tree
 
-FOREIGN = Path(__file__).parent / "foreign"
+FOREIGN = Path(__file__).parent
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 LISTENS = (
