@@ -17,7 +17,8 @@ Cost:
 Misses:
     A failure that no client of ours and no counter shows.
 Checked against:
-    Clients that fail and wait, a listener that nobody serves (tests/probes/samplers/test_open_fates.py).
+    Clients that fail and wait, a listener that nobody serves
+    (tests/probes/samplers/test_open_fates.py).
 """
 
 from __future__ import annotations
