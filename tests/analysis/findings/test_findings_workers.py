@@ -126,7 +126,7 @@ def test_what_it_waits_for_is_named(held, syscall, word):
 
 
 @pytest.mark.parametrize(
-    ("channel", "word"), [("anon_pipe_write", "nobody reads"), ("n_tty_write", "something else")]
+    ("channel", "word"), [("anon_pipe_write", "a full pipe"), ("n_tty_write", "something else")]
 )
 def test_a_full_pipe_is_told_from_another_write(held, channel, word):
     block(held, 801, syscall="write", wait_channel=channel)
