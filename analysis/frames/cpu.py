@@ -9,12 +9,11 @@ import pandas as pd
 from analysis.evidence import side_of_role
 from analysis.frames.run_view import Floats, Phase, RunView
 from analysis.stats.remembered import remembered
+from analysis.stats.thresholds import FULL_CORE_PCT, NEVER_RESTED_PCT
 
 _KINDS = ("user", "system", "softirq", "irq", "idle", "steal")
 _WAIT = "run_queue_wait_ns_total"
 
-FULL_CORE_PCT = 80.0
-_NEVER_RESTED_PCT = 90.0
 _LEAST_HAD_PCT = 50.0
 
 
@@ -31,7 +30,7 @@ def wants_full_core(cpu_pct: npt.ArrayLike, wait_pct: npt.ArrayLike) -> npt.NDAr
     had = np.asarray(cpu_pct, dtype=np.float64)
     ready = had + np.nan_to_num(np.asarray(wait_pct, dtype=np.float64))
     wants: npt.NDArray[np.bool_] = had >= FULL_CORE_PCT
-    return wants | ((had >= _LEAST_HAD_PCT) & (ready >= _NEVER_RESTED_PCT))
+    return wants | ((had >= _LEAST_HAD_PCT) & (ready >= NEVER_RESTED_PCT))
 
 
 def never_rested(cpu_pct: npt.ArrayLike, wait_pct: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -47,7 +46,7 @@ def never_rested(cpu_pct: npt.ArrayLike, wait_pct: npt.ArrayLike) -> npt.NDArray
     """
     had = np.asarray(cpu_pct, dtype=np.float64)
     ready = had + np.nan_to_num(np.asarray(wait_pct, dtype=np.float64))
-    busy: npt.NDArray[np.bool_] = (had >= FULL_CORE_PCT) | (ready >= _NEVER_RESTED_PCT)
+    busy: npt.NDArray[np.bool_] = (had >= FULL_CORE_PCT) | (ready >= NEVER_RESTED_PCT)
     return busy
 
 

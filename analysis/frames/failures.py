@@ -169,7 +169,7 @@ def _accept_errors(view: RunView) -> pd.DataFrame | None:
     first_s, last_s = view.seconds_of(grouped["first"]), view.seconds_of(grouped["last"])
     return grouped.drop(columns=["first", "last"]).assign(
         syscall="accept4",
-        errno=24,
+        errno=errno_module.EMFILE,
         errno_name="EMFILE",
         first_s=first_s,
         last_s=last_s,

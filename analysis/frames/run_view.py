@@ -5,6 +5,7 @@ Everything that findings and timelines share is computed here once and kept.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -403,7 +404,7 @@ class RunView:
         """Around the first failures: from 0.5 s before the first to 2 s after it."""
         candidates = [self.first_failure_s] if self.first_failure_s is not None else []
         emfile = self.frames["failing_syscalls"]
-        emfile = emfile[(emfile["errno"] == 24) & (emfile["first_ns"] > 0)]
+        emfile = emfile[(emfile["errno"] == errno.EMFILE) & (emfile["first_ns"] > 0)]
         candidates += [float(self.seconds(emfile["first_ns"].min()))] if len(emfile) else []
         if not candidates:
             return None

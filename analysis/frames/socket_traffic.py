@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.frames.run_view import RunView
+from analysis.stats.thresholds import LATE_LIVE_S
 
 
 class Traffic(NamedTuple):
@@ -38,7 +39,7 @@ def traffic_between(view: RunView, since_s: float, until_s: float) -> Traffic | 
     raw = view.frames["socket_traffic"]
     rows = raw[raw["side"] == "server"].sort_values("at_ns", kind="stable")
     at_s = view.seconds_of(rows["at_ns"])
-    inside = np.flatnonzero((at_s >= since_s) & (at_s <= until_s + 0.3))
+    inside = np.flatnonzero((at_s >= since_s) & (at_s <= until_s + LATE_LIVE_S))
     if len(inside) < 2:
         before, after = np.flatnonzero(at_s < since_s), np.flatnonzero(at_s > until_s)
         inside = np.concatenate([before[-1:], inside, after[:1]])

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.frames.run_view import RunView
 from analysis.stats.remembered import remembered
+from analysis.stats.thresholds import LATE_CPU_S
 from probes.contract.schema import SERVER_ROLES
 
 LEAST_COUNT = 5
@@ -390,7 +391,7 @@ def before_stop(view: RunView, table: str) -> pd.DataFrame:
     """Rows of a table until clients were told to stop, with their moment as ``at_s``."""
     rows = view.frames[table]
     rows = rows.assign(at_s=view.seconds_of(rows["at_ns"]))
-    return rows[rows["at_s"] <= view.stop_s + 0.5]
+    return rows[rows["at_s"] <= view.stop_s + LATE_CPU_S]
 
 
 def backend_pids(view: RunView) -> list[int]:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.evidence import Finding, Quote
 from analysis.frames.run_view import RunView
+from analysis.stats.thresholds import LATE_LIVE_S
 
 MOST_QUOTES_COUNT = 3
 _NEAR_BEFORE_S, _NEAR_AFTER_S = 3.0, 3.0
@@ -197,7 +198,7 @@ def spoken(view: RunView) -> list[Spoken]:
         return []
     at_s = pd.Series(view.seconds_of(rows["at_ns"]), index=rows.index)
     first_s = pd.Series(view.seconds_of(rows["first_ns"]), index=rows.index)
-    rows = rows.assign(at_s=at_s, first_s=first_s)[first_s <= view.stop_s + 0.3]
+    rows = rows.assign(at_s=at_s, first_s=first_s)[first_s <= view.stop_s + LATE_LIVE_S]
     found = []
     for (source, line), part in rows.groupby(["source", "line"], sort=False):
         found.append(

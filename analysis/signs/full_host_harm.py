@@ -21,12 +21,12 @@ from analysis.frames.run_view import Floats, RunView
 from analysis.signs.full_processes import is_server_full
 from analysis.signs.signs import ETIMEDOUT, Signs
 from analysis.stats.spans import runs_of
+from analysis.stats.thresholds import FULL_HOST_PCT
 from probes.contract.schema import SERVER_ROLES
 
 Flags = npt.NDArray[np.bool_]
 
-BUSY_PCT = 95.0
-"""The mean of all cores: clock ticks of 10 ms hide the last few per cent."""
+BUSY_PCT = FULL_HOST_PCT
 LEAST_S = 1.0
 _BEHIND = 0.8
 _STALLED_LOOP_S = 0.5

@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.frames.cpu import wants_full_core
 from analysis.frames.run_view import RunView
 from analysis.stats.spans import runs_of
+from analysis.stats.thresholds import LATE_EVENT_S
 
 
 def find_hot_worker(view: RunView, worker_cpu: pd.DataFrame) -> dict[str, Any] | None:
@@ -45,10 +46,10 @@ def _longest_hot(view: RunView, servers: pd.DataFrame, *, in_ramp: bool) -> dict
         beside = np.interp(at_s, others.index, others) if len(others) else np.full(len(at_s), 0.0)
         if in_ramp and (len(others) or str(rows["role"].iloc[0]) != "server"):
             continue
-        in_hold = (at_s > view.hold.start_s + 0.6) & (at_s <= view.stop_s + 0.1)
+        in_hold = (at_s > view.hold.start_s + 0.6) & (at_s <= view.stop_s + LATE_EVENT_S)
         unlike = (cpu >= 2 * beside) & (len(others) > 0)
         in_hold |= in_ramp & (at_s > view.ramp.start_s)
-        hot = wants & (at_s <= view.stop_s + 0.1) & (in_hold | unlike)
+        hot = wants & (at_s <= view.stop_s + LATE_EVENT_S) & (in_hold | unlike)
         for start, stop in runs_of(hot):
             since_s = float(at_s[start - 1]) if start else float(at_s[start]) - 0.5
             length_s = float(at_s[stop - 1]) - since_s

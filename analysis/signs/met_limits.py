@@ -14,9 +14,9 @@ import pandas as pd
 
 from analysis.evidence import Evidence
 from analysis.frames.run_view import RunView
+from analysis.stats.thresholds import FULL_SHARE
 
 _TABLE = "limit_readings"
-_FULL_SHARE = 0.98
 _KINDS = {True: ("limit_used_bytes", "limit_size_bytes"), False: ("limit_used", "limit_size")}
 """Evidence of use and size, in bytes or not."""
 _MARGIN = 1.25
@@ -118,7 +118,7 @@ def _is_met(limit: MetLimit) -> bool:
         return limit.used >= limit.capacity - 1
     if limit.limit in ("address_space_bytes", "data_bytes"):
         return limit.used >= _BIG_PIECE_SHARE * limit.capacity
-    return limit.used >= min(_FULL_SHARE * limit.capacity, limit.capacity - 1)
+    return limit.used >= min(FULL_SHARE * limit.capacity, limit.capacity - 1)
 
 
 def _how_near(limit: MetLimit) -> tuple[bool, float]:

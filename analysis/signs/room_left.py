@@ -5,6 +5,7 @@ Frames in, small records out. Pure.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from analysis.evidence import Evidence
@@ -12,14 +13,14 @@ from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.server.own_limits import FD_SETSIZE
 from analysis.signs.signs import EMFILE, ENFILE, Signs
+from analysis.stats.thresholds import FULL_SHARE, LATE_LIVE_S
 
-_FULL_USE = 0.98
 _LET_IN_SHARE = 0.1
 """Of the attempts begun after the limit was met, so many may still get in: some were on their way,
 or took the place of one that left."""
 _BEHIND_S = 1.0
 """What is behind may be seen to fail so long after who asks it."""
-_WANTS = (EMFILE, ENFILE, 12, 11)  # ENOMEM; EAGAIN of clone
+_WANTS = (EMFILE, ENFILE, errno.ENOMEM, errno.EAGAIN)  # the last of clone
 ON_ITS_WAY_S = 0.1
 
 
@@ -87,7 +88,9 @@ def held_count(view: RunView, pid: int, at_s: float) -> int:
     if (served := fates.served_by_children(view, pid, at_s)) > 0:
         return served
     live = view.watched_samples
-    mine = live["open_count"][(live["pid"] == pid) & (view.seconds_of(live["at_ns"]) <= at_s + 0.3)]
+    mine = live["open_count"][
+        (live["pid"] == pid) & (view.seconds_of(live["at_ns"]) <= at_s + LATE_LIVE_S)
+    ]
     sides = 2 if fates.backend_pids(view) and view.subject(pid).role != "backend" else 1
     return int(mine.iloc[-1]) // sides if len(mine) else 0
 
@@ -114,7 +117,7 @@ def could_have(signs: Signs, each: Met) -> bool:
     if (mine["syscall"] != "connect").any():
         return False
     own = signs.descriptors[signs.descriptors["pid"] == each.pid]
-    if len(own) and float(own["use"].fillna(0).max()) >= _FULL_USE:
+    if len(own) and float(own["use"].fillna(0).max()) >= FULL_SHARE:
         return False
     if view.is_attached:
         return True

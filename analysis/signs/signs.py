@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from analysis.evidence import Confidence
-from analysis.frames.cpu import FULL_CORE_PCT
 from analysis.frames.failures import intervals_s
 from analysis.frames.probe_trust import ProbeTrust
 from analysis.frames.run_view import RunView
@@ -20,12 +20,16 @@ from analysis.server.process_ends import ProcessEnd, process_ends
 from analysis.server.server_words import Spoken, spoken
 from analysis.signs.hot_worker import find_hot_worker
 from analysis.stats.remembered import remembered
+from analysis.stats.thresholds import FULL_CORE_PCT, LATE_CPU_S, LATE_EVENT_S, LATE_LIVE_S
 from probes.contract.schema import SERVER_ROLES
 
 ACCEPT_CALLS = ("accept4", "accept")
 """Runtimes differ: Node, CPython and uWebSockets call accept4, the JDK accept."""
 
-EMFILE, ENFILE, EADDRINUSE, EADDRNOTAVAIL, ETIMEDOUT = 24, 23, 98, 99, 110
+EMFILE, ENFILE, ENOBUFS = errno.EMFILE, errno.ENFILE, errno.ENOBUFS
+EADDRINUSE, EADDRNOTAVAIL, ETIMEDOUT = errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ETIMEDOUT
+CLOSED_ERRNOS = (0, errno.ECONNRESET, errno.ETIMEDOUT, errno.EPIPE)
+"""Of a connection that the other side ended, or that got no answer."""
 
 HALF_CORE_PCT = 50.0
 
@@ -103,7 +107,7 @@ class Signs:
         """
         connections = self.view.connections
         bad = connections["is_failed"] | connections["is_lost"]
-        late = connections["closed_s"] >= since_s - 0.1
+        late = connections["closed_s"] >= since_s - LATE_EVENT_S
         return int((bad & late).sum()) + self.view.waiting_count
 
     @cached_property
@@ -224,7 +228,7 @@ class Signs:
         )
         counted = counted[(grown > 0) & (elapsed_s > 0) & ~counted["pid"].isin(kernel["pid"])]
         both = pd.concat([kernel, counted], ignore_index=True)
-        both = both[both["at_s"] <= view.stop_s + 0.5]
+        both = both[both["at_s"] <= view.stop_s + LATE_CPU_S]
         return both.sort_values(["pid", "at_s"], kind="stable", ignore_index=True)
 
     def established_between(self, pid: int, since_s: float, until_s: float) -> int | None:
@@ -239,10 +243,12 @@ class Signs:
         """CPU of a process per message of any kind, both ways; None without messages or samples."""
         live = self.view.frames["live_samples"]
         at_s = self.view.seconds_of(live["at_ns"])
-        mine = live[(live["pid"] == pid) & (at_s >= since_s) & (at_s <= until_s + 0.3)]
+        mine = live[(live["pid"] == pid) & (at_s >= since_s) & (at_s <= until_s + LATE_LIVE_S)]
         cpu_pct = self.cpu_pct_of(pid, since_s, until_s)
         if self.view.is_foreign and self.view.side(pid) == "server":
-            return self._foreign_message_cpu_us(live[at_s <= until_s + 0.3], since_s, until_s)
+            return self._foreign_message_cpu_us(
+                live[at_s <= until_s + LATE_LIVE_S], since_s, until_s
+            )
         if len(mine) < 2 or cpu_pct is None:
             return None
         counts = mine[list(_MESSAGES)].sum(axis=1)
@@ -257,7 +263,7 @@ class Signs:
         clients = live[live["role"] == "client"]
         clients = clients[self.view.seconds_of(clients["at_ns"]) >= since_s]
         cpu = self.worker_cpu
-        inside = (cpu["at_s"] > since_s) & (cpu["at_s"] <= until_s + 0.5)
+        inside = (cpu["at_s"] > since_s) & (cpu["at_s"] <= until_s + LATE_CPU_S)
         serving = cpu[inside & (cpu["side"] == "server")].groupby("pid")["cpu_pct"].mean()
         if clients.empty or serving.empty:
             return None
@@ -283,14 +289,14 @@ class Signs:
     def cpu_pct_of(self, pid: int, since_s: float, until_s: float) -> float | None:
         """Mean CPU of a process over the intervals that end in a span, None when not sampled."""
         rows = self.worker_cpu
-        inside = (rows["at_s"] > since_s) & (rows["at_s"] <= until_s + 0.5)
+        inside = (rows["at_s"] > since_s) & (rows["at_s"] <= until_s + LATE_CPU_S)
         mine = rows["cpu_pct"][(rows["pid"] == pid) & inside]
         return float(mine.mean()) if len(mine) else None
 
     def wait_pct_of(self, pid: int, since_s: float, until_s: float) -> float | None:
         """How much of that span it was ready to run and had no core; None when not known."""
         rows = self.worker_cpu
-        inside = (rows["at_s"] > since_s) & (rows["at_s"] <= until_s + 0.5)
+        inside = (rows["at_s"] > since_s) & (rows["at_s"] <= until_s + LATE_CPU_S)
         mine = rows["wait_pct"][(rows["pid"] == pid) & inside]
         return float(mine.mean()) if mine.notna().any() else None
 
@@ -312,7 +318,7 @@ class Signs:
     def host_busy_pct(self, since_s: float, until_s: float) -> float | None:
         """Mean of all cores over the intervals that end in a span."""
         rows = self.host_cpu[self.host_cpu["core"] == -1]
-        inside = rows["busy_pct"][(rows["at_s"] > since_s) & (rows["at_s"] <= until_s + 0.5)]
+        inside = rows["busy_pct"][(rows["at_s"] > since_s) & (rows["at_s"] <= until_s + LATE_CPU_S)]
         return float(inside.mean()) if len(inside) else None
 
     @cached_property

@@ -13,6 +13,7 @@ from analysis.frames.run_view import RunView
 from analysis.stacks.collector import is_collector_sample
 from analysis.stacks.function_shares import dominant_own_function, function_shares
 from analysis.stacks.runtime_frames import jvm_name, naming_advice
+from analysis.stats.thresholds import LATE_CPU_S
 
 COLUMNS = ("tid", "thread", "kind", "sample_count", "share_pct", "function")
 
@@ -143,7 +144,7 @@ def with_threads(view: RunView, hot: dict[str, Any] | None) -> dict[str, Any] | 
     """
     if hot is None:
         return None
-    window_s = float(hot["since_s"]), float(hot["until_s"]) + 0.5
+    window_s = float(hot["since_s"]), float(hot["until_s"]) + LATE_CPU_S
     subject = view.subject(int(hot["pid"]))
     rows = df_threads(view, int(hot["pid"]), window_s).head(_MOST_THREADS).to_dict("records")
     threads = [{**row, "label": thread_label(row)} for row in rows]

@@ -19,6 +19,7 @@ from analysis.stacks.function_shares import (
     softirq_share,
 )
 from analysis.stacks.runtime_frames import is_own_code
+from analysis.stats.thresholds import LATE_CPU_S
 
 
 def describe_hot_worker(signs: Signs, findings: Sequence[Finding]) -> dict[str, Any] | None:
@@ -35,7 +36,7 @@ def describe_hot_worker(signs: Signs, findings: Sequence[Finding]) -> dict[str, 
     if hot is None:
         return None
     pid = int(hot["pid"])
-    window = (float(hot["since_s"]), float(hot["until_s"]) + 0.5)
+    window = (float(hot["since_s"]), float(hot["until_s"]) + LATE_CPU_S)
     stacks = df_flame(signs.view, pid=pid, window_s=window)
     function, share_pct = dominant_function(function_shares(stacks[stacks["source"] == "python"]))
     if not function:

@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from analysis.evidence import Evidence
 from analysis.ladder.rung import Rung
 from analysis.signs.listen_queues import moved_by_own, own_queues
-from analysis.signs.signs import EADDRNOTAVAIL, EMFILE, ENFILE, Signs
-
-_ENOBUFS = 105
-_CALM_PCT = 80.0
-"""A core or a process below it, over the ramp, had time to spare."""
+from analysis.signs.signs import EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, Signs
+from analysis.stats.thresholds import FULL_CORE_PCT, LATE_CPU_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,7 @@ def _no_errno(*numbers: int) -> Callable[[Signs], Evidence | None]:
 _ERRNO_KINDS = {
     (EMFILE, ENFILE): "descriptor_refusals",
     (EADDRNOTAVAIL,): "eaddrnotavail_calls",
-    (_ENOBUFS,): "enobufs_calls",
+    (ENOBUFS,): "enobufs_calls",
 }
 
 
@@ -120,7 +117,7 @@ def _no_end(signs: Signs) -> Evidence | None:
 
 def _calm_host(signs: Signs) -> Evidence | None:
     busy_pct = signs.host_busy_pct(signs.view.ramp.start_s, signs.view.ramp.end_s)
-    if busy_pct is None or busy_pct >= _CALM_PCT:
+    if busy_pct is None or busy_pct >= FULL_CORE_PCT:
         return None
     return Evidence("host_busy", round(busy_pct, 1), "host_cpu")
 
@@ -128,9 +125,9 @@ def _calm_host(signs: Signs) -> Evidence | None:
 def _calm_processes(side: str) -> Callable[[Signs], Evidence | None]:
     def number(signs: Signs) -> Evidence | None:
         ramp, rows = signs.view.ramp, signs.worker_cpu
-        inside = (rows["at_s"] > ramp.start_s) & (rows["at_s"] <= ramp.end_s + 0.5)
+        inside = (rows["at_s"] > ramp.start_s) & (rows["at_s"] <= ramp.end_s + LATE_CPU_S)
         mine = rows[inside & (rows["side"] == side)].groupby("pid")["cpu_pct"].mean()
-        if mine.empty or float(mine.max()) >= _CALM_PCT:
+        if mine.empty or float(mine.max()) >= FULL_CORE_PCT:
             return None
         return Evidence(_BUSIEST_CPU[side], round(float(mine.max()), 1), "process_samples")
 
@@ -141,7 +138,7 @@ _TESTS: tuple[tuple[str, str, Callable[[Signs], Evidence | None]], ...] = (
     ("fd-limit-process", "failing_syscalls", _no_errno(EMFILE, ENFILE)),
     ("ephemeral-ports-exhausted", "failing_syscalls", _no_errno(EADDRNOTAVAIL)),
     ("accept-queue-overflow", "net_counters", _no_overflow),
-    ("enobufs", "failing_syscalls", _no_errno(_ENOBUFS)),
+    ("enobufs", "failing_syscalls", _no_errno(ENOBUFS)),
     ("memory-exhausted", "oom_kills", _no_kill),
     ("worker-crash", "processes", _no_end),
     ("hot-worker-code", "process_samples", _calm_processes("server")),

@@ -14,6 +14,7 @@ warning: the server was measured by a generator that was slower than it.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,16 @@ from analysis.evidence import Evidence, Finding, Fix, capitalised
 from analysis.findings.ports import port_search_cost
 from analysis.frames.cpu import wants_full_core
 from analysis.frames.run_view import RunView
-from analysis.signs.signs import EADDRINUSE, EADDRNOTAVAIL, EMFILE, ENFILE, ETIMEDOUT, Signs
+from analysis.signs.signs import (
+    EADDRINUSE,
+    EADDRNOTAVAIL,
+    EMFILE,
+    ENFILE,
+    ENOBUFS,
+    ETIMEDOUT,
+    Signs,
+)
+from analysis.stats.thresholds import FULL_CORE_PCT
 
 CAUSE = Cause(
     id="client-is-the-limit",
@@ -32,13 +42,12 @@ CAUSE = Cause(
     decide="profile-run with twice the --clients: what is left is the server",
 )
 
-_NAMED_ERRNOS = (EMFILE, ENFILE, EADDRINUSE, EADDRNOTAVAIL, 105, 12)
-"""Of these (105 ENOBUFS, 12 ENOMEM) each has a cause of its own."""
+_NAMED_ERRNOS = (EMFILE, ENFILE, EADDRINUSE, EADDRNOTAVAIL, ENOBUFS, errno.ENOMEM)
+"""Of these each has a cause of its own."""
 
 _LEAST_LATE_S = 1.0
 _LATE_RATIO = 2.0
 """Clients of a healthy run on crowded cores finish within 1.5 times of each other."""
-_BUSY_LOOP_PCT = 80.0
 _BLOCKED_CPU_PCT = 50.0
 _IDLE_SERVER_PCT = 50.0
 _FULL_HOST_PCT, _WAITS_PCT = 90.0, 20.0
@@ -150,7 +159,7 @@ def _finding(signs: Signs, client: _Client, siblings: list[_Client]) -> Finding 
     busy_pct, longest_s = _busy_loop(view, client.pid, from_s, until_s)
     cpu_pct = signs.cpu_pct_of(client.pid, from_s, until_s)
     servers = _servers_pct(signs, from_s, until_s)
-    if cpu_pct is None or servers.empty or busy_pct < _BUSY_LOOP_PCT:
+    if cpu_pct is None or servers.empty or busy_pct < FULL_CORE_PCT:
         return None
     if float(servers.max()) > _IDLE_SERVER_PCT:
         return None

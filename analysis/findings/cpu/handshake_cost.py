@@ -37,6 +37,7 @@ from analysis.stacks.handshake_work import (
 from analysis.stacks.hot_function import own_function
 from analysis.stats.remembered import remembered
 from analysis.stats.spans import runs_of
+from analysis.stats.thresholds import FULL_CORE_PCT, LATE_CPU_S, LATE_EVENT_S
 
 CAUSE = Cause(
     id="handshake-cost",
@@ -47,7 +48,6 @@ CAUSE = Cause(
     decide="profile-run --ramp at the rate that it makes: what is left is another limit",
 )
 
-_FULL_PCT = 80.0
 _LEAST_S = 0.9
 _LATE_SHARE = 0.1
 _WATCHED_LEAST_S = 3.0
@@ -112,7 +112,7 @@ def costly_pids(signs: Signs) -> set[int]:
 @remembered
 def _spans(signs: Signs) -> list[_Span]:
     rows = signs.worker_cpu
-    rows = rows[(rows["role"] == "server") & (rows["at_s"] <= signs.view.stop_s + 0.1)]
+    rows = rows[(rows["role"] == "server") & (rows["at_s"] <= signs.view.stop_s + LATE_EVENT_S)]
     found = []
     for pid, mine in rows.groupby("pid", sort=True):
         span = _span(signs, int(str(pid)), mine)
@@ -128,7 +128,7 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
     if len(before) and float(before.iloc[-1]) >= _IDLE_BEFORE_PCT and not view.is_attached:
         return None
     had_pct, waited_pct = cpu["cpu_pct"].to_numpy(), cpu["wait_pct"].to_numpy()
-    wants = had_pct >= _FULL_PCT if view.is_attached else never_rested(had_pct, waited_pct)
+    wants = had_pct >= FULL_CORE_PCT if view.is_attached else never_rested(had_pct, waited_pct)
     hot = [
         (float(at_s[start - 1]) if start else float(at_s[start]) - 0.5, float(at_s[stop - 1]))
         for start, stop in runs_of(wants & (at_s > view.ramp.start_s))
@@ -154,7 +154,7 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
         since_s,
         until_s,
         hot_until_s,
-        float(cpu["cpu_pct"][(at_s > since_s) & (at_s <= until_s + 0.5)].mean()),
+        float(cpu["cpu_pct"][(at_s > since_s) & (at_s <= until_s + LATE_CPU_S)].mean()),
         _served_by(signs, pid, len(opened)),
         1e3 * float((opened["established_s"] - opened["connected_s"]).median()),
     )
@@ -169,7 +169,7 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
         return None
     if _is_past_its_own(signs, span):
         return None
-    return span if span.cpu_pct >= _FULL_PCT or _exceeds_a_core(signs, span) else None
+    return span if span.cpu_pct >= FULL_CORE_PCT or _exceeds_a_core(signs, span) else None
 
 
 def _is_past_its_own(signs: Signs, span: _Span) -> bool:
@@ -241,13 +241,13 @@ def _is_named_otherwise(signs: Signs, span: _Span) -> bool:
 
 def _has_known_work(signs: Signs, span: _Span) -> bool:
     """Stacks say what the handshakes cost CPU for."""
-    return bool(work_of(signs.view, span.pid, (span.since_s, span.hot_until_s + 0.5))[0])
+    return bool(work_of(signs.view, span.pid, (span.since_s, span.hot_until_s + LATE_CPU_S))[0])
 
 
 def _finding(signs: Signs, span: _Span) -> Finding:
     view = signs.view
     subject = view.subject(span.pid)
-    window_s = (span.since_s, span.hot_until_s + 0.5)
+    window_s = (span.since_s, span.hot_until_s + LATE_CPU_S)
     where = own_function(view, span.pid, subject.role, window_s)
     work, work_pct = work_of(view, span.pid, window_s)
     if where.kind == "native" and work == PASSWORD_HASH and not names_hash(where.function):
@@ -282,7 +282,7 @@ def _finding(signs: Signs, span: _Span) -> Finding:
     name = capitalised(str(subject))
     rate = f"{per_s:,.0f} a second were all that a core makes"
     starved = ""
-    if span.cpu_pct < _FULL_PCT:  # others had the rest of the core
+    if span.cpu_pct < FULL_CORE_PCT:  # others had the rest of the core
         rate = f"a whole core makes {1e6 / span.cost_us:,.0f} a second"
         starved = (
             f" Others on this host left it {span.cpu_pct:.0f} % of a core; a whole one would make "

@@ -33,10 +33,11 @@ from analysis.findings.cpu import (
 from analysis.findings.descriptors import accept_spin
 from analysis.findings.memory import garbage_collection, runtime_heap_limit
 from analysis.findings.server import own_limit, waits_for_slot
-from analysis.frames.cpu import FULL_CORE_PCT, cpu_between, df_host_pressure
+from analysis.frames.cpu import cpu_between, df_host_pressure
 from analysis.frames.run_view import Floats, Phase
 from analysis.signs.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_busy_between
 from analysis.signs.signs import Signs
+from analysis.stats.thresholds import FULL_CORE_PCT
 from probes.contract.schema import SERVER_ROLES
 
 CAUSE = Cause(

@@ -23,6 +23,7 @@ from analysis.findings.queues import accept_queue_overflow
 from analysis.frames.cpu import wants_full_core
 from analysis.signs.signs import Signs
 from analysis.stats.spans import runs_of
+from analysis.stats.thresholds import LATE_CPU_S, LATE_EVENT_S, LATE_LIVE_S
 
 CAUSE = Cause(
     id="hot-acceptor",
@@ -89,7 +90,7 @@ def _hot(signs: Signs) -> _Hot | None:
 def _hot_one(signs: Signs, pid: int) -> _Hot | None:
     view = signs.view
     cpu = signs.worker_cpu
-    mine = cpu[(cpu["pid"] == pid) & (cpu["at_s"] <= view.stop_s + 0.1)]
+    mine = cpu[(cpu["pid"] == pid) & (cpu["at_s"] <= view.stop_s + LATE_EVENT_S)]
     at_s = mine["at_s"].to_numpy()
     best: tuple[float, float] | None = None
     for start, stop in runs_of(wants_full_core(mine["cpu_pct"], mine["wait_pct"])):
@@ -149,7 +150,7 @@ def _per_s(signs: Signs, pid: int, total: str, since_s: float, until_s: float) -
     live = signs.view.frames["live_samples"]
     mine = live[live["pid"] == pid]
     at_s = signs.view.seconds_of(mine["at_ns"])
-    inside = (at_s >= since_s) & (at_s <= until_s + 0.3)
+    inside = (at_s >= since_s) & (at_s <= until_s + LATE_LIVE_S)
     sent, at_s = mine[total].to_numpy()[inside], at_s[inside]
     return float(sent[-1] - sent[0]) / float(at_s[-1] - at_s[0]) if len(sent) >= 2 else 0.0
 
@@ -242,7 +243,7 @@ def _longest_queue_count(signs: Signs, since_s: float, until_s: float) -> int:
     view = signs.view
     listeners = view.frames["listeners"]
     at_s = view.seconds_of(listeners["at_ns"])
-    inside = (at_s >= since_s) & (at_s <= until_s + 0.5)
+    inside = (at_s >= since_s) & (at_s <= until_s + LATE_CPU_S)
     if view.is_attached:
         # Snapshots are seconds apart, and one is taken when a process turns hot, which is a little
         # before its core is full; the namespace may have listeners of others.

@@ -20,6 +20,7 @@ from analysis.frames.keepalive import PingWork, fleet_cpu_pct, ping_work
 from analysis.frames.run_view import RunView
 from analysis.signs.signs import MOST_MESSAGE_CPU_US, Signs
 from analysis.signs.watched_keepalive import WatchedKeepalives, watched_keepalives
+from analysis.stats.thresholds import STEADY_CORE_PCT
 
 CAUSE = Cause(
     id="keepalive-storm",
@@ -29,7 +30,6 @@ CAUSE = Cause(
     decide="profile-run --keepalive off: what is left is not keep-alives",
 )
 
-_FULL_PCT = 85.0
 _LEAST_DUTY = 0.25
 _BEHIND = 0.8
 _FLEET_SHARE = 0.6
@@ -54,7 +54,7 @@ def _fullness(signs: Signs, work: list[PingWork]) -> list[Evidence]:
     cpu = signs.worker_cpu
     from_s, until_s = view.hold.start_s + 0.5, view.hold.end_s
     mine = cpu[cpu["at_s"].between(from_s, until_s) & (cpu["pid"] == work[0].pid)]["cpu_pct"]
-    duty = float((mine >= _FULL_PCT).mean()) if len(mine) else 0.0
+    duty = float((mine >= STEADY_CORE_PCT).mean()) if len(mine) else 0.0
     if duty >= _LEAST_DUTY:
         found.append(Evidence("core_full_time", 100 * duty, "process_samples"))
     due_per_s, sent_per_s = sum(w.due_per_s for w in work), sum(w.pings_per_s for w in work)
@@ -76,7 +76,10 @@ def _would_fill(view: RunView, work: list[PingWork], behind: float) -> bool:
     Where others have the cores, a few pings fall behind as well, and are not what fills them.
     """
     fleet_pct = fleet_cpu_pct(view) * behind
-    return work[0].wanted_cpu_pct >= _FULL_PCT or fleet_pct >= 100 * view.core_count * _FLEET_SHARE
+    return (
+        work[0].wanted_cpu_pct >= STEADY_CORE_PCT
+        or fleet_pct >= 100 * view.core_count * _FLEET_SHARE
+    )
 
 
 def ceiling_connections(signs: Signs, work: list[PingWork]) -> float:

@@ -26,6 +26,7 @@ from analysis.frames.socket_traffic import Traffic, traffic_between
 from analysis.signs.signs import MOST_MESSAGE_CPU_US, Signs
 from analysis.stats.remembered import remembered
 from analysis.stats.spans import runs_of
+from analysis.stats.thresholds import LATE_EVENT_S, STEADY_CORE_PCT
 
 CAUSE = Cause(
     id="message-amplification",
@@ -38,7 +39,6 @@ _LEAST_OUT_PER_IN = 8.0
 _LEAST_CONNECTIONS = 10
 _LEAST_IN_PER_S = 1.0
 _LEAST_S, _WATCHED_LEAST_S = 1.9, 2.9
-_FULL_PCT = 85.0
 _REACHES_ALL, _SURELY_ALL = 0.05, 0.5
 """Share of its connections that a message reaches: one that falls behind has not sent them all."""
 _MOST_TIMES_ALL = 1.5
@@ -157,7 +157,7 @@ def amplified(signs: Signs) -> Amplified | None:
 def _spans(signs: Signs) -> list[tuple[int, float, float]]:
     """Where a worker never rested while connections were held: pid, begin, end; longest first."""
     view, rows = signs.view, signs.worker_cpu
-    rows = rows[(rows["role"] == "server") & (rows["at_s"] <= view.stop_s + 0.1)]
+    rows = rows[(rows["role"] == "server") & (rows["at_s"] <= view.stop_s + LATE_EVENT_S)]
     least_s = _WATCHED_LEAST_S if view.is_attached else _LEAST_S
     found = []
     for pid, mine in rows.groupby("pid", sort=True):
@@ -201,7 +201,7 @@ def _amplified(signs: Signs, pid: int, since_s: float, until_s: float) -> Amplif
         and found.reached_share >= _REACHES_ALL
         and found.out_per_in <= _MOST_TIMES_ALL * found.connections
         and found.connections >= _LEAST_CONNECTIONS
-        and found.wanted_pct >= _FULL_PCT
+        and found.wanted_pct >= STEADY_CORE_PCT
     )
     return found if is_much and found.cpu_us < MOST_MESSAGE_CPU_US else None
 

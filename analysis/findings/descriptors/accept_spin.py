@@ -37,6 +37,7 @@ from analysis.stacks.accept_caller import (
 )
 from analysis.stats.remembered import remembered
 from analysis.stats.spans import runs_of
+from analysis.stats.thresholds import LATE_CPU_S
 
 CAUSE = Cause(
     id="accept-spin",
@@ -142,7 +143,7 @@ def _burns_cpu(
         return True
     if cpu_pct < _SPIN_AT_A_PART_PCT:
         return False
-    accepts_pct = accept_share_pct(signs.view, pid, (span_s[0], span_s[1] + 0.5))
+    accepts_pct = accept_share_pct(signs.view, pid, (span_s[0], span_s[1] + LATE_CPU_S))
     is_clear = is_often or (is_full and per_cpu_s >= _SPIN_WITH_SHARE_PER_S)
     return accepts_pct >= (_ACCEPTS_LEAST_PCT if is_clear else _ACCEPTS_MOSTLY_PCT)
 
@@ -159,7 +160,7 @@ def _calls_of(signs: Signs, pid: int, span_s: tuple[float, float]) -> pd.DataFra
     """Its system calls by name, where they were counted: event_count, failed_count."""
     mix = signs.view.frames["syscall_mix"]
     at_s = signs.view.seconds_of(mix["at_ns"])
-    mine = mix[(mix["pid"] == pid) & (at_s >= span_s[0]) & (at_s <= span_s[1] + 0.5)]
+    mine = mix[(mix["pid"] == pid) & (at_s >= span_s[0]) & (at_s <= span_s[1] + LATE_CPU_S)]
     return mine.groupby("syscall")[["event_count", "failed_count"]].sum()
 
 
@@ -194,7 +195,7 @@ def _finding(
         busy = f" at {cpu_pct:.0f} % of a core"
     if progress is not None:
         evidence.append(Evidence("handshakes_completed", progress, "live_samples", until_s))
-    caller = accept_caller(view, pid, (since_s, until_s + 0.5))
+    caller = accept_caller(view, pid, (since_s, until_s + LATE_CPU_S))
     where = in_function = ""
     if caller is not None:
         where = _where(caller, _syscalls_text(signs, pid, since_s, until_s))
@@ -205,7 +206,7 @@ def _finding(
                     "function_samples", caller.share_pct, caller.table, since_s, of=caller.function
                 )
             )
-    most = busiest_function(view, pid, (since_s, until_s + 0.5))
+    most = busiest_function(view, pid, (since_s, until_s + LATE_CPU_S))
     if most.function and (caller is None or most.function != caller.function):
         evidence.append(
             Evidence("function_samples", most.share_pct, most.table, since_s, of=most.function)

@@ -32,7 +32,7 @@ from analysis.evidence import (
 from analysis.findings.descriptors.sockets_left_open import CLOSE_THEM
 from analysis.server.nofile_setting import lasting_limit_command, raised_where_it_is_set
 from analysis.signs.full_processes import full_processes
-from analysis.signs.signs import EMFILE, Signs
+from analysis.signs.signs import CLOSED_ERRNOS, EMFILE, Signs
 from probes.contract.schema import SERVER_ROLES
 
 CAUSE = Cause(
@@ -201,7 +201,7 @@ def _explained(signs: Signs, subject: Subject) -> int:
         hit = connections["is_failed"] & (connections["errno"] == EMFILE)
         never_tried = signs.view.target_count - len(connections)
         return int(hit.sum()) + max(0, never_tried)
-    others = connections["is_failed"] & (connections["errno"].isin([0, 104, 110, 32]))
+    others = connections["is_failed"] & (connections["errno"].isin(CLOSED_ERRNOS))
     return max(1, int(others.sum()) + signs.view.waiting_count)
 
 

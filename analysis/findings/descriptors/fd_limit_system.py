@@ -16,7 +16,8 @@ import pandas as pd
 
 from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, Subject, times
-from analysis.signs.signs import ENFILE, Signs
+from analysis.signs.signs import CLOSED_ERRNOS, ENFILE, Signs
+from analysis.stats.thresholds import FULL_SHARE, LATE_TABLE_S
 
 CAUSE = Cause(
     id="fd-limit-system",
@@ -26,9 +27,6 @@ CAUSE = Cause(
     decide="cat /proc/sys/fs/file-nr while it fails: at fs.file-max or below",
 )
 
-_FULL_SHARE = 0.98
-"""file-nr sums per-CPU counters approximately; the check itself is exact."""
-
 
 def find(signs: Signs) -> list[Finding]:
     """One finding about the host."""
@@ -37,7 +35,7 @@ def find(signs: Signs) -> list[Finding]:
         return []
     first_s = float(refused["first_s"].min())
     at = _file_table(signs, first_s, float(refused["last_s"].max()))
-    if at is None or at[0] < _FULL_SHARE * at[1]:
+    if at is None or at[0] < FULL_SHARE * at[1]:
         return []
     return [_finding(signs, refused, *at)]
 
@@ -46,8 +44,11 @@ def _file_table(signs: Signs, first_s: float, last_s: float) -> tuple[int, int] 
     """Most open files of the host while calls failed, and fs.file-max; None when not sampled."""
     table = signs.view.frames["sockstat"]
     at_s = signs.view.seconds_of(table["at_ns"])
-    # samples come twice a second: the nearest may lie just outside
-    inside = table[(at_s >= first_s - 0.6) & (at_s <= last_s + 0.6) & (table["file_max_count"] > 0)]
+    inside = table[
+        (at_s >= first_s - LATE_TABLE_S)
+        & (at_s <= last_s + LATE_TABLE_S)
+        & (table["file_max_count"] > 0)
+    ]
     if inside.empty:
         return None
     top = inside.sort_values("file_nr_count").iloc[-1]
@@ -115,6 +116,6 @@ def _explained(signs: Signs, refused: pd.DataFrame) -> int:
     own = connections["is_failed"] & (connections["errno"] == ENFILE)
     count = int(own.sum())
     if (refused["side"] == "server").any():
-        late = connections["is_failed"] & connections["errno"].isin([0, 104, 110, 32])
+        late = connections["is_failed"] & connections["errno"].isin(CLOSED_ERRNOS)
         count += int(late.sum()) + signs.view.waiting_count
     return max(1, count)

@@ -17,6 +17,7 @@ from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.frames.ports import by_source
 from analysis.signs.signs import EADDRINUSE, Signs
+from analysis.stats.thresholds import FULL_SHARE
 
 CAUSE = Cause(
     id="bind-ports-exhausted",
@@ -24,8 +25,6 @@ CAUSE = Cause(
     is_raised=True,
     decide="profile-run --bind late: what is left is not the ports of bind",
 )
-
-_FULL_SHARE = 0.98
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -50,7 +49,7 @@ def _finding(signs: Signs, refused: pd.DataFrame) -> Finding:
     subject = view.subject(int(first["pid"]))
     at_connections = view.begun_count_at(first_s)
     confidence, missing = signs.trust("failing_syscalls", "port_groups")
-    if bound < _FULL_SHARE * size:
+    if bound < FULL_SHARE * size:
         confidence = "low"
         missing += (
             f"only {bound:,} of {size:,} ports were seen in use from {source}: sockets of "

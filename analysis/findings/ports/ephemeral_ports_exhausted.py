@@ -16,6 +16,7 @@ from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
 from analysis.frames.ports import namespace_port_range
 from analysis.signs.signs import EADDRNOTAVAIL, Signs
+from analysis.stats.thresholds import FULL_SHARE
 from probes.contract.schema import SERVER_ROLES
 
 CAUSE = Cause(
@@ -30,8 +31,6 @@ CAUSE = Cause(
     },
 )
 
-_FULL_SHARE = 0.98
-
 
 def find(signs: Signs) -> list[Finding]:
     """One finding a side: of the clients about the fullest group; the others are counted."""
@@ -45,7 +44,7 @@ def _of_clients(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
     if refused.empty or signs.ports.empty:
         return []
     view = signs.view
-    full = signs.ports[signs.ports["used_pct"] >= 100 * _FULL_SHARE]
+    full = signs.ports[signs.ports["used_pct"] >= 100 * FULL_SHARE]
     refusing = signs.ports[signs.ports["refused_count"] > 0]
     group = (full if len(full) else refusing if len(refusing) else signs.ports).iloc[0]
     used, size = int(group["ports_used_count"]), int(group["range_count"])
@@ -58,7 +57,7 @@ def _of_clients(signs: Signs, refused: pd.DataFrame) -> list[Finding]:
     source, table = str(group["source_address"]), str(group["source"])
     port = int(group["destination_port"])
     confidence, missing = signs.trust("failing_syscalls", "port_groups")
-    if used < _FULL_SHARE * size:
+    if used < FULL_SHARE * size:
         confidence = "low"
         missing += (
             f"only {used:,} of {size:,} ports were seen in use for the fullest group: sockets "

@@ -22,16 +22,13 @@ from analysis.frames.failures import drops_of_run
 from analysis.frames.run_view import RunView
 from analysis.signs.listen_queues import Moved, Stalls, moved, stall_sentence, stalls
 from analysis.signs.signs import Signs
+from analysis.stats.thresholds import FULL_TABLE_SHARE
 
 CAUSE = Cause(
     id="conntrack-full",
     line="the connection tracking table has no room for a new flow",
     decide="conntrack -C against net.netfilter.nf_conntrack_max while SYNs are lost",
 )
-
-_FULL_SHARE = 0.95
-"""From 95 % on the kernel evicts flows early (nf_conntrack_core.c, nf_conntrack_max95), so a table
-that is too small may be sampled a little below its size."""
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -40,7 +37,7 @@ def find(signs: Signs) -> list[Finding]:
     table = view.frames["sockstat"]
     at_s = view.seconds_of(table["at_ns"])
     table = table.assign(at_s=at_s)[(at_s <= view.stop_s) & (table["conntrack_max_count"] > 0)]
-    full = table[table["conntrack_count"] >= _FULL_SHARE * table["conntrack_max_count"]]
+    full = table[table["conntrack_count"] >= FULL_TABLE_SHARE * table["conntrack_max_count"]]
     dropped = moved(signs, "ConntrackDrop")
     stalled = stalls(signs, connect_only=True)
     if full.empty or not stalled.is_harm(dropped):
