@@ -29,6 +29,7 @@ from harness.planning.plan import make_plan
 from harness.supervision.fleet import Fleet
 from probes.contract import live as live_memory
 from probes.contract.live import Counter, Live, Phase
+from probes.proc import stat_text
 from probes.rights.own_user import own_user
 
 DEADLINE_S = 60
@@ -101,8 +102,8 @@ class WaitingFleet:
     @property
     def server_pid(self) -> int:
         """The parent of the server's processes."""
-        stat = Path(f"/proc/{self.pid_of_slot(0)}/stat").read_text()
-        return int(stat.rpartition(")")[2].split()[1])
+        stat = Path(f"/proc/{self.pid_of_slot(0)}/stat").read_bytes()
+        return int(stat_text.fields_of(stat)[stat_text.PARENT])
 
     def play(self) -> None:
         """The ramp, and the hold as long as the row wants it."""

@@ -10,7 +10,7 @@ from collections import Counter as Tally
 from harness.planning.layout import Plan
 from harness.supervision.fleet import Fleet
 from probes.contract.live import Counter, Header
-from probes.proc import process_tree
+from probes.proc import process_tree, stat_text
 from reports.terminal.terminal import Status
 
 _CPU_PERIOD_S = 0.5
@@ -172,7 +172,6 @@ def _cpu_ticks(pid: int) -> int:
     """Utime + stime of proc(5), -1 when the process is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stream:  # noqa: PTH123 - twice a second each
-            fields = stream.read().rpartition(b")")[2].split()
+            return stat_text.cpu_ticks(stream.read())
     except OSError:
         return -1
-    return int(fields[11]) + int(fields[12])

@@ -22,6 +22,7 @@ from typing import Any
 from probes.contract.errors import HostError, RunDirError, UsageError
 from probes.contract.live import Counter, Header, Live, Phase, Role
 from probes.contract.rundir import RunDir
+from probes.proc import stat_text
 from reports.exports.openmetrics_text import CONTENT_TYPE, Family, exposition
 
 PATH = "/metrics"
@@ -323,11 +324,11 @@ def _used(pid: int) -> tuple[float, float, int] | None:
     """User s, system s, resident bytes of proc(5) stat; None when the process is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stream:  # noqa: PTH123 - every scrape, each process
-            fields = stream.read().rpartition(b")")[2].split()
+            fields = stat_text.fields_of(stream.read())
     except OSError:
         return None
     return (
-        int(fields[11]) / _TICKS_PER_S,
-        int(fields[12]) / _TICKS_PER_S,
-        int(fields[21]) * _PAGE_BYTES,
+        int(fields[stat_text.USER_TICKS]) / _TICKS_PER_S,
+        int(fields[stat_text.SYSTEM_TICKS]) / _TICKS_PER_S,
+        int(fields[stat_text.RESIDENT_PAGES]) * _PAGE_BYTES,
     )

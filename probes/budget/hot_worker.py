@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from probes.contract.clock import NS_PER_MS, NS_PER_S
 from probes.contract.live import Counter, Live, Phase
 from probes.contract.probe import AcceptFailures, ProcessRef
+from probes.proc import stat_text
 from probes.proc.run_queue_wait import parse_wait_ns
 
 HOT_SHARE = 0.85
@@ -106,12 +107,8 @@ def _is_odd(use: Use, uses: list[Use], phase: int) -> bool:
 
 
 def parse_cpu_ns(stat: bytes) -> int:
-    """User plus system time from the text of ``/proc/PID/stat``.
-
-    The command name may hold spaces and parentheses, so the fields are counted from the last ``)``.
-    """
-    fields = stat[stat.rindex(b")") + 2 :].split(b" ", 14)
-    return (int(fields[11]) + int(fields[12])) * _NS_PER_TICK
+    """User plus system time from the text of ``/proc/PID/stat``."""
+    return stat_text.cpu_ticks(stat) * _NS_PER_TICK
 
 
 def idle_siblings(uses: Sequence[Use], pid: int) -> tuple[int, ...]:

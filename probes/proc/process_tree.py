@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from probes.proc import stat_text
+
 _PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
 _PIDFD_GET_INFO = 0xC0 << 24 | 64 << 16 | 0xFF << 8 | 11  # _IOWR(0xFF, 11, 64 bytes)
 _PIDFD_INFO_EXIT = 1 << 3
@@ -81,18 +83,17 @@ def parse_stat(text: str) -> ProcessStat:
     Raises:
         ValueError: It is none.
     """
-    head, bracket, rest = text.rpartition(")")
-    fields = rest.split()
-    if not bracket or len(fields) < 20:
+    stat = text.encode("utf-8", "replace")
+    fields = stat_text.fields_of(stat)
+    if len(fields) <= stat_text.START_TICKS:
         raise ValueError("not the text of /proc/PID/stat")
-    pid, _, comm = head.partition(" (")
     return ProcessStat(
-        pid=int(pid),
-        state=fields[0],
-        ppid=int(fields[1]),
-        start_ticks=int(fields[19]),
-        is_kernel_thread=bool(int(fields[6]) & _PF_KTHREAD),
-        comm=comm,
+        pid=int(text.partition(" ")[0]),
+        state=fields[stat_text.STATE].decode("ascii"),
+        ppid=int(fields[stat_text.PARENT]),
+        start_ticks=int(fields[stat_text.START_TICKS]),
+        is_kernel_thread=bool(int(fields[stat_text.FLAGS]) & _PF_KTHREAD),
+        comm=stat_text.name_of(stat),
     )
 
 

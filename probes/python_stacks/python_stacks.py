@@ -46,6 +46,7 @@ from probes.contract.clock import NS_PER_S, now_ns
 from probes.contract.errors import ProbeUnavailableError
 from probes.contract.probe import Probe, ProcessRef, Target
 from probes.contract.schema import SERVER_ROLES
+from probes.proc import stat_text
 from probes.python_stacks.pyspy_process import Window, end_words, find_py_spy, launcher
 from probes.python_stacks.trace import (
     CpuBilling,
@@ -425,10 +426,9 @@ class PythonStacksProbe(Probe):
     def _is_alive(self, pid: int) -> bool:
         watched = self._watched[pid]
         try:
-            stat = os.pread(watched.stat_fd, 512, 0)
+            return stat_text.is_alive(os.pread(watched.stat_fd, 512, 0))
         except OSError:
             return False
-        return stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in (b"Z", b"X")
 
     def request_stop(self) -> None:
         """Asks every py-spy to write now; ``stop`` takes what they wrote."""

@@ -38,6 +38,7 @@ from probes.contract.clock import NS_PER_MS, NS_PER_S
 from probes.contract.errors import ProbeUnavailableError
 from probes.contract.live import Counter, Live, Role
 from probes.contract.probe import Probe, Target
+from probes.proc import stat_text
 from probes.proc.process_tree import is_32_bit, is_python
 from probes.proc.syscall_names import syscall_name
 from probes.python_stacks.pyspy_process import find_py_spy, launcher
@@ -52,7 +53,7 @@ _PYTHON_EVERY_NS = NS_PER_S
 
 def state_of(stat: str) -> str:
     """The state letter of ``/proc/PID/stat``; the command name before it may hold anything."""
-    return stat[stat.rindex(")") + 2 : stat.rindex(")") + 3]
+    return stat_text.state_of(stat.encode("utf-8", "replace"))
 
 
 def syscall_of(text: str, *, is_32_bit: bool = False) -> str:

@@ -32,6 +32,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from probes.proc import stat_text
 from probes.proc.syscall_names import syscall_name
 
 THREADS_MOST = 256
@@ -126,12 +127,11 @@ def waits_of(pid: int, sockets: Mapping[int, Endpoint]) -> list[tuple[Wait, int]
 
 def _wait_of(pid: int, tid: int, sockets: Mapping[int, Endpoint]) -> Wait | None:
     folder = f"/proc/{pid}/task/{tid}"
-    head, bracket, rest = _read(f"{folder}/stat").rpartition(b")")
-    if not bracket:
+    stat = _read(f"{folder}/stat")
+    if not (state := stat_text.state_of(stat)):
         return None
-    name = head.partition(b"(")[2].decode("utf-8", "replace")
-    name, is_main = _DIGITS.sub("", name), tid == pid
-    if rest[1:2] == b"R":
+    name, is_main = _DIGITS.sub("", stat_text.name_of(stat)), tid == pid
+    if state == "R":
         return Wait(name, is_main, "", "running")
     words = _read(f"{folder}/syscall").split()
     if not words or not words[0].isdigit():
