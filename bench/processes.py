@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from harness.fleet import child, netns
+from harness.fleet import child
+from probes.rights import network_namespace
 from probes.rights.parent_death import die_with_parent
 
 _TERMINATE_S = 10.0
@@ -44,7 +45,7 @@ def start(
     def prepare() -> None:
         die_with_parent(parent_pid)  # execve(2) keeps it, as no credentials change
         if namespace_fd >= 0:
-            netns.enter(namespace_fd)
+            network_namespace.enter(namespace_fd)
         if nofile_count:
             child.limit_descriptors(nofile_count)
 

@@ -14,9 +14,10 @@ import time
 import traceback
 from collections.abc import Callable
 
-from harness.fleet import child, netns
+from harness.fleet import child
 from harness.fleet.config import FleetConfig
 from probes.contract.live import Live
+from probes.rights import network_namespace
 from probes.rights.parent_death import die_with_parent
 
 Job = tuple[int, Callable[[], None]]  # slot, and what the process does
@@ -40,7 +41,7 @@ def begin_parent(argv: list[str]) -> tuple[FleetConfig, Live, int]:
     os.close(config_fd)
     config = FleetConfig.from_json(text.decode())._replace(parent_pid=os.getpid())
     if namespace_fd >= 0:
-        netns.enter(namespace_fd)
+        network_namespace.enter(namespace_fd)
         os.close(namespace_fd)
     child.gain_nothing()
     live = Live(live_fd)

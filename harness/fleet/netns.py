@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from probes.contract.errors import HostError
+from probes.rights.network_namespace import CLONE_NEWNET, enter
 
-CLONE_NEWNET = 0x40000000
 _SIOCSIFFLAGS = 0x8914  # include/uapi/linux/sockios.h
 _IFF_UP = 0x1
 _NAMESPACE_OF_THREAD = "/proc/thread-self/ns/net"
@@ -27,17 +27,6 @@ _PLANNED = ("net/ipv4/ip_local_port_range", "net/core/somaxconn")
 """What every plan asks for: a kernel that has them for the whole host alone goes on with those."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def enter(namespace_fd: int) -> None:
-    """Moves the calling thread into a network namespace.
-
-    Raises:
-        OSError: Not permitted, or not a namespace.
-    """
-    if _libc.setns(namespace_fd, CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"setns: {os.strerror(number)}")
 
 
 @contextmanager

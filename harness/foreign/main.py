@@ -25,11 +25,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from harness.fleet import netns
 from harness.foreign import descendants
 from harness.foreign.server_group import ServerGroup
 from probes.proc.process_tree import children_of
-from probes.rights import privileges
+from probes.rights import network_namespace, privileges
 from probes.rights.parent_death import die_with_parent
 
 _POLL_S = 0.02
@@ -82,7 +81,7 @@ def main() -> int:
     descendants.adopt_orphans()
     die_with_parent(launch.supervisor_pid, signal.SIGTERM)
     if launch.namespace_fd >= 0:
-        netns.enter(launch.namespace_fd)
+        network_namespace.enter(launch.namespace_fd)
         os.close(launch.namespace_fd)
     pid = _start(launch)
     if not pid:

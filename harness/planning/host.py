@@ -15,10 +15,12 @@ import platform
 import resource
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from harness.fleet import netns
+from harness.planning.control_group import Cgroup, read_cgroup
+from harness.planning.kernel_files import first_int, ints_of, key_values, text_of
 from probes.bpf_loader import pid_namespace
 from probes.contract.errors import HostError
 from probes.contract.limits import HOST_TABLES, conntrack, epoll_watches, file_max
@@ -33,26 +35,6 @@ DEFAULT_PORT_RANGE = (32768, 60999)
 """What a new network namespace starts with (net/ipv4/af_inet.c, inet_init_net)."""
 
 _TCP_LISTEN = "0A"
-
-
-@dataclass(frozen=True, slots=True)
-class Cgroup:
-    """The memory and CPU this process's control group allows.
-
-    Attributes:
-        version: 2, 1, or 0 when none was found.
-        path: Path of the group that has the memory controller, '' for none.
-        memory_limit_bytes: The tightest limit from the group up to the root; None for no limit.
-        memory_used_bytes: Charged to the group with that limit, without inactive file cache,
-            which the kernel gives back first; None for no limit.
-        cpu_quota_cores: Cores that the quota pays for; None for no quota.
-    """
-
-    version: int = 0
-    path: str = ""
-    memory_limit_bytes: int | None = None
-    memory_used_bytes: int | None = None
-    cpu_quota_cores: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,17 +254,17 @@ def read_host(root: Path = Path("/")) -> Host:
             f"no Linux /proc at {root / 'proc'}: this host's limits cannot be read",
             fix="run on Linux, with /proc mounted: mount -t proc proc /proc",
         )
-    nr_open = _first_int(sysctl / "fs/nr_open") or 1_048_576
+    nr_open = first_int(sysctl / "fs/nr_open") or 1_048_576
     soft, hard = (
         nr_open if limit == resource.RLIM_INFINITY else limit
         for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
     )
-    status = _key_values(root / "proc/self/status")
-    cgroup = _cgroup(root)
-    tcp_mem = _ints(sysctl / "net/ipv4/tcp_mem")
-    ports = _ints(sysctl / "net/ipv4/ip_local_port_range")
+    status = key_values(root / "proc/self/status")
+    cgroup = read_cgroup(root)
+    tcp_mem = ints_of(sysctl / "net/ipv4/tcp_mem")
+    ports = ints_of(sysctl / "net/ipv4/ip_local_port_range")
     host = Host(
-        kernel=_text(sysctl / "kernel/osrelease").strip() or platform.release(),
+        kernel=text_of(sysctl / "kernel/osrelease").strip() or platform.release(),
         machine=platform.machine(),
         python=platform.python_version(),
         cpu_model=_cpu_model(root / "proc/cpuinfo"),
@@ -297,9 +279,9 @@ def read_host(root: Path = Path("/")) -> Host:
         file_max_count=open_files.maximum_count,
         file_used_count=open_files.used_count,
         port_range=(ports[0], ports[1]) if len(ports) == 2 else DEFAULT_PORT_RANGE,
-        reserved_ports=parse_ranges(_text(sysctl / "net/ipv4/ip_local_reserved_ports")),
+        reserved_ports=parse_ranges(text_of(sysctl / "net/ipv4/ip_local_reserved_ports")),
         listening_ports=_listening_ports(root),
-        somaxconn_count=_first_int(sysctl / "net/core/somaxconn") or 128,
+        somaxconn_count=first_int(sysctl / "net/core/somaxconn") or 128,
         tcp_mem_pages=(tcp_mem[0], tcp_mem[1], tcp_mem[2]) if len(tcp_mem) == 3 else None,
         page_size_bytes=resource.getpagesize(),
         memory_total_bytes=memory["MemTotal"],
@@ -308,12 +290,12 @@ def read_host(root: Path = Path("/")) -> Host:
         conntrack_used_count=None if tracked is None else tracked.used_count,
         epoll_max_user_watches_count=None if watches is None else watches.maximum_count,
         tables={name: table for name, table in tables.items() if table is not None},
-        tcp_max_orphans_count=_first_int(sysctl / "net/ipv4/tcp_max_orphans"),
-        netdev_max_backlog_count=_first_int(sysctl / "net/core/netdev_max_backlog"),
+        tcp_max_orphans_count=first_int(sysctl / "net/ipv4/tcp_max_orphans"),
+        netdev_max_backlog_count=first_int(sysctl / "net/core/netdev_max_backlog"),
         cgroup=cgroup,
     )
     # trying costs a few milliseconds, which a host without any sign of a refusal saves
-    is_doubtful = status.get("Seccomp", "0") != "0" or not _first_int(
+    is_doubtful = status.get("Seccomp", "0") != "0" or not first_int(
         sysctl / "user/max_net_namespaces"
     )
     if root == Path("/") and is_doubtful and host.may_own_namespace:
@@ -349,40 +331,16 @@ def format_cpus(cpus: Iterable[int]) -> str:
     return format_ranges(tuple(ranges))
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _ints(path: Path) -> list[int]:
-    try:
-        return [int(word) for word in _text(path).split()]
-    except ValueError:
-        return []
-
-
-def _first_int(path: Path) -> int | None:
-    values = _ints(path)
-    return values[0] if values else None
-
-
 def _table(sysctl: Path, table: HostTable) -> TableReading | None:
-    maximum = _first_int(sysctl / table.maximum)
+    maximum = first_int(sysctl / table.maximum)
     if maximum is None:
         return None
-    return TableReading(maximum, (_first_int(sysctl / table.used) if table.used else 0) or 0)
-
-
-def _key_values(path: Path) -> dict[str, str]:
-    pairs = (line.partition(":") for line in _text(path).splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    return TableReading(maximum, (first_int(sysctl / table.used) if table.used else 0) or 0)
 
 
 def _meminfo(path: Path) -> dict[str, int]:
     found = {}
-    for key, value in _key_values(path).items():
+    for key, value in key_values(path).items():
         number, _, unit = value.partition(" ")
         if unit == "kB" and number.isdigit():
             found[key] = int(number) * 1024
@@ -390,7 +348,7 @@ def _meminfo(path: Path) -> dict[str, int]:
 
 
 def _cpu_model(path: Path) -> str:
-    values = _key_values(path)
+    values = key_values(path)
     return values.get("model name") or values.get("Processor") or values.get("cpu model") or ""
 
 
@@ -420,95 +378,3 @@ def _listening_ports(root: Path) -> tuple[int, ...]:
         except (OSError, ValueError):
             continue
     return tuple(sorted(ports))
-
-
-def _cgroup(root: Path) -> Cgroup:
-    memberships = {}
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        for controller in controllers.split(","):
-            memberships[controller] = path
-    mounts = _cgroup_mounts(root)
-    if "memory" in memberships and "memory" in mounts:
-        folders = _folders(root, mounts["memory"], memberships["memory"])
-        limit, used = _tightest(
-            folders, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-        )
-        cpu = mounts.get("cpu")
-        quota = None
-        for folder in _folders(root, cpu, memberships.get("cpu", "/")) if cpu else []:
-            quota = _smaller(
-                quota,
-                _ratio(
-                    _first_int(folder / "cpu.cfs_quota_us"),
-                    _first_int(folder / "cpu.cfs_period_us"),
-                ),
-            )
-        return Cgroup(1, memberships["memory"], limit, used, quota)
-    if "" in memberships and "" in mounts:
-        folders = _folders(root, mounts[""], memberships[""])
-        limit, used = _tightest(folders, "memory.max", "memory.current", "inactive_file")
-        quota = None
-        for folder in folders:
-            words = _text(folder / "cpu.max").split()
-            if len(words) == 2 and words[0].isdigit() and words[1].isdigit():
-                quota = _smaller(quota, _ratio(int(words[0]), int(words[1])))
-        return Cgroup(2, memberships[""], limit, used, quota)
-    return Cgroup()
-
-
-def _cgroup_mounts(root: Path) -> dict[str, tuple[str, str]]:
-    """Controller ('' for version 2) to (root of the mount in its hierarchy, mount point)."""
-    mounts: dict[str, tuple[str, str]] = {}
-    for line in _text(root / "proc/self/mountinfo").splitlines():
-        before, _, after = line.partition(" - ")
-        fields, kinds = before.split(), after.split()
-        if len(fields) < 5 or len(kinds) < 3:
-            continue
-        if kinds[0] == "cgroup2":
-            mounts.setdefault("", (fields[3], fields[4]))
-        elif kinds[0] == "cgroup":
-            for controller in kinds[2].split(","):
-                mounts.setdefault(controller, (fields[3], fields[4]))
-    return mounts
-
-
-def _folders(root: Path, mount: tuple[str, str], membership: str) -> list[Path]:
-    """The group's folder and its ancestors up to the mount point, as far as they are visible."""
-    mount_root, mount_point = mount
-    try:
-        relative = PurePosixPath(membership).relative_to(mount_root)
-    except ValueError:
-        relative = PurePosixPath()  # a container that sees its own group as the mount point
-    if ".." in relative.parts:
-        relative = PurePosixPath()  # a group outside this cgroup namespace (cgroup_namespaces(7))
-    top = root / mount_point.lstrip("/")
-    levels = [relative, *relative.parents]
-    return [top / level for level in levels if (top / level).is_dir()]
-
-
-def _tightest(
-    folders: list[Path], limit_name: str, used_name: str, cache_key: str
-) -> tuple[int | None, int | None]:
-    limit: int | None = None
-    used: int | None = None
-    for folder in folders:
-        here = _first_int(folder / limit_name)
-        # Version 1 writes "no limit" as the highest page-aligned long.
-        if here is None or here >= 1 << 60 or (limit is not None and here >= limit):
-            continue
-        limit = here
-        lines = (line.split() for line in _text(folder / "memory.stat").splitlines())
-        cache = next((int(words[1]) for words in lines if words[:1] == [cache_key]), 0)
-        used = max(0, (_first_int(folder / used_name) or 0) - cache)
-    return limit, used
-
-
-def _ratio(quota: int | None, period: int | None) -> float | None:
-    return quota / period if quota is not None and quota > 0 and period else None
-
-
-def _smaller(first: float | None, second: float | None) -> float | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return min(first, second)

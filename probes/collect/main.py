@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -33,7 +32,7 @@ from probes.collect import registry
 from probes.contract.errors import ToolkitError, UsageError
 from probes.contract.live import Live
 from probes.contract.rundir import RunDir
-from probes.rights import privileges
+from probes.rights import network_namespace, privileges
 from probes.rights.own_descriptors import raise_own_limit
 from probes.rights.parent_death import die_with_parent
 from probes.symbols.name_parser_process import name_parser
@@ -48,8 +47,6 @@ KEEPS = (
 )
 """Capabilities of this process, as in ``probes.rights.privileges``; what it starts has no more."""
 
-_CLONE_NEWNET = 0x40000000
-
 
 def enter_network_namespace(fd: int) -> None:
     """setns(2), so that /proc/net, iter/tcp and port ranges are the run's.
@@ -57,13 +54,14 @@ def enter_network_namespace(fd: int) -> None:
     Raises:
         ToolkitError: The kernel refused.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, _CLONE_NEWNET) != 0:
-        error = ctypes.get_errno()
+    try:
+        network_namespace.enter(fd)
+    except OSError as error:
         raise ToolkitError(
-            f"the probe process cannot enter the run's network namespace: {os.strerror(error)}",
+            "the probe process cannot enter the run's network namespace: "
+            f"{os.strerror(error.errno or 0)}",
             fix="run as root, or with --probes none",
-        )
+        ) from error
 
 
 def parse_ports(text: str) -> frozenset[int]:

@@ -9,7 +9,6 @@ million buckets of a host with 8 GB.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import struct
@@ -17,6 +16,7 @@ import threading
 from collections.abc import Iterator
 
 from probes.contract.errors import ProbeUnavailableError
+from probes.rights import network_namespace
 
 LISTEN, TIME_WAIT = 10, 6
 LISTENER_STATES = 1 << LISTEN
@@ -44,7 +44,6 @@ _ID_AT, _ID_BYTES = 20, 48  # struct inet_diag_sockid in a message
 _ATTRIBUTE = struct.Struct("=HH")
 _HEADER = struct.Struct("=IHHII")
 _BUFFER_BYTES, _ANSWER_BYTES = 1 << 17, 1 << 12
-_CLONE_NEWNET = 0x40000000
 
 
 def socket_in(namespace_pid: int | str) -> socket.socket:
@@ -64,9 +63,7 @@ def socket_in(namespace_pid: int | str) -> socket.socket:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
-                    code = ctypes.get_errno()
-                    raise OSError(code, os.strerror(code))
+                network_namespace.enter(fd)
             finally:
                 os.close(fd)
             made.append(_new_socket())

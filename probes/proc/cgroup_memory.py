@@ -55,9 +55,9 @@ def paths_of(cgroup_text: str) -> dict[str, str]:
     for line in filter(
         None, cgroup_text.split("\n")
     ):  # a name may hold what splitlines() splits at
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            found[controller] = path
+        parts = line.split(":", 2)
+        for controller in parts[1].split(",") if len(parts) == 3 else ():
+            found[controller] = parts[2]
     return found
 
 

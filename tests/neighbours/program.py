@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.fleet import netns
+from probes.rights import network_namespace
 
 ROOT = Path(__file__).parents[2]
 NOISY = (
@@ -71,7 +72,7 @@ def enter_namespace(options: argparse.Namespace, sysctls: Mapping[str, str] | No
     if options.here:
         return
     namespace_fd = netns.create(dict(sysctls or {}))
-    netns.enter(namespace_fd)
+    network_namespace.enter(namespace_fd)
     os.close(namespace_fd)
 
 

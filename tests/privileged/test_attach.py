@@ -21,6 +21,7 @@ import pytest
 from harness.fleet import netns
 from probes.contract.rundir import open_run_dir
 from probes.proc import process_tree
+from probes.rights import network_namespace
 from probes.symbols.elf import ElfFile, symbol_table
 from tests import warm_start
 
@@ -48,7 +49,7 @@ class World:
 
         def before() -> None:
             if self.namespace_fd >= 0:
-                netns.enter(self.namespace_fd)
+                network_namespace.enter(self.namespace_fd)
             if nofile:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
 

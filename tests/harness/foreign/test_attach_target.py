@@ -26,6 +26,7 @@ from harness.foreign.attach_target import find_target
 from harness.supervision.probe_process import ProbeProcess
 from probes.contract.errors import ExitCode, HostError, UsageError
 from probes.proc import descriptor_count, process_tree
+from probes.rights.network_namespace import enter
 
 FOREIGN = Path(__file__).parent
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -146,7 +147,7 @@ def test_workers_with_a_listener_each_have_their_common_parent_as_root_too(start
 def test_a_server_in_another_network_namespace_is_found_by_its_port(start, port):
     namespace_fd = netns.create({})
     try:
-        server = start(*python(LISTENS, port), preexec_fn=lambda: netns.enter(namespace_fd))
+        server = start(*python(LISTENS, port), preexec_fn=lambda: enter(namespace_fd))
         target = find_target(port=port)
         assert target.pid == server.pid
         fd = target.open_namespace()
@@ -154,7 +155,7 @@ def test_a_server_in_another_network_namespace_is_found_by_its_port(start, port)
         os.close(fd)
         other_fd = netns.create({})
         try:
-            start(*python(LISTENS, port), preexec_fn=lambda: netns.enter(other_fd))
+            start(*python(LISTENS, port), preexec_fn=lambda: enter(other_fd))
             with pytest.raises(UsageError, match="in 2 network namespaces") as error:
                 find_target(port=port)
             assert "--container" in error.value.fix

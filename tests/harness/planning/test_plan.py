@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from harness.planning.host import Cgroup, Host
+from harness.planning.control_group import Cgroup
+from harness.planning.host import Host
 from harness.planning.limits import peak_share, ports_in_range, safe_connections
 from harness.planning.plan import make_plan
 from harness.planning.port_groups import loopback_address
