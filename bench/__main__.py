@@ -16,7 +16,7 @@ from bench.command import end_on_sigterm, say, wait_until_quiet, write
 from bench.figures import AUTO, NODE_NONE, NODE_RR, NONE, RunFigures, Runs
 from bench.processes import BenchError
 from harness.commands.entry import run_command
-from harness.options.run import count
+from harness.options.values import count
 from harness.planning.host import Host, read_host
 from probes.contract.errors import ToolkitError
 

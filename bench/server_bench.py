@@ -19,7 +19,7 @@ from bench.peers.catalogue import BY_NAME, PEERS, Peer
 from bench.processes import BenchError
 from bench.server_figures import ServerRun, ServerRuns
 from harness.commands.entry import run_command
-from harness.options.run import count
+from harness.options.values import count
 from harness.planning.host import Host, read_host
 from probes.contract.errors import ToolkitError, UsageError
 

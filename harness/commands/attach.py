@@ -17,6 +17,7 @@ from harness.fleet import netns
 from harness.foreign import cgroup_members
 from harness.foreign.attach_target import AttachTarget, find_target
 from harness.foreign.secret_words import without_secrets
+from harness.options import values
 from harness.options.parser import Example, Parser
 from harness.planning.host import Host, format_cpus, read_host, require_own_proc
 from harness.supervision import recording
@@ -58,28 +59,6 @@ _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}")
 _CONTAINER = re.compile(rf"[0-9a-f]{{{cgroup_members.LEAST_ID_CHARACTERS},64}}")
 
 
-def _pid(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a process id")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 65_536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
-    return int(text)
-
-
-def _duration(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not 0 < value <= 30 * 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 2592000 seconds")
-    return value
-
-
 def _unit(text: str) -> str:
     if not _UNIT.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a systemd unit")
@@ -107,12 +86,19 @@ def parser() -> Parser:
         remarks="Ctrl-C is the usual end: the exit code is then the verdict's.",
     )
     what = top.add_argument_group("what to watch (one of them; --port also narrows another)")
-    what.add_argument("--pid", type=_pid, metavar="PID", help="a process, with its children")
-    what.add_argument("--port", type=_port, metavar="PORT", help="the process that listens there")
+    what.add_argument("--pid", type=values.pid, metavar="PID", help="a process, with its children")
+    what.add_argument(
+        "--port", type=values.port, metavar="PORT", help="the process that listens there"
+    )
     what.add_argument("--unit", type=_unit, metavar="NAME", help="a systemd unit")
     what.add_argument("--container", type=_container, metavar="ID", help="a container's id")
     how = top.add_argument_group("how").add_argument
-    how("--duration", type=_duration, metavar="S", help="default: until Ctrl-C")
+    how(
+        "--duration",
+        type=values.seconds(30 * values.DAY_S, is_zero_taken=False),
+        metavar="S",
+        help="default: until Ctrl-C",
+    )
     how("--allow-pauses", action="store_true",
         help="py-spy may pause the target at each sample, for exact stacks")  # fmt: skip
     how("--probes", default="auto", metavar="SET", help="auto, light, full, none, or a list")

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.commands.entry import run_command
 from harness.options.parser import SHELLS, Example, Parser
-from harness.options.run import count
+from harness.options.values import count
 from harness.planning.checks import DELAYING_LIMITS
 from harness.planning.host import Host, read_host
 from harness.planning.layout import Plan

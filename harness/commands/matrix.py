@@ -24,7 +24,7 @@ from harness.matrix import store as matrix_store
 from harness.matrix.rows import MatrixRow, Scale, rows_of_file, rows_of_vary, scale_of
 from harness.matrix.store import Matrix
 from harness.options.parser import Example, Parser
-from harness.options.run import count
+from harness.options.values import count
 from harness.planning.host import Host, read_host
 from harness.results.damaged_run import told_as_damage
 from harness.supervision.supervisor import Interrupt

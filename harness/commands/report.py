@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from harness.commands.entry import run_command
 from harness.commands.output_file import check_output_file, check_parent
+from harness.options import values
 from harness.options.parser import Example, Parser
 from harness.results import conclusion
 from harness.results.analysis_request import TABLES, TEXT, Request
@@ -117,28 +117,17 @@ def parser() -> Parser:
         help="pack the run for a bug report; RUN may be such a file")  # fmt: skip
     add("--bundle-redact", action="store_true",
         help="replace names, addresses, command lines and cgroups")  # fmt: skip
-    add("--worker", type=_number, metavar="N", help="speedscope, folded: of this server worker")
-    add("--pid", type=_number, metavar="N", help="speedscope, folded: of this process")
-    add("--from", dest="from_s", type=_seconds, metavar="S",
+    add(
+        "--worker",
+        type=values.number,
+        metavar="N",
+        help="speedscope, folded: of this server worker",
+    )
+    add("--pid", type=values.number, metavar="N", help="speedscope, folded: of this process")
+    add("--from", dest="from_s", type=values.moment, metavar="S",
         help="speedscope, folded: S after the ramp began")  # fmt: skip
-    add("--until", dest="until_s", type=_seconds, metavar="S", help="and until then")
+    add("--until", dest="until_s", type=values.moment, metavar="S", help="and until then")
     return top
-
-
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
 
 
 def _check_together(arguments: argparse.Namespace) -> None:

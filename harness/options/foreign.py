@@ -15,6 +15,7 @@ from harness.foreign import endpoint, server_command
 from harness.foreign.command_user import command_user
 from harness.foreign.secret_words import without_query_values
 from harness.foreign.server import SLOTS_COUNT, ForeignRequest, check_running
+from harness.options import values
 from harness.planning.port_groups import FIRST_DESTINATION_PORT
 from probes.contract.errors import UsageError
 from probes.netlink.socket_owners import is_local_address
@@ -44,22 +45,6 @@ class Speech:
     message_is_text: bool
 
 
-def _timeout(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not 0 < value <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 86400 seconds")
-    return value
-
-
-def _pid(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a process id")
-    return int(text)
-
-
 def _header(text: str) -> tuple[str, str]:
     try:
         return endpoint.parse_header(text)
@@ -82,11 +67,16 @@ def add_options(top: argparse.ArgumentParser) -> None:
            help="command to start; {port} and $PORT expand to its port (no shell)")  # fmt: skip
     server("--target", metavar="URL",
            help="URL of the server: ws://127.0.0.1:9001/path, or wss://")  # fmt: skip
-    server("--server-pid", type=_pid, metavar="PID", help="pid of a server that is already running")
+    server(
+        "--server-pid",
+        type=values.pid,
+        metavar="PID",
+        help="pid of a server that is already running",
+    )
     server("--server-user", metavar="NAME", help="user to start it as (default: the caller)")
     server("--server-may-gain-privileges", action="store_true",
            help="allow setuid programs and file capabilities")  # fmt: skip
-    server("--server-timeout", type=_timeout, metavar="S",
+    server("--server-timeout", type=values.seconds(is_zero_taken=False), metavar="S",
            help="how long to wait until it listens, default 30")  # fmt: skip
     server("--ca", type=Path, metavar="FILE", help="CA certificates for wss://, PEM")
     server("--insecure", action="store_true", help="accept any certificate")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from harness.client.retries import JITTER_SHARE
 from harness.faults import kinds as faults
 from harness.fleet.config import FleetConfig, GroupShare
 from harness.options import foreign as foreign_options
+from harness.options import values
 from harness.options.parser import Example, Parser
 from harness.planning.layout import Plan
 from harness.planning.request import ACCEPT_MODES, PlanRequest
@@ -59,12 +59,7 @@ _COMMON = (
 )  # fmt: skip
 
 
-def count(text: str) -> int:
-    """A whole number; ``120_000``, ``120,000`` and ``120k`` are taken too."""
-    match = re.fullmatch(r"(\d[\d_,]*)(k|m)?", text.strip().lower())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(re.sub("[_,]", "", match[1])) * {"k": 1_000, "m": 1_000_000}.get(match[2], 1)
+_seconds = values.seconds()
 
 
 def _bytes(text: str) -> int:
@@ -81,21 +76,11 @@ def _bytes(text: str) -> int:
 
 
 def _auto(text: str) -> int | None:
-    return None if text == "auto" else count(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not (math.isfinite(value) and 0 <= value <= 86_400):
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 86400 seconds")
-    return value
+    return None if text == "auto" else values.count(text)
 
 
 def _retry_count(text: str) -> int:
-    value = count(text)
+    value = values.count(text)
     if value > RETRY_LIMIT_COUNT:
         raise argparse.ArgumentTypeError(f"{value:,} is over the limit of {RETRY_LIMIT_COUNT:,}")
     return value
@@ -144,7 +129,7 @@ def _port_range(text: str) -> tuple[int, int]:
 
 
 def _payload(text: str) -> int:
-    value = count(text)
+    value = values.count(text)
     if value > MESSAGE_LIMIT_BYTES:
         raise argparse.ArgumentTypeError(f"{value:,} is over the limit of {MESSAGE_LIMIT_BYTES:,}")
     return value
@@ -188,13 +173,24 @@ def parser() -> Parser:
         common=_COMMON,
     )
     add = top.add_argument
-    add("--connections", type=count, required=True, metavar="N", help="target, e.g. 120000 or 120k")
+    add(
+        "--connections",
+        type=values.count,
+        required=True,
+        metavar="N",
+        help="target, e.g. 120000 or 120k",
+    )
     plan = top.add_argument_group("layout (auto: from the host's limits)").add_argument
     plan("--workers", type=_auto, metavar="N|auto", help="server processes")
     plan("--clients", type=_auto, metavar="N|auto", help="client processes")
-    plan("--nofile", type=count, metavar="N", help="RLIMIT_NOFILE of the workers")
+    plan("--nofile", type=values.count, metavar="N", help="RLIMIT_NOFILE of the workers")
     plan("--source-addresses", type=_auto, metavar="N|auto", help="client addresses in 127/8")
-    plan("--destination-ports", type=count, metavar="N", help="ports that the server listens on")
+    plan(
+        "--destination-ports",
+        type=values.count,
+        metavar="N",
+        help="ports that the server listens on",
+    )
     plan(
         "--bind",
         choices=("late", "early"),
@@ -203,7 +199,7 @@ def parser() -> Parser:
         help="early: local port at bind, for all destinations (default: late, at connect)",
     )
     plan("--port-range", type=_port_range, metavar="LO-HI", help="local ports of the clients")
-    plan("--backlog", type=count, metavar="N", help="backlog passed to listen(2)")
+    plan("--backlog", type=values.count, metavar="N", help="backlog passed to listen(2)")
     plan("--sysctl", type=_sysctl, action="append", default=[], metavar="NAME=VALUE",
          help="net.* setting of the run's own network namespace")  # fmt: skip
     plan("--host-network", action="store_true", help="run in the host's network namespace")
@@ -236,7 +232,7 @@ def parser() -> Parser:
     load("--stall", type=_seconds, default=None, metavar="S",
          help="a client stops once every attempt has failed for S (default: 2; with --retry "
               "at least its longest wait)")  # fmt: skip
-    load("--failures-max", type=count, default=0, metavar="N",
+    load("--failures-max", type=values.count, default=0, metavar="N",
          help="stop after N failed attempts (default: no limit)")  # fmt: skip
     load("--retry", type=_retry_count, default=0, metavar="N",
          help="retry each failed or lost connection up to N times (default: 0)")  # fmt: skip
