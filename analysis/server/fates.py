@@ -196,7 +196,7 @@ def _standing_tcp(view: RunView) -> list[StandingQueue]:
     for port, mine in waiting.groupby("local_port"):
         span = _standing(looks, mine, "socket_count")
         pids = owners_of_port(view, int(str(port)))
-        if span is not None and (since_s := _last_taken_s(view, pids)) > span[0]:
+        if span is not None and (since_s := _last_taken_s(view, pids, span[1])) > span[0]:
             # it took some, slowly, before it took nobody any more
             later = mine[mine["at_s"] > since_s]
             span = _standing(looks[looks["at_s"] > since_s], later, "socket_count") or span
@@ -285,14 +285,25 @@ def _stood_before(waiting: pd.DataFrame, column: str) -> tuple[float, float, int
     return at_s - _QUIET_S, at_s, int(last[column].sum())
 
 
-def _last_taken_s(view: RunView, pids: Sequence[int]) -> float:
-    taken_s = [at_s for pid in pids if (at_s := last_accept_s(view, pid)) is not None]
+def _last_taken_s(view: RunView, pids: Sequence[int], before_s: float) -> float:
+    taken_s = [at_s for pid in pids for at_s in _accepts_s(view, pid) if at_s < before_s]
     return max(taken_s, default=float("-inf"))
 
 
 def _accepted_between(view: RunView, pid: int, first_s: float, last_s: float) -> bool:
-    accepted_s = last_accept_s(view, pid)
-    return accepted_s is not None and first_s < accepted_s < last_s - 0.3
+    return any(first_s < at_s < last_s - _LATE_LOOK_S for at_s in _accepts_s(view, pid))
+
+
+@remembered
+def _accepts_s(view: RunView, pid: int) -> list[float]:
+    """When a process accepted: of each reading of the counts the last accept."""
+    rows = view.frames["connection_fates"]
+    rows = rows[(rows["pid"] == pid) & (rows["fate"] == "accepted")]
+    return sorted(float(at_s) for at_s in view.seconds_of(rows["last_ns"]))
+
+
+_LATE_LOOK_S = 0.3
+"""What is accepted so short before a look may still be counted as waiting by it."""
 
 
 def _is_held_at_a_number(

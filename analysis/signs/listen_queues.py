@@ -30,6 +30,7 @@ LEAST_LATE_SHARE = 0.001
 _PERIOD_S = 0.5
 """Counters come twice a second: what moved did so within the half second before."""
 
+_STANDING_LEAST_COUNT = 5
 _MAIN_SHARE = 0.6
 """One listener is named alone when it dropped that part of all."""
 
@@ -229,8 +230,9 @@ def df_queues(signs: Signs) -> pd.DataFrame:
 
     Returns:
         socket_inode, local_port, backlog_count, accept_queue_count, syn_queue_count (largest),
-        dropped_count (grown in the run), at_s (of the longest accept queue), pids (owners, a
-        tuple; empty when not known).
+        dropped_count (grown in the run), standing_count (the shorter of the accept queues at the
+        last two looks), at_s (of the longest accept queue), pids (owners, a tuple; empty when not
+        known).
     """
     view = signs.view
     raw = view.frames["listeners"]
@@ -254,12 +256,15 @@ def df_queues(signs: Signs) -> pd.DataFrame:
                 "syn_queue_count": int(mine["syn_queue_count"].max()),
                 "dropped_count": int(mine["dropped_total"].max())
                 - (int(mine["dropped_total"].min()) if has_past else 0),
+                "standing_count": int(
+                    mine.sort_values("at_s", kind="stable")["accept_queue_count"].iloc[-2:].min()
+                ),
                 "at_s": float(longest["at_s"]),
                 "pids": tuple(int(pid) for pid in pids),
             }
         )
     columns = ["socket_inode", "local_port", "backlog_count", "accept_queue_count"]
-    columns += ["syn_queue_count", "dropped_count", "at_s", "pids"]
+    columns += ["syn_queue_count", "dropped_count", "standing_count", "at_s", "pids"]
     frame = pd.DataFrame(found, columns=columns)
     order = ["dropped_count", "accept_queue_count", "syn_queue_count"]
     return frame.sort_values(order, ascending=False, kind="stable", ignore_index=True)
@@ -293,6 +298,9 @@ def fuller_queue(queues: pd.DataFrame) -> str:
 def who_dropped(signs: Signs, queues: pd.DataFrame) -> Subject:
     """The process whose listener dropped most; the servers as a whole when it was not one alone.
 
+    Where all dropped some in a burst, it is the one that dropped most and whose queue stands when
+    those of the others are served again.
+
     Args:
         signs: From the run.
         queues: Rows of ``df_queues`` that count.
@@ -303,8 +311,18 @@ def who_dropped(signs: Signs, queues: pd.DataFrame) -> Subject:
     top = queues.iloc[0]
     whole = int(queues["dropped_count"].sum())
     is_alone = len(queues) == 1 or int(top["dropped_count"]) >= _MAIN_SHARE * max(1, whole)
+    is_alone = is_alone or stands_alone(queues)
     pids = top["pids"]
     return signs.view.subject(pids[0]) if is_alone and len(pids) == 1 else nobody
+
+
+def stands_alone(queues: pd.DataFrame) -> bool:
+    """The queue of the listener that dropped most stood half full and more, no other one did."""
+    half = queues["backlog_count"] / 2
+    stands = (queues["standing_count"] >= _STANDING_LEAST_COUNT) & (
+        queues["standing_count"] >= half
+    )
+    return len(queues) > 1 and bool(stands.iloc[0]) and int(stands.sum()) == 1
 
 
 def full_pids(signs: Signs) -> set[int]:

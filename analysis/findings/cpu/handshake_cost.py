@@ -163,8 +163,9 @@ def _span(signs: Signs, pid: int, cpu: pd.DataFrame) -> _Span | None:
     is_long = span.until_s - span.since_s >= min(_LEAST_S, hot_until_s - since_s)
     is_dear = span.cost_us >= _LEAST_COST_US
     waits = signs.stalled_count > 0 or span.wait_ms >= 1e3 * _LONG_WAIT_S
-    # Who goes on when all are made, and nobody left before his was, is at something else.
-    goes_on = span.hot_until_s - span.until_s > _LONGEST_GAP_S and not view.failed_count
+    # Who goes on for longer than those take who left before theirs was made is at something else.
+    left_s = _MORE_THAN_A_CORE * view.failed_count * span.cost_us / 1e6
+    goes_on = span.hot_until_s - span.until_s > _LONGEST_GAP_S + left_s
     if goes_on or not (is_steady and is_long and is_dear and waits):
         return None
     if _is_past_its_own(signs, span):

@@ -31,6 +31,7 @@ from analysis.signs.listen_queues import (
     own_queues,
     stall_sentence,
     stalls,
+    stands_alone,
     who_dropped,
 )
 from analysis.signs.signs import Signs
@@ -119,6 +120,11 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
         missing += ("whose queue overflowed: other servers of the namespace count there too",)
     name = str(subject)
     its = f"of {name}" + (f" (backlog {backlog:,})" if backlog else "")
+    also = ""
+    if subject.pid and stands_alone(queues):
+        others = int((queues["dropped_count"] > 0).sum()) - 1
+        if others > 0:
+            also = f", and those of {others:,} other{'s' if others > 1 else ''} for a while"
     return Finding(
         cause=CAUSE.id,
         severity="warning",
@@ -128,10 +134,10 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
         last_s=last_s,
         evidence=tuple(evidence),
         explanation=(
-            f"Connections came faster than they were accepted until the accept queue {its} was "
-            f"full. From then on the kernel dropped handshakes, {overflows.change_count:,} times, "
-            f"and no client is told: clients send again after 1, 3 and 7 s. "
-            f"{stall_sentence(stalled)}.{why}"
+            f"Connections came faster than they were accepted until the accept queue {its} "
+            f"was full{also}. From then on the kernel dropped handshakes, "
+            f"{overflows.change_count:,} times, and no client is told: clients send again after "
+            f"1, 3 and 7 s. {stall_sentence(stalled)}.{why}"
         ),
         fix=_fixes(
             signs,
@@ -145,8 +151,8 @@ def _finding(signs: Signs, overflows: Moved, stalled: Stalls, queues: pd.DataFra
         at_connections=view.open_count_at(first_s),
         confidence=confidence,
         missing=missing,
-        sentence=f"The accept queue {its} was full: {overflows.change_count:,} handshakes were "
-        f"dropped, {stall_sentence(stalled)}",
+        sentence=f"The accept queue {its} was full{also}: {overflows.change_count:,} handshakes "
+        f"were dropped, {stall_sentence(stalled)}",
         explained_count=stalled.explained_count(overflows),
     )
 

@@ -448,6 +448,16 @@ def test_a_hash_in_each_handshake_is_named_from_the_first_second(foreign):
     assert finding.fix[1].command == "profile-run --ramp 9"
 
 
+@pytest.mark.parametrize(("count", "is_named"), [(60, True), (95, False)])
+def test_a_core_that_stays_full_for_longer_than_those_take_who_left_is_at_something_else(
+    foreign, count, is_named
+):
+    """Of 95 that were made each cost 42 ms: five that were given up are no two seconds of work."""
+    hashing(foreign, count=count, stack="start;uv_run;rebuild_index")
+    found, _ = by_cause(foreign)
+    assert ("handshake-cost" in found) is is_named
+
+
 @pytest.mark.parametrize(
     ("count", "cause", "severity"),
     [

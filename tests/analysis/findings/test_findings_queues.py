@@ -100,6 +100,22 @@ def test_the_full_accept_queue_names_the_worker_that_owns_it(stalled):
         assert part in summary.verdict.sentence
 
 
+@pytest.mark.parametrize(("other_stands", "pid"), [(False, 801), (True, 0)])
+def test_where_all_dropped_some_in_a_burst_the_one_whose_queue_still_stands_is_named(
+    stalled, other_stands, pid
+):
+    full_accept_queue(stalled)
+    snapshot(stalled, 0, dropped=290, accept=60)
+    for worker, count in ((0, 60 if other_stands else 1), (1, 65)):
+        for at_s in (1.5, 2.5):
+            stalled.add("listeners", at_s=at_s, local_address="127.0.0.1", local_port=PORT,
+                        socket_inode=70 + worker, backlog_count=64, accept_queue_count=count,
+                        dropped_total=290 + 10 * worker)  # fmt: skip
+    (finding,) = [f for f in summarise(stalled.frames()).findings if f.severity == "binding"]
+    assert (finding.cause, finding.subject.pid) == ("accept-queue-overflow", pid)
+    assert ("those of 1 other for a while" in finding.sentence) is not other_stands
+
+
 @pytest.mark.parametrize(("somaxconn", "says"), [("4096", "is 4,096"), ("128", "sysctl -w")])
 def test_an_idle_acceptor_of_others_has_to_accept_before_its_queue_grows(stalled, somaxconn, says):
     full_accept_queue(stalled)
