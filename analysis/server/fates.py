@@ -27,7 +27,7 @@ _STANDING_LOOKS = 2
 
 @dataclass(frozen=True, slots=True)
 class StandingQueue:
-    """A queue that stood while its owner accepted nobody.
+    """A queue that stood while its owner accepted nobody, or that was full all the time.
 
     Attributes:
         pid: Who listens, 0 when several do or nobody knows.
@@ -39,6 +39,7 @@ class StandingQueue:
         last_s: Likewise last.
         sharing_pids: All who took connections from it, where several share the listener.
         table: Where it was seen.
+        is_moving: Its owner took some meanwhile, and it filled again.
     """
 
     pid: int
@@ -50,6 +51,7 @@ class StandingQueue:
     last_s: float
     sharing_pids: tuple[int, ...] = ()
     table: str = "open_fates"
+    is_moving: bool = False
 
     @property
     def is_full(self) -> bool:
@@ -246,12 +248,18 @@ def _standing_unix(view: RunView) -> list[StandingQueue]:
     for (pid, path), mine in looks[looks["accept_queue_count"] > 0].groupby(["pid", "path"]):
         span = _standing(looks, mine, "accept_queue_count")
         owner = int(str(pid))
-        if span is None or _accepted_between(view, owner, span[0], span[1]):
+        if span is None:
             continue
         first_s, last_s, count = span
         backlog = int(mine["backlog_count"].max())
-        queue = owner, str(path), True, count, backlog, first_s, last_s
-        found.append(StandingQueue(*queue, table="unix_listeners"))
+        moves = _accepted_between(view, owner, first_s, last_s)
+        queue = StandingQueue(
+            *(owner, str(path), True, count, backlog, first_s, last_s),
+            table="unix_listeners",
+            is_moving=moves,
+        )
+        if not moves or queue.is_full:
+            found.append(queue)
     return found
 
 

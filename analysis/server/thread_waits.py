@@ -139,18 +139,31 @@ def blocking_wait(view: RunView, each: Stuck) -> ThreadWait | None:
                 each.unanswered_count and is_taken_pool(wait)
             ):
                 return replace(wait, is_main=False)  # it may rest there too, and serves nobody
-            if _is_one_for_each_unread(wait, each):
+            if _is_one_for_each_unread(view, wait, each):
                 return wait
         elif each.unanswered_count >= LEAST_COUNT and is_taken_pool(wait):
             return wait
     return None
 
 
-def _is_one_for_each_unread(wait: ThreadWait, each: Stuck) -> bool:
-    """A thread for each connection waits before it reads: no idle pool is as large by chance."""
-    off = abs(wait.thread_count - each.unread_count)
-    is_close = off <= _EACH_SLACK * each.unread_count
-    return is_close and each.unread_count >= _EACH_LEAST_COUNT and not wait.is_main
+def _is_one_for_each_unread(view: RunView, wait: ThreadWait, each: Stuck) -> bool:
+    """A thread for each connection waits before it reads: no idle pool is as large by chance.
+
+    Both may grow from look to look, and of very many threads not all are looked at.
+    """
+    if wait.is_main or each.unread_count < _EACH_LEAST_COUNT:
+        return False
+    rows = before_stop(view, "thread_waits")
+    rows = rows[rows["pid"] == each.pid]
+    mine = rows[(rows["syscall"] == wait.syscall) & ~rows["is_main"]]
+    fates = before_stop(view, "open_fates")
+    fates = fates[(fates["pid"] == each.pid) & (fates["fate"] == "unread")]
+    unread = fates.groupby("at_s")["socket_count"].sum()
+    waiting = mine.groupby("at_s")["thread_count"].sum().reindex(unread.index).fillna(0)
+    known = rows.groupby("at_s")["thread_count"].sum().reindex(unread.index).fillna(0)
+    is_close = (waiting - unread).abs() <= _EACH_SLACK * unread
+    is_close |= (known >= _LOOKED_AT_COUNT) & (waiting <= unread) & (waiting >= _EACH_LEAST_COUNT)
+    return bool(len(is_close)) and float(is_close.mean()) > _MOST_LOOKS
 
 
 def is_taken_pool(wait: ThreadWait) -> bool:
@@ -163,5 +176,7 @@ _MOST_LOOKS = 0.5
 _HELD_SHARE = 0.8
 _RESTING_FACTOR = 1.5
 _EACH_SLACK, _EACH_LEAST_COUNT = 0.1, 20
+_LOOKED_AT_COUNT = 250
+"""Of a process with more threads than about so many the others are not looked at."""
 _POOL_LEAST_COUNT = 3
 """One or two threads beside an event loop flush a log or keep a timer."""

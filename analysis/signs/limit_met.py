@@ -226,7 +226,10 @@ def _queueing(signs: Signs) -> list[Met]:
             continue  # it takes them, slowly
         if accepted <= 0 and view.is_attached and queue.pid:  # it had stopped before
             accepted = held_count(view, queue.pid, queue.first_s)
-        if not queue.pid or accepted <= 0 or not is_harmed_by_waiting(signs):
+        if not is_watched:  # what it accepted its children may hold
+            served = fates.served_by_children(view, queue.pid, queue.last_s)
+            accepted = max(accepted, served)
+        if queue.is_moving or not queue.pid or accepted <= 0 or not is_harmed_by_waiting(signs):
             continue
         if accepted <= refused or (refused >= fates.LEAST_COUNT and accepted >= came):
             continue  # it took all who came, and sent some of them away
@@ -283,9 +286,11 @@ def _came_to_none(signs: Signs, queue: fates.StandingQueue, since_s: float | Non
     once.
     """
     view = signs.view
-    if view.is_attached or since_s is None or queue.sharing_pids:
+    if view.is_attached or queue.sharing_pids:
         return False
     came_s = view.connections["connected_s"].dropna()
+    if since_s is None:  # nobody watched who accepts: whom it let in last clients know
+        since_s = float(view.connections["established_s"].max())
     later = came_s > since_s + ON_ITS_WAY_S
     return int(later.sum()) < fates.LEAST_COUNT and since_s - float(came_s.max()) <= ON_ITS_WAY_S
 

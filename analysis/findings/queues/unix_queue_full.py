@@ -65,7 +65,8 @@ def _finding(signs: Signs, queue: StandingQueue) -> Finding:
         evidence=tuple(evidence),
         explanation=(
             f"{queue.count:,} connections waited in the queue of {queue.place}, which takes "
-            f"{queue.backlog_count:,}{said}. {capitalised(name)} listens there and accepted none "
+            f"{queue.backlog_count:,}{said}. {capitalised(name)} listens there and accepted "
+            f"{'too few' if queue.is_moving else 'none'} "
             "in that time."
         ),
         fix=(

@@ -101,7 +101,11 @@ def _one_at_a_time(view: RunView) -> dict[int, tuple[Stuck, ThreadWait | None]]:
     for queue in fates.standing_queues(view):
         pids = queue.sharing_pids
         peaks = fates.peak_counts(view, "server")
-        if len(pids) < _WORKERS_LEAST_COUNT or any(peaks.get(pid, 0) > 1 for pid in pids):
+        if (
+            queue.is_moving
+            or len(pids) < _WORKERS_LEAST_COUNT
+            or any(peaks.get(pid, 0) > 1 for pid in pids)
+        ):
             continue
         if any(fates.accepted_count(view, pid) != 1 for pid in pids):
             continue
@@ -323,7 +327,7 @@ def _fixes(
             return Fix(f"{known.raise_it}, as it seems", effect), look
         behind = [
             Fix(
-                _stacks_command(view, pid) + f"  # in the next run: what {view.subject(pid)} does",
+                f"{_stacks_command(view, pid)}  # {_when(view)}: what {view.subject(pid)} does",
                 "what it answers late, or not",
             )
             for pid in fates.backend_pids(view)[:_BEHIND_MOST_COUNT]
@@ -351,8 +355,8 @@ def _fixes(
     if wait.kind == "lock":
         return (
             Fix(
-                _stacks_command(view, each.pid)
-                + "  # in the next run: which thread does not wait for it",
+                f"{_stacks_command(view, each.pid)}  # {_when(view)}: which thread does not wait "
+                "for it",
                 "that one has the lock; let it wait for nothing meanwhile",
             ),
             Fix("enlarge the pool (database, threads) that the requests queue for", effect),
@@ -374,6 +378,10 @@ _STACKS_OF = (
     (re.compile(r"ruby|puma"), "rbspy snapshot --pid {pid}"),
 )
 _STACKS = "gdb -p {pid} -batch -ex 'thread apply all backtrace'"
+
+
+def _when(view: RunView) -> str:
+    return "while it stands" if view.is_attached else "in the next run"
 
 
 def _stacks_command(view: RunView, pid: int) -> str:

@@ -7,7 +7,7 @@ import pytest
 from analysis.summary import summarise
 from tests.analysis.findings.test_findings_attached import PORT, hold, idle, watched
 from tests.analysis.findings.test_findings_fates import kept_out, named, served
-from tests.analysis.findings.test_findings_foreign import foreign
+from tests.analysis.findings.test_findings_foreign import accepted, foreign
 
 __all__ = ["foreign", "watched"]  # fixtures
 
@@ -95,11 +95,16 @@ def test_of_an_older_recording_nothing_is_known_of_how_long_they_stood(watched):
     assert "queue-left-standing" not in causes(watched)
 
 
-def test_under_clients_of_ours_what_came_together_and_stayed_is_no_limit(foreign):
-    served(foreign)
-    kept_out(foreign, "timeout")
-    foreign.add("connection_fates", at_s=4.0, pid=800, fate="accepted", connection_total=60,
-                first_s=0.0, last_s=1.6)  # fmt: skip
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_under_clients_of_ours_what_came_together_and_stayed_is_no_limit(foreign, is_watched):
+    """Without root nobody sees who accepts: clients know when the last of them got in."""
+    foreign.connect(100, stage="open", from_s=0.0, until_s=0.01)
+    accepted(foreign, 100)
+    foreign.connect(40, stage="handshake", close_kind="timeout", from_s=0.01, until_s=0.02,
+                    closed_s=4.9)  # fmt: skip
+    if is_watched:
+        foreign.add("connection_fates", at_s=4.0, pid=800, fate="accepted", connection_total=100,
+                    first_s=0.0, last_s=0.02)  # fmt: skip
     stand(foreign, 40, 40, 40, port=9000)
     assert named(foreign, "queue-left-standing").severity == "binding"
     assert "own-limit" not in causes(foreign)
