@@ -6,7 +6,7 @@ import pytest
 
 from analysis.summary import summarise
 from tests.analysis.findings.test_findings_attached import PORT, hold, idle, watched
-from tests.analysis.findings.test_findings_fates import kept_out, named, served
+from tests.analysis.findings.test_findings_fates import named
 from tests.analysis.findings.test_findings_foreign import accepted, foreign
 
 __all__ = ["foreign", "watched"]  # fixtures
