@@ -447,7 +447,7 @@ def test_what_is_not_there_is_usage(profile_run, tmp_path, free_port, request):
         (target, "no process listens"),
         ((*target, "--server-pid", "x"), "not a process id"),
         (("--connections", "10", "--target", "ftp://x/"), "not a ws://"),
-        (("--connections", "10", "--server-pid", "1"), "not ours"),
+        (("--connections", "10", "--server-pid", "1"), "an external server"),
         (("--connections", "10", "--server-cmd", "x", "--workers", "2"), "--workers"),
         (("--connections", "10", "--server-cmd", "x", "--server-pid", "1"), "--server-pid"),
         (("--connections", "10", "--server-cmd", "'x"), "quot"),
