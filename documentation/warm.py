@@ -16,12 +16,14 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 _MOST_BYTES = 65_536
 
 
-def serve(path: str) -> None:
-    """Answers until it is killed; says on stdout when it is ready."""
+def command_mains() -> dict[str, Callable[[list[str]], int]]:
+    """Commands by name, with all that they import; here they understand what they record."""
+    import harness.commands.attach
     import harness.commands.compare
     import harness.commands.report
     import harness.commands.run
@@ -32,11 +34,17 @@ def serve(path: str) -> None:
     from harness.results import conclusion
 
     conclusion.is_apart = lambda: False  # as for anybody but root
-    mains = {
+    return {
         "profile-run": harness.commands.run.main,
+        "profile-attach": harness.commands.attach.main,
         "profile-report": harness.commands.report.main,
         "profile-compare": harness.commands.compare.main,
     }
+
+
+def serve(path: str) -> None:
+    """Answers until it is killed; says on stdout when it is ready."""
+    mains = command_mains()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)

@@ -8,7 +8,6 @@ documentation start the commands as their users do.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import selectors
@@ -17,10 +16,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
+from documentation.warm import command_mains
+
+ROOT = Path(__file__).parents[1]
 PREFIX = [sys.executable, "-P", "-m"]
 COMMANDS = ("harness.commands.run", "harness.commands.attach")
 _START_S = 60.0
@@ -220,7 +223,8 @@ class Nursery:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(theirs.fileno())],
+                [sys.executable, "-m", "tests.warm_start", str(theirs.fileno())],
+                cwd=ROOT,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
@@ -237,12 +241,7 @@ def fork_commands(connection: socket.socket) -> None:
 
     Returns in each command that it forks, too, when that has ended in good order.
     """
-    from harness.results import conclusion
-
-    for module in (*COMMANDS, "harness.results.pipeline", "reports.page.page"):
-        importlib.import_module(module)
-
-    conclusion.is_apart = lambda: False
+    mains = {main.__module__: main for main in command_mains().values()}
     ends: dict[int, int] = {}
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -273,7 +272,7 @@ def fork_commands(connection: socket.socket) -> None:
                     waiting.close()
                     for fd in (connection.detach(), read_fd, write_fd, *ends.values(), fds[2]):
                         os.close(fd)
-                    _become(request, fds)
+                    _become(mains[request["module"]], request, fds)
                 os.close(fds[0])
                 os.close(fds[1])
                 ends[pid] = fds[2]
@@ -288,7 +287,9 @@ def _tell_ends(ends: dict[int, int]) -> None:
                 stream.write(code.to_bytes(4, "little", signed=True))
 
 
-def _become(request: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
+def _become(
+    main: Callable[[list[str]], int], request: Mapping[str, Any], fds: Sequence[int]
+) -> NoReturn:
     """The command, as ``python -P -m`` would start it."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGINT):
@@ -303,7 +304,7 @@ def _become(request: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.argv = [request["module"], *request["words"]]
-    sys.exit(sys.modules[request["module"]].main())
+    sys.exit(main(request["words"]))
 
 
 if __name__ == "__main__":

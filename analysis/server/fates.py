@@ -6,7 +6,7 @@ and ``backend-unavailable`` share what is computed here. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -19,9 +19,9 @@ from probes.contract.schema import SERVER_ROLES
 LEAST_COUNT = 5
 """Connections with one fate that are no accident."""
 
-_QUIET_S = 1.0
+QUIET_S = 1.0
 """Who is counted as quiet at a look has waited since then (``open_fates.quiet_count``)."""
-_STANDING_LOOKS = 2
+STANDING_LOOKS = 2
 """Looks in a row (half a second apart) in which a queue must stand."""
 
 
@@ -263,18 +263,28 @@ def _standing_unix(view: RunView) -> list[StandingQueue]:
     return found
 
 
+def looks_in_a_row(looks: pd.DataFrame, seen_s: Collection[float]) -> list[float]:
+    """The longest series of looks at which something was seen, without another look in between.
+
+    Args:
+        looks: All of them (``at_s``).
+        seen_s: When it was seen.
+    """
+    best: list[float] = []
+    row: list[float] = []
+    for at_s in sorted(set(looks["at_s"])):
+        row = [*row, at_s] if at_s in seen_s else []
+        best = row if len(row) > len(best) else best
+    return best
+
+
 def _standing(
     looks: pd.DataFrame, waiting: pd.DataFrame, column: str
 ) -> tuple[float, float, int] | None:
     """First and last look at which the queue stood, and its most; None when it only passed."""
-    all_s = sorted(set(looks["at_s"]))
     seen = waiting.groupby("at_s")[column].sum()
-    best: list[float] = []
-    row: list[float] = []
-    for at_s in all_s:
-        row = [*row, at_s] if at_s in seen.index else []
-        best = row if len(row) > len(best) else best
-    if len(best) < _STANDING_LOOKS:
+    best = looks_in_a_row(looks, seen.index)
+    if len(best) < STANDING_LOOKS:
         return _stood_before(waiting, column)
     return best[0], best[-1], int(max(seen.loc[at_s] for at_s in best))
 
@@ -290,7 +300,7 @@ def _stood_before(waiting: pd.DataFrame, column: str) -> tuple[float, float, int
     if int(last["quiet_count"].sum()) < LEAST_COUNT:
         return None
     at_s = float(last["at_s"].iloc[0])
-    return at_s - _QUIET_S, at_s, int(last[column].sum())
+    return at_s - QUIET_S, at_s, int(last[column].sum())
 
 
 def _last_taken_s(view: RunView, pids: Sequence[int], before_s: float) -> float:
@@ -363,7 +373,7 @@ def stuck(view: RunView) -> list[Stuck]:
         if totals.empty:
             continue
         first_s, last_s = float(totals.index.min()), float(totals.index.max())
-        if len(totals) < _STANDING_LOOKS:
+        if len(totals) < STANDING_LOOKS:
             stood = _stood_before(waiting, "socket_count")
             if stood is None:
                 continue

@@ -16,10 +16,6 @@ from analysis.signs.limit_met import is_free, is_harmed_by_waiting, met_limits
 from analysis.signs.signs import Signs
 from analysis.stats.remembered import remembered
 
-_STANDING_LOOKS = 2
-_QUIET_S = 1.0
-"""Who is counted at the first look has stood there since then (``quiet_count``)."""
-
 
 @dataclass(frozen=True, slots=True)
 class LeftQueue:
@@ -67,15 +63,13 @@ def left_queues(signs: Signs) -> list[LeftQueue]:
 
 def _longest_row(looks: pd.DataFrame, mine: pd.DataFrame) -> pd.DataFrame:
     """Of the looks at which a queue stood the longest series without another in between."""
-    order = {at_s: position for position, at_s in enumerate(sorted(set(looks["at_s"])))}
-    mine = mine.sort_values("at_s", kind="stable")
-    series = mine["at_s"].map(order).diff().ne(1).cumsum()
-    return mine[series == series.value_counts().idxmax()]
+    in_a_row = fates.looks_in_a_row(looks, set(mine["at_s"]))
+    return mine[mine["at_s"].isin(in_a_row)].sort_values("at_s", kind="stable")
 
 
 def _left_queue(signs: Signs, port: int, mine: pd.DataFrame) -> LeftQueue | None:
     view = signs.view
-    if len(mine) < _STANDING_LOOKS:
+    if len(mine) < fates.STANDING_LOOKS:
         return None
     first_s, last_s = float(mine["at_s"].iloc[0]), float(mine["at_s"].iloc[-1])
     watches = view.frames["listener_watches"]
@@ -83,7 +77,7 @@ def _left_queue(signs: Signs, port: int, mine: pd.DataFrame) -> LeftQueue | None
     owners = [int(pid) for pid in watches["pid"].unique()] or fates.owners_of_port(view, port)
     if not owners or not all(_sleeps(signs, pid, first_s, last_s) for pid in owners):
         return None
-    since_s = first_s - _QUIET_S
+    since_s = first_s - fates.QUIET_S
     taken = sum(signs.established_between(pid, since_s, last_s) or 0 for pid in owners)
     if taken and all(fates.keeps_its_number(view, pid, since_s, last_s) for pid in owners):
         return None  # it takes one for each that leaves

@@ -179,6 +179,16 @@ def file_bytes(slot_count: int, capacity: int) -> int:
     return HEADER_BYTES + slot_count * SLOT_BYTES + columns_bytes
 
 
+def lay_out(fd: int, slot_count: int, capacity: int) -> None:
+    """Reserves all of an empty file, or of shared memory, and writes its header.
+
+    Raises:
+        OSError: There is no room for it.
+    """
+    os.posix_fallocate(fd, 0, file_bytes(slot_count, capacity))
+    Live(fd, slot_count=slot_count, capacity=capacity).close()
+
+
 def create(path: Path, slot_count: int, capacity: int) -> int:
     """Makes the file with all its blocks reserved, so that a full disk shows now, not as SIGBUS.
 
@@ -192,9 +202,7 @@ def create(path: Path, slot_count: int, capacity: int) -> int:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(fd, 0, size_bytes)
-            live = Live(fd, slot_count=slot_count, capacity=capacity)
-            live.close()
+            lay_out(fd, slot_count, capacity)
         except BaseException:
             os.close(fd)
             raise

@@ -73,8 +73,7 @@ class LiveFile:
         try:
             self.fd = os.memfd_create("connscope-live", os.MFD_CLOEXEC)
             try:
-                os.posix_fallocate(self.fd, 0, size_bytes)
-                live_memory.Live(self.fd, slot_count=slot_count, capacity=capacity).close()
+                live_memory.lay_out(self.fd, slot_count, capacity)
             except BaseException:
                 os.close(self.fd)
                 raise

@@ -206,7 +206,8 @@ class OpenFatesProbe(Probe):
             self.lost_count += 1
             return
         unix = _unix_sockets()
-        owners, holders = self._owners(_queueing_ports(tcp, unix))
+        queueing = _queueing_ports(tcp, unix)
+        owners, holders = self._owners(queueing)
         # What works behind the server listens on ports of its own.
         ports = self._ports | {
             each.local_port
@@ -225,7 +226,7 @@ class OpenFatesProbe(Probe):
                     each.queue_count,
                     each.backlog_count,
                 )
-        self._look_at_watches(at_ns, holders, _queueing_ports(tcp, unix))
+        self._look_at_watches(at_ns, holders, queueing)
         sockets = endpoints(tcp, unix, ports)
         for pid in self._pids:
             for wait, count in waits_of(pid, sockets):

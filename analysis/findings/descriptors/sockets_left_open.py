@@ -122,7 +122,7 @@ def _finding(signs: Signs, leak: _Leak) -> Finding:
         f"{leak.share_pct:.0f} % of those that it had, {leak.rate_per_s:.1f} more a second{wall}"
     )
     return Finding(
-        cause="sockets-left-open",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,

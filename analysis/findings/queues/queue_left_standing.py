@@ -58,7 +58,7 @@ def _finding(signs: Signs, queue: LeftQueue) -> Finding:
         f"{place}, {_part(queue)} for a second and more{used}: {_why(queue)}"
     )
     return Finding(
-        cause="queue-left-standing",
+        cause=CAUSE.id,
         severity="warning",
         side="server",
         subject=subject,
