@@ -376,7 +376,8 @@ def _send(pid: int, how: str, which: random.Random) -> None:
         elif how == "stop":
             signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
             time.sleep(_STOPPED_S)  # how long it stands still
-            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # the run may have ended it meanwhile
+                signal.pidfd_send_signal(pidfd, signal.SIGCONT)
         else:
             for _ in range(which.choice((1, 2, 3))):
                 signal.pidfd_send_signal(pidfd, signal.SIGINT)

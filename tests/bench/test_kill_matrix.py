@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,18 @@ DEADLINE_S = 200
 )
 def test_a_process_is_known_by_what_it_runs_and_by_its_parent(words, parent, role):
     assert kill_matrix.role_of(words, parent) == role
+
+
+def test_who_ends_while_it_stands_still_was_stopped_all_the_same(monkeypatch):
+    child = subprocess.Popen(["sleep", "60"])
+
+    def ends_meanwhile(_seconds):
+        child.kill()
+        child.wait()
+
+    monkeypatch.setattr(kill_matrix.time, "sleep", ends_meanwhile)
+    kill_matrix._send(child.pid, "stop", random.Random(1))
+    assert child.returncode == -9
 
 
 def finding(cause: str, pid: int = 0) -> dict:
