@@ -146,6 +146,14 @@ def accepted_count(view: RunView, pid: int) -> int:
     return int(rows["connection_total"].max()) if len(rows) else -1
 
 
+def closed_count(view: RunView, pid: int, until_s: float) -> int:
+    """Connections that a process was seen to accept and, up to a moment, to close, whyever."""
+    rows = view.frames["connection_fates"]
+    rows = rows[(rows["pid"] == pid) & (rows["fate"] != "accepted")]
+    rows = rows[view.seconds_of(rows["at_ns"]) <= until_s]
+    return int(rows.groupby("fate")["connection_total"].max().sum())
+
+
 @remembered
 def let_in_count(view: RunView, pid: int) -> int:
     """Connections that a process accepted; where nobody was watched, the most that it held."""

@@ -129,7 +129,7 @@ def blocking_wait(view: RunView, each: Stuck) -> ThreadWait | None:
             # Each thread has one that it answered, and there are others that it took and nobody
             # reads. Who takes no more has a limit of its own.
             is_pool = wait.thread_count >= _HELD_SHARE * each.answered_count > 0
-            is_pool = is_pool and wait.thread_count > locked_count
+            is_pool = is_pool and wait.thread_count >= locked_count  # each may have a second one
             if wait.is_main or (is_pool and each.unread_count > 0):
                 return wait
         elif (each.unanswered_count or each.unread_count) and wait.kind in ("lock", "sleep"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from analysis.evidence import Evidence
+from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.server.closed_at_once import ClosedAtOnce, closed_at_once, let_in_after
 from analysis.server.own_limits import FD_SETSIZE
@@ -231,7 +232,8 @@ def _queueing(signs: Signs) -> list[Met]:
             accepted = max(accepted, served)
         if queue.is_moving or not queue.pid or accepted <= 0 or not is_harmed_by_waiting(signs):
             continue
-        if accepted <= refused or (refused >= fates.LEAST_COUNT and accepted >= came):
+        sent_away = _sent_away_count(view, queue, refused)
+        if accepted <= sent_away or (sent_away >= fates.LEAST_COUNT and accepted >= came):
             continue  # it took all who came, and sent some of them away
         if queue.pid in waiting:  # what it took already waits for somebody else
             continue
@@ -273,6 +275,17 @@ def _queueing(signs: Signs) -> list[Met]:
             )
         )
     return found
+
+
+def _sent_away_count(view: RunView, queue: fates.StandingQueue, refused_count: int) -> int:
+    """Of the clients that were refused those whom this process can have refused.
+
+    Behind a proxy that are no more than it closed: the others the proxy refused by itself.
+    """
+    pid = queue.pid
+    if view.subject(pid).role != "backend" or fates.accepted_count(view, pid) < 0:
+        return refused_count
+    return min(refused_count, fates.closed_count(view, pid, queue.last_s))
 
 
 _NOBODY_CAME = "that it lets in no more: no client came after the last that it took"

@@ -102,7 +102,7 @@ def named(verdict: dict[str, Any], cause: str) -> dict[str, Any]:
 
 def test_a_task_limit_of_its_group_is_named_with_the_group(profile_run):
     with control_group("pids", {"pids.max": "40"}) as group:
-        # So slowly that a thread runs before the next is made: on a busy core 36 of them can be made
+        # So slowly that a thread runs before the next is made: on a busy core 36 can be made
         # while 4 have answered.
         ramp = ("--connections", "120", "--ramp", "60")
         verdict = profile_run(joined(group, server("threads")), *ramp, *PATIENCE)

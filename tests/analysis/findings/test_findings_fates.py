@@ -113,6 +113,55 @@ def test_threads_that_are_all_taken_are_a_slot_that_is_waited_for(foreign):
     assert finding.value_of("waiting_threads", "recvfrom for a connection of their own") == 60
 
 
+@pytest.mark.parametrize(("locked_count", "is_slot"), [(0, True), (60, True), (80, False)])
+def test_each_connection_may_hold_a_second_thread_but_an_idle_pool_is_no_slot(
+    foreign, locked_count, is_slot
+):
+    """One reads it, one serves what was read; a larger pool that rests has room."""
+    served(foreign)
+    kept_out(foreign, "timeout")
+    for at_s in (1.5, 2.0, 2.5):
+        row = {"at_s": at_s, "pid": 800}
+        foreign.add("open_fates", **row, local_port=9000, fate="unread", socket_count=40)
+        foreign.add("open_fates", **row, local_port=9000, fate="answered", socket_count=60)
+        foreign.add("thread_waits", **row, thread_name="app", syscall="recvfrom",
+                    waits_for="own_connection", thread_count=60)  # fmt: skip
+        if locked_count:
+            foreign.add("thread_waits", **row, thread_name="app", syscall="futex",
+                        waits_for="lock", thread_count=locked_count)  # fmt: skip
+        foreign.add("thread_waits", **row, thread_name="main", is_main=True, syscall="epoll_wait",
+                    waits_for="event_loop", thread_count=1)  # fmt: skip
+    causes = {f.cause for f in summarise(foreign.frames()).findings}
+    assert ("waits-for-slot" in causes) is is_slot
+    assert ("own-limit" in causes) is not is_slot
+
+
+@pytest.mark.parametrize(("refused_by", "is_limit"), [("proxy", True), ("backend", False)])
+def test_what_its_proxy_refuses_says_nothing_of_whom_a_process_behind_it_let_in(
+    foreign, refused_by, is_limit
+):
+    """30 are let in, 40 refused: by the proxy that did not reach it, or by itself before."""
+    served(foreign, 30)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.2, event="upgrade_refused", detail="HTTP 502: Bad Gateway")
+    behind = foreign.process("backend", 0)
+    accepted_count = 30 if refused_by == "proxy" else 40
+    foreign.add("connection_fates", pid=behind, at_s=1.1, last_s=1.0, fate="accepted",
+                connection_total=accepted_count, first_s=0.0)  # fmt: skip
+    if refused_by == "backend":
+        foreign.add("connection_fates", pid=behind, at_s=1.3, last_s=1.2, fate="closed_answered",
+                    connection_total=40, first_s=0.0)  # fmt: skip
+    for at_s in (1.5, 2.0, 2.5):
+        foreign.add("unix_listeners", at_s=at_s, pid=behind, path="/run/app",
+                    accept_queue_count=33, backlog_count=32, socket_inode=7)  # fmt: skip
+    causes = {f.cause: f for f in summarise(foreign.frames()).findings}
+    assert ("own-limit" in causes) is is_limit
+    if is_limit:
+        assert causes["own-limit"].subject.pid == behind
+        assert causes["own-limit"].value_of("let_in") == 30
+        assert causes["unix-queue-full"].follows_from == "own-limit"
+
+
 @pytest.mark.parametrize("is_main", [True, False])
 def test_who_serves_one_client_after_the_other_has_no_loop_that_stands_still(foreign, is_main):
     served(foreign, 1)
