@@ -112,6 +112,7 @@ def change_of(
     kind: str = "on",
     seed: int = 0,
     resamples_count: int = 4_000,
+    bar_pct: float = BAR_PCT,
 ) -> Change:
     """The change of one figure.
 
@@ -126,6 +127,7 @@ def change_of(
         kind: Which windows are held against those without a watch.
         seed: Of the resampling.
         resamples_count: How often.
+        bar_pct: What it may get worse by.
 
     Returns:
         The trimmed mean over the blocks, with the 95 % interval of a percentile bootstrap (Efron,
@@ -148,7 +150,7 @@ def change_of(
         _as_pct(middle),
         low_pct,
         high_pct,
-        "within" if worst_pct <= BAR_PCT else "over" if best_pct > BAR_PCT else "not decided",
+        "within" if worst_pct <= bar_pct else "over" if best_pct > bar_pct else "not decided",
     )
 
 
