@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.server import fates
 from analysis.server.thread_waits import some_thread_polls
 from analysis.signs.limit_met import is_free, is_harmed_by_waiting, met_limits
+from analysis.signs.listen_queues import full_pids
 from analysis.signs.signs import Signs
 from analysis.stats.remembered import remembered
 
@@ -77,6 +78,8 @@ def _left_queue(signs: Signs, port: int, mine: pd.DataFrame) -> LeftQueue | None
     owners = [int(pid) for pid in watches["pid"].unique()] or fates.owners_of_port(view, port)
     if not owners or not all(_sleeps(signs, pid, first_s, last_s) for pid in owners):
         return None
+    if not full_pids(signs).isdisjoint(owners):
+        return None  # who has no descriptor left sleeps between two tries to accept
     since_s = first_s - fates.QUIET_S
     taken = sum(signs.established_between(pid, since_s, last_s) or 0 for pid in owners)
     if taken and all(fates.keeps_its_number(view, pid, since_s, last_s) for pid in owners):

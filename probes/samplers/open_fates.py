@@ -11,9 +11,9 @@ Hook:
     ``probes/proc/epoll_watch.py``; ``probes/samplers/thread_waits.py``. A look is taken at a sign
     of trouble (``probes/budget/trouble.py``); under clients of ours also at the end.
 Cost:
-    About 2 us a socket and look and 1 us a descriptor of the servers; a look waits ``_REST_FACTOR``
-    times as long as the last one took, 1,000 times beside a server in service (100 times after each
-    of the first three). Nothing without trouble but the look for it.
+    About 10 us a socket and look and 1 us a descriptor of the servers; a look waits
+    ``_REST_FACTOR`` times as long as the last one took, 1,000 times beside a server in service (100
+    times after each of the first three). Nothing without trouble but the look for it.
 Misses:
     With TLS, a connection counts as answered after the server's hello. A process with more than
     ``_WALK_MOST_COUNT`` descriptors is not walked: where several such serve, its sockets have pid
@@ -53,7 +53,9 @@ _FIRST_LOOKS_COUNT, _FIRST_REST_FACTOR = 3, 100
 _WALK_MOST_COUNT, _SPARING_WALK_MOST_COUNT = 32_768, 4_096
 _PROCESSES_MOST = 64
 _SOCKETS_MOST, _SPARING_SOCKETS_MOST = 300_000, 10_000
-"""A look takes 10 us of Python for each, while no other probe of this process is sampled."""
+"""While a look goes on no other probe of this process is sampled."""
+_COST_OF_ONE_NS = 10_000.0
+"""Of one socket in a look, at least; the last look tells how much more it is on this host."""
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 _EPOLL_LINK = "anon_inode:[eventpoll]"
 _WATCHES_MOST_COUNT = 4
@@ -107,7 +109,7 @@ class OpenFatesProbe(Probe):
         self._left: LeftTrouble | None = None
         self._is_sparing = False
         self._due_ns = 0
-        self._cost_ns = 0
+        self._cost_of_one_ns = _COST_OF_ONE_NS
         self._is_active = False
         self._epoll_fds: dict[int, list[int]] = {}
         self._watched_count: Counter[int] = Counter()
@@ -187,10 +189,13 @@ class OpenFatesProbe(Probe):
 
         Beside a server in service there is none: that may have no core to spare for it.
         """
-        is_cheap = self._cost_ns < _LAST_LOOK_MOST_NS
-        if self._is_active and self._client is not None and is_cheap and self._pids:
+        if self._is_active and self._client is not None and self._pids and self._is_cheap():
             self._look(at_ns)
         self._is_active = False
+
+    def _is_cheap(self) -> bool:
+        """A look at as many sockets as there are now costs no more than the end may wait."""
+        return tcp_sockets_in_use() * self._cost_of_one_ns < _LAST_LOOK_MOST_NS
 
     def _look(self, at_ns: int) -> None:
         began_ns = time.thread_time_ns()
@@ -240,7 +245,8 @@ class OpenFatesProbe(Probe):
                     wait.address,
                     count,
                 )
-        cost_ns = self._cost_ns = time.thread_time_ns() - began_ns
+        cost_ns = time.thread_time_ns() - began_ns
+        self._cost_of_one_ns = max(_COST_OF_ONE_NS, cost_ns / max(1, count))
         factor = _SPARING_REST_FACTOR if self._is_sparing else _REST_FACTOR
         if self.seen_count <= _FIRST_LOOKS_COUNT:  # what stands is told from two or three
             factor = min(factor, _FIRST_REST_FACTOR)

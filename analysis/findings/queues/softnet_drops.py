@@ -15,6 +15,8 @@ from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject
 from analysis.signs.listen_queues import (
     LEAST_LATE_COUNT,
+    Moved,
+    Stalls,
     moved,
     server_drops,
     stall_sentence,
@@ -33,6 +35,7 @@ _FUNCTIONS = ("enqueue_to_backlog", "netif_rx_internal", "netif_receive_skb_list
 """Where it is dropped, before Linux 5.17 told why; a compiler may put the first into the others."""
 _LIMIT = "net.core.netdev_max_backlog"
 _LEAST_RESENT_COUNT = LEAST_LATE_COUNT
+_LEAST_DROPS_OF_A_HANDSHAKE = 2
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -42,9 +45,9 @@ def find(signs: Signs) -> list[Finding]:
     whole = moved(signs, "SoftnetDropped")
     if not own.change_count or not whole.change_count:
         return []
-    stalled = stalls(signs)
+    harmed = _harmed(signs, own)
+    is_harm, stalled = harmed is not None, harmed or stalls(signs)
     resent_count = int(view.frames["tcp_retransmits"]["event_count"].sum())
-    is_harm = stalled.is_harm(own)
     if not is_harm and (view.is_attached or resent_count < _LEAST_RESENT_COUNT):
         return []
     first_s = min(stalled.began_s(own), own.first_s)
@@ -98,6 +101,23 @@ def find(signs: Signs) -> list[Finding]:
             explained_count=stalled.explained_count(own) if is_harm else 0,
         )
     ]
+
+
+def _harmed(signs: Signs, own: Moved) -> Stalls | None:
+    """Attempts that these drops can have delayed; None where they are too few for those who waited.
+
+    A SYN is resent after a second. What comes after it is resent after 0.2 s, 0.4 s and so on: a
+    handshake is late only when several of its segments were dropped, and for most of those that
+    nobody answered the server is to blame.
+    """
+    for stalled, least_count in (
+        (stalls(signs, connect_only=True), 1),
+        (stalls(signs), _LEAST_DROPS_OF_A_HANDSHAKE),
+    ):
+        waited_count = stalled.failed_count + stalled.late_count
+        if stalled.is_harm(own) and own.change_count >= least_count * waited_count:
+            return stalled
+    return None
 
 
 def _fullest_core(signs: Signs) -> tuple[str, int]:

@@ -124,6 +124,18 @@ def test_the_hosts_counter_alone_names_nothing_though_clients_waited(stalled):
     assert named(summarise(stalled.frames())) == []
 
 
+@pytest.mark.parametrize(("dropped_count", "is_named"), [(30, False), (230, True)])
+def test_few_drops_do_not_explain_many_handshakes_that_nobody_answered(
+    fine, dropped_count, is_named
+):
+    """A neighbour fills the queue, and the server is full: what it dropped came again at once."""
+    fine.connect(100, from_s=0.3, until_s=0.9, closed_s=2.9, stage="handshake", errno=110,
+                 close_kind="timeout")  # fmt: skip
+    counter(fine, "SoftnetDropped", 900)
+    dropped(fine, "CPU_BACKLOG", dropped_count)
+    assert (named(summarise(fine.frames())) == ["softnet-drops"]) is is_named
+
+
 def test_drops_that_delayed_nobody_are_no_finding(fine):
     full_core(fine)
     assert [f.cause for f in summarise(fine.frames()).findings] == ["reached"]

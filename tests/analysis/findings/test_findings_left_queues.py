@@ -89,6 +89,15 @@ def test_who_takes_one_for_each_that_leaves_has_a_limit_of_its_own(watched, watc
     assert finding.subject.pid == 800
 
 
+def test_who_has_no_descriptor_left_does_not_pace_itself(watched):
+    """A runtime that sleeps between two tries to accept takes one whenever a client leaves."""
+    hold(watched, 0, 50, 60, 70, 80)
+    stand(watched, 20, 30, 40, 50)
+    watched.add("failing_syscalls", at_s=4.0, pid=800, syscall="accept4", errno=24,
+                errno_name="EMFILE", event_count=40, first_s=2.0, last_s=3.9)  # fmt: skip
+    assert "queue-left-standing" not in causes(watched)
+
+
 def test_of_an_older_recording_nothing_is_known_of_how_long_they_stood(watched):
     hold(watched, 0, 50, 60, 70, 80)
     stand(watched, 20, 30, 40, 50, quiet=-1)

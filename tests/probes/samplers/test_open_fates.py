@@ -16,10 +16,12 @@ from probes.budget.trouble import (
     OutsideTrouble,
     PendingTrouble,
 )
-from probes.contract.live import Counter, Phase, Role
+from probes.contract import live as live_memory
+from probes.contract.live import Counter, Live, Phase, Role
 from probes.contract.probe import ProcessRef, Target
 from probes.netlink import socket_dump
 from probes.netlink.socket_dump import InetSocket
+from probes.samplers import open_fates
 from probes.samplers.open_fates import OpenFatesProbe, count_fates, endpoints, fate_of
 
 
@@ -61,6 +63,23 @@ def test_connections_are_counted_by_where_they_stand(run):
         }
         for each in kept:
             each.close()
+
+
+@pytest.mark.parametrize(("socket_count", "looks"), [(20_000, 1), (240_000, 0)])
+def test_the_last_look_is_left_out_where_it_would_delay_the_end(
+    run, monkeypatch, socket_count, looks
+):
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        port = server.getsockname()[1]
+        ref = ProcessRef(os.getpid(), "server", 0, is_python=True)
+        live = Live(live_memory.create(run.path / "live.bin", 1, 1))
+        probe = OpenFatesProbe()
+        probe.start(Target(run, {ref.pid: ref}, frozenset({port}), live, is_foreign=True))
+        monkeypatch.setattr(open_fates, "tcp_sockets_in_use", lambda: socket_count)
+        probe.stop(1)
+        for writer in probe.writers:
+            writer.close()
+        assert probe.seen_count == looks
 
 
 def test_servers_of_our_own_are_not_looked_at(run):
