@@ -17,6 +17,9 @@ NEVER_RESTED_PCT = 90.0
 FULL_HOST_PCT = 95.0
 """Mean of all cores: clock ticks of 10 ms (CONFIG_HZ=100) hide the last few per cent."""
 
+OTHERS_SHARE = 0.25
+"""Of all cores that processes beside the run took: then the host is full of them too."""
+
 FULL_SHARE = 0.98
 """Use by capacity of what the kernel counts to the unit, where it is sampled twice a second: the
 ramp goes on for a sample after the last look, and per-CPU counters are summed approximately

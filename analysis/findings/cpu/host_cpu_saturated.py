@@ -37,7 +37,7 @@ from analysis.frames.cpu import cpu_between, df_host_pressure
 from analysis.frames.run_view import Floats, Phase
 from analysis.signs.full_host_harm import BUSY_PCT, LEAST_S, Harm, harms_of, host_busy_between
 from analysis.signs.signs import Signs
-from analysis.stats.thresholds import FULL_CORE_PCT
+from analysis.stats.thresholds import FULL_CORE_PCT, OTHERS_SHARE
 from probes.contract.schema import SERVER_ROLES
 
 CAUSE = Cause(
@@ -56,7 +56,6 @@ _TOLD_STEAL_PCT = 1.0
 _LEAST_WAIT_PCT = 30.0
 """Where cores are just full, every process of the run gets one soon."""
 _OF_THE_RUN = (*SERVER_ROLES, "client")
-_OTHERS_SHARE = 0.25
 _WANTED_SHARE = 0.1
 """Where nobody knows who waits: a server that takes less of the cores may be one that is idle."""
 
@@ -113,7 +112,7 @@ def find(signs: Signs) -> list[Finding]:
         shares = _shares(signs, harm)
         if harm.is_of_any_task and shares.servers < _WANTED_SHARE * shares.capacity:
             continue
-        foreign = shares.others + shares.stolen >= _OTHERS_SHARE * shares.capacity
+        foreign = shares.others + shares.stolen >= OTHERS_SHARE * shares.capacity
         if foreign or not _is_named_otherwise(signs):
             is_limited = _stops_on_an_idle_host(signs)
             return [_finding(signs, harm, shares, foreign=foreign, is_limited=is_limited)]

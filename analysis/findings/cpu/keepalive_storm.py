@@ -13,14 +13,17 @@ full.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from analysis.causes import Cause, Effect
 from analysis.evidence import Evidence, Finding, Fix, capitalised
+from analysis.frames.cpu import cpu_between
 from analysis.frames.keepalive import PingWork, fleet_cpu_pct, ping_work
-from analysis.frames.run_view import RunView
+from analysis.frames.run_view import Phase, RunView
 from analysis.signs.signs import MOST_MESSAGE_CPU_US, Signs
 from analysis.signs.watched_keepalive import WatchedKeepalives, watched_keepalives
-from analysis.stats.thresholds import STEADY_CORE_PCT
+from analysis.stats.thresholds import LATE_CPU_S, OTHERS_SHARE, STEADY_CORE_PCT
+from probes.contract.schema import SERVER_ROLES
 
 CAUSE = Cause(
     id="keepalive-storm",
@@ -33,6 +36,7 @@ CAUSE = Cause(
 _LEAST_DUTY = 0.25
 _BEHIND = 0.8
 _FLEET_SHARE = 0.6
+_FULL_PCT = 90.0
 
 
 def find(signs: Signs) -> list[Finding]:
@@ -62,12 +66,31 @@ def _fullness(signs: Signs, work: list[PingWork]) -> list[Evidence]:
     if is_behind and _would_fill(view, work, due_per_s / max(sent_per_s, 1.0)):
         found.append(Evidence("due_rate", due_per_s, "live_samples", of="pings"))
     host = signs.host_cpu
-    busy = host[(host["core"] == -1) & host["at_s"].between(from_s, until_s)]["busy_pct"]
-    host_duty = float((busy >= 90).mean()) if len(busy) else 0.0
-    wanted_pct = 100 * signs.view.core_count * _FLEET_SHARE
-    if host_duty >= _LEAST_DUTY and fleet_cpu_pct(view) >= wanted_pct * host_duty:
+    host = host[(host["core"] == -1) & host["at_s"].between(from_s, until_s)]
+    host_duty = float((host["busy_pct"] >= _FULL_PCT).mean()) if len(host) else 0.0
+    if host_duty >= _LEAST_DUTY and _is_full_of_fleet(view, host):
         found.append(Evidence("host_full_time", 100 * host_duty, "host_cpu"))
     return found
+
+
+def _is_full_of_fleet(view: RunView, host: pd.DataFrame) -> bool:
+    """While no core was free the fleet had most of them, and without others one would have been.
+
+    Pings go out in bursts: what counts is who had the cores from the first sample that was full to
+    the last one.
+    """
+    is_full = host["busy_pct"] >= _FULL_PCT
+    full_s = host["at_s"][is_full]
+    span = Phase("full", float(full_s.min()) - LATE_CPU_S, float(full_s.max()))
+    taken = cpu_between(view, span)
+    fleet_pct = float(taken["cpu_pct"][taken["role"].isin([*SERVER_ROLES, "client"])].sum())
+    capacity_pct = 100 * view.core_count
+    inside = host["at_s"].between(span.start_s, span.end_s)
+    busy_pct = capacity_pct * float(host["busy_pct"][inside].mean()) / 100
+    others_pct = busy_pct - float(taken["cpu_pct"].sum())
+    share = float(is_full[inside].mean())
+    is_most = fleet_pct >= _FLEET_SHARE * capacity_pct * share
+    return is_most and others_pct < OTHERS_SHARE * capacity_pct
 
 
 def _would_fill(view: RunView, work: list[PingWork], behind: float) -> bool:

@@ -646,6 +646,19 @@ def test_pings_that_fall_behind_because_others_have_the_cores_are_no_storm(build
     assert "keepalive-storm" not in [f.cause for f in summarise(build.frames()).findings]
 
 
+@pytest.mark.parametrize(("cpu_pct", "is_storm"), [(80.0, True), (62.0, False)])
+def test_a_host_that_others_fill_as_well_is_not_full_of_pings(build, cpu_pct, is_storm):
+    """Of two full cores two workers have four fifths, or those beside the run more than a third."""
+    healthy(build)
+    build.manifest["host"] = build.manifest.get("host", {}) | {"core_count": 2}
+    pings(build, 2, 0.05)
+    for worker in range(2):
+        build.cpu(800 + worker, cpu_pct, from_s=0.0, until_s=7.0)
+    build.host_cpu(100, from_s=0.0, until_s=7.0)
+    found = [f.cause for f in summarise(build.frames()).findings]
+    assert ("keepalive-storm" in found) is is_storm
+
+
 @pytest.mark.parametrize(("interval_s", "cpu_pct"), [(5.0, 3.0), (1.0, 30.0)])
 def test_pings_that_leave_room_are_no_storm(build, interval_s, cpu_pct):
     healthy(build, workers=1)
