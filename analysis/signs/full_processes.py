@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -9,7 +12,14 @@ from analysis.signs.signs import ACCEPT_CALLS, EMFILE, Signs
 from analysis.stats.remembered import remembered
 from probes.contract.schema import SERVER_ROLES
 
+_OTHER_CALLS = (
+    *("openat", "open", "openat2", "pipe2", "pipe", "socketpair", "dup", "epoll_create1"),
+    *("eventfd2", "timerfd_create", "signalfd4", "memfd_create", "pidfd_open"),
+)
+"""Calls that take a descriptor and say EMFILE for no other limit, as inotify_init does."""
 _SERVER_CALLS, _CLIENT_CALLS = (*ACCEPT_CALLS, "socket"), ("socket",)
+_NEARLY_SHARE = 0.9
+"""Who needs several at once, and gives back those that it got, is never seen quite full."""
 
 
 @remembered
@@ -24,6 +34,8 @@ def full_processes(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
     calls = _CLIENT_CALLS if roles[0] == "client" else _SERVER_CALLS
     emfile = signs.errors_by_pid(calls, EMFILE)
     records = emfile.to_dict("records") if len(emfile) else []
+    if roles[0] != "client":
+        records += _refused_otherwise(signs, fleet, {int(row["pid"]) for row in records})
     hits = {int(row["pid"]): row for row in records}
     is_near = (fleet["peak_count"] >= fleet["capacity_count"] - 1).to_numpy(dtype=bool)
     fleet = fleet[is_near | np.array([int(pid) in hits for pid in fleet["pid"]], dtype=bool)]
@@ -57,6 +69,18 @@ def full_processes(signs: Signs, roles: tuple[str, ...]) -> pd.DataFrame:
     if len(frame):
         frame = frame.sort_values(["first_s", "pid"], kind="stable", ignore_index=True)
     return frame
+
+
+def _refused_otherwise(
+    signs: Signs, fleet: pd.DataFrame, known: set[int]
+) -> list[dict[Hashable, Any]]:
+    """Who accepted to the end, and had no descriptor left for a file, a pipe or a child."""
+    other = signs.errors_by_pid(_OTHER_CALLS, EMFILE)
+    if other.empty:
+        return []
+    nearly = fleet["peak_count"] >= _NEARLY_SHARE * fleet["capacity_count"]
+    wanted = set(fleet["pid"][nearly].astype(int)) - known
+    return [row for row in other.to_dict("records") if int(row["pid"]) in wanted]
 
 
 def is_server_full(signs: Signs) -> bool:

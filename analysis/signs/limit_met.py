@@ -379,11 +379,14 @@ def _refusing(signs: Signs) -> list[Met]:
     first_s, last_s = float(refused["closed_s"].min()), float(refused["closed_s"].max())
     if not established or not any(is_free(signs, pid, first_s, last_s) for pid in fronts):
         return []
+    if statuses[0] not in _OWN_STATUSES and established < fates.LEAST_COUNT:
+        return []  # it let hardly anybody in: what they ask for, or who they are, is refused
     evidence = (
         Evidence("handshakes_refused", len(refused), "connections", first_s),
         Evidence("http_status", statuses[0], "events", first_s),
     )
     how = f"answered the other {len(refused):,} with HTTP {statuses[0]}"
+    is_rate = statuses[0] == _TOO_MANY_REQUESTS
     speakers = [each.pid for each in said if each.pid in fronts]
     return [
         Met(
@@ -396,9 +399,9 @@ def _refusing(signs: Signs) -> list[Met]:
             len(refused),
             len(fronts) if len(fronts) > 1 else 0,
             established if len(fronts) > 1 else 0,
-            is_rate=statuses[0] == _TOO_MANY_REQUESTS
-            or any("limiting requests" in each.line for each in said),
+            is_rate=is_rate or any("limiting requests" in each.line for each in said),
             is_told=bool(said),
+            is_sure_rate=is_rate and any(_RATE.search(text) for text in told),
         )
     ]
 
@@ -407,7 +410,12 @@ _REFUSES = re.compile(r"limiting (?:connections|requests)|concurrency limit")
 """Words of a server that answers with an error, and does not close or wait."""
 _TOO_MANY_REQUESTS = 429
 """RFC 6585 section 4: too many requests in a given amount of time."""
-_TOO_MANY = re.compile(r"HTTP (429|500|503)\b")
+_RATE = re.compile(r"Retry-After|\brate\b|too (?:fast|quickly|often)", re.IGNORECASE)
+"""It says when they may come again, or what it counts."""
+_OWN_STATUSES = (429, 500, 503)
+"""By these a server says that it cannot serve, not that a client asks for the wrong thing."""
+_TOO_MANY = re.compile(r"HTTP (402|403|409|42[0-59]|43\d|500|503)\b")
+"""All clients ask for the same: who lets some in and then refuses by any of these counts them."""
 
 
 def is_harmed_by_waiting(signs: Signs, late_count: int = 0) -> bool:

@@ -41,6 +41,7 @@ class Met:
         is_rate: It says that its clients come too fast, not that they are too many.
         descriptors: That it had open then, where no sample says it, 0 otherwise.
         is_told: The server said so itself.
+        is_sure_rate: Its answer says that it is the rate.
         tried_after: Connections that came to this process later, where that is counted, else 0.
         let_in_after: Of them those that it kept.
         after_table: Where that was counted.
@@ -59,6 +60,7 @@ class Met:
     is_rate: bool = False
     descriptors: int = 0
     is_told: bool = False
+    is_sure_rate: bool = False
     tried_after: int = 0
     let_in_after: int = 0
     after_table: str = "connection_fates"

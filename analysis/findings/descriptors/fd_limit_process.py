@@ -1,8 +1,8 @@
 """``fd-limit-process``: a process is at RLIMIT_NOFILE.
 
-Proof: EMFILE from accept4, accept or socket (server; a proxy opens one for each connection) or
-socket (client), which Linux returns for nothing else (fs/file.c, alloc_fd), and descriptors open =
-soft limit of that pid. A worker that leaves its listener before it meets EMFILE is full by its
+Proof: EMFILE from accept4, accept, socket or another call that takes a descriptor (server; a proxy
+opens a socket for each connection, others a file or a pipe) or socket (client), which Linux returns
+for nothing else (fs/file.c, alloc_fd), and descriptors open = soft limit of that pid. A worker that leaves its listener before it meets EMFILE is full by its
 count alone; that is a limit only when connections wanted in.
 What its clients see depends on the runtime. Those that were never answered are counted here; resets
 are ``server-resets-when-full``, a status is ``upgrade-refused``.
@@ -32,7 +32,7 @@ from analysis.evidence import (
 from analysis.findings.descriptors.sockets_left_open import CLOSE_THEM
 from analysis.server.nofile_setting import lasting_limit_command, raised_where_it_is_set
 from analysis.signs.full_processes import full_processes
-from analysis.signs.signs import CLOSED_ERRNOS, EMFILE, Signs
+from analysis.signs.signs import ACCEPT_CALLS, CLOSED_ERRNOS, EMFILE, Signs
 from probes.contract.schema import SERVER_ROLES
 
 CAUSE = Cause(
@@ -129,8 +129,11 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         evidence.append(Evidence("descriptors_per_connection", each_count, "live_samples"))
         taken = f"{soft - own:,} for {(soft - own) // each_count:,} connections"
     doing = "accepts" if subject.role != "client" else "opens"
+    wanted = "connection"
+    if emfile_count and not is_client and not any(each in syscall for each in ACCEPT_CALLS):
+        doing, wanted = "opens", "file, pipe or socket"
     explanation = (
-        f"{capitalised(str(subject))} {doing} no further connection: its {soft:,} descriptors are "
+        f"{capitalised(str(subject))} {doing} no further {wanted}: its {soft:,} descriptors are "
         f"all in use, {own:,} by itself, {taken}."
         + (f" {syscall} returned EMFILE {times(emfile_count)}." if emfile_count else "")
         + others

@@ -56,7 +56,8 @@ def _finding(signs: Signs, met: Met) -> Finding:
     facts = view.process_facts(met.pid)
     share = -(-wanted // max(1, met.sharing_count))
     known = None
-    for count in (wanted, share) if not (met.is_rate and met.is_told) else ():
+    is_sure_rate = met.is_rate and (met.is_told or met.is_sure_rate)
+    for count in (wanted, share) if not is_sure_rate else ():
         known = name_limit(
             *(subject.command, facts, met.let_in, descriptors, count),
             shared_count=met.shared_count,
@@ -98,7 +99,7 @@ def _finding(signs: Signs, met: Met) -> Finding:
     if cpu_pct is not None:
         evidence.append(Evidence("process_cpu", cpu_pct, "process_samples", met.first_s))
         left += f" and {cpu_pct:.0f} % of a core"
-    limit = " on how fast clients come" if met.is_rate and met.is_told else _words(known)
+    limit = " on how fast clients come" if is_sure_rate else _words(known)
     confidence, missing = signs.trust("connection_fates", "open_fates", "process_samples")
     is_left = bool(met.doubt) and known is None
     if is_left:
@@ -139,14 +140,15 @@ _ALL_OF_THEM = Fix(
 
 def _faster(view: RunView, met: Met) -> Fix | None:
     """The line that limits the rate, where the server said that it is one and its file is known."""
-    if not (met.is_rate and met.is_told):
+    if not (met.is_rate and (met.is_told or met.is_sure_rate)):
         return None
     for each in view.process_facts(met.pid).get("settings") or []:
         text = str(each.get("text") or "")
         if _RATE_SETTING.search(text):
             place = f"{each['file']}:{each['line']}"
             return Fix(f"a higher rate or burst in {place}  # {text}", "more come in a second")
-    return Fix("a higher rate or burst in limit_req_zone and limit_req", "more come in a second")
+    setting = "limit_req_zone and limit_req" if met.is_told else "the server's limit on the rate"
+    return Fix(f"a higher rate or burst in {setting}", "more come in a second")
 
 
 def _as_it_says(signs: Signs, met: Met) -> Fix | None:
@@ -172,6 +174,7 @@ def _from_more_addresses(signs: Signs, met: Met, known: NamedLimit | None) -> tu
     view = signs.view
     said = [each.line for each in signs.words_of("own-limit")]
     text = f"{known.setting} {known.where}" if known is not None else ""
+    said += fates.refusals_told(view)
     if view.is_attached or not any(_PER_ADDRESS.search(each) for each in (text, met.how, *said)):
         return ()
     count = max(1, view.connections["source_address"].nunique())
@@ -190,7 +193,7 @@ def _from_more_addresses(signs: Signs, met: Met, known: NamedLimit | None) -> tu
 
 _PER_ADDRESS = re.compile(
     r"limit_conn|limiting connections|per.?(?:ip|host|client|address|source)|conn_cur|sc0_conn"
-    r"|remote_?addr|(?:your|one|same) (?:ip|address)",
+    r"|remote_?addr|(?:your|one|same|this|that|an?) (?:ip\b|address)",
     re.IGNORECASE,
 )
 """Words of a limit on connections of one client."""
@@ -200,11 +203,12 @@ def _slower(view: RunView, met: Met) -> tuple[Fix, ...]:
     """What the clients can do where the limit is one on their rate, or may be."""
     if not met.is_rate or view.is_attached:
         return ()
+    is_sure = met.is_told or met.is_sure_rate
     seconds = max(0.1, view.hold.start_s - view.ramp.start_s)
     rate = max(1, min(int(met.let_in / seconds), met.let_in))
     return (
         Fix(
-            f"profile-run --ramp {rate} --retry 10  # {'it' if met.is_told else 'if it'} limits "
+            f"profile-run --ramp {rate} --retry 10  # {'it' if is_sure else 'if it'} limits "
             "how fast clients come",
             "who is refused comes back later",
         ),

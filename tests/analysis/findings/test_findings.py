@@ -153,6 +153,16 @@ def test_emfile_of_another_syscall_is_not_a_full_listener(full_server):
     assert causes(summarise(full_server.frames())) == []
 
 
+def test_who_has_no_descriptor_left_for_a_pipe_is_full_though_it_accepts(full_server):
+    """A child for each connection: what it got of six it gives back, and is never quite full."""
+    for row in full_server.rows["live_samples"]:
+        row["open_count"] = min(row["open_count"], 385)
+    emfile(full_server, 800, 5, syscall="pipe2")
+    (finding,) = [f for f in summarise(full_server.frames()).findings if f.side == "server"]
+    assert (finding.cause, finding.value_of("emfile_calls", "pipe2")) == ("fd-limit-process", 5)
+    assert "opens no further file, pipe or socket" in finding.explanation
+
+
 # -- ephemeral-ports-exhausted ----------------------------------------------------------------
 
 

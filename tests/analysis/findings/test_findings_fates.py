@@ -232,7 +232,7 @@ def test_who_takes_all_and_sends_some_away_has_not_stopped_accepting(foreign, le
     if let_in:
         served(foreign, let_in)
     kept_out(foreign, "protocol")
-    foreign.add("events", at_s=1.2, event="upgrade_refused", detail="HTTP 403: not allowed")
+    foreign.add("events", at_s=1.2, event="upgrade_refused", detail="HTTP 401: not allowed")
     foreign.add("connection_fates", at_s=2.5, pid=800, fate="accepted",
                 connection_total=let_in + 40, first_s=0.0, last_s=1.2)  # fmt: skip
     for at_s in (1.5, 2.0, 2.5):
@@ -406,6 +406,24 @@ def test_a_limit_on_the_rate_is_told_to_those_who_come(foreign):
                 first_s=0.0, last_s=1.6)  # fmt: skip
     finding = named(foreign, "own-limit")
     assert any(fix.command.startswith("profile-run --ramp ") for fix in finding.fix)
+
+
+@pytest.mark.parametrize(("said", "words", "fix"), [
+    ("HTTP 429: Retry-After: 1; slow down", "a limit of its own on how fast clients come",
+     "a higher rate or burst"),
+    ("HTTP 403: Too many connections from this address", "answered the other 40 with HTTP 403",
+     "profile-run --source-addresses 2"),
+    ("HTTP 402: your plan has 60 connections", "answered the other 40 with HTTP 402", "raise"),
+])  # fmt: skip
+def test_who_let_some_in_and_refuses_the_others_counts_them(foreign, said, words, fix):
+    served(foreign)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.3, event="upgrade_refused", detail=said)
+    foreign.add("connection_fates", at_s=2.0, pid=800, fate="accepted", connection_total=100,
+                first_s=0.0, last_s=1.6)  # fmt: skip
+    finding = named(foreign, "own-limit")
+    assert words in finding.sentence
+    assert any(each.command.startswith(fix) for each in finding.fix)
 
 
 def waits(build, *threads, unanswered=40, answered=60, pid=800, unread=0):
