@@ -2,8 +2,9 @@
 
 Proof: EMFILE from accept4, accept, socket or another call that takes a descriptor (server; a proxy
 opens a socket for each connection, others a file or a pipe) or socket (client), which Linux returns
-for nothing else (fs/file.c, alloc_fd), and descriptors open = soft limit of that pid. A worker that leaves its listener before it meets EMFILE is full by its
-count alone; that is a limit only when connections wanted in.
+for nothing else (fs/file.c, alloc_fd), and descriptors open = soft limit of that pid. A worker that
+leaves its listener before it meets EMFILE is full by its count alone; that is a limit only when
+connections wanted in.
 What its clients see depends on the runtime. Those that were never answered are counted here; resets
 are ``server-resets-when-full``, a status is ``upgrade-refused``.
 Sockets that clients have left and the server keeps (CLOSE_WAIT) are no load: a quarter of all and
