@@ -24,7 +24,7 @@ junit = $(if $(RESULTS),--junitxml='$(RESULTS)/$(1).xml')
 # Where a container sets it, each of hundreds of processes would compile the tree anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev install-peers run test test-all test-beside-neighbours test-kernels test-containers test-distributions test-hard bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
+.PHONY: help install install-dev install-peers run run-cluster test test-all test-beside-neighbours test-kernels test-containers test-distributions test-hard bench bench-servers bench-attach recordings score diagnose lint format clean lock man reference screenshots
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -40,6 +40,9 @@ install-peers: install-dev ## other people's servers, for tests and bench, in .v
 
 run: install ## the main job: make run CONNECTIONS=120000 ARGS='--hold 10'
 	@$(BIN)/profile-run --connections $(CONNECTIONS) $(ARGS)
+
+run-cluster: install-dev ## a run over four hosts that are network namespaces of this machine (root)
+	@$(BIN)/python -m tests.hosts --clients 3 -- profile-run --connections 12000 $(ARGS)
 
 lint: install-dev ## ruff, mypy --strict, import-linter, and the rules in lint/
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache && $(BIN)/python -m lint

@@ -26,6 +26,7 @@ def document(summary: Summary) -> dict[str, Any]:
         "verdict": {
             "cause": verdict.cause,
             "side": verdict.side,
+            **({"host": verdict.host} if verdict.host else {}),
             "sentence": verdict.sentence,
             "at_connections": verdict.at_connections,
             "at_s": verdict.at_s,
@@ -69,8 +70,9 @@ def finding_document(finding: Finding) -> dict[str, Any]:
         "cause": finding.cause,
         "severity": finding.severity,
         "side": finding.side,
-        "subject": {"role": subject.role, "pid": subject.pid, "worker": subject.worker}
-        | ({"command": subject.command} if subject.command else {}),
+        "subject": {"role": subject.role, "pid": subject.own_pid, "worker": subject.worker}
+        | ({"command": subject.command} if subject.command else {})
+        | ({"host": subject.host} if subject.host else {}),
         "first_s": finding.first_s,
         "last_s": finding.last_s,
         "evidence": [evidence.record() for evidence in finding.evidence],

@@ -13,6 +13,7 @@ from typing import Literal
 from analysis.causes import CAUSE_IDS, GOOD_CAUSES
 from analysis.evidence_kinds import EVIDENCE_KINDS
 from probes.contract.schema import SERVER_ROLES
+from probes.contract.several_hosts import pid_on_host
 
 Side = Literal["server", "client", "host"]
 Severity = Literal["binding", "contributing", "warning", "info"]
@@ -150,21 +151,29 @@ class Subject:
         pid: Its pid, 0 for no single process.
         worker: Its number within its role, -1 for none.
         command: What a process that is not ours is called, '' for ours.
+        host: Of a run over several hosts which it is on, else ''.
     """
 
     role: str = ""
     pid: int = 0
     worker: int = -1
     command: str = ""
+    host: str = ""
+
+    @property
+    def own_pid(self) -> int:
+        """Its pid as its own host knows it."""
+        return pid_on_host(self.pid)
 
     def __str__(self) -> str:
         if not self.pid:
             return "the host" if not self.role else f"the {self.role}"
+        pid = f"pid {self.own_pid}" + (f" on {self.host}" if self.host else "")
         if self.worker < 0:
-            return f"{self.role} (pid {self.pid})"
+            return f"{self.role} ({pid})"
         name = "worker" if self.role == "server" else self.role
         called = f"{self.command}, " if self.command else ""
-        return f"{name} {self.worker} ({called}pid {self.pid}, {side_of_role(self.role)})"
+        return f"{name} {self.worker} ({called}{pid}, {side_of_role(self.role)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,11 @@ def _call(errno_name: str) -> EvidenceKind:
     )
 
 
+_HOSTS: dict[str, EvidenceKind] = {
+    "connections_of_lost_host": _with("count", "connections that {of} was to make"),
+    "lost_hosts": EvidenceKind("count", "hosts that were lost"),
+}
+
 _DESCRIPTORS: dict[str, EvidenceKind] = {
     "emfile_calls": _call("EMFILE"),
     "emfile_call_rate": _with(
@@ -373,6 +378,6 @@ _LIMITS: dict[str, EvidenceKind] = {
 
 EVIDENCE_KINDS: dict[str, EvidenceKind] = {
     **_DESCRIPTORS, **_PORTS, **_MEMORY, **_QUEUES, **_CONNECTIONS, **_CPU, **_LOOPS, **_FATES,
-    **_LIMITS, **_RUN,
+    **_LIMITS, **_RUN, **_HOSTS,
 }  # fmt: skip
 """Id to its kind."""

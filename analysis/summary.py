@@ -16,7 +16,6 @@ import pandas as pd
 
 from analysis.causes import NOT_EXPLAINED
 from analysis.evidence import Finding
-from analysis.findings import find_all
 from analysis.frames import cpu, failures, memory, processes, timeline
 from analysis.frames.descriptors import df_descriptors
 from analysis.frames.moments import df_moments
@@ -31,6 +30,7 @@ from analysis.signs.attempts import with_attempts
 from analysis.signs.before_failure import df_before_failure
 from analysis.signs.signs import Signs
 from analysis.stacks.hot_thread import with_threads
+from analysis.verdict.by_host import find_on_hosts, ladder_of_hosts
 from analysis.verdict.hot_worker import describe_hot_worker
 from analysis.verdict.not_explained import not_explained
 from analysis.verdict.ranking import rank
@@ -234,7 +234,10 @@ def summarise(frames: RunFrames) -> Summary:
         host_cpu=host_cpu,
         ladder=ladder,
     )
-    ranked = rank(signs, find_all(signs))
+    if frames.hosts:
+        ladder = ladder_of_hosts(signs, ladder, lambda each: _signs_of(each).ladder)
+        signs = replace(signs, ladder=ladder)
+    ranked = rank(signs, find_on_hosts(signs, _signs_of))
     findings = with_attempts(with_quotes(ranked, signs.words, view.first_failure_s), view)
     hot = with_threads(signs.view, describe_hot_worker(signs, findings))
     verdict = conclude(view, findings, ladder, quotes_of(near(signs.words, view.first_failure_s)))
@@ -297,6 +300,20 @@ def summarise(frames: RunFrames) -> Summary:
     for name, value in {**known, "_makers": later}.items():
         object.__setattr__(summary, name, value)
     return summary
+
+
+def _signs_of(view: RunView) -> Signs:
+    """What findings look at, of a part of a run."""
+    ports, descriptors = df_ports(view), df_descriptors(view)
+    return Signs(
+        view,
+        errors=failures.df_errors(view),
+        ports=ports,
+        descriptors=descriptors,
+        worker_cpu=cpu.df_worker_cpu(view),
+        host_cpu=cpu.df_host_cpu(view),
+        ladder=build_ladder(view, descriptors, ports, timeline.df_listeners(view)),
+    )
 
 
 def _missing(view: RunView) -> list[str]:

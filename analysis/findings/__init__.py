@@ -32,6 +32,7 @@ from analysis.findings.descriptors import (
     server_resets_when_full,
     sockets_left_open,
 )
+from analysis.findings.hosts import host_lost
 from analysis.findings.memory import (
     enobufs,
     garbage_collection,
@@ -84,6 +85,7 @@ class CauseModule(Protocol):
 MODULES: tuple[CauseModule, ...] = (
     reached,
     no_limit_met,
+    host_lost,
     fd_limit_process,
     fd_limit_system,
     accept_spin,

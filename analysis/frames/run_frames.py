@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.frames.several_hosts import OF_ONE_HOST, HostPart, moved, parts_of
 from probes.contract import schema
 from probes.contract.errors import RunDirError
 from probes.contract.live import Live, Role
 from probes.contract.live_records import read_connections, read_slots
-from probes.contract.rundir import LIVE, RunDir, TableRead
+from probes.contract.rundir import LIVE, RunDir, TableRead, require_version
+from probes.contract.several_hosts import HOST_NAME, hosts_of
 
 # Tables have hundreds of rows and many small steps: Python's strings take a third less time for
 # them than Arrow's, and no more for 120,000 rows.
@@ -30,6 +32,12 @@ _DTYPES: dict[str, Any] = {
 
 _UNSEEN_NS = 1_200_000_000
 """Two sampling periods and a little: who is not seen for so long, while others are, has ended."""
+
+_OF_CLIENT_HOST = (
+    *("port_range", "port_range_by", "group_capacity_count", "group_limit_count"),
+    *("source_addresses", "client_nofile_count", "client_capacity_count"),
+)
+"""What the plan of a run over several hosts says of one of them."""
 
 Reader = Callable[[str], TableRead]
 
@@ -55,14 +63,19 @@ class RunFrames:
         manifest: ``manifest.json``.
         cut_files: Streams that ended inside a batch, so far as they were read.
         missing: What could not be read, for people.
+        hosts: Of a run over several hosts each of them; empty for a run of one.
+        host: Of ``of_host`` which it is, else ''.
     """
 
     path: Path
     manifest: dict[str, Any]
     _read: Reader
+    hosts: tuple[HostPart, ...] = ()
+    host: str = ""
     cut_files: list[Path] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     _cache: dict[str, pd.DataFrame] = field(default_factory=dict)
+    _parts: dict[HostPart, RunFrames] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         """A table of ``probes.contract.schema.TABLES``, empty with the right types when absent.
@@ -71,6 +84,9 @@ class RunFrames:
         """
         found = self._cache.get(name)
         if found is None:
+            if self.hosts:
+                self._cache[name] = found = self._of_hosts(name)
+                return found
             read = self._read(name)
             for cut in read.cut_files:
                 self.cut_files.append(cut)
@@ -79,6 +95,47 @@ class RunFrames:
                 )
             found = _to_frame(name, read)
             self._cache[name] = found
+        return found
+
+    def _of_hosts(self, name: str) -> pd.DataFrame:
+        """The rows of all hosts, or of the one whose rows these are (``several_hosts``)."""
+        of_one = name in OF_ONE_HOST
+        wanted = self.host or self.hosts[0].name
+        frames = [
+            moved(name, part_frames[name], part)
+            for part, part_frames in self._parts.items()
+            if part.has_rows and (not of_one or part.name == wanted) and self._is_asked(part, name)
+        ]
+        frames = [frame for frame in frames if len(frame)]
+        if not frames:
+            return empty_table(name)
+        found = pd.concat(frames, ignore_index=True)
+        if "at_ns" in found.columns:
+            found = found.sort_values("at_ns", kind="stable", ignore_index=True)
+        return _typed(name, found)
+
+    def _is_asked(self, part: HostPart, name: str) -> bool:
+        """``of_host`` has that host and the one that serves: clients are judged beside it."""
+        return self.host in ("", part.name) or part.number == 0
+
+    def of_host(self, part: HostPart) -> RunFrames:
+        """The run as it was for one client host: its rows, and those of the server.
+
+        What is of a whole host is of that one.
+        """
+        mine = part.manifest
+        plan = mine.get("plan") or {}
+        manifest = {
+            **self.manifest,
+            "target_connections": part.share,
+            "host": mine.get("host") or {},
+            "plan": {
+                **(self.manifest.get("plan") or {}),
+                **{key: plan[key] for key in _OF_CLIENT_HOST if key in plan},
+            },
+        }
+        found = RunFrames(self.path, manifest, self._read, self.hosts, part.name)
+        found._parts.update(self._parts)
         return found
 
     def put(self, name: str, frame: pd.DataFrame) -> None:
@@ -125,7 +182,10 @@ def load(run: RunDir) -> RunFrames:
     Raises:
         RunDirError: The manifest cannot be read.
     """
-    frames = RunFrames(run.path, run.read_manifest(), run.read_table)
+    manifest = run.read_manifest()
+    if hosts := hosts_of(manifest):
+        return _load_hosts(run, manifest, hosts)
+    frames = RunFrames(run.path, manifest, run.read_table)
     if (frames.manifest.get("server") or {}).get("foreign"):
         _take_roles_of_processes(frames)
     incomplete = [t for t in ("connections", "processes", "live_samples") if frames[t].empty]
@@ -138,6 +198,36 @@ def load(run: RunDir) -> RunFrames:
     if frames.is_cut_short:
         _add_ends_by_samples(frames)
     return frames
+
+
+def _load_hosts(
+    run: RunDir, manifest: dict[str, Any], hosts: Sequence[Mapping[str, Any]]
+) -> RunFrames:
+    """Opens what each host of several recorded."""
+    loaded: dict[str, RunFrames] = {}
+    missing = []
+    for each in hosts:
+        name = str(each["name"])
+        if not HOST_NAME.fullmatch(name):
+            raise RunDirError(f"{run.path} names a host {name[:40]!r}", fix="copy it again")
+        try:
+            part_run = run.part(name)
+            require_version(part_run)
+            loaded[name] = load(part_run)
+        except RunDirError as error:
+            if not each.get("is_lost"):
+                missing.append(f"host {name}: {error.message}")
+    parts = parts_of(hosts, {name: frames.manifest for name, frames in loaded.items()})
+    found = RunFrames(run.path, manifest, run.read_table, tuple(parts))
+    found.missing.extend(missing)
+    for part in parts:
+        if part.name in loaded:
+            found._parts[part] = loaded[part.name]
+    if found.is_cut_short:
+        found.missing.append(
+            "the run did not finish: its command ended before it wrote the last status"
+        )
+    return found
 
 
 def _take_roles_of_processes(frames: RunFrames) -> None:

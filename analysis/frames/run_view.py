@@ -20,6 +20,7 @@ from analysis.frames.host_facts import allowed_cpus, of_allowed_cpus
 from analysis.frames.run_frames import RunFrames
 from analysis.frames.run_words import RunWords, is_watched, words_of
 from analysis.stats.remembered import remembered
+from probes.contract.several_hosts import host_number
 
 Floats = npt.NDArray[np.float64]
 
@@ -429,7 +430,14 @@ class RunView:
     def _subjects(self) -> dict[int, Subject]:
         rows = zip(self.who["pid"], self.who["role"], self.who["worker"], strict=True)
         names = self._commands
-        return {int(p): Subject(str(r), int(p), int(w), names.get(int(p), "")) for p, r, w in rows}
+        hosts = {part.number: part.name for part in self.frames.hosts}
+        return {
+            int(p): Subject(
+                *(str(r), int(p), int(w), names.get(int(p), "")),
+                host=hosts.get(host_number(int(p)), ""),
+            )
+            for p, r, w in rows
+        }
 
     @property
     def is_foreign(self) -> bool:

@@ -114,7 +114,8 @@ def origin_of(signs: Signs, finding: Finding, findings: Sequence[Finding]) -> Fi
             late_s = _UNTIL_IT_IS_SAID_S if grows else _TOLERANCE_S
             late_s = _BETWEEN_LOOKS_S if cause == _SLOW else late_s
             is_earlier = other.first_s <= since_s + late_s
-            is_near = other.side in (finding.side, "host")  # what the host lacks, both sides lack
+            # what the host lacks, both sides lack
+            is_near = other.side in (finding.side, "host") and _may_share_host(finding, other)
             is_near = is_near or _SLOW in (cause, finding.cause)  # between the two sides
             if other.cause == cause and is_near and is_earlier:
                 if cause == _SLOW and (other.severity == "info" or not _is_same(finding, other)):
@@ -152,6 +153,12 @@ def _had_room(signs: Signs) -> bool:
         return capacity >= signs.view.target_count
     workers = signs.descriptors[signs.descriptors["role"] == "server"]
     return bool((workers["peak_count"] < workers["capacity_count"] - 1).any())
+
+
+def _may_share_host(finding: Finding, other: Finding) -> bool:
+    """What a host lacks, the processes of another one do not."""
+    hosts = finding.subject.host, other.subject.host
+    return other.side != "host" or "" in hosts or hosts[0] == hosts[1]
 
 
 def _is_same(finding: Finding, other: Finding) -> bool:

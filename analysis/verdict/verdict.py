@@ -30,6 +30,7 @@ class Verdict:
             watched; ``not-explained`` when the target was missed and nothing measured explains
             it; ``interrupted`` when somebody stopped the run before anything else did.
         side: server, client or host.
+        host: Of a run over several hosts the one that it is about, '' for all or one.
         headline: The first clause: what happened, with side, process and number.
         at_connections: Open connections when it was met; the held count for ``reached``.
         at_s: Seconds since the ramp began, None when not known.
@@ -59,6 +60,7 @@ class Verdict:
     consequences: tuple[str, ...] = ()
     remedy: str = ""
     doubt: str = ""
+    host: str = ""
 
     @property
     def is_good(self) -> bool:
@@ -110,6 +112,7 @@ def conclude(
     return Verdict(
         cause=binding.cause,
         side=binding.side,
+        host=binding.subject.host,
         headline=binding.headline,
         consequences=_consequences(binding, findings, unseen),
         remedy=_remedy(binding),

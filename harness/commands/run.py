@@ -52,6 +52,8 @@ def profile_run(argv: Sequence[str]) -> int:
     """
     options = run_options.parse(argv)
     probes = registry.resolve(options.probes)
+    if options.hosts is not None or options.cluster is not None:
+        return _over_hosts(options, argv, probes)
     host = run_options.limited(read_host(), options)
     own_namespace = host.may_own_namespace and not options.host_network
     options.foreign = foreign = foreign_options.foreign_request(
@@ -70,6 +72,24 @@ def profile_run(argv: Sequence[str]) -> int:
         run = create_run_dir(options.output, options.name)
         try:
             result = _record(options, argv, host, plan, probes, run, interrupt)
+            interrupt.begin_conclusion()
+            return _conclude(options, run, result, interrupt)
+        finally:
+            hand_over(run.path)
+
+
+def _over_hosts(options: argparse.Namespace, argv: Sequence[str], probes: list[str]) -> int:
+    from harness.hosts import run as hosts_run  # Dask comes with it
+
+    hosts = hosts_run.check(options)
+    interrupt = Interrupt()
+    with interrupt.caught():
+        if options.plan:
+            print(hosts_run.plan_only(options, hosts, interrupt))
+            return ExitCode.REACHED
+        run = create_run_dir(options.output, options.name)
+        try:
+            result = hosts_run.record(options, argv, hosts, probes, run, interrupt)
             interrupt.begin_conclusion()
             return _conclude(options, run, result, interrupt)
         finally:

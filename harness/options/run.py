@@ -243,6 +243,10 @@ def parser() -> Parser:
     load("--message-rate", type=_message_rate, default=0.0, metavar="RATE",
          help="messages per second of the whole fleet, default 0")  # fmt: skip
     foreign_options.add_options(top)
+    hosts = top.add_argument_group("several hosts (pip install 'connscope[cluster]')").add_argument
+    hosts("--hosts", type=Path, metavar="FILE", help="TOML file that names the hosts of the run")
+    hosts("--cluster", metavar="URL",
+          help="running Dask cluster, tcp://192.0.2.1:8786 (default: start agents)")  # fmt: skip
     out = top.add_argument_group("watching and output").add_argument
     out("--probes", default="auto", metavar="SET", help="auto, light, full, none, or a list")
     out("--output", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")

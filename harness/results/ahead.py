@@ -20,15 +20,19 @@ class AnalysisAhead:
 
     Args:
         with_page: A page is wanted as well.
+        is_wanted: This process understands the recording when it is over.
     """
 
-    def __init__(self, *, with_page: bool = True) -> None:
+    def __init__(self, *, with_page: bool = True, is_wanted: bool = True) -> None:
         self._with_page = with_page
+        self._is_wanted = is_wanted
         self._timer = threading.Timer(_LAST_SAMPLES_S, _import_analysis, (with_page,))
         self._timer.daemon = True
 
     def begin(self) -> None:
         """Called when the probes have been asked to stop."""
+        if not self._is_wanted:
+            return
         if conclusion.is_apart():
             conclusion.begin(with_page=self._with_page, after_s=_LAST_SAMPLES_S)
         else:

@@ -107,7 +107,9 @@ class Fleet:
         inherited = [live_fd, write_fd, config_fd, *([namespace_fd] if namespace_fd >= 0 else [])]
         try:
             for side, module in _MODULES.items():
-                if side == "server" and config.is_foreign:
+                if (side == "server" and config.is_foreign) or (
+                    side == "client" and not config.clients
+                ):
                     continue
                 with open_new(run_path / "logs" / f"{side}.log") as log:
                     words = (os.getpid(), config_fd, live_fd, write_fd, namespace_fd)

@@ -66,6 +66,7 @@ class Recorder:
         probes: Names of the probes.
         manifest: Already written with status "running".
         with_page: Its page will be wanted at the end.
+        concludes: This process understands the recording when it is over.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Recorder:
         manifest: recording.Manifest,
         *,
         with_page: bool = True,
+        concludes: bool = True,
     ) -> None:
         self._run = run
         self._probe_names = probes
@@ -85,7 +87,7 @@ class Recorder:
         self._noted_s = 0.0
         self._stop_ns = 0
         self._live_file: LiveFile | None = None
-        self._analysis_ahead = AnalysisAhead(with_page=with_page)
+        self._analysis_ahead = AnalysisAhead(with_page=with_page, is_wanted=concludes)
 
     def _keep_live(self) -> None:
         if self._live_file is not None:

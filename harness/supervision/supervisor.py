@@ -24,6 +24,7 @@ from harness.planning.layout import Plan
 from harness.results import conclusion
 from harness.supervision import live_status, recording
 from harness.supervision.attempts import StopReason, attempts_record
+from harness.supervision.cue import Cue
 from harness.supervision.fleet import Fleet
 from harness.supervision.foreign_notes import foreign_notes
 from harness.supervision.probe_process import ProbeProcess
@@ -32,7 +33,7 @@ from probes.contract.errors import HostError, ToolkitError
 from probes.contract.live import Counter, Header, Live, Phase, Role
 from probes.contract.live_file import LiveFile
 from probes.contract.rundir import RunDir
-from reports.terminal.terminal import LiveView
+from reports.terminal.terminal import LiveView, Status
 
 _TICK_S = 0.05
 _FLEET_START_DEADLINE_S = 120.0
@@ -97,6 +98,7 @@ class Supervisor(Recorder):
         foreign: The server where it is not ours.
         failures_max_count: The ramp ends after so many failed attempts, 0: after any number.
         with_page: Its page will be wanted at the end.
+        cue: Who decides when phases begin; the supervisor alone when None.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class Supervisor(Recorder):
         foreign: ForeignRequest | None = None,
         failures_max_count: int = 0,
         with_page: bool = True,
+        cue: Cue | None = None,
     ) -> None:
-        super().__init__(run, probes, manifest, with_page=with_page)
+        self._cue = cue or Cue()
+        super().__init__(run, probes, manifest, with_page=with_page, concludes=self._cue.concludes)
         self._failures_max_count = failures_max_count
         self._stopped = (StopReason.NONE, 0)
         self._plan = plan
@@ -268,6 +272,7 @@ class Supervisor(Recorder):
         status = live_status.LiveStatus(fleet, self._plan)
         self._view.update(status.read("setup", note="starting processes and probes"))
         started = self._wait_until_ready(fleet, probes, result)
+        started = started and self._cue.wait_for_ramp(lambda: bool(self._interrupt.signal_name))
         if started and not self._interrupt.signal_name:
             self._ramp(fleet, status, result)
         if started and not self._interrupt.signal_name:
@@ -311,11 +316,12 @@ class Supervisor(Recorder):
         best, best_at_s = 0, time.monotonic()
         while not self._interrupt.signal_name:
             self._note_ends(fleet)
-            if fleet.are_attempts_done or self._is_side_gone(fleet):
+            is_done = fleet.are_attempts_done
+            if self._is_side_gone(fleet) or self._cue.is_ramp_over(is_done=is_done):
                 return
             established = fleet.total(Counter.ESTABLISHED_TOTAL)
             now_s = time.monotonic()
-            if established > best:
+            if established > best or is_done:  # who is done waits for other hosts
                 best, best_at_s = established, now_s
             elif now_s - best_at_s > max(stall_s, 2 * self._pace_s()):
                 note = f"no connection was established for {stall_s:.0f} s"
@@ -327,8 +333,12 @@ class Supervisor(Recorder):
                 self._end_attempts(fleet, StopReason.FAILURES, f"{failed_count} attempts failed")
                 return
             left_s = status.ramp_left_s(self._hold_s)
-            self._view.update(status.read("ramp", time_left_s=left_s, note=status.wall_note()))
+            self._show(status.read("ramp", time_left_s=left_s, note=status.wall_note()))
             time.sleep(_TICK_S)
+
+    def _show(self, status: Status) -> None:
+        self._view.update(status)
+        self._cue.tell(status)
 
     def _end_attempts(self, fleet: Fleet, reason: StopReason, detail: str) -> None:
         """No client begins another connection."""
@@ -349,12 +359,12 @@ class Supervisor(Recorder):
         at_ns = fleet.set_phase(Phase.HOLD)
         self._manifest.begin_stage("hold", at_ns)
         self._event("phase_hold", at_ns=at_ns)
-        end_s = time.monotonic() + self._hold_s
+        end_s = self._cue.hold_end_s(self._hold_s)
         while not self._interrupt.signal_name and (left_s := end_s - time.monotonic()) > 0:
             self._note_ends(fleet)
             if self._is_side_gone(fleet):
                 return
-            self._view.update(status.read("hold", time_left_s=left_s))
+            self._show(status.read("hold", time_left_s=left_s))
             time.sleep(min(2 * _TICK_S, left_s))
 
     def _stop(
@@ -373,6 +383,7 @@ class Supervisor(Recorder):
         self._stop_probes(probes, deadline_s, result)
         self._spare(*conclusion.pids())
         self._burners.stop()
+        self._cue.wait_for_stop(lambda: bool(self._interrupt.signal_name))
         self._note_ends(fleet)
         at_ns = time.monotonic_ns()
         self._manifest.begin_stage("stop", at_ns)

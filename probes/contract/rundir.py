@@ -9,6 +9,7 @@
                         of a long watch <producer>-<pid>.<number>.arrows follow, one an hour
       logs/<child>.log
       derived/*.parquet  verdict.json  report.html
+      hosts/<name>/     of a run over several hosts: manifest, raw and logs of each, as it made them
     runs/latest -> the newest
 
 An Arrow stream cut at any byte loses only a suffix: ``read_table`` returns what is whole and says
@@ -43,6 +44,7 @@ MANIFEST = "manifest.json"
 VERDICT = "verdict.json"
 REPORT = "report.html"
 LIVE = "live.bin"
+HOSTS = "hosts"
 MOST_LOGS = 16
 """Of a run, in a bundle."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe waits for nobody
@@ -279,6 +281,18 @@ class RunDir:
         os.lseek(self._held[name], 0, os.SEEK_SET)
         return os.fdopen(self._held[name], "rb", closefd=False)
 
+    def part(self, host: str) -> RunDir:
+        """What one host of several recorded: a run directory in this one.
+
+        Args:
+            host: Its name.
+        """
+        start = f"{HOSTS}/{host}/"
+        held = None
+        if self._held is not None:
+            held = {n[len(start) :]: fd for n, fd in self._held.items() if n.startswith(start)}
+        return RunDir(self.path / HOSTS / host, held)
+
     @property
     def is_held(self) -> bool:
         """Whether its files are held open."""
@@ -367,7 +381,12 @@ def open_files(path: Path, *, with_logs: bool = False) -> dict[str, int]:
     found: dict[str, int] = {}
     streams = (f"raw/{each.parent.name}/{each.name}" for each in path.glob("raw/*/*.arrows"))
     logs = sorted(path.glob("logs/*.log"))[:MOST_LOGS] if with_logs else []
-    for name in (MANIFEST, LIVE, *streams, *(f"logs/{each.name}" for each in logs)):
+    of_hosts = [
+        str(each.relative_to(path))
+        for form in (f"{HOSTS}/*/{MANIFEST}", f"{HOSTS}/*/raw/*/*.arrows")
+        for each in path.glob(form)
+    ]
+    for name in (MANIFEST, LIVE, *streams, *(f"logs/{each.name}" for each in logs), *of_hosts):
         try:
             fd = os.open(path / name, _READ | os.O_NOFOLLOW)
         except OSError:

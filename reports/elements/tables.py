@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from probes.contract.several_hosts import host_number, pid_on_host
 from reports.elements import formatting
 
 MAX_ROWS = 400
@@ -177,7 +178,14 @@ def process_column(label: str = "Process") -> tuple[Heading, MakeCell]:
 
 
 def process_name(role: str, worker: int, pid: int) -> str:
-    """The name of a process as people read it: worker 3 (pid 812)."""
+    """The name of a process as people read it: worker 3 (pid 812).
+
+    Of a run over several hosts the number of its host, which a table of the page names, comes with
+    it but for the host that serves.
+    """
     noun = {"server": "worker", "": "process"}.get(role, role)
     number = f" {worker}" if worker >= 0 and role != "acceptor" else ""
-    return f"{noun}{number} (pid {pid})" if pid > 0 else f"{noun}{number}"
+    if pid <= 0:
+        return f"{noun}{number}"
+    host = f", host {host_number(pid)}" if host_number(pid) else ""
+    return f"{noun}{number} (pid {pid_on_host(pid)}{host})"

@@ -6,11 +6,13 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.frames.probe_trust import MATERIAL_LOSS_SHARE
 from analysis.frames.run_view import run_directory
 from probes.contract.clock import Anchor
+from probes.contract.several_hosts import hosts_of
 from reports.elements import formatting
 from reports.elements.tables import Cell, Heading, Part, Table, number_column, table_of, text_column
 from reports.sections.view import View
@@ -41,6 +43,7 @@ def method_section(view: View) -> dict[str, Any]:
         "parts": [
             _health_part(view),
             _overhead_part(view),
+            *_hosts_parts(manifest),
             _facts_part("host", "Which host was it?", _without(host, "sysctls", "limits")),
             _facts_part("sysctls", "Which sysctls applied?", _mapping(host.get("sysctls"))),
             _facts_part("limits", "Which limits applied?", _mapping(host.get("limits"))),
@@ -157,6 +160,49 @@ def _overhead_part(view: View) -> Part:
         )
     part.tables.append(table_of("overhead-table", "Cost of the probes", s.probe_overhead, columns))
     return part
+
+
+def _hosts_parts(manifest: Mapping[str, Any]) -> list[Part]:
+    """The hosts of a run over several, with their clocks; none for a run of one."""
+    hosts = hosts_of(manifest)
+    if not hosts:
+        return []
+    rows = []
+    for each in hosts:
+        clock, agent = _mapping(each.get("clock")), _mapping(each.get("agent"))
+        rows.append(
+            {
+                "number": int(each["index"]),
+                "name": str(each["name"]),
+                "role": str(each.get("role") or ""),
+                "address": str(each.get("address") or ""),
+                "connections": int(each.get("connections") or 0),
+                "state": "lost" if each.get("is_lost") else str(each.get("status") or ""),
+                "offset_s": float(clock.get("offset_ns") or 0) / 1e9,
+                "drift_ppm": float(clock.get("drift_ppm") or 0.0),
+                "bound_s": float(clock.get("bound_ns") or 0) / 1e9,
+                "rss_bytes": float(agent.get("rss_bytes") or np.nan),
+            }
+        )
+    part = Part("hosts", "Which hosts took part?")
+    part.lead = (
+        "All times are those of host 0, onto whose clock the others were moved: an order of two "
+        "events on two hosts is known no better than the bounds of their clocks."
+    )
+    columns = [
+        number_column("Number", "number", ""),
+        text_column("Host", "name"),
+        text_column("Role", "role"),
+        text_column("Address", "address", is_code=True),
+        number_column("Connections", "connections", "asked for"),
+        text_column("Ended", "state"),
+        number_column("Clock", "offset_s", "beside that of host 0", formatting.seconds),
+        number_column("Drift", "drift_ppm", "ppm", formatting.significant),
+        number_column("Bound", "bound_s", "of its clock", formatting.seconds),
+        number_column("Agent", "rss_bytes", "RSS", formatting.size),
+    ]
+    part.tables.append(table_of("hosts-table", "The hosts", pd.DataFrame(rows), columns))
+    return [part]
 
 
 def _facts_part(part_id: str, title: str, facts: Mapping[str, Any]) -> Part:

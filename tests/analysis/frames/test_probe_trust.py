@@ -221,8 +221,8 @@ SCENARIOS = (
              attached.watched, ("server", "receive-buffer-full")),
 )  # fmt: skip
 
-SEEN_BY_THE_FLEET_ALONE = {"reached", "upgrade-refused", "closed-by-server"}
-"""What clients of ours saw with each connection, which no probe can miss."""
+SEEN_BY_THE_FLEET_ALONE = {"reached", "upgrade-refused", "closed-by-server", "host-lost"}
+"""What clients of ours, or agents, saw with each connection or host, which no probe can miss."""
 
 
 def test_every_kind_of_finding_is_looked_at():

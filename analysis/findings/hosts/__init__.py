@@ -1,0 +1,1 @@
+"""Causes that only a run over several hosts can have."""
