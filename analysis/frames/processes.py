@@ -145,12 +145,29 @@ def what_is_missing(view: RunView) -> list[str]:
         for each in trust.records
         if not each.is_broken and each.is_loss_material()
     ]
+    lines += _clocks_that_contradict(view)
     silent = _silent_probes(view)
     if silent:
         lines.append(f"probes without a health row (they ended early): {_listed(silent)}")
     if view.manifest.get("status") == "interrupted":
         lines.append("the run was interrupted: what came later is missing")
     return lines
+
+
+def _clocks_that_contradict(view: RunView) -> list[str]:
+    """No connection is accepted before it was begun, where clocks are what they seem."""
+    fates, connections = view.frames["connection_fates"], view.frames["connections"]
+    accepted = fates[(fates["fate"] == "accepted") & (fates["first_ns"] > 0)]
+    bounds = [part.bound_ns for part in view.frames.hosts]
+    if not bounds or accepted.empty or connections.empty:
+        return []
+    early_ns = int(connections["start_ns"].min()) - int(accepted["first_ns"].min())
+    if early_ns <= max(bounds):
+        return []
+    return [
+        f"the server accepted {early_ns / 1e6:.3f} ms before the first client began: the clocks of "
+        f"the hosts are further apart than their bound of {max(bounds) / 1e6:.3f} ms"
+    ]
 
 
 def _listed(words: set[str]) -> str:

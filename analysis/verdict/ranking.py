@@ -83,7 +83,21 @@ def find_binding(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
         explaining = [f for f in own if f.first_s < signs.view.stop_s and f.severity != "info"]
     most = max((f.explained_count for f in explaining), default=0)
     explaining = [f for f in explaining if not _is_by_the_way(f, most)]
-    return min(explaining, key=lambda f: (f.first_s, -f.explained_count), default=None)
+    return _earliest(signs, explaining)
+
+
+def _earliest(signs: Signs, findings: Sequence[Finding]) -> Finding | None:
+    """The first; of several that two clocks cannot tell apart the one that explains most."""
+    first = min(findings, key=lambda f: (f.first_s, -f.explained_count), default=None)
+    if first is None:
+        return None
+    bound_s = max((part.bound_ns for part in signs.view.frames.hosts), default=0) / 1e9
+    together = [
+        finding
+        for finding in findings
+        if finding.first_s <= first.first_s + bound_s and finding.subject.host != first.subject.host
+    ]
+    return max((first, *together), key=lambda f: f.explained_count)
 
 
 def _is_by_the_way(finding: Finding, most_count: int) -> bool:

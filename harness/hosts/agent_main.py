@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from harness.hosts import agent
 from harness.hosts.dask_settings import turn_off
+from harness.hosts.shard import AGENT_FOLDER
 
 _END_S = 6.0
 
@@ -26,12 +29,24 @@ def main() -> int:
     told = json.loads(sys.stdin.buffer.readline())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     turn_off()
+    sweep()
     with (
-        tempfile.TemporaryDirectory(prefix="connscope-agent-") as folder,
+        tempfile.TemporaryDirectory(prefix=f"{AGENT_FOLDER}{os.getpid()}-") as folder,
         suppress(KeyboardInterrupt, asyncio.CancelledError),
     ):
+        tempfile.tempdir = folder  # of its supervisors, too
         asyncio.run(_work(told, folder))
     return 0
+
+
+def sweep() -> None:
+    """Removes the folders of agents of this user that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{AGENT_FOLDER}*-*"):
+        pid = path.name.removeprefix(AGENT_FOLDER).partition("-")[0]
+        is_gone = pid.isdigit() and not Path(f"/proc/{pid}").exists()
+        with suppress(OSError):
+            if is_gone and path.lstat().st_uid == os.geteuid() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 async def _work(told: dict[str, Any], folder: str) -> None:

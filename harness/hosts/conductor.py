@@ -53,8 +53,9 @@ class Member:
         lost_s: Since when nothing was heard, 0 while it is there.
         lost_ns: The same by the reference's clock, 0 when that is not known.
         readings: Of its clock.
-        ramp_at_ns: When it was told to begin, by its own clock.
         fetched_bytes: Of its run directory, -1 when it could not be taken.
+        idle_from: When the hold began and the CPU time of its agent then, both in s.
+        idle_until: Likewise at its end.
     """
 
     name: str
@@ -65,6 +66,8 @@ class Member:
     lost_ns: int = 0
     readings: list[clocks.Reading] = field(default_factory=list)
     fetched_bytes: int = -1
+    idle_from: tuple[float, float] = (0.0, 0.0)
+    idle_until: tuple[float, float] = (0.0, 0.0)
 
     @property
     def state(self) -> str:
@@ -336,9 +339,13 @@ class Conductor:
             local_ns = self.line_of(name).local_ns(until_ns)
             await self._tell_all({"hold_until_ns": local_ns, "stop": name in clients}, [name])
         end_s = time.monotonic() + hold_s
+        for member in self.members.values():
+            member.idle_from = time.monotonic(), float(member.told.get("agent_cpu_s", 0.0))
         while not self._is_interrupted() and (left_s := end_s - time.monotonic()) > 0:
             await self._hear_all()
             show("hold", left_s)
+            for member in self.members.values():
+                member.idle_until = time.monotonic(), float(member.told.get("agent_cpu_s", 0.0))
             if self._is_server_over():
                 return
             if time.monotonic() > self._clocks_due_s and left_s > 1.0:

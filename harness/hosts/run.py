@@ -195,7 +195,11 @@ def _finish(
         except HostError:
             lines[name] = ClockLine()
         found[name] = _manifest_of(run, name) if member.fetched_bytes >= 0 else None
-        clock = {"clock": lines[name].to_dict(), "has_rows": found[name] is not None}
+        clock = {
+            "clock": lines[name].to_dict(),
+            "has_rows": found[name] is not None,
+            "ramp_ns": _ramp_ns(found[name], lines[name]),
+        }
         record_of.update(_of_member(member) | clock)
     server = plan.server.entry.name
     numbers = {each["name"]: each["index"] for each in contents["hosts"]}
@@ -238,9 +242,27 @@ def _of_member(member: Member) -> dict[str, Any]:
         "versions": member.facts["versions"],
         "hostname": str(member.facts["hostname"])[:64],
         "fetched_bytes": member.fetched_bytes,
-        "agent": {"rss_bytes": told.get("agent_rss_bytes"), "cpu_s": told.get("agent_cpu_s")},
+        "agent": {
+            "rss_bytes": told.get("agent_rss_bytes"),
+            "cpu_s": told.get("agent_cpu_s"),
+            "hold_cpu_pct": _hold_cpu_pct(member),
+        },
         "status": str(told.get("status") or told.get("state") or "")[:32],
     }
+
+
+def _hold_cpu_pct(member: Member) -> float | None:
+    """CPU of its agent in the hold, in percent of a core; None where there was no hold."""
+    (from_s, before_s), (until_s, after_s) = member.idle_from, member.idle_until
+    return 100 * (after_s - before_s) / (until_s - from_s) if until_s - from_s > 1.0 else None
+
+
+def _ramp_ns(manifest: dict[str, Any] | None, line: ClockLine) -> int:
+    """When its ramp began, by the reference's clock; 0 where it did not."""
+    begun = [
+        each["start_ns"] for each in (manifest or {}).get("stages", []) if each["stage"] == "ramp"
+    ]
+    return whole_manifest.reference_ns(int(begun[0]), line) if begun else 0
 
 
 def _manifest_of(run: RunDir, name: str) -> dict[str, Any] | None:

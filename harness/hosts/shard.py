@@ -15,6 +15,8 @@ from harness.planning.layout import Plan
 from probes.contract.errors import ToolkitError
 
 NAMES_OF_ROLES = ("server", "client", "both", "watch")
+AGENT_FOLDER = "connscope-agent-"
+"""What the name of an agent's folder begins with: its pid follows."""
 SERVES = ("server", "both")
 LOADS = ("client", "both")
 

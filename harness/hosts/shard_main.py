@@ -6,10 +6,12 @@ Its agent starts it, says on standard input what it has to do (``harness.hosts.s
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
-from harness.hosts.shard import Shard
+from harness.hosts.shard import AGENT_FOLDER, Shard
 from harness.hosts.together import Together, say
 from harness.supervision import recording
 from harness.supervision.supervisor import Interrupt, Supervisor
@@ -19,12 +21,29 @@ from probes.rights.own_user import own_user
 from reports.terminal.terminal import LiveView
 
 
+def _remove_of_killed(folder: Path, agent_pid: int) -> None:
+    """Nobody takes the run directory of an agent that is gone, nor removes that agent's folder."""
+    if os.getppid() == agent_pid:
+        return
+    for each in (folder, folder.parent):
+        if each == folder or each.name.startswith(f"{AGENT_FOLDER}{agent_pid}-"):
+            shutil.rmtree(each, ignore_errors=True)
+
+
 def main(argv: list[str]) -> int:
     """Records this host's part.
 
     Args:
         argv: The folder in which the run directory is made.
     """
+    agent_pid = os.getppid()
+    try:
+        return _record(argv)
+    finally:
+        _remove_of_killed(Path(argv[0]), agent_pid)
+
+
+def _record(argv: list[str]) -> int:
     told = sys.stdin.buffer
     interrupt = Interrupt()
     try:

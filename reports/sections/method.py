@@ -168,7 +168,9 @@ def _hosts_parts(manifest: Mapping[str, Any]) -> list[Part]:
     if not hosts:
         return []
     rows = []
+    begun_ns = int(hosts[0].get("ramp_ns") or 0)
     for each in hosts:
+        ramp_ns = int(each.get("ramp_ns") or 0)
         clock, agent = _mapping(each.get("clock")), _mapping(each.get("agent"))
         rows.append(
             {
@@ -181,7 +183,9 @@ def _hosts_parts(manifest: Mapping[str, Any]) -> list[Part]:
                 "offset_s": float(clock.get("offset_ns") or 0) / 1e9,
                 "drift_ppm": float(clock.get("drift_ppm") or 0.0),
                 "bound_s": float(clock.get("bound_ns") or 0) / 1e9,
+                "start_s": (ramp_ns - begun_ns) / 1e9 if ramp_ns and begun_ns else np.nan,
                 "rss_bytes": float(agent.get("rss_bytes") or np.nan),
+                "hold_cpu_pct": float(agent.get("hold_cpu_pct") or np.nan),
             }
         )
     part = Part("hosts", "Which hosts took part?")
@@ -199,7 +203,9 @@ def _hosts_parts(manifest: Mapping[str, Any]) -> list[Part]:
         number_column("Clock", "offset_s", "beside that of host 0", formatting.seconds),
         number_column("Drift", "drift_ppm", "ppm", formatting.significant),
         number_column("Bound", "bound_s", "of its clock", formatting.seconds),
+        number_column("Ramp began", "start_s", "after that of host 0", formatting.seconds),
         number_column("Agent", "rss_bytes", "RSS", formatting.size),
+        number_column("Agent", "hold_cpu_pct", "% of a core in the hold", formatting.percent),
     ]
     part.tables.append(table_of("hosts-table", "The hosts", pd.DataFrame(rows), columns))
     return [part]

@@ -121,3 +121,25 @@ def test_a_name_that_leads_elsewhere_is_no_host(tmp_path):
     run.write_manifest(manifest)
     with pytest.raises(RunDirError, match="names a host"):
         load(run)
+
+
+def test_clocks_that_contradict_the_connections_are_said(tmp_path):
+    def told(first_s):
+        build = RunBuilder(tmp_path / str(first_s))
+        build.process("server", 0)
+        build.add("connection_fates", at_s=1.0, pid=800, fate="accepted", first_s=first_s)
+        build.manifest["hosts"] = [entry("s", 0, role="server"), entry("a", 1)]
+        client = RunBuilder(tmp_path / f"a{first_s}")
+        client.process("client", 0)
+        client.connect(50)
+        whole = RunBuilder(tmp_path / f"w{first_s}")
+        whole.stages(1.0, 5.0)
+        whole.manifest["hosts"] = build.manifest.pop("hosts")
+        run = whole.write()
+        (run.path / "hosts").mkdir()
+        for name, each in (("s", build), ("a", client)):
+            shutil.move(each.write().path, run.path / "hosts" / name)
+        return [line for line in summarise(load(run)).missing if "clocks of the hosts" in line]
+
+    assert told(0.001) == []
+    assert len(told(-0.5)) == 1
