@@ -121,6 +121,7 @@ def served_by_children(view: RunView, pid: int, at_s: float) -> int:
     """
     children = _processes_of_one(view)
     others = [each for each in servers(view) if each not in children]
+    others = [each for each in others if view.subject(each).role != "backend"]
     if pid not in others or len(others) > 1 or not children:
         return 0
     live = view.frames["live_samples"]

@@ -66,6 +66,9 @@ KNOWN: tuple[KnownLimit, ...] = (
         256,
         "systemd-socket-proxyd --connections-max={value}",
     ),
+    # lib/puma/cli.rb
+    _known(r"puma", "t", 5, "puma -t {value}:{value}  # or threads in puma.rb: each serves one"),
+    _known(r"socat", "max-children", 0, "max-children={value}  # beside fork, in its address"),
     _known(r"envoy", "max_connections", 1024, "max_connections: {value}  # circuit_breakers"),
     _known(
         r"(apache2|httpd)",

@@ -40,6 +40,7 @@ class ThreadWait:
         thread_count: How many at a time (median of the looks that saw some).
         share: Part of the looks that saw some.
         is_main: The process's first thread is one of them.
+        thread_name: What they are called, '' where that was not asked.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class ThreadWait:
     thread_count: int
     share: float
     is_main: bool
+    thread_name: str = ""
 
 
 def thread_waits(view: RunView, pid: int) -> list[ThreadWait]:
@@ -64,7 +66,7 @@ def thread_waits(view: RunView, pid: int) -> list[ThreadWait]:
     # a thread that accepts, and reads a request itself, is none of those that have one client each
     rows = rows.assign(accepts=rows["is_main"] & (rows["waits_for"] == "own_connection"))
     for key, mine in rows.groupby(["waits_for", "syscall", "address", "thread_name", "accepts"]):
-        kind, syscall, address, *_ = key
+        kind, syscall, address, name, _ = key
         if kind not in THREAD_KINDS:
             continue
         counts = mine.groupby("at_s")["thread_count"].sum()
@@ -76,6 +78,7 @@ def thread_waits(view: RunView, pid: int) -> list[ThreadWait]:
                 thread_count=int(counts.median()),
                 share=len(counts) / looks,
                 is_main=bool(mine["is_main"].any()),
+                thread_name=str(name),
             )
         )
     return sorted(found, key=lambda each: (THREAD_KINDS.index(each.kind), -each.thread_count))
@@ -105,6 +108,25 @@ def some_thread_polls(view: RunView, pid: int) -> bool:
     looks = mine["at_s"].nunique()
     polling = mine["at_s"][mine["waits_for"] == "event_loop"].nunique()
     return looks > 0 and polling > looks / 2
+
+
+def accepts_to_the_end(view: RunView, pid: int) -> bool:
+    """A runtime that watches all with EPOLLET and accepts until EAGAIN: Go, tokio.
+
+    Its first thread rests on a lock as several others of its name do, and one of them polls.
+    """
+    rows = before_stop(view, "thread_waits")
+    mine = rows[rows["pid"] == pid]
+    main = mine[mine["is_main"]]
+    if main.empty or set(main["waits_for"]) - {"lock", "event_loop"}:
+        return False
+    alike = mine[mine["thread_name"].isin(main["thread_name"]) & ~mine["is_main"]]
+    resting = alike[alike["waits_for"] == "lock"].groupby("at_s")["thread_count"].sum()
+    looks = mine["at_s"].nunique()
+    return some_thread_polls(view, pid) and int((resting >= _RESTING_COUNT).sum()) > looks / 2
+
+
+_RESTING_COUNT = 2
 
 
 def blocking_wait(view: RunView, each: Stuck) -> ThreadWait | None:
@@ -156,6 +178,8 @@ def _is_one_for_each_unread(view: RunView, wait: ThreadWait, each: Stuck) -> boo
     rows = before_stop(view, "thread_waits")
     rows = rows[rows["pid"] == each.pid]
     mine = rows[(rows["syscall"] == wait.syscall) & ~rows["is_main"]]
+    if wait.thread_name:  # a JVM has others, which rest
+        mine = mine[mine["thread_name"] == wait.thread_name]
     fates = before_stop(view, "open_fates")
     fates = fates[(fates["pid"] == each.pid) & (fates["fate"] == "unread")]
     unread = fates.groupby("at_s")["socket_count"].sum()

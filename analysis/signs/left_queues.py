@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.server import fates
-from analysis.server.thread_waits import some_thread_polls
+from analysis.server.thread_waits import accepts_to_the_end, some_thread_polls
 from analysis.signs.limit_met import is_free, is_harmed_by_waiting, met_limits
 from analysis.signs.listen_queues import full_pids
 from analysis.signs.signs import Signs
@@ -85,6 +85,7 @@ def _left_queue(signs: Signs, port: int, mine: pd.DataFrame) -> LeftQueue | None
     if taken and all(fates.keeps_its_number(view, pid, since_s, last_s) for pid in owners):
         return None  # it takes one for each that leaves
     is_told_once = len(watches) > 0 and bool((watches["watch"] == "edge").all())
+    is_told_once &= not any(accepts_to_the_end(view, pid) for pid in owners)
     counts = mine["socket_count"]
     has_grown = int(counts.iloc[-1]) > int(counts.iloc[0])
     before_s = float(mine["at_s"].iloc[-2])

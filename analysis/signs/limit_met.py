@@ -12,7 +12,13 @@ from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.server.closed_at_once import ClosedAtOnce, closed_at_once, let_in_after
 from analysis.server.own_limits import FD_SETSIZE
-from analysis.server.thread_waits import blocking_wait, main_wait, some_thread_polls, thread_waits
+from analysis.server.thread_waits import (
+    accepts_to_the_end,
+    blocking_wait,
+    main_wait,
+    some_thread_polls,
+    thread_waits,
+)
 from analysis.signs.closed_after_upgrade import closed_after_upgrade
 from analysis.signs.room_left import (
     ON_ITS_WAY_S,
@@ -106,7 +112,8 @@ def _deaf(signs: Signs) -> list[Met]:
     if any(signs.words_of(cause) for cause in _FATAL):
         return []  # the thread that accepted has ended of it, and its process goes on
     first_s = float(refused["start_s"].min())
-    let_in = int((connections["established_s"] <= first_s + ON_ITS_WAY_S).sum())
+    came = connections["connected_s"] <= first_s + ON_ITS_WAY_S
+    let_in = int((came & connections["established_s"].notna()).sum())  # some answered later
     if let_in < fates.LEAST_COUNT:
         return []  # it never listened where the clients came
     most = max(fronts, key=lambda pid: (fates.let_in_count(view, pid), -pid))
@@ -139,6 +146,9 @@ def _closing(signs: Signs) -> list[Met]:
         together = sum(one.count for one in closers if view.subject(one.pid).role == role)
         if harmed < fates.LEAST_COUNT or together < harmed // 2:
             continue
+        let_in = _kept_count(signs, each)
+        if let_in <= 0:
+            continue  # who lets nobody in has no number: something else is amiss
         evidence = Evidence("closed_at_once", each.count, "connection_fates", each.first_s)
         tried, kept = let_in_after(view, each.pid, each.first_s)
         found.append(
@@ -147,7 +157,7 @@ def _closing(signs: Signs) -> list[Met]:
                 f"closed the other {each.count:,} at once",
                 each.first_s,
                 each.last_s,
-                _kept_count(signs, each),
+                let_in,
                 (evidence,),
                 min(each.count, harmed),
                 tried_after=tried,
@@ -205,6 +215,9 @@ def _kept_count(signs: Signs, each: ClosedAtOnce) -> int:
     accepted = max(0, each.accepted_count - each.count)
     view = signs.view
     served = fates.served_by_children(view, each.pid, each.last_s)
+    established = int(view.connections["established_s"].notna().sum())
+    if not view.is_attached and established:  # some are counted that came to nothing
+        served, accepted = min(served, established), min(accepted, established)
     if served >= fates.LEAST_COUNT:
         return served  # it closes its own end of each, and some children came to nothing
     if not view.is_attached:
@@ -299,8 +312,14 @@ def _came_to_none(signs: Signs, queue: fates.StandingQueue, since_s: float | Non
     once.
     """
     view = signs.view
-    if view.is_attached or queue.sharing_pids:
+    if view.is_attached or queue.sharing_pids or accepts_to_the_end(view, queue.pid):
         return False
+    waits = [wait for wait in thread_waits(view, queue.pid) if wait.share > 0.5]
+    if any(wait.is_main and wait.kind == "sleep" for wait in waits):
+        return False  # no event tells it of anybody
+    held = sum(wait.thread_count for wait in waits if wait.kind == "own_connection")
+    if held >= _MOST_SHARE * fates.let_in_count(view, queue.pid):
+        return False  # each that it let in holds a thread of its own
     came_s = view.connections["connected_s"].dropna()
     if since_s is None:  # nobody watched who accepts: whom it let in last clients know
         since_s = float(view.connections["established_s"].max())
@@ -366,7 +385,8 @@ def _refusing(signs: Signs) -> list[Met]:
     view = signs.view
     refused = fates.refused(view)
     told = fates.refusals_told(view)
-    statuses = [int(match[1]) for text in told if (match := _TOO_MANY.match(text))]
+    pattern = _ANY_STATUS if asks_nobody_more(signs) else _TOO_MANY
+    statuses = [int(match[1]) for text in told if (match := pattern.match(text))]
     serving = [pid for pid in fates.servers(view) if fates.let_in_count(view, pid) > 0]
     fronts = [pid for pid in serving if view.subject(pid).role != "backend"]
     failed = signs.errors[(signs.errors["syscall"] == "connect") & signs.errors["pid"].isin(fronts)]
@@ -406,6 +426,22 @@ def _refusing(signs: Signs) -> list[Met]:
     ]
 
 
+def asks_nobody_more(signs: Signs) -> bool:
+    """nginx: `no live upstreams`, though each connect of it was taken: max_conns, not a failure."""
+    view = signs.view
+    said = [each.line for each in signs.words_of("backend-unavailable")]
+    if not said or not all(_NO_LIVE.search(line) for line in said):
+        return False
+    errors, resets = signs.errors, view.frames["tcp_resets"]
+    failed = (errors["syscall"] == "connect") & errors["role"].isin(SERVER_ROLES)
+    reset = (resets["state"] == "SYN_SENT") & (resets["side"] == "other")
+    if failed.any() or (reset & bool(view.has_own_namespace)).any():
+        return False
+    return int(view.connections["established_s"].notna().sum()) >= fates.LEAST_COUNT
+
+
+_NO_LIVE = re.compile(r"no live upstreams")
+_ANY_STATUS = re.compile(r"HTTP (4\d\d|5\d\d)\b")
 _REFUSES = re.compile(r"limiting (?:connections|requests)|concurrency limit")
 """Words of a server that answers with an error, and does not close or wait."""
 _TOO_MANY_REQUESTS = 429

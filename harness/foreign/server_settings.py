@@ -53,6 +53,10 @@ _TIME = re.compile(
 )
 _UNITS_S = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 _FLAG = re.compile(r"--?[A-Za-z][\w\-]*")
+_SPAN = re.compile(r"\d{1,8}:(?P<most>\d{1,8})")
+"""From so many to so many, as puma has its threads."""
+_PART = re.compile(r"[,:;](?P<name>[A-Za-z][\w\-]{0,59})=(?P<value>\d{1,8})(?=[,;]|$)")
+"""One of several options in a word, as socat and mount have them."""
 _OPTION = re.compile(r"--?(?P<name>[A-Za-z][\w\-]{0,59})=(?P<value>\d+)")
 
 
@@ -133,6 +137,10 @@ def of_words(words: list[str]) -> list[Setting]:
             found += _kept(match["name"], match["value"])
         elif _FLAG.fullmatch(word) and after.isdigit():
             found += _kept(word.lstrip("-"), after)
+        elif _FLAG.fullmatch(word) and (span := _SPAN.fullmatch(after)):
+            found += _kept(word.lstrip("-"), span["most"])
+        for part in _PART.finditer(word) if not _SECRET.search(word) else ():
+            found += _kept(part["name"], part["value"])
         if word.startswith("-") and not _SECRET.search(word):
             found += _times(word if "=" in word else f"{word} {after}")
     return found
@@ -151,13 +159,21 @@ def of_text(text: str, file: str) -> list[Setting]:
     """Numbers in a file, with the name before them where there is one, and their line."""
     found: list[Setting] = []
     for number, line in enumerate(text.split("\n"), start=1):
-        if _SECRET.search(line):
-            continue
-        for match in _LINE.finditer(line[:_LINE_MOST]):
-            name, text = match["name"] or "", _shortened(line.strip())
-            found += _kept(name, match["value"], file, number, text)
-        found += _times(line[:_LINE_MOST], file, number)
+        for part in _statements(line, file):
+            if _SECRET.search(part):
+                continue
+            for match in _LINE.finditer(part[:_LINE_MOST]):
+                name, text = match["name"] or "", _shortened(part.strip())
+                found += _kept(name, match["value"], file, number, text)
+            found += _times(part[:_LINE_MOST], file, number)
     return found
+
+
+def _statements(line: str, file: str) -> list[str]:
+    """Parts of a line that each set one thing: in a configuration several may stand in one."""
+    if PurePosixPath(file).suffix != ".conf" or line.lstrip().startswith("#"):
+        return [line]
+    return [part for part in re.split(r"(?<=[;{}])", line) if part.strip()] or [line]
 
 
 def _times(text: str, file: str = "", line: int = 0) -> list[Setting]:

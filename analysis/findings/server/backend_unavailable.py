@@ -18,6 +18,7 @@ from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised
 from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.server.own_timeouts import name_timeout
+from analysis.signs.limit_met import asks_nobody_more
 from analysis.signs.signs import Signs
 
 CAUSE = Cause(
@@ -172,6 +173,8 @@ def _told(signs: Signs) -> _Unreached | None:
     ]
     count = sum(each.count for each in words)
     if count < fates.LEAST_COUNT and not any(_STATE.search(each.line) for each in words):
+        return None
+    if asks_nobody_more(signs):
         return None
     pids = fates.servers(view)
     speaker = next((each.pid for each in words if each.pid in pids), 0)

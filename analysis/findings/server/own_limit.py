@@ -64,6 +64,9 @@ def _finding(signs: Signs, met: Met) -> Finding:
         )
         if known is None or known.is_of_all:  # else it is one of each, which needs its share
             break
+    if known is None and not is_sure_rate:  # a title may have been written over its words
+        started = {"settings": (view.manifest.get("server") or {}).get("settings") or []}
+        known = name_limit(subject.command, started, met.let_in, descriptors, wanted)
     who, held, together = name, met.let_in, ""
     if met.shared_count and known is not None and not known.is_of_all:
         others = met.sharing_count - 1

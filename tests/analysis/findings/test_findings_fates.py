@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from analysis.frames.run_view import RunView
+from analysis.server.fates import served_by_children
 from analysis.server.own_limits import name_limit
 from analysis.server.own_timeouts import name_timeout
 from analysis.summary import summarise
@@ -896,3 +898,69 @@ def test_a_child_that_has_the_listener_until_it_executes_another_program_is_no_w
         foreign.live(801, tenth * 1.0, open_count=0)
     foreign.add("listener_owners", at_s=1.0, pid=800, socket_inode=7)
     assert "accept-imbalance" not in [f.cause for f in summarise(foreign.frames()).findings]
+
+
+def test_who_lets_nobody_in_has_no_number(foreign):
+    """It closes each since what it asks is not there."""
+    kept_out(foreign, "rst", errno=104)
+    total = {"pid": 800, "at_s": 2.0, "last_s": 1.6}
+    foreign.add("connection_fates", **total, fate="accepted", connection_total=40, first_s=0.0)
+    foreign.add("connection_fates", **total, fate="closed_unread", connection_total=40,
+                at_once_total=40, first_s=1.2)  # fmt: skip
+    assert "own-limit" not in {f.cause for f in summarise(foreign.frames()).findings}
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_proxy_that_has_enough_behind_it_has_a_limit_and_no_failure(foreign, failed):
+    """nginx: max_conns of each server of an upstream."""
+    served(foreign)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.3, event="upgrade_refused", detail="HTTP 502: Bad Gateway")
+    foreign.add("connection_fates", at_s=2.0, pid=800, fate="accepted", connection_total=100,
+                first_s=0.0, last_s=1.6)  # fmt: skip
+    foreign.add("server_words", at_s=1.3, pid=800, source="error.log", first_s=1.2, event_count=40,
+                line="no live upstreams while connecting to upstream")  # fmt: skip
+    if failed:
+        foreign.add("failing_syscalls", at_s=1.4, pid=800, syscall="connect", errno=111,
+                    errno_name="ECONNREFUSED", event_count=1, first_s=1.2, last_s=1.2)  # fmt: skip
+    cause = summarise(foreign.frames()).verdict.cause
+    assert cause == ("backend-unavailable" if failed else "own-limit")
+
+
+def stands(build, pid=800, count=40):
+    for at_s in (1.5, 2.0, 2.5):
+        build.add("open_fates", at_s=at_s, pid=pid, local_port=9000, fate="unaccepted",
+                  socket_count=count, quiet_count=count)  # fmt: skip
+        build.add("listener_watches", at_s=at_s, pid=pid, local_port=9000, watch="edge")
+
+
+def test_of_a_runtime_that_accepts_to_the_end_an_edge_says_nothing(foreign):
+    """Go and tokio watch every listener so: who stops at a number has a limit (LimitListener)."""
+    served(foreign)
+    kept_out(foreign, "timeout")
+    foreign.add("connection_fates", at_s=2.5, pid=800, fate="accepted", connection_total=60,
+                first_s=0.0, last_s=0.9)  # fmt: skip
+    stands(foreign)
+    for at_s in (1.5, 2.0, 2.5):
+        row = {"at_s": at_s, "pid": 800, "thread_name": "app"}
+        for is_main, count in ((True, 1), (False, 4)):
+            foreign.add("thread_waits", **row, is_main=is_main, syscall="futex", waits_for="lock",
+                        thread_count=count)  # fmt: skip
+        foreign.add("thread_waits", **row, syscall="epoll_pwait", waits_for="event_loop",
+                    thread_count=1)  # fmt: skip
+    verdict = summarise(foreign.frames()).verdict
+    assert (verdict.cause, verdict.confidence) == ("own-limit", "high")
+
+
+def test_children_serve_for_who_forks_in_front_of_a_backend_too(foreign):
+    """socat: a child for each connection, and what they pass it on to is none of them."""
+    accepted(foreign, 0)
+    foreign.connect(60)
+    foreign.add("connection_fates", at_s=2.5, pid=800, fate="accepted", connection_total=60,
+                first_s=0.0, last_s=0.9)  # fmt: skip
+    backend = foreign.process("backend", 1)
+    foreign.live(backend, 1.0, open_count=60)
+    for worker in range(2, 62):
+        child = foreign.process("server", worker)
+        foreign.live(child, 0.9, open_count=1)
+    assert served_by_children(RunView(foreign.frames()), 800, 2.5) == 60

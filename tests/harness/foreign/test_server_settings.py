@@ -154,3 +154,24 @@ def test_a_time_of_the_command_line_is_kept():
     assert (found["name"], found["value_s"], found["file"]) == ("idle-timeout", 3.0, "")
     (found,) = of_words(["app", "--idle-timeout=250ms"])
     assert found["value_s"] == 0.25
+
+
+def test_of_a_configuration_each_statement_is_looked_at_by_itself():
+    """`proxy_pass` names no secret of the timeout beside it."""
+    line = "location / { proxy_pass http://127.0.0.1:80; proxy_read_timeout 2s; max_conns 80; }"
+    found = of_text(f"{line}\nset $password 12345678; limit 90;", "/etc/n.conf")
+    assert [(each["name"], each["text"]) for each in found if each["value"] in (80, 90, 0)] == [
+        ("proxy_read_timeout", "proxy_read_timeout 2s;"),
+        ("max_conns", "max_conns 80;"),
+        ("limit", "limit 90;"),
+    ]
+    assert 12_345_678 not in [each["value"] for each in found]
+    assert of_text(f"{line} secret", "/a.js") == []
+
+
+@pytest.mark.parametrize(("words", "name", "value"), [
+    (["socat", "TCP-LISTEN:9001,fork,max-children=50", "TCP:h:1"], "max-children", 50),
+    (["puma", "-t", "20:32"], "t", 32),
+])  # fmt: skip
+def test_options_within_a_word_are_read(words, name, value):
+    assert (name, value) in [(each["name"], each["value"]) for each in of_words(words)]
