@@ -5,11 +5,13 @@ Each probe is started for a moment (``probes/collect/trial.py``): what is called
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from harness.commands.entry import run_command
@@ -37,6 +39,7 @@ _NAMESPACE_FIXES = {
 _EXAMPLES = (
     Example("profile-doctor", "limits, probes, and what to fix"),
     Example("profile-doctor --connections 120000", "the same, and a plan for that many"),
+    Example("profile-doctor --hosts hosts.toml", "the same of the hosts of a run over several"),
     Example(
         'eval "$(profile-doctor --print-completion bash)"',
         "completion of all commands, for ~/.bashrc; zsh likewise",
@@ -62,6 +65,9 @@ def parser() -> Parser:
     )
     add = top.add_argument
     add("--connections", type=count, metavar="N", help="also plan a run of N connections")
+    add("--hosts", type=Path, metavar="FILE",
+        help="hosts of a run over several: what they hold, clocks, versions")  # fmt: skip
+    add("--cluster", metavar="URL", help="the Dask cluster that they are in, see profile-run")
     add("--json", action="store_true", help="one JSON document on stdout")
     add("--print-completion", choices=SHELLS, metavar="SHELL",
         help="completion of all commands for bash, zsh or fish")  # fmt: skip
@@ -76,6 +82,8 @@ def _doctor(argv: Sequence[str]) -> int:
 
         print(completion_script(arguments.print_completion), end="")
         return int(ExitCode.REACHED)
+    if arguments.hosts is not None:
+        return _examine_hosts(arguments)
     host = read_host()
     examination = Examination(host, arguments.connections, check_all(), lacks_of_kernel())
     if arguments.json:
@@ -83,6 +91,15 @@ def _doctor(argv: Sequence[str]) -> int:
     else:
         print("\n".join(examination.lines()))
     return int(ExitCode.REACHED if examination.refusal is None else ExitCode.HOST_CANNOT)
+
+
+def _examine_hosts(arguments: argparse.Namespace) -> int:
+    from harness.hosts import run as hosts_run  # Dask comes with it
+    from harness.hosts.examine import examine
+
+    found = examine(hosts_run.hosts_of(arguments.hosts), arguments.cluster or "")
+    print(found.to_json() if arguments.json else "\n".join(found.lines()))
+    return int(found.exit_code)
 
 
 def most_connections(host: Host) -> tuple[int, str]:

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ _KEPT_VARIABLES = (
     *("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "HOME", "LANG", "LC_ALL", "LC_CTYPE"),
     *("TZ", "TMPDIR", "XDG_CACHE_HOME", "PYTHONWARNINGS"),
 )
+_IP_MTU = 14
 _MOST_LINE_BYTES = 1 << 20
 
 
@@ -106,6 +108,13 @@ async def compare_clocks(address: str, port: int, key: str, count: int) -> list[
     """Pairs of this host's clock and another's; see ``clock_echo.exchange``."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(None, exchange, address, port, bytes.fromhex(key), count)
+
+
+async def mtu_bytes(address: str) -> int:
+    """The largest packet on the way to a host, as far as this kernel knows it (ip(7), IP_MTU)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        asker.connect((address, 9))  # sends nothing
+        return asker.getsockopt(socket.IPPROTO_IP, _IP_MTU)
 
 
 async def start(run_id: str, shard: str) -> None:

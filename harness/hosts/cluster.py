@@ -50,6 +50,11 @@ class Cluster:
         self._last_words: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
 
+    @property
+    def scheduler_address(self) -> str:
+        """Where the scheduler is, once it is there."""
+        return str(self._scheduler.address) if self._scheduler else self._scheduler_address
+
     async def open(self, is_interrupted: Callable[[], bool]) -> None:
         """Starts the agents, or finds them, and waits until all are there.
 

@@ -108,8 +108,11 @@ class Conductor:
         self.notes: list[str] = []
         self._reference = hosts.server.name
 
-    async def meet(self) -> dict[str, Host]:
+    async def meet(self, *, refuses: bool = True) -> dict[str, Host]:
         """Asks each host what it is.
+
+        Args:
+            refuses: A host with another version is refused.
 
         Raises:
             HostError: One has another connscope, or does not answer.
@@ -134,7 +137,8 @@ class Conductor:
                 raise HostError(f"host {entry.name}: {told['refusal']}", fix=str(told["fix"]))
             self.members[entry.name] = Member(entry.name, told)
             facts[entry.name] = host
-        self._require_same_versions()
+        if refuses:
+            self._require_same_versions()
         return facts
 
     def _require_same_versions(self) -> None:
@@ -261,6 +265,10 @@ class Conductor:
             member.lost_ns = await self._reference_now_ns() - ago_ns
 
     # -- clocks -------------------------------------------------------------------------------
+
+    async def compare_clocks(self) -> None:
+        """Once, as before a ramp."""
+        await self._compare_clocks(_PAIRS_COUNT)
 
     async def _compare_clocks(self, count: int) -> None:
         """Asks from the reference's host; what could not be asked is missing then."""

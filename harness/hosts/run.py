@@ -53,6 +53,16 @@ def check(options: argparse.Namespace) -> HostsFile:
             "--cluster needs to know what each host does",
             fix=f"--hosts hosts.toml --cluster {options.cluster}",
         )
+    return hosts_of(options.hosts)
+
+
+def hosts_of(path: Path) -> HostsFile:
+    """Reads the hosts, where the extra is installed.
+
+    Raises:
+        UsageError: The file makes no sense.
+        HostError: The extra is not installed.
+    """
     try:
         import cryptography  # noqa: F401 - an extra
         import distributed  # noqa: F401 - an extra
@@ -61,7 +71,7 @@ def check(options: argparse.Namespace) -> HostsFile:
             f"--hosts needs the package {error.name}, which is not installed",
             fix="pip install 'connscope[cluster]', on each host",
         ) from None
-    return read_hosts(options.hosts)
+    return read_hosts(path)
 
 
 def plan_only(options: argparse.Namespace, hosts: HostsFile, interrupt: Interrupt) -> str:

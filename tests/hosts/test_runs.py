@@ -86,3 +86,22 @@ def test_one_host_imports_nothing_of_it():
         check=True,
     ).stdout
     assert loaded.strip() == "[]"
+
+
+def test_the_doctor_reads_all_hosts():
+    with lab(1) as hosts:
+        done = subprocess.run(
+            hosts.command("profile-doctor", "--json", "--hosts", str(hosts.hosts_file())),
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        require_nothing_left(hosts)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [each["name"] for each in told["hosts"]] == ["server", "client1"]
+    assert told["hosts"][1]["mtu_bytes"] == 1_500
+    assert 0 < told["hosts"][1]["clock"]["bound_ns"] < 5_000_000
+    assert told["next_host"]
+    assert told["holds_connections"] > 10_000
