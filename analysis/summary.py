@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.causes import NOT_EXPLAINED
 from analysis.evidence import Finding
-from analysis.frames import cpu, failures, memory, processes, timeline
+from analysis.frames import cpu, failures, memory, message_times, processes, timeline
 from analysis.frames.descriptors import df_descriptors
 from analysis.frames.moments import df_moments
 from analysis.frames.ports import df_connect_by_use, df_ports
@@ -117,6 +117,8 @@ class Summary:
         net_counters: counter, change_total, first_s (of the first change), last_s. Most telling
             first (TcpExtListenOverflows, ...).
         latency: at_s, kind (connect, handshake), connection_count, p50_ms, p90_ms, p99_ms, max_ms.
+        message_times: at_s, message_count, p50_ms, p90_ms, p99_ms, p99_9_ms. From when a message
+            was due until its answer was read, each second.
         loop_lag: at_s, pid, role, worker, lag_ms (turn in progress), max_lag_ms, busy_pct.
         probe_health: probe, asked_for, state, reason, fix, row_count, lost_count, seen_count (-1
             when not known), lost_pct (NaN likewise), is_loss_material (it may change the verdict),
@@ -195,6 +197,7 @@ class Summary:
     moments: pd.DataFrame = field(default_factory=pd.DataFrame)
     connect_by_use: pd.DataFrame = field(default_factory=pd.DataFrame)
     before_failure: pd.DataFrame = field(default_factory=pd.DataFrame)
+    message_times: pd.DataFrame = field(default_factory=pd.DataFrame)
     _makers: Mapping[str, Callable[[], Any]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -292,6 +295,7 @@ def summarise(frames: RunFrames) -> Summary:
         "skb_allocs": lambda: processes.df_skb_allocs(view),
         "events": lambda: timeline.df_events(view),
         "missing": lambda: _missing(view),
+        "message_times": lambda: message_times.df_message_times(view),
         "latency_totals": lambda: timeline.df_latency_totals(view),
         "moments": lambda: df_moments(view, errors),
         "connect_by_use": lambda: df_connect_by_use(view),

@@ -1,10 +1,10 @@
 """``python -m bench.probe_cost --without connection_fates``: what a probe costs the ramp.
 
 Pairs of runs, one with the default probes and one without those that are named, the first of a pair
-in turn. Clients of ours come to a Node cluster (``bench/peers``), whose calls probes of foreign
-servers trace from its start, or to our own server. A pair gives one value, the difference of its
+in turn. Clients of ours come to a server of ``bench/peers``, whose calls some probes trace from its
+start, or to our own server. A pair gives one value, the difference of its
 ramps; the interval is over the pairs. Runs that are in ``--kept`` already count, so that a series
-can be made in parts. Wants the machine alone. Needs root, and ``make install-peers`` for Node.
+can be made in parts. Wants the machine alone. Needs root, and ``make install-peers``.
 
 Exit code: 0 when the cost is within ``--bar``, 1 when it is over or not decided, 130 after Ctrl-C.
 """
@@ -31,7 +31,7 @@ from probes.collect.registry import PROBES, names_of_set
 from probes.contract.errors import ExitCode, ToolkitError, UsageError
 from probes.contract.rundir import open_run_dir
 
-_NODE = catalogue.BY_NAME["node-rr"]
+_OWN = "own"
 _DEADLINE_S = 240.0
 _QUIET_MOST_S = 20.0
 _HELD = (ExitCode.REACHED, ExitCode.NOT_SEEN)
@@ -62,7 +62,8 @@ def _measure(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.probe_cost", description="Probe cost.")
     add = parser.add_argument
     add("--without", required=True, metavar="PROBE,PROBE", help="probes whose cost is asked for")
-    add("--server", choices=("node", "own"), default="node", help="default: node")
+    add("--server", choices=(_OWN, *catalogue.BY_NAME), default="go", metavar="NAME",
+        help="own, or one of bench/peers/catalogue.py; default: go")  # fmt: skip
     add("--connections", type=int, default=120_000, metavar="N", help="default: 120000")
     add("--pairs", type=int, default=7, metavar="N", help="default: 7")
     add("--bar", type=float, default=5.0, metavar="PCT", help="of the ramp, default: 5")
@@ -129,9 +130,10 @@ def _ramp_s(server: str, connections: int, probes: Sequence[str]) -> float:
             *("--connections", str(connections), "--hold", "1", "--probes", ",".join(probes)),
             *("--output", name),
         ]
-        if server == "node":
-            workers = _NODE.workers_for(connections, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-            command += ["--server-cmd", _NODE.command(workers)]
+        if server != _OWN:
+            peer = catalogue.BY_NAME[server]
+            workers = peer.workers_for(connections, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+            command += ["--server-cmd", peer.command(workers)]
         done = subprocess.run(
             command,
             capture_output=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from analysis.causes import CAUSE_IDS
 from analysis.document import SCHEMA_VERSION, finding_document, rung_document
 from analysis.evidence import SEVERITIES, SIDES, Evidence, Finding, Fix, Quote, Subject
+from analysis.frames.message_times import MessageTotals
 from analysis.ladder.rung import Rung
 from analysis.signs.attempts import Attempts, GaveUp
 from analysis.verdict.alternatives import Alternative
@@ -23,6 +24,7 @@ RUN = {
     "failed_connections": "attempts that failed",
     "lost_connections": "established connections that ended before the stop",
     "attempts": "which were made, see below; `null` where the clients are elsewhere",
+    "messages": "how long messages took, see below; `null` where clients of the run sent none",
 }
 VERDICT = {"sentence": "headline, consequences, remedy and doubt as one sentence"}
 PROBE = {
@@ -64,6 +66,11 @@ OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
     "run.attempts": (
         "the attempts of the clients",
         attributes(Attempts) | {"sentence": "what a reader has to know of it, '' for nothing"},
+    ),
+    "run.messages": (
+        "messages of the clients (`--message-rate`), from when each was due",
+        attributes(MessageTotals)
+        | {"unanswered_count": "messages that nobody answered, as far as counts tell"},
     ),
     "run.attempts.gave_up[]": ("a client that stopped trying", attributes(GaveUp)),
     "findings[]": ("every cause that was found, binding first", attributes(Finding)),

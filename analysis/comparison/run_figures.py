@@ -64,6 +64,8 @@ _KINDS = (
     _Kind("connect_p99_ms", "TCP connect, 99th percentile", "ms", "lower", True),
     _Kind("open_p50_ms", "connect and handshake, median", "ms", "lower", True),
     _Kind("open_p99_ms", "connect and handshake, 99th percentile", "ms", "lower", True),
+    _Kind("message_p50_ms", "answer to a message, median", "ms", "lower", True),
+    _Kind("message_p99_ms", "answer to a message, 99th percentile", "ms", "lower", True),
     _Kind("server_cpu_us_per_connection", "server CPU per connection", "us", "lower", True),
     _Kind("client_cpu_us_per_connection", "client CPU per connection", "us", "lower", True),
     _Kind("server_hold_cpu_pct", "server CPU while holding", "pct", "lower", True),
@@ -176,6 +178,9 @@ def _latency(summary: Summary) -> dict[str, _Measured]:
         for quantile in ("p50_ms", "p99_ms"):
             value = float(rows[quantile].iloc[0]) if len(rows) else None
             figures[f"{kind}_{quantile}"] = (value, None, 0.0)
+    messages = summary.run.get("messages") or {}
+    for quantile in ("p50_ms", "p99_ms"):
+        figures[f"message_{quantile}"] = (messages.get(quantile), None, 0.0)
     return figures
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from analysis.causes import GOOD_CAUSES, INTERRUPTED, NOT_EXPLAINED
 from analysis.evidence import Finding, Quote, Side, capitalised, sentence_of
 from analysis.findings import CATALOGUE, no_limit_met
+from analysis.frames.message_times import message_totals
 from analysis.frames.probe_trust import ProbeTrust
 from analysis.frames.run_view import RunView
 from analysis.ladder.ladder import Rung, layout_wall, next_wall
@@ -237,6 +238,7 @@ def run_facts(view: RunView) -> dict[str, Any]:
         "failed_connections": view.failed_count,
         "lost_connections": view.lost_count,
         "attempts": None if view.is_attached else attempts_of(view).record(),
+        "messages": messages.record() if (messages := message_totals(view)) else None,
     }
 
 

@@ -38,9 +38,8 @@ from harness.websocket.protocol import (
 )
 from harness.websocket.protocol import Role as End
 from probes.contract.live import CloseKind, Counter, Live, Role, Stage
+from probes.contract.message_times import STAMP_BYTES, MessageTimes
 from probes.rights.parent_death import die_with_parent
-
-_PACE_MESSAGES_S = 0.01
 
 _PING = int(frames.Opcode.PING)
 _MESSAGES = (int(frames.Opcode.TEXT), int(frames.Opcode.BINARY))
@@ -80,8 +79,13 @@ class Client(Opening):
         self._turns = Turns(live, config.first_client_slot() + index)
         self._partial: dict[int, Connection] = {}
         self._message_pace = Pace(config.message_rate_per_s / config.clients, config.clients, index)
-        self._payload = b"\xa5" * config.payload_bytes
         self._message = config.message
+        is_stamped = not config.message and config.payload_bytes >= STAMP_BYTES
+        self._payload = b"\xa5" * (config.payload_bytes - STAMP_BYTES * is_stamped)
+        times = live.message_times(index)
+        stamp_bytes = config.payload_bytes if is_stamped else 0
+        self._times = None if times is None else MessageTimes(times, stamp_bytes)
+        self._is_stamped = is_stamped
         self._message_opcode = (
             frames.Opcode.TEXT if config.message_is_text else frames.Opcode.BINARY
         )
@@ -122,8 +126,8 @@ class Client(Opening):
             wait_s = IDLE_WAIT_S
             if is_ramping:
                 wait_s = self._ramp_wait_s()
-            elif talks:
-                wait_s = _PACE_MESSAGES_S
+            elif talks and phase == HOLD:
+                wait_s = self._message_pace.wait_s(time.monotonic_ns(), IDLE_WAIT_S)
             if retries and self._may_retry(now_ns := time.monotonic_ns()):
                 wait_s = retries.wait_s(now_ns, wait_s)
             events = poll(wait_s if fault is None else min(wait_s, fault.wait_s), MAX_EVENTS)
@@ -146,6 +150,8 @@ class Client(Opening):
                             self._note_giving_up()
                         slot[Counter.ATTEMPTS_DONE_NS] = time.monotonic_ns()
                         self._message_pace.begin(now_ns)
+                        if self._times is not None:
+                            self._times.begin(now_ns)
             elif talks and phase == HOLD:
                 self._talk(now_ns)
             if retries and header[STOP_REASON_WORD]:
@@ -203,7 +209,7 @@ class Client(Opening):
                     )
                     data = data[consumed:]
                 elif opcode in _MESSAGES:
-                    slot[_RX_MESSAGES] += 1
+                    self._take(fd, payload)
                     data = data[consumed:]
                 if not data:
                     return
@@ -213,7 +219,7 @@ class Client(Opening):
         kind = CloseKind.EOF
         for event in connection.receive(data):
             if isinstance(event, TextMessage | BinaryMessage):
-                slot[_RX_MESSAGES] += 1
+                self._take(fd, event.payload)
             elif isinstance(event, Ping):
                 slot[_RX_PINGS] += 1
             elif isinstance(event, Violation | Close):
@@ -229,9 +235,19 @@ class Client(Opening):
         else:
             self._partial[fd] = connection
 
+    def _take(self, fd: int, payload: bytes) -> None:
+        self._slot[_RX_MESSAGES] += 1
+        if self._times is not None:
+            self._times.received(fd, payload, time.monotonic_ns())
+
     def _talk(self, now_ns: int) -> None:
-        """Sends what the message rate asks for, one connection after the other."""
-        wanted_count = min(self._message_pace.allowed(now_ns, 1024), 1024)
+        """Sends what the message rate asks for, one connection after the other.
+
+        Also several to one: what was due while this client stood still is sent late, not left out.
+        """
+        pace, times = self._message_pace, self._times
+        wanted_count = min(pace.allowed(now_ns, 1024), 1024)
+        due_ns = pace.due_ns(wanted_count)
         looked_at_count = 0
         size = len(self._record_by_fd)
         while wanted_count and looked_at_count < size:
@@ -240,18 +256,26 @@ class Client(Opening):
             record = self._record_by_fd[self._talk_cursor]
             if record >= 0 and self._stage[record] == _OPEN:
                 wanted_count -= 1
+                looked_at_count = 0
                 self._slot[_TX_MESSAGES] += 1
                 self._send(
                     self._talk_cursor,
                     frames.encode_frame(
                         self._message_opcode,
-                        self._payload if not self._message else self._next_message(record),
+                        self._next_message(record, due_ns),
                         mask=random.randbytes(4),
                     ),
                 )
+                if times is not None:
+                    times.sent(self._talk_cursor, due_ns)
+                due_ns += pace.interval_ns
 
-    def _next_message(self, record: int) -> bytes:
-        """The template filled in: {n} counts the messages of this client from 1."""
+    def _next_message(self, record: int, due_ns: int) -> bytes:
+        """A payload with its stamp, or the template: {n} counts this client's messages from 1."""
+        if self._is_stamped:
+            return due_ns.to_bytes(STAMP_BYTES, "big") + self._payload
+        if not self._message:
+            return self._payload
         text = self._message.format(
             n=self._slot[_TX_MESSAGES], connection=record, client=self._slot[Counter.WORKER]
         )
@@ -279,6 +303,8 @@ class Client(Opening):
             return
         self._record_by_fd[fd] = -1
         self._partial.pop(fd, None)
+        if self._times is not None:
+            self._times.forget(fd)
         self._errno[record] = number
         self._close_kind[record] = kind
         self._stage[record] = _CLOSED

@@ -72,6 +72,15 @@ class Pace:
         self._used += count
         return count
 
+    def due_ns(self, back_count: int) -> int:
+        """When an event that counts as used was due: 1 the last one, 2 the one before it."""
+        return self._began_ns + (self._used - back_count) * self._interval_ns
+
+    @property
+    def interval_ns(self) -> int:
+        """Between two events, 0 for no limit."""
+        return self._interval_ns
+
     def forgo(self, now_ns: int) -> None:
         """Gives up what was allowed until now and not used: no burst makes up for it."""
         if self._interval_ns:

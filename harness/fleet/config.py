@@ -94,6 +94,11 @@ class FleetConfig(NamedTuple):
         """Slots of live.bin: workers, then the acceptor, then clients."""
         return self.workers + self.acceptors + self.clients
 
+    @property
+    def timed_clients(self) -> int:
+        """Clients that time the messages that they send: all or none."""
+        return self.clients if self.message_rate_per_s > 0 else 0
+
     def cgroups_of(self, slot: int) -> list[str]:
         """The ``cgroup.procs`` files that the process of a slot joins, outer groups first."""
         own = self.client_cgroups.get(str(slot - self.first_client_slot()))

@@ -154,7 +154,12 @@ class Supervisor(Recorder):
             )
         self._manifest.begin_stage("setup")
         try:
-            shared = LiveFile(self._run, self._config.slot_count, self._plan.target_connections)
+            shared = LiveFile(
+                self._run,
+                self._config.slot_count,
+                self._plan.target_connections,
+                self._config.timed_clients,
+            )
         except ToolkitError:
             self._manifest.finish("failed")
             raise

@@ -10,6 +10,7 @@ Layout (little endian, all 8-byte aligned)::
     0      HEADER_WORDS x int64     see Header
     4096   slot_count x SLOT_BYTES  see Counter, then LAG_BUCKETS x int64
     ...    columns of `capacity` records: 4 x int64, then u32, u16, u16, u8, u8
+    ...    TIMED_CLIENTS x CLIENT_BYTES  see probes/contract/message_times.py
 
 Every scalar is written by one aligned store, so a reader sees old or new, never half.
 """
@@ -22,6 +23,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from probes.contract.errors import RunDirError
+from probes.contract.message_times import CLIENT_BYTES
 
 if TYPE_CHECKING:  # pathlib and what it imports would be a megabyte in every measured process
     from collections.abc import Iterator
@@ -51,6 +53,7 @@ class Header(IntEnum):
     ENDED_COUNT = 10
     ENDED_ESTABLISHED_TOTAL = 11
     ENDED_EMFILE_TOTAL = 12
+    TIMED_CLIENTS = 13  # clients that time their messages; 0: none does
 
 
 class Phase(IntEnum):
@@ -173,23 +176,25 @@ def _padded(size_bytes: int) -> int:
     return (size_bytes + 63) & ~63
 
 
-def file_bytes(slot_count: int, capacity: int) -> int:
-    """Size of the file for so many processes and connections."""
+def file_bytes(slot_count: int, capacity: int, timed_clients: int = 0) -> int:
+    """Size of the file for so many processes, connections and clients that time their messages."""
     columns_bytes = sum(_padded(size * capacity) for _, _, size in RECORD_COLUMNS)
-    return HEADER_BYTES + slot_count * SLOT_BYTES + columns_bytes
+    return HEADER_BYTES + slot_count * SLOT_BYTES + columns_bytes + timed_clients * CLIENT_BYTES
 
 
-def lay_out(fd: int, slot_count: int, capacity: int) -> None:
+def lay_out(fd: int, slot_count: int, capacity: int, timed_clients: int = 0) -> None:
     """Reserves all of an empty file, or of shared memory, and writes its header.
 
     Raises:
         OSError: There is no room for it.
     """
-    os.posix_fallocate(fd, 0, file_bytes(slot_count, capacity))
-    Live(fd, slot_count=slot_count, capacity=capacity).close()
+    os.posix_fallocate(fd, 0, file_bytes(slot_count, capacity, timed_clients))
+    live = Live(fd, slot_count=slot_count, capacity=capacity)
+    live.header[Header.TIMED_CLIENTS] = timed_clients
+    live.close()
 
 
-def create(path: Path, slot_count: int, capacity: int) -> int:
+def create(path: Path, slot_count: int, capacity: int, timed_clients: int = 0) -> int:
     """Makes the file with all its blocks reserved, so that a full disk shows now, not as SIGBUS.
 
     Returns:
@@ -198,11 +203,11 @@ def create(path: Path, slot_count: int, capacity: int) -> int:
     Raises:
         RunDirError: The file cannot be made or the disk has no room for it.
     """
-    size_bytes = file_bytes(slot_count, capacity)
+    size_bytes = file_bytes(slot_count, capacity, timed_clients)
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            lay_out(fd, slot_count, capacity)
+            lay_out(fd, slot_count, capacity, timed_clients)
         except BaseException:
             os.close(fd)
             raise
@@ -259,8 +264,11 @@ class Live:
             )
         self.slot_count: int = self.header[Header.SLOT_COUNT]
         self.capacity: int = self.header[Header.CAPACITY]
-        wanted_bytes = file_bytes(max(0, self.slot_count), max(0, self.capacity))
+        timed_clients = self.header[Header.TIMED_CLIENTS]
+        counts = self.slot_count, self.capacity, timed_clients
+        wanted_bytes = file_bytes(*(max(0, count) for count in counts))
         is_possible = 0 <= self.slot_count <= _MOST_SLOTS and 0 <= self.capacity <= _MOST_CAPACITY
+        is_possible = is_possible and 0 <= timed_clients <= self.slot_count
         if size_bytes < wanted_bytes or not is_possible:
             self.close()
             raise RunDirError(
@@ -290,6 +298,14 @@ class Live:
         """LAG_BUCKETS int64: turns of the event loop whose busy ns have that bit length."""
         start = HEADER_BYTES + index * SLOT_BYTES + COUNTER_WORDS * 8
         return self._bytes[start : start + LAG_BUCKETS * 8].cast("q")
+
+    def message_times(self, client: int) -> memoryview[int] | None:
+        """The words of one client's message times; None where it times none (``MessageTimes``)."""
+        timed_clients = self.header[Header.TIMED_CLIENTS]
+        if client >= timed_clients:
+            return None
+        start = file_bytes(self.slot_count, self.capacity) + client * CLIENT_BYTES
+        return self._bytes[start : start + CLIENT_BYTES].cast("q")
 
     def column(self, name: str) -> memoryview[int]:
         """One column of the connection records, ``capacity`` items; types in RECORD_COLUMNS."""

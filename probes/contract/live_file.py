@@ -53,6 +53,7 @@ class LiveFile:
         run: Its ``live_path`` says afterwards where this process can open the memory.
         slot_count: Processes.
         capacity: Connections.
+        timed_clients: Clients that time their messages.
 
     Attributes:
         fd: Open descriptor of the memory, for ``Live`` and for children.
@@ -61,11 +62,11 @@ class LiveFile:
         RunDirError: The file cannot be made, or there is no room for it.
     """
 
-    def __init__(self, run: RunDir, slot_count: int, capacity: int) -> None:
+    def __init__(self, run: RunDir, slot_count: int, capacity: int, timed_clients: int = 0) -> None:
         self._copy_fd = -1
         self._due_s = 0.0
         path = run.path / LIVE
-        self.fd = live_memory.create(path, slot_count, capacity)
+        self.fd = live_memory.create(path, slot_count, capacity, timed_clients)
         if keeps_reserved_room(run.path):
             return
         self._copy_fd = self.fd
@@ -73,7 +74,7 @@ class LiveFile:
         try:
             self.fd = os.memfd_create("connscope-live", os.MFD_CLOEXEC)
             try:
-                live_memory.lay_out(self.fd, slot_count, capacity)
+                live_memory.lay_out(self.fd, slot_count, capacity, timed_clients)
             except BaseException:
                 os.close(self.fd)
                 raise

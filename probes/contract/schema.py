@@ -182,6 +182,20 @@ _ALL: tuple[Table, ...] = (
         ),
     ),
     Table(
+        "message_times",
+        "probes.samplers.live_samples",
+        "answers that took so long, of all clients, since the row before",
+        "with --message-rate: tens to hundreds per s, else none",
+        "live.bin (probes/contract/message_times.py)",
+        (
+            _at(),
+            _n("from_ns", "ns", "shortest time of the bucket, from when the message was due"),
+            _n("until_ns", "ns", "where the bucket ends: it is 1 us wide, or less than 1 % of it"),
+            _n("message_count", "count", "answers read in the interval"),
+            _n("longest_ns", "ns", "longest time of the run so far, of any client"),
+        ),
+    ),
+    Table(
         "failing_syscalls",
         "probes.ebpf.failing_syscalls",
         "(pid, syscall, errno) in one interval",

@@ -2,27 +2,37 @@
 
 Measures:
     Connections, messages, pings, event-loop turns and lag of every worker and client (table
-    ``live_samples``), as the processes count them themselves.
+    ``live_samples``), as the processes count them themselves; and how long the clients' messages
+    took, from when they were due until their answer was read (table ``message_times``).
 Hook:
     None: one ``struct`` read of each slot of ``live.bin`` (probes/contract/live.py), 4 times a
-    second. The measured processes are not involved.
+    second, and once a second the buckets of clients that send messages. The measured processes are
+    not involved.
 Cost:
-    About 5 us a process and sample; 14 processes at 4 Hz cost 0.05 % of a core.
+    About 5 us a process and sample; 14 processes at 4 Hz cost 0.05 % of a core. Buckets: 6 us a
+    client and second.
 Misses:
     What happens between two samples, except totals and the longest event-loop turn. That turn is
     exact when it is the longest of the run; else it is the upper bound of its power-of-two bucket
-    (at most twice the true value), since a reader may not reset the writer's counter.
+    (at most twice the true value), since a reader may not reset the writer's counter. Messages that
+    were never answered are in no bucket.
 Checked against:
     A slot with known counters; a writer that was killed
-    (tests/probes/samplers/test_live_sampler.py).
+    (tests/probes/samplers/test_live_sampler.py). Buckets: exact quantiles of drawn times, a server
+    that stands still for a known time (tests/harness/client/test_message_times.py).
 """
 
 from __future__ import annotations
 
 import struct
 
+import numpy as np
+import numpy.typing as npt
+
+from probes.contract.clock import NS_PER_S
 from probes.contract.errors import ProbeUnavailableError
-from probes.contract.live import COUNTER_WORDS, LAG_BUCKETS, Counter, Live, Role
+from probes.contract.live import COUNTER_WORDS, LAG_BUCKETS, Counter, Header, Live, Role
+from probes.contract.message_times import BUCKET_COUNT, HEAD_WORDS, Head, bucket_from_us
 from probes.contract.probe import Probe, Target
 
 _SLOT = struct.Struct(f"<{COUNTER_WORDS}q")
@@ -57,10 +67,14 @@ def longest_turn_ns(
     return 0
 
 
+_TIMES_PERIOD_NS = NS_PER_S
+
+
 class LiveSamplesProbe(Probe):
-    """Appends one row per fleet process to ``live_samples``."""
+    """Appends one row per fleet process to ``live_samples``, and ``message_times`` of all."""
 
     name = "live_samples"
+    tables = ("live_samples", "message_times")
     writes_rows = True
     period_s = 0.25
 
@@ -71,6 +85,9 @@ class LiveSamplesProbe(Probe):
         self._before: dict[int, tuple[int, int, int, tuple[int, ...]]] = {}
         self._last_rows: dict[int, int] = {}
         self._attached = False
+        self._times: list[npt.NDArray[np.int64]] = []
+        self._counts_before = np.zeros(BUCKET_COUNT, dtype=np.int64)
+        self._times_due_ns = 0
 
     def check(self) -> None:
         """Always possible where a fleet of ours runs."""
@@ -88,7 +105,9 @@ class LiveSamplesProbe(Probe):
             )
         self._live = target.live
         self._attached = target.attached
-        self.writers = [target.run.writer("live_samples", self.name)]
+        self.writers = [target.run.writer(table, self.name) for table in self.tables]
+        words = map(target.live.message_times, range(target.live.header[Header.TIMED_CLIENTS]))
+        self._times = [np.frombuffer(each, dtype=np.int64) for each in words if each is not None]
         self._slots = [
             (index, target.live.slot(index), target.live.lag_histogram(index))
             for index in range(target.live.slot_count)
@@ -96,6 +115,9 @@ class LiveSamplesProbe(Probe):
 
     def sample(self, at_ns: int) -> None:
         """Appends a row for every slot that has an owner."""
+        if self._times and at_ns >= self._times_due_ns:
+            self._times_due_ns = at_ns + _TIMES_PERIOD_NS
+            self._sample_times(at_ns)  # before what was sent: no answer without its message
         writer = self.writers[0]
         slots = self._slots
         if self._attached and self._live is not None:
@@ -151,9 +173,25 @@ class LiveSamplesProbe(Probe):
                 word[Counter.GC_MAX_PAUSE_NS],
             )
 
+    def _sample_times(self, at_ns: int) -> None:
+        counts = np.sum([each[HEAD_WORDS:] for each in self._times], axis=0)
+        longest_ns = max(int(each[Head.LONGEST_NS]) for each in self._times)
+        grown = counts - self._counts_before
+        self._counts_before = counts
+        for bucket in np.flatnonzero(grown).tolist():
+            self.writers[1].append(
+                at_ns,
+                1000 * bucket_from_us(bucket),
+                1000 * bucket_from_us(bucket + 1),
+                int(grown[bucket]),
+                longest_ns,
+            )
+
     def stop(self, at_ns: int) -> None:
         """Takes the last rows and drops the views."""
         if self.writers:
+            self._times_due_ns = 0
             self.sample(at_ns)
         self._slots = []
+        self._times = []
         self._live = None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from analysis.frames.message_times import QUANTILES
 from analysis.ladder.ladder import Rung
 from analysis.summary import Summary
 from reports.exports.openmetrics_text import Family, exposition
@@ -31,6 +32,7 @@ def to_openmetrics(summary: Summary) -> str:
             *_of_errors(summary),
             *_of_processes(summary.processes),
             *_of_memory(summary),
+            *_of_messages(summary),
             *_of_probes(summary.probe_health),
         ]
     )
@@ -89,6 +91,19 @@ def _of_verdict(summary: Summary) -> Iterator[Family]:
         labels = {"cause": found.cause, "severity": found.severity, "side": found.side}
         finding.add(found.first_s, {**labels, **subject, "pid": found.subject.pid})
     yield finding
+
+
+def _of_messages(summary: Summary) -> Iterator[Family]:
+    messages = summary.run.get("messages") or {}
+    took = _gauge("message_time_seconds", "seconds", "From due to answered, by quantile.")
+    for name, share in QUANTILES.items():
+        took.add(_scaled(messages.get(name), 1e-3), {"quantile": f"{share:g}"})
+    took.add(_scaled(messages.get("longest_ms"), 1e-3), {"quantile": "1"})
+    sent = _counter("messages_sent", "", "Messages that the clients sent.")
+    sent.add(messages.get("sent_count"))
+    answered = _counter("messages_answered", "", "Answers that they read.")
+    answered.add(messages.get("answered_count"))
+    yield from (took, sent, answered)
 
 
 def _of_ladder(rungs: list[Rung]) -> Iterator[Family]:

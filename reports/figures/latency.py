@@ -1,4 +1,4 @@
-"""How long connecting took while the ramp went on."""
+"""How long connecting took while the ramp went on, and messages in the hold."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ LINES = (
     ("p90_ms", "90th percentile", style.GREEN, 1.2),
     ("p99_ms", "99th percentile", style.ORANGE, 1.2),
 )
+_SLOWEST = ("p99_9_ms", "99.9th percentile", style.PURPLE, 1.2)
+"""Of messages alone: of connects there are too few in a bin."""
 
 
 def plot_latency(
@@ -25,7 +27,7 @@ def plot_latency(
     """Percentiles of one kind of latency over time.
 
     Args:
-        latency: Summary.latency of one kind.
+        latency: Summary.latency of one kind, or Summary.message_times.
         time: Of the page.
         width_pt: style.WIDE_PT or NARROW_PT.
     """
@@ -37,11 +39,12 @@ def plot_latency(
     last_s = float(latency["at_s"].max()) if len(latency) else time.end_s
     set_time_axis(panels, time, narrow=narrow, until_s=last_s)
     ends: list[tuple[float, str, str]] = []
-    for column, name, colour, width in LINES:
+    lines = (*LINES, _SLOWEST) if _SLOWEST[0] in latency else LINES
+    for column, name, colour, width in lines:
         x, y = style.thin(latency["at_s"], latency[column])
         axes.plot(x, y, color=colour, linewidth=width, marker="o", markersize=2.5)
         ends.append((float(y[-1]) if len(y) else 0.0, name, colour))
-    high = float(latency["p99_ms"].max()) if len(latency) else 1.0
+    high = float(latency[lines[-1][0]].max()) if len(latency) else 1.0
     axes.set_ylim(0, max(high, 1e-3) * (1.3 if narrow else 1.12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
     draw_window(panels, time.window_s)

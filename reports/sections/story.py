@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,7 @@ from reports.figures.latency import plot_latency
 from reports.figures.processes import plot_per_process
 from reports.figures.story import plot_story
 from reports.sections.view import CLIENTS_ELSEWHERE, View
+from reports.terminal.terminal import message_sentence
 
 MAX_MARKS = 12
 MIN_BINS = 4  # fewer points than that are read more easily from the table
@@ -90,7 +92,9 @@ def story_section(view: View) -> dict[str, Any]:
             overview.lead = _first_sentence(view, loud)
             overview.tables.append(_events_table(view, loud))
         overview.tables.append(_phases_table(view, s.phases.sort_values("start_s")))
-    return {"parts": [overview, _workers_part(view), _clients_part(view), _latency_part(view)]}
+    parts = [overview, _workers_part(view), _clients_part(view), _latency_part(view)]
+    messages = view.summary.run.get("messages")
+    return {"parts": [*parts, *([_messages_part(view, messages)] if messages else [])]}
 
 
 def _window(summary: Any) -> bool:
@@ -319,6 +323,28 @@ def _latency_part(view: View) -> Part:
         )
     if len(s.latency_totals):
         part.tables.append(_latency_table(s.latency_totals))
+    return part
+
+
+def _messages_part(view: View, messages: Mapping[str, Any]) -> Part:
+    part = Part("messages", "How long did a message take?")
+    frame = view.summary.message_times
+    said = message_sentence(messages)
+    part.lead = f"{said[0].upper()}{said[1:]}."
+    if len(frame) < MIN_BINS:
+        return part
+    question = "How long did a message take, second by second?"
+    slowest = formatting.significant(float(frame["p99_ms"].max()))
+    part.charts.append(
+        view.chart(
+            "messages",
+            question,
+            "From when a message was due to be sent until its answer was read, milliseconds. What "
+            "a client could not send in time counts as waiting.",
+            f"{question} The highest 99th percentile of a second was {slowest} ms.",
+            lambda width_pt: plot_latency(frame, time=view.time, width_pt=width_pt),
+        )
+    )
     return part
 
 

@@ -359,6 +359,9 @@ def end_lines(
     tried = str((verdict.get("run", {}).get("attempts") or {}).get("sentence") or "")
     if tried:
         entries.append(("tried", _wrapped(tried, width - 9)))
+    messages = verdict.get("run", {}).get("messages")
+    if messages:
+        entries.append(("messages", _wrapped(message_sentence(messages), width - 9)))
     quotes = result.get("quotes") or []
     if quotes:
         first = quotes[0]
@@ -384,6 +387,24 @@ def end_lines(
             head = f"{bold}{label:<8}{plain}" if number == 0 else " " * 8
             lines.append(f"{head} {text}")
     return lines
+
+
+def message_sentence(messages: Mapping[str, Any]) -> str:
+    """How long messages took, from the object ``run.messages`` of verdict.json."""
+    sent, answered = messages["sent_count"], messages["answered_count"]
+    if not answered:
+        return f"{sent:,} sent, none answered with a message that is known as its answer"
+    within = [
+        f"{share} within {messages[key]:,.3g} ms"
+        for share, key in (("half", "p50_ms"), ("99 %", "p99_ms"), ("99.9 %", "p99_9_ms"))
+    ]
+    return (
+        f"{answered:,} of {sent:,} answered: {', '.join(within)}, the longest "
+        f"{messages['longest_ms']:,.3g} ms, from when each was due"
+        if answered <= sent
+        else f"{sent:,} sent, {answered:,} deliveries: {', '.join(within)}, the longest "
+        f"{messages['longest_ms']:,.3g} ms, from when each was due"
+    )
 
 
 def _probe_entries(probes: Sequence[Mapping[str, Any]], width: int) -> list[tuple[str, list[str]]]:

@@ -70,7 +70,9 @@ class SmallFleet:
             (path / folder).mkdir(exist_ok=True)
         path.chmod(0o755)
         self.path = path
-        self._live_fd = live_memory.create(path / "live.bin", self.config.slot_count, connections)
+        self._live_fd = live_memory.create(
+            path / "live.bin", self.config.slot_count, connections, self.config.timed_clients
+        )
         self.live = Live(self._live_fd)
         self._namespace_fd = netns.create(sysctls) if own_namespace else -1
         self.fleet = Fleet(self.config, self.live, self._live_fd, path, self._namespace_fd)

@@ -31,11 +31,12 @@ def run(tmp_path: Path) -> RunDir:
 
 @pytest.fixture
 def new_live(tmp_path: Path) -> Iterator[Callable[..., tuple[Live, int]]]:
-    """``new_live(slots, capacity)`` makes a live.bin: its mapping and its descriptor."""
+    """``new_live(slots, capacity, timed)`` makes a live.bin: its mapping and its descriptor."""
     made: list[tuple[Live, int]] = []
 
-    def make(slots: int, capacity: int = 0) -> tuple[Live, int]:
-        fd = live_memory.create(tmp_path / f"live-{len(made)}.bin", slots, capacity)
+    def make(slots: int, capacity: int = 0, timed_clients: int = 0) -> tuple[Live, int]:
+        path = tmp_path / f"live-{len(made)}.bin"
+        fd = live_memory.create(path, slots, capacity, timed_clients)
         made.append((Live(fd), fd))
         return made[-1]
 

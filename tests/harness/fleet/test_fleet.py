@@ -15,6 +15,7 @@ from harness.client.client import Client
 from harness.planning.limits import OWN_DESCRIPTORS_COUNT
 from harness.server.worker import Worker
 from probes.contract.live import CloseKind, Counter, Stage
+from probes.contract.message_times import HEAD_WORDS, Head, bucket_of
 
 ROOT = os.geteuid() == 0
 
@@ -72,8 +73,36 @@ def test_echo_returns_every_message(small_fleet, until, payload_bytes):
         .hold()
     )
     until("23 echoes", lambda: fleet.clients_total(Counter.RX_MESSAGES_TOTAL) >= 23)
+    times = fleet.live.message_times(0)
+    until("23 times", lambda: times[Head.COUNTED_TOTAL] >= 23)
+    assert sum(times[HEAD_WORDS:]) <= fleet.clients_total(Counter.RX_MESSAGES_TOTAL)
     assert fleet.clients_total(Counter.PROTOCOL_ERROR_TOTAL) == 0
     assert fleet.clients_total(Counter.LOST_TOTAL) == 0
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_what_was_due_while_one_side_stood_still_has_waited(small_fleet, until, side):
+    """A client that cannot send does not hide it: 200 a second, half of a second of them late."""
+    fleet = small_fleet(connections=23, clients=1, workers=1, message_rate_per_s=200).ramp().hold()
+    times = fleet.live.message_times(0)
+    until("the first answers", lambda: times[Head.COUNTED_TOTAL] >= 23)
+    slots = fleet.fleet.server_slots if side == "server" else fleet.fleet.client_slots
+    pid = slots[0][Counter.PID]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        since_s = time.monotonic()
+        until("a second", lambda: time.monotonic() - since_s >= 1.0)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    late_from = HEAD_WORDS + bucket_of(500_000_000)
+    until("late answers", lambda: sum(times[late_from:]) >= 80)
+    assert times[Head.LONGEST_NS] >= 900_000_000
+    assert fleet.clients_total(Counter.LOST_TOTAL) == 0
+
+
+def test_clients_that_send_nothing_time_nothing(small_fleet):
+    fleet = small_fleet(connections=23, clients=1).ramp()
+    assert fleet.live.message_times(0) is None
 
 
 def test_silent_server_reads_and_does_not_answer(small_fleet, until):

@@ -8,6 +8,7 @@ from probes.contract import schema
 from probes.contract.clock import now_ns
 from probes.contract.errors import ProbeUnavailableError
 from probes.contract.live import LAG_BUCKETS, Counter, Live, Role
+from probes.contract.message_times import MessageTimes
 from probes.contract.probe import Target
 from probes.samplers.live_samples import LiveSamplesProbe, longest_turn_ns
 
@@ -145,3 +146,30 @@ def test_foreign_servers_have_no_shared_counters(run):
     with pytest.raises(ProbeUnavailableError, match="no shared counters"):
         probe.start(Target(run, {}, frozenset(), None))
     probe.stop(now_ns())
+
+
+def test_message_times_of_all_clients_are_rows_of_what_was_added(run, new_live):
+    live, _ = new_live(3, timed_clients=2)
+    one, other = (MessageTimes(live.message_times(client), 0) for client in range(2))
+
+    def take(times: MessageTimes, count: int, time_us: int) -> None:
+        for _ in range(count):
+            times.sent(3, 1)
+            times.received(3, b"", 1 + time_us * 1000)
+
+    probe = started(run, live)
+    take(one, 23, 100)
+    take(other, 7, 100)
+    probe.sample(2_000_000_000)
+    take(other, 11, 10_000)
+    probe.sample(2_500_000_000)  # buckets are read once a second
+    probe.sample(3_000_000_000)
+    rows(run, probe)
+    found = run.read_table("message_times").table.to_pylist()
+    assert [
+        (row["at_ns"], row["from_ns"], row["until_ns"], row["message_count"], row["longest_ns"])
+        for row in found
+    ] == [
+        (2_000_000_000, 100_000, 101_000, 30, 100_000),
+        (3_000_000_000, 9_984_000, 10_048_000, 11, 10_000_000),
+    ]
