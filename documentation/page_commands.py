@@ -28,6 +28,8 @@ NOT_RUN = (
     (r"docker ", "there is no container engine where the tests run"),
     (r"sysctl -w ", "changes a setting of the machine"),
     (r"profile-attach --(unit|container) ", "no systemd and no containers where the tests run"),
+    (r"profile-\w+ .*--hosts ", "one host where the pages run; tests/hosts makes several"),
+    (r"python3 -m venv |/opt/", "installs packages on other hosts"),
 )
 """Beginning of a line, and why it is not run."""
 
