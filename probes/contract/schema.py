@@ -184,7 +184,7 @@ _ALL: tuple[Table, ...] = (
     Table(
         "message_times",
         "probes.samplers.live_samples",
-        "answers that took so long, of all clients, since the row before",
+        "answers whose time is in one bucket, of all clients, since the row before",
         "with --message-rate: tens to hundreds per s, else none",
         "live.bin (probes/contract/message_times.py)",
         (
