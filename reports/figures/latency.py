@@ -14,7 +14,7 @@ LINES = (
     ("p90_ms", "90th percentile", style.GREEN, 1.2),
     ("p99_ms", "99th percentile", style.ORANGE, 1.2),
 )
-_SLOWEST = ("p99_9_ms", "99.9th percentile", style.PURPLE, 1.2)
+_SLOWEST = ("p99_9_ms", "99.9th", style.PURPLE, 1.2)
 """Of messages alone: of connects there are too few in a bin."""
 
 

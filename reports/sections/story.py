@@ -337,7 +337,7 @@ def _messages_part(view: View, messages: Mapping[str, Any]) -> Part:
     slowest = formatting.significant(float(frame["p99_ms"].max()))
     part.charts.append(
         view.chart(
-            "messages",
+            "message-times",
             question,
             "From when a message was due to be sent until its answer was read, milliseconds. What "
             "a client could not send in time counts as waiting.",
