@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from harness.hosts.layout import HostsPlan
 from harness.hosts.shard import Shard
 from harness.hosts.status import status_of
 from harness.planning.host import Host
+from harness.results.ahead import AnalysisAhead
 from probes.contract.errors import HostError, RunDirError
 from probes.contract.rundir import RunDir
 from reports.terminal.terminal import LiveView
@@ -34,7 +35,9 @@ _READY_S = 120.0
 _LEAD_S = 0.25
 """From the order to begin to the moment at which all begin."""
 _RECORD_S = 40.0
-_ABORT_S = 4.0
+_ABORT_S = 20.0
+"""Processes end within four seconds; then rows are written."""
+_HEAR_PERIOD_S = 0.5
 _PAIRS_COUNT = 64
 _CLOCK_PERIOD_S = 5.0
 _PAIRS_MEANWHILE_COUNT = 16
@@ -93,11 +96,19 @@ class Conductor:
         hosts: The hosts.
         run_id: Of this run.
         is_interrupted: Whether somebody wants it to end.
+        with_page: Its page will be wanted at the end.
     """
 
     def __init__(
-        self, cluster: Cluster, hosts: HostsFile, run_id: str, is_interrupted: Callable[[], bool]
+        self,
+        cluster: Cluster,
+        hosts: HostsFile,
+        run_id: str,
+        is_interrupted: Callable[[], bool],
+        *,
+        with_page: bool = False,
     ) -> None:
+        self._ahead = AnalysisAhead(with_page=with_page)
         self._cluster = cluster
         self._hosts = hosts
         self._run_id = run_id
@@ -176,7 +187,7 @@ class Conductor:
             view.update(status_of(phase, plan, self.members, time_left_s=left_s))
 
         if await self._until_ready(show):
-            await self._compare_clocks(_PAIRS_COUNT)
+            await self._while_hearing(self._compare_clocks(_PAIRS_COUNT))
             await self._begin_ramp()
             await self._until_ramp_is_over(show)
             await self._hold(next(iter(parts.values())).hold_s, show)
@@ -184,7 +195,9 @@ class Conductor:
         if self._is_interrupted() or self._is_server_over():
             status = "interrupted" if self._is_interrupted() else "finished"
             await self._tell_all({"abort": True})
+        self._ahead.begin()
         await self._until_recorded(show, hurried=self._is_interrupted())
+        self._ahead.wait()
         await self._compare_clocks(_PAIRS_COUNT)
         return status
 
@@ -263,6 +276,15 @@ class Conductor:
         with suppress(NoAnswerError):
             ago_ns = round(1e9 * (time.monotonic() - member.lost_s))
             member.lost_ns = await self._reference_now_ns() - ago_ns
+
+    async def _while_hearing(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does something for which agents are not left alone: they would end what they started."""
+        task = asyncio.create_task(work)
+        while not task.done():
+            await asyncio.wait([task], timeout=_HEAR_PERIOD_S)
+            if not task.done():
+                await self._hear_all()
+        await task
 
     # -- clocks -------------------------------------------------------------------------------
 
@@ -357,7 +379,7 @@ class Conductor:
             if self._is_server_over():
                 return
             if time.monotonic() > self._clocks_due_s and left_s > 1.0:
-                await self._compare_clocks(_PAIRS_MEANWHILE_COUNT)
+                await self._while_hearing(self._compare_clocks(_PAIRS_MEANWHILE_COUNT))
             await asyncio.sleep(min(_POLL_S * 3, left_s))
 
     async def _until_recorded(self, show: Callable[..., None], *, hurried: bool) -> None:

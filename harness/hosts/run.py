@@ -131,7 +131,11 @@ async def _record(
     result = RunResult("failed")
     try:
         await cluster.open(is_interrupted)
-        conductor = Conductor(cluster, hosts, run.run_id, is_interrupted)
+        if is_interrupted():
+            raise KeyboardInterrupt
+        conductor = Conductor(
+            cluster, hosts, run.run_id, is_interrupted, with_page=not options.no_report
+        )
         plan = _laid_out(options, hosts, await conductor.meet())
         manifest = recording.Manifest(run, _begun(options, said, plan, probes))
         remarks = [f"plan: {wall}" for wall in wall_lines(plan)]

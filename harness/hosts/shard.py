@@ -14,7 +14,7 @@ from harness.fleet.config import FleetConfig
 from harness.planning.layout import Plan
 from probes.contract.errors import ToolkitError
 
-NAMES_OF_ROLES = ("server", "client", "both", "watch")
+NAMES_OF_ROLES = ("server", "client", "both")
 AGENT_FOLDER = "connscope-agent-"
 """What the name of an agent's folder begins with: its pid follows."""
 SERVES = ("server", "both")
@@ -28,7 +28,7 @@ class Shard:
     Attributes:
         run_id: Of the whole run: an agent starts a run once.
         host: The host's name.
-        role: server, client, both or watch.
+        role: server, client or both.
         plan: Its layout.
         fleet: What its processes are told; ``own_uid`` is decided on the host.
         probes: Their names.

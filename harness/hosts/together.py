@@ -54,14 +54,13 @@ class Together(Cue):
             self._may_stop = self._may_stop or bool(said.get("stop"))
             if said.get("abort"):
                 self._end()
-        self._end()
+        self._end()  # nobody takes what is recorded any more
+        last = threading.Timer(_LAST_S, os._exit, (1,))
+        last.daemon = True
+        last.start()
 
     def _end(self) -> None:
-        if not self._interrupt.signal_name:
-            self._interrupt.signal_name = "SIGTERM"
-            last = threading.Timer(_LAST_S, os._exit, (1,))
-            last.daemon = True
-            last.start()
+        self._interrupt.signal_name = self._interrupt.signal_name or "SIGTERM"
 
     def wait_for_ramp(self, is_interrupted: Callable[[], bool]) -> bool:
         """Says that this host is ready, and waits for the moment at which all begin."""
