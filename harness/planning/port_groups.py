@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from harness.planning.limits import BEST_GROUP_COUNT
 from probes.contract.errors import HostError
@@ -107,20 +108,15 @@ def destination_ports(
         HostError: Everything is taken.
     """
     taken, (low, high) = set(listening), port_range
-    free = [
-        port
-        for port in (
-            *range(FIRST_DESTINATION_PORT, 65_536),
-            *range(LOWEST_PORT, FIRST_DESTINATION_PORT),
-        )
-        if port not in taken
-    ]
+    in_order = (*range(FIRST_DESTINATION_PORT, 65_536), *range(LOWEST_PORT, FIRST_DESTINATION_PORT))
+    outside = (port for port in in_order if port not in taken and not low <= port <= high)
+    inside = (port for port in in_order if port not in taken and low <= port <= high)
+    free = tuple(islice(chain(outside, inside), count))
     if len(free) < count:
         raise HostError(
             "no port is free to listen on", fix="run as root: the run then has a private loopback"
         )
-    free.sort(key=lambda port: low <= port <= high)  # stable: keeps the order of each half
-    return tuple(free[:count])
+    return free
 
 
 def loopback_address(index: int) -> str:
