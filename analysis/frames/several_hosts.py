@@ -24,11 +24,17 @@ OF_ONE_HOST = frozenset({
 })  # fmt: skip
 """Tables whose rows are of a whole host, or of a moment at which all of its sockets were seen."""
 
-_SPANS = frozenset({
-    *("loop_lag_ns", "loop_max_lag_ns", "gc_max_pause_ns", "longest_standing_ns", "quota_ns"),
-    *("period_ns", "lag_ns", "bucket_low_ns", "cpu_ns", "bpf_run_ns"),
+MOMENTS = frozenset({
+    *("at_ns", "start_ns", "exited_ns", "connected_ns", "established_ns", "closed_ns"),
+    *("first_ns", "last_ns", "since_ns", "turn_ns", "failed_ns"),
 })  # fmt: skip
-"""Columns that end in ``_ns`` and are no moments."""
+"""Columns that are moments of a host's clock."""
+SPANS = frozenset({
+    *("loop_lag_ns", "loop_max_lag_ns", "gc_max_pause_ns", "longest_standing_ns", "quota_ns"),
+    *("period_ns", "lag_ns", "bucket_low_ns", "cpu_ns", "bpf_run_ns", "unwatched_ns"),
+    *("from_ns", "until_ns", "longest_ns"),
+})  # fmt: skip
+"""Columns that end in ``_ns`` as well, and are lengths of time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +125,7 @@ def moved(table: str, frame: pd.DataFrame, part: HostPart) -> pd.DataFrame:
         return frame
     changed: dict[str, Any] = {}
     for column in schema.TABLES[table].column_names:
-        if column.endswith("_ns") and column not in _SPANS:
+        if column in MOMENTS:
             changed[column] = part.reference_ns(frame[column].to_numpy())
     if "pid" in frame.columns:
         pids = frame["pid"].to_numpy()

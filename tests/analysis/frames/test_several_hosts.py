@@ -8,8 +8,10 @@ import pytest
 
 from analysis.document import document
 from analysis.frames.run_frames import load
+from analysis.frames.several_hosts import MOMENTS, SPANS
 from analysis.summary import summarise
 from harness.results.pipeline import results
+from probes.contract import schema
 from probes.contract.errors import RunDirError
 from probes.contract.rundir import REPORT, RunDir, open_files
 from probes.contract.several_hosts import PIDS_PER_HOST
@@ -143,3 +145,9 @@ def test_clocks_that_contradict_the_connections_are_said(tmp_path):
 
     assert told(0.001) == []
     assert len(told(-0.5)) == 1
+
+
+def test_of_each_time_it_is_known_whether_it_is_moved():
+    columns = {c.name for table in schema.TABLES.values() for c in table.columns}
+    assert {name for name in columns if name.endswith("_ns")} == MOMENTS | SPANS
+    assert not MOMENTS & SPANS
