@@ -72,6 +72,7 @@ _DESCRIPTORS: dict[str, EvidenceKind] = {
         "calls that returned EMFILE, per second",
     ),
     "enfile_calls": _call("ENFILE"),
+    "used_up_calls": _with("count", "{of} calls that failed: what they ask for is used up"),
     "descriptors_open": _with(
         "count", "descriptors open in {of}", "descriptors open (own and connections)"
     ),

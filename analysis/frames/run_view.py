@@ -490,7 +490,12 @@ class RunView:
         if role != "server" or not self.is_foreign or self.peak_count < _PROXY_LEAST_COUNT:
             return 1
         live = self.frames["live_samples"]
-        held = live[live["role"] == role].groupby("at_ns")["open_count"].sum()
+        live = live[live["role"] == role]
+        processes = self.frames["processes"]
+        gone = processes[processes["exited_ns"] > 0].groupby("pid")["exited_ns"].max()
+        # the counters outlive their writer
+        live = live[~(live["at_ns"] > live["pid"].map(gone).fillna(np.inf))]
+        held = live.groupby("at_ns")["open_count"].sum()
         reached = max(self.peak_count, self._reached_most_count)
         return max(1, round(int(held.max()) / reached)) if len(held) else 1
 

@@ -52,6 +52,17 @@ def raised_where_it_is_set(view: RunView, pid: int, soft_count: int, new_count: 
     )
 
 
+def raised_in_the_shell(view: RunView, pid: int, flag: str, kib: int) -> str | None:
+    """How to lift another limit, in KiB, that the command sets by ulimit; None elsewhere."""
+    sets = re.compile(rf"\bulimit\b.*\s-\w*{flag}\s+{kib}\b")
+    for setting in _settings(view, pid):
+        text = str(setting.get("text") or "")
+        if int(setting["value"]) == kib and sets.search(text):
+            where = f"{setting['file']}:{setting['line']}" if setting["file"] else "--server-cmd"
+            return f"ulimit -{flag} unlimited instead of {kib} in {where}  # {text}"
+    return None
+
+
 def _given_count(view: RunView) -> int:
     """RLIMIT_NOFILE of the server's command, 0 when not known."""
     limits = view.host.get("limits") or {}

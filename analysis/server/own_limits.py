@@ -67,7 +67,7 @@ KNOWN: tuple[KnownLimit, ...] = (
         "systemd-socket-proxyd --connections-max={value}",
     ),
     # lib/puma/cli.rb
-    _known(r"puma", "t", 5, "puma -t {value}:{value}  # or threads in puma.rb: each serves one"),
+    _known(r"puma", "-t", 5, "puma -t {value}:{value}  # or threads in puma.rb: each serves one"),
     _known(r"socat", "max-children", 0, "max-children={value}  # beside fork, in its address"),
     _known(r"envoy", "max_connections", 1024, "max_connections: {value}  # circuit_breakers"),
     _known(
@@ -139,7 +139,7 @@ def name_limit(
             "let its event loop use epoll or poll instead of select()  # PHP: the extension ev, "
             "event or uv; others: a build with another backend",
         )
-    name = command.rpartition("/")[2]
+    name = _ADDRESSES.sub("", command).rpartition("/")[2]
     counts = [connections, *([shared_count] if shared_count else [])]
     for known in KNOWN:
         if known.program.match(name):
@@ -198,8 +198,9 @@ def _by_value(
                         f"{needed} instead of {value} as an argument of {command or 'its command'}"
                     )
                     return NamedLimit("", value, "its command line", raise_it)
-                name = f"--{each['name']}"
-                return NamedLimit(name, value, where, f"{name}={needed}  # {where}")
+                name = f"-{each['name']}" if len(each["name"]) == 1 else f"--{each['name']}"
+                said = f"{name} {needed}" if len(each["name"]) == 1 else f"{name}={needed}"
+                return NamedLimit(name, value, where, f"{said}  # {where}")
             # What the number is called is not known for sure: the line says it.
             text = str(each.get("text") or each["name"])
             raise_it = f"{needed:,} instead of {value:,} in {where}  # {text}"
@@ -207,6 +208,8 @@ def _by_value(
     return None
 
 
+_ADDRESSES = re.compile(r"\s*\(\S*://\S*\)")
+"""In a title that a program gives itself (puma)."""
 _STATUS = re.compile(r"HTTP/1\.[01]|\bswitching\b|\bstatus|\bwriteHead\b", re.IGNORECASE)
 """A line that answers: what it has near the number of connections is an HTTP status (101, 503)."""
 _COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|;|--|\"\"\")")

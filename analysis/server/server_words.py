@@ -102,6 +102,7 @@ KNOWN_LINES: tuple[KnownLine, ...] = (
     _known(NODE_WORKER, r"ERR_WORKER_OUT_OF_MEMORY|terminated due to reaching memory limit",
            "runtime-heap-limit"),
     _known("node", r"Error: accept EMFILE|Error: EMFILE|connect EMFILE", "fd-limit-process"),
+    _known("node", r"connect (?:ECONNREFUSED|ETIMEDOUT|EHOSTUNREACH)\b", "backend-unavailable"),
     _known("node", r"connect EADDRNOTAVAIL", "ephemeral-ports-exhausted"),
     _known("node", r"spawn \S+ EAGAIN|uv_thread_create.*EAGAIN", "task-limit"),
     # src/hotspot/share/memory, os/posix/os_posix.cpp; java.nio.Bits
@@ -146,6 +147,13 @@ KNOWN_LINES: tuple[KnownLine, ...] = (
     _known("glibc", r"\*\*\* bit out of range 0 - FD_SETSIZE on fd_set \*\*\*", "own-limit"),
     _known("Python", r"filedescriptor out of range in select\(\)", "own-limit"),
     _known("Python", r"OSError: \[Errno 24\] Too many open files", "fd-limit-process"),
+    # socketmodule.c; asyncio/selector_events.py; redis/connection.py
+    _known("Python", r"ConnectionRefusedError: \[Errno 111\]|Connect call failed"
+           r"|Error 111 connecting to", "backend-unavailable"),
+    # java.net, src/net/dial.go, libpq
+    _known("JVM", r"ConnectException: Connection refused", "backend-unavailable"),
+    _known("Go", r"dial tcp \S+: connect: connection refused", "backend-unavailable"),
+    _known("libpq", r"connection to server .* failed: Connection refused", "backend-unavailable"),
     _known("shell", r"fork: (?:retry: )?Resource temporarily unavailable", "task-limit"),
     _known("Ruby", r"can't create Thread: Resource temporarily unavailable", "task-limit"),
     _known(".NET", r"System\.OutOfMemoryException|Out of memory\.$", "runtime-heap-limit"),

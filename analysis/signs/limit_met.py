@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
+
 from analysis.evidence import Evidence
 from analysis.frames.run_view import RunView
 from analysis.server import fates
@@ -20,6 +22,7 @@ from analysis.server.thread_waits import (
     thread_waits,
 )
 from analysis.signs.closed_after_upgrade import closed_after_upgrade
+from analysis.signs.closed_behind import closed_behind
 from analysis.signs.room_left import (
     ON_ITS_WAY_S,
     Met,
@@ -54,6 +57,7 @@ def met_limits(signs: Signs) -> list[Met]:
         *_closing(signs),
         *_closing_as_clients_saw(signs),
         *closed_after_upgrade(signs),
+        *closed_behind(signs),
         *_queueing(signs),
         *_silent(signs),
         *_refusing(signs),
@@ -459,11 +463,20 @@ def is_harmed_by_waiting(signs: Signs, late_count: int = 0) -> bool:
     return signs.view.is_attached or unserved_count(signs) + late_count >= fates.LEAST_COUNT
 
 
+def is_halted(view: RunView, pid: int, first_s: float, last_s: float) -> bool:
+    """A signal, or a debugger, had stopped it at most samples (SIGSTOP; T and t of proc(5))."""
+    samples = view.frames["process_samples"]
+    samples = samples[(samples["pid"] == pid) & (samples["state"] != "")]
+    mine = samples["state"][pd.Series(view.seconds_of(samples["at_ns"]), index=samples.index)
+                            .between(first_s, last_s)]  # fmt: skip
+    return len(mine) > 0 and float(mine.isin(["stopped", "tracing-stop"]).mean()) > 0.5
+
+
 def is_free(signs: Signs, pid: int, first_s: float, last_s: float) -> bool:
     """The process could serve: it needs no full core, and its first thread waits for events."""
-    if signs.is_busy(pid, first_s, last_s):
-        return False
     view = signs.view
+    if signs.is_busy(pid, first_s, last_s) or is_halted(view, pid, first_s, last_s):
+        return False
     main = main_wait(view, pid)
     if main is None:
         return True

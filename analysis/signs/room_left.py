@@ -13,6 +13,7 @@ from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.server.own_limits import FD_SETSIZE
 from analysis.signs.signs import EMFILE, ENFILE, Signs
+from analysis.signs.used_up_calls import is_of_another_limit
 from analysis.stats.thresholds import FULL_SHARE, LATE_LIVE_S
 
 _LET_IN_SHARE = 0.1
@@ -116,7 +117,11 @@ def could_have(signs: Signs, each: Met) -> bool:
         return False
     errors = signs.errors
     mine = errors[(errors["pid"] == each.pid) & errors["errno"].isin(_WANTS)]
-    if (mine["syscall"] != "connect").any():
+    wanted = [
+        call != "connect" and not is_of_another_limit(str(call), int(code))
+        for call, code in zip(mine["syscall"], mine["errno"], strict=True)
+    ]
+    if any(wanted):
         return False
     own = signs.descriptors[signs.descriptors["pid"] == each.pid]
     if len(own) and float(own["use"].fillna(0).max()) >= FULL_SHARE:

@@ -82,8 +82,13 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
     emfile_count, first_s = int(row["emfile_count"]), float(row["first_s"])
     is_client = subject.role == "client"
     at_connections = view.begun_count_at(first_s) if is_client else view.open_count_at(first_s)
+    open_then = at_connections
+    if not is_client and not at_connections and not view.is_attached:
+        # all came at once, and those that it had taken were answered a moment later
+        full = min(held, soft - own) // view.descriptors_per_connection(subject.role)
+        at_connections = min(full, view.peak_count)
     if view.is_attached:
-        at_connections = _at_that_moment(signs, subject.pid, first_s, soft - own)
+        open_then = at_connections = _at_that_moment(signs, subject.pid, first_s, soft - own)
     # EMFILE itself proves that every descriptor was taken; the samples come twice a second
     used = soft if emfile_count else own + held
     counted_in = "live_samples" if view.is_attached else "connections"
@@ -92,7 +97,7 @@ def _finding(signs: Signs, rows: pd.DataFrame) -> Finding:
         Evidence("descriptor_limit", soft, "processes"),
         Evidence("descriptors_own", own, "processes"),
         Evidence("process_connections", held, str(row["table"])),
-        Evidence("connections_open", at_connections, counted_in, first_s),
+        Evidence("connections_open", open_then, counted_in, first_s),
         Evidence("processes_at_limit", len(rows), "processes"),
     ]
     syscall = str(row["emfile_calls"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from analysis.causes import Cause
 from analysis.evidence import Evidence, Finding, Fix, Subject, capitalised, times
+from analysis.server.nofile_setting import raised_in_the_shell
 from analysis.signs.memory import ENOMEM, until_stop
 from analysis.signs.met_limits import MAPPINGS, MetLimit, met_limit, refused, wanted_count
 from analysis.signs.signs import Signs
@@ -55,11 +56,14 @@ def _finding(
     subject = view.subject(pid)
     first_s, last_s = span_s
     call, count = refusal
-    at_connections = view.open_count_at(first_s)
+    open_then = at_connections = view.open_count_at(first_s)
+    if not view.is_attached and not at_connections:
+        # those that it had taken were answered a moment later
+        at_connections = view.peak_count
     evidence = [
         Evidence("enomem_calls", count, "failing_syscalls", first_s, of=call),
         *limit.evidence(first_s),
-        Evidence("connections_open", at_connections, "connections", first_s),
+        Evidence("connections_open", open_then, "connections", first_s),
     ]
     free = ""
     host = until_stop(view, "host_memory")
@@ -130,7 +134,8 @@ def _fixes(signs: Signs, subject: Subject, limit: MetLimit, at_connections: int)
     command = (
         f"prlimit --pid {subject.pid} {option}=unlimited"
         if view.is_attached
-        else f"ulimit {flag} unlimited  # in the shell that starts the server"
+        else raised_in_the_shell(view, subject.pid, flag[1:], limit.capacity // 1024)
+        or f"ulimit {flag} unlimited  # in the shell that starts the server"
     )
     return (
         Fix(command, f"the limit of {limit.capacity:,} bytes goes; {limit.used:,} were in use"),

@@ -2,8 +2,9 @@
 
 Proof: it answers handshakes with 502, 503 or 504 (RFC 9110, section 15.6), and its own connects to
 what is behind it fail: with their errno; or later than the call, which a proxy asks of the socket
-(SO_ERROR), by the resets that came instead of an answer and by its own words. Or a process behind
-it has requests that it read and did not answer before the proxy gave up.
+(SO_ERROR), by the resets that came instead of an answer and by its own words. A server that closes
+its clients for that, without an answer, is told by as many. Or a process behind it has requests
+that it read and did not answer before the proxy gave up.
 Told apart from ``upgrade-refused``: the answer is the proxy's, not the application's. Where a
 process behind it is known to be at a limit, this follows from that (``analysis.verdict.ranking``).
 """
@@ -11,6 +12,7 @@ process behind it is known to be at a limit, this follows from that (``analysis.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from analysis.causes import Cause, Effect
@@ -37,6 +39,7 @@ _STATUS = re.compile(r"HTTP (50[234])\b")
 _NOT_REACHED = re.compile(
     r"connect\(\)|while connecting to upstream|no server available|no healthy upstream"
     r"|attempt to connect to|proxy error: dial|handlers for .* are down"
+    r"|connect E[A-Z]+|Connection refused|connection refused|Connect call failed"
 )
 """Of the lines that mean this cause, those of connects: others speak of one who was reached."""
 _STATE = re.compile(r"no server available|no healthy upstream|handlers for .* are down")
@@ -46,6 +49,7 @@ _SAID_TO_CLIENTS = re.compile(
 )
 """What a proxy answers when it asks nobody any more: haproxy, envoy, traefik."""
 _HARMFUL = {111: "ECONNREFUSED", 110: "ETIMEDOUT", 2: "ENOENT", 113: "EHOSTUNREACH", 11: "EAGAIN"}
+_EACH_SHARE = 0.5
 _LISTENS = Fix(
     "ss -ltnpx  # does what is behind it listen, where the proxy looks for it?",
     "the handshakes reach the application",
@@ -80,11 +84,32 @@ def find(signs: Signs) -> list[Finding]:
     view = signs.view
     told = fates.refusals_told(view)
     statuses = [int(match[1]) for text in told if (match := _STATUS.match(text))]
-    if not view.is_foreign or not statuses:
+    closed = view.connections[view.connections["close_kind"].isin(["eof", "rst"])]
+    is_closed = int(closed["is_failed"].sum()) >= fates.LEAST_COUNT and not signs.process_ends
+    if not view.is_foreign or not (statuses or is_closed):
         return []
+    ways: tuple[Callable[[Signs], _Unreached | None], ...]
     ways = (_failed_connects, _refused_connects, _told, _told_to_clients, _silent_backend)
+    if not statuses:  # it says nothing to its clients: as often as it closed them, and no other way
+        ways = (_failed_for_each, _told_for_each)
     found = next((each for way in ways if (each := way(signs)) is not None), None)
-    return [] if found is None else [_finding(signs, found, statuses[0])]
+    return [] if found is None else [_finding(signs, found, (*statuses, 0)[0])]
+
+
+def _for_each(signs: Signs, found: _Unreached | None) -> _Unreached | None:
+    """The same where it happened about once for each that was closed."""
+    count = sum(e.value for e in found.evidence if e.id == "refused_connects") if found else 0
+    connections = signs.view.connections
+    gone = connections["is_failed"] & connections["close_kind"].isin(["eof", "rst"])
+    return found if count >= _EACH_SHARE * int(gone.sum()) else None
+
+
+def _failed_for_each(signs: Signs) -> _Unreached | None:
+    return _for_each(signs, _failed_connects(signs) or _refused_connects(signs))
+
+
+def _told_for_each(signs: Signs) -> _Unreached | None:
+    return _for_each(signs, _told(signs))
 
 
 def _failed_connects(signs: Signs) -> _Unreached | None:
@@ -218,6 +243,14 @@ def _finding(signs: Signs, found: _Unreached, status: int) -> Finding:
     first_s = found.first_s
     confidence, missing = signs.trust(*found.tables)
     refused = len(fates.refused(view))
+    closed = view.connections[view.connections["close_kind"].isin(["eof", "rst"])]
+    closed_count = int(closed["is_failed"].sum())
+    who = "the proxy" if fates.backend_pids(view) else "it"
+    does = f"answered HTTP {status}" if status else f"closed {closed_count:,} handshakes"
+    how = f"answered {refused:,} handshakes itself, with HTTP {status}" if status else does
+    evidence = Evidence("handshakes_refused", closed_count, "connections", first_s)
+    if status:
+        evidence = Evidence("http_status", status, "events", first_s)
     return Finding(
         cause=CAUSE.id,
         severity="warning",
@@ -225,13 +258,12 @@ def _finding(signs: Signs, found: _Unreached, status: int) -> Finding:
         subject=found.subject,
         first_s=first_s,
         last_s=max(first_s, found.last_s),
-        evidence=(Evidence("http_status", status, "events", first_s), *found.evidence),
-        explanation=f"{found.said}. The proxy answered {refused:,} handshakes itself, with HTTP "
-        f"{status}.",
+        evidence=(evidence, *found.evidence),
+        explanation=f"{found.said}. {capitalised(who)} {how}.",
         fix=found.fixes,
         at_connections=view.open_count_at(first_s),
         confidence=confidence,
         missing=missing,
-        sentence=f"{found.said}; the proxy answered HTTP {status}",
-        explained_count=refused,
+        sentence=f"{found.said}; {who} {does}",
+        explained_count=refused if status else closed_count,
     )

@@ -6,6 +6,8 @@ takes them and reads nothing, or closes its listening socket, or ends and says w
 descriptors and CPU to spare and no call of it fails for want of anything.
 Of several workers each is judged by those that came to it. Where nobody came after the last that it
 took, it may have been told of them only once (EPOLLET): medium confidence.
+What it asks of the kernel for each may be used up, as files, terminals or instances of inotify are:
+then the call that failed is named (``analysis/signs/used_up_calls.py``).
 The setting is named where its value was found (``analysis/server/own_limits.py``).
 Told apart from ``fd-limit-process``: descriptors are left and no accept returned EMFILE. From
 ``accept-queue-overflow``, ``hot-worker-code`` and ``worker-blocked``: the process is idle, and the
@@ -18,7 +20,7 @@ from __future__ import annotations
 import re
 
 from analysis.causes import Cause, Effect
-from analysis.evidence import Evidence, Finding, Fix, capitalised
+from analysis.evidence import Evidence, Finding, Fix, capitalised, times
 from analysis.frames.run_view import RunView
 from analysis.server import fates
 from analysis.server.own_limits import NamedLimit, name_limit
@@ -26,6 +28,7 @@ from analysis.signs.left_queues import left_queues
 from analysis.signs.limit_met import met_limits
 from analysis.signs.room_left import Met, came_after, descriptors_of
 from analysis.signs.signs import Signs
+from analysis.signs.used_up_calls import used_up
 
 CAUSE = Cause(
     id="own-limit",
@@ -67,6 +70,9 @@ def _finding(signs: Signs, met: Met) -> Finding:
     if known is None and not is_sure_rate:  # a title may have been written over its words
         started = {"settings": (view.manifest.get("server") or {}).get("settings") or []}
         known = name_limit(subject.command, started, met.let_in, descriptors, wanted)
+    asked = used_up(signs, met.pid, met.first_s, met.explained)
+    if asked is not None:
+        known = None
     who, held, together = name, met.let_in, ""
     if met.shared_count and known is not None and not known.is_of_all:
         others = met.sharing_count - 1
@@ -103,6 +109,19 @@ def _finding(signs: Signs, met: Met) -> Finding:
         evidence.append(Evidence("process_cpu", cpu_pct, "process_samples", met.first_s))
         left += f" and {cpu_pct:.0f} % of a core"
     limit = " on how fast clients come" if is_sure_rate else _words(known)
+    whose = f"No call of it failed for want of descriptors or memory: the limit is its own{limit}."
+    if asked is not None:
+        failed = f"{asked.syscall} returned {asked.errno_name} {times(asked.count)}"
+        evidence.append(
+            Evidence(
+                "used_up_calls",
+                asked.count,
+                "failing_syscalls",
+                asked.first_s,
+                of=asked.syscall,
+            )
+        )
+        limit, whose = f"; {failed}", f"What it asks for each of them is used up: {failed}."
     confidence, missing = signs.trust("connection_fates", "open_fates", "process_samples")
     is_left = bool(met.doubt) and known is None
     if is_left:
@@ -116,21 +135,22 @@ def _finding(signs: Signs, met: Met) -> Finding:
         first_s=met.first_s,
         last_s=max(met.first_s, met.last_s),
         evidence=tuple(evidence),
-        explanation=(
-            f"{who} let in {held:,} connections{together} and {met.how}{left}. No call of it "
-            f"failed for want of descriptors or memory: the limit is its own{limit}."
-        ),
+        explanation=(f"{who} let in {held:,} connections{together} and {met.how}{left}. {whose}"),
         fix=(
             *([_ALL_OF_THEM] if is_left else []),
-            _faster(view, met) or _as_it_says(signs, met) or _fix(known, str(subject), held),
+            (Fix(asked.fix, asked.effect) if asked is not None else None)
+            or _faster(view, met)
+            or _as_it_says(signs, met)
+            or _fix(known, str(subject), held),
             *_slower(view, met),
             *_from_more_addresses(signs, met, known),
         ),
         at_connections=held,
         confidence=confidence,
         missing=missing,
-        sentence=f"{who} let in {held:,} connections{together} and {met.how}: a limit of its own"
-        f"{limit}{left}",
+        sentence=f"{who} let in {held:,} connections{together} and {met.how}"
+        + (limit if asked is not None else f": a limit of its own{limit}")
+        + left,
         explained_count=met.explained,
     )
 

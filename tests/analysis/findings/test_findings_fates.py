@@ -964,3 +964,74 @@ def test_children_serve_for_who_forks_in_front_of_a_backend_too(foreign):
         child = foreign.process("server", worker)
         foreign.live(child, 0.9, open_count=1)
     assert served_by_children(RunView(foreign.frames()), 800, 2.5) == 60
+
+
+@pytest.mark.parametrize(("syscall", "code", "name", "fix"), [
+    ("inotify_init1", 24, "EMFILE", "sysctl -w fs.inotify.max_user_instances"),
+    ("openat", 28, "ENOSPC", "df -h"),
+    ("write", 122, "EDQUOT", "df -h"),
+])  # fmt: skip
+def test_what_a_server_asks_for_each_may_be_used_up(foreign, syscall, code, name, fix):
+    served(foreign)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.3, event="upgrade_refused", detail="HTTP 500: sorry")
+    foreign.add("connection_fates", at_s=2.0, pid=800, fate="accepted", connection_total=100,
+                first_s=0.0, last_s=1.6)  # fmt: skip
+    foreign.add("failing_syscalls", at_s=1.6, pid=800, syscall=syscall, errno=code,
+                errno_name=name, event_count=40, first_s=1.2, last_s=1.6)  # fmt: skip
+    finding = named(foreign, "own-limit")
+    assert finding.value_of("used_up_calls", syscall) == 40
+    assert f"{syscall} returned {name} (" in finding.sentence
+    assert finding.fix[0].command.startswith(fix)
+
+
+@pytest.mark.parametrize(("state", "is_named"), [("stopped", False), ("sleeping", True)])
+def test_who_was_stopped_by_a_signal_has_no_limit_of_its_own(foreign, state, is_named):
+    served(foreign)
+    kept_out(foreign, "timeout")
+    foreign.add("connection_fates", at_s=2.5, pid=800, fate="accepted", connection_total=60,
+                first_s=0.0, last_s=0.9)  # fmt: skip
+    for at_s in (1.5, 2.0, 2.5):
+        foreign.add("open_fates", at_s=at_s, pid=800, local_port=9000, fate="unaccepted",
+                    socket_count=40)  # fmt: skip
+        foreign.add("process_samples", at_s=at_s, pid=800, role="server", state=state)
+    found = {f.cause for f in summarise(foreign.frames()).findings}
+    assert ("own-limit" in found) is is_named
+
+
+def test_a_store_that_closes_those_beyond_its_number_is_named_not_who_answers_for_it(foreign):
+    """As Redis does at maxclients: an error, and a close; its client answers 500."""
+    served(foreign)
+    kept_out(foreign, "protocol")
+    foreign.add("events", at_s=1.3, event="upgrade_refused", detail="HTTP 500: sorry")
+    store = foreign.process("backend", 1)
+    foreign.live(store, 1.0, open_count=60)
+    for pid in (800, store):
+        foreign.add("connection_fates", at_s=2.0, pid=pid, fate="accepted", connection_total=100,
+                    first_s=0.0, last_s=1.6)  # fmt: skip
+        foreign.add("connection_fates", at_s=2.0, pid=pid, fate="closed_answered",
+                    connection_total=40, at_once_total=40, first_s=1.2, last_s=1.6)  # fmt: skip
+    finding = named(foreign, "own-limit")
+    assert (finding.subject.pid, finding.at_connections) == (store, 60)
+
+
+@pytest.mark.parametrize(("count", "is_named"), [(40, True), (9, False)])
+def test_who_closes_each_since_its_own_connect_failed_has_nobody_behind_it(
+    foreign, count, is_named
+):
+    kept_out(foreign, "eof")
+    foreign.add("server_words", at_s=1.3, pid=800, source="server.log", event_count=count,
+                line="Error: connect ECONNREFUSED 127.0.0.1:6379", first_s=1.2)  # fmt: skip
+    found = {f.cause: f for f in summarise(foreign.frames()).findings}
+    assert ("backend-unavailable" in found) is is_named
+    if is_named:
+        assert found["backend-unavailable"].sentence.endswith("it closed 40 handshakes")
+        assert found["upgrade-refused"].severity == "contributing"
+
+
+def test_who_names_itself_by_an_address_has_the_setting_of_its_program():
+    settings = [{"name": "t", "value": 20, "file": "", "line": 0, "text": ""}]
+    limit = name_limit("puma 5.6.5 (tcp://127.0.0.1:9001) [app]", {"settings": settings}, 20, 0, 90)
+    assert limit.raise_it.startswith("puma -t 99:99")
+    other = name_limit("app", {"settings": settings}, 20, 0, 90)
+    assert other.raise_it.startswith("-t 99  #")

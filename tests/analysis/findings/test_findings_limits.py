@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from analysis.frames.run_view import RunView
 from analysis.server.control_group import cpu_quota_command, nofile_command, owner_of, tasks_command
 from analysis.summary import summarise
 
@@ -236,6 +237,20 @@ def test_an_address_space_that_is_used_up_has_the_command_of_the_shell(foreign):
     assert finding.fix[0].command.startswith("ulimit -v unlimited")
 
 
+def test_a_limit_of_the_command_itself_is_lifted_there(foreign):
+    """And those that it had taken when all came at once are what it got to, not none."""
+    foreign.manifest["server"]["command"] = ["sh", "-c", "ulimit -v 1024000; exec app"]
+    setting = {"name": "v", "value": 1_024_000, "file": "", "line": 1}
+    foreign.manifest["server"]["settings"] = [{**setting, "text": "ulimit -v 1024000; exec app"}]
+    foreign.connect(60, from_s=0.5)
+    foreign.connect(40, from_s=1.2, until_s=1.6, stage="handshake", close_kind="eof")
+    refused(foreign, "mmap", 12, "ENOMEM", at_s=0.01)
+    reading(foreign, "address_space_bytes", 990 << 20, 1000 << 20)
+    finding = by_cause(foreign)[0]["mapping-limit"]
+    assert finding.fix[0].command.startswith("ulimit -v unlimited instead of 1024000 in --server")
+    assert finding.at_connections == 60
+
+
 def test_a_runtime_that_asks_for_more_than_there_is_meets_no_limit_of_mappings(foreign):
     getting_in(foreign, failing=0)
     refused(foreign, "mmap", 12, "ENOMEM", at_s=-0.5, count=1)
@@ -402,6 +417,21 @@ def test_a_worker_that_is_replaced_takes_each_connection_along_once(foreign, sta
     assert finding.value_of("successor_age") == pytest.approx(2.0)
     assert "pid 801" in finding.sentence
     assert finding.fix[0].command.startswith("worker_shutdown_timeout ")
+
+
+def test_what_a_worker_had_that_is_gone_counts_for_no_connection_of_the_next(foreign):
+    """Its counters stay: each connection was taken for two, and half of those lost with it told."""
+    for worker, ended_s in ((2, 3.0), (3, 0.0)):
+        row = {"exited_s": ended_s, "exit_status": 0} if ended_s else {}
+        foreign.process("server", worker, **row)
+    foreign.connect(100, stage="closed", close_kind="eof", closed_s=2.96, until_s=0.8)
+    foreign.connect(100, from_s=3.1, until_s=3.4)
+    for quarter in range(16):
+        at_s = quarter / 4
+        foreign.live(802, at_s, open_count=100 if at_s > 0.8 else 0)
+        foreign.live(803, at_s, open_count=100 if at_s > 3.4 else 0)
+    view = RunView(foreign.frames())
+    assert view.descriptors_per_connection("server") == 1
 
 
 def test_one_that_ends_well_without_a_successor_is_a_crash_to_its_clients(foreign):
