@@ -32,6 +32,7 @@ HARD: Mapping[str, str] = {
     "unseen": "probes missing",
     "workers": "1, 2 and 16 workers",
     "runtimes": "other runtimes and proxies",
+    "asks": "what it asks for is used up",
     "healthy": "nothing done to it",
 }
 """Groups of hard rows (``bench/hard.toml``), by the word for them there, in the order to show."""
