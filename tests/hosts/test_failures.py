@@ -13,7 +13,7 @@ import pytest
 from probes.contract.rundir import RunDir
 from tests.hosts.lab import lab
 
-pytestmark = [pytest.mark.privileged, pytest.mark.in_turn(cores=1)]
+pytestmark = [pytest.mark.privileged, pytest.mark.shared]
 
 DEADLINE_S = 60.0
 END_S = 20.0
@@ -91,6 +91,7 @@ def test_a_host_that_is_cut_off_is_lost_and_the_others_go_on(tmp_path):
     assert lost == {"server": False, "client1": False, "client2": True}
 
 
+@pytest.mark.variant
 def test_an_agent_that_is_killed_leaves_nothing(tmp_path):
     with lab(2) as hosts:
         run = Started(hosts, tmp_path, "--connections", "600", "--hold", "6")

@@ -10,7 +10,7 @@ import pytest
 from tests.hosts.lab import lab
 from tests.hosts.test_runs import profile_run, require_nothing_left
 
-pytestmark = [pytest.mark.privileged, pytest.mark.in_turn(cores=1), pytest.mark.variant]
+pytestmark = [pytest.mark.privileged, pytest.mark.shared, pytest.mark.variant]
 
 DASK = [sys.executable, "-P", "-m", "dask"]
 PORT = 8_786

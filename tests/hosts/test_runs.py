@@ -58,9 +58,9 @@ def test_twelve_thousand_over_three_clients(tmp_path):
 
 def test_a_client_host_with_few_descriptors_is_named(tmp_path):
     few = {"client2": ["connections = 400", "clients = 1", "nofile = 300"]}
-    with lab(3) as hosts:
+    with lab(2) as hosts:
         code, verdict, _, said = profile_run(
-            *(hosts, tmp_path, "--connections", "1200", "--hold", "1", "--no-report"), extra=few
+            *(hosts, tmp_path, "--connections", "800", "--hold", "1", "--no-report"), extra=few
         )
         require_nothing_left(hosts)
     assert code == 3, said
