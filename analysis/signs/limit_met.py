@@ -155,6 +155,7 @@ def _closing(signs: Signs) -> list[Met]:
             continue  # who lets nobody in has no number: something else is amiss
         evidence = Evidence("closed_at_once", each.count, "connection_fates", each.first_s)
         tried, kept = let_in_after(view, each.pid, each.first_s)
+        said_s = [w.first_s for w in signs.words_of("own-limit") if w.pid in (0, each.pid)]
         found.append(
             Met(
                 each.pid,
@@ -164,6 +165,11 @@ def _closing(signs: Signs) -> list[Met]:
                 let_in,
                 (evidence,),
                 min(each.count, harmed),
+                # whom it closes makes room: of those who come later some may take it
+                is_told=any(
+                    each.first_s - _LAST_WORDS_S <= at_s <= each.last_s + _LAST_WORDS_S
+                    for at_s in said_s
+                ),
                 tried_after=tried,
                 let_in_after=kept,
             )

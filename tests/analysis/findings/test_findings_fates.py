@@ -70,6 +70,24 @@ def test_clients_are_not_believed_where_the_closing_process_was_watched(foreign)
     assert "own-limit" not in [f.cause for f in summarise(foreign.frames()).findings]
 
 
+@pytest.mark.parametrize("is_told", [True, False])
+def test_who_closes_some_makes_room_for_others_and_is_believed_when_it_says_so(foreign, is_told):
+    """A burst is over before its log is read: 8 of the 20 that came last took such a place."""
+    served(foreign)
+    kept_out(foreign, "rst", errno=104)
+    foreign.connect(8, from_s=1.4, until_s=1.5)
+    foreign.connect(12, from_s=1.4, until_s=1.5, stage="handshake", close_kind="rst", errno=104)
+    total = {"pid": 800, "at_s": 2.0, "last_s": 1.6}
+    foreign.add("connection_fates", **total, fate="accepted", connection_total=120, first_s=0.0)
+    foreign.add("connection_fates", **total, fate="closed_unread", connection_total=52,
+                at_once_total=52, first_s=1.2)  # fmt: skip
+    if is_told:
+        foreign.add("server_words", at_s=2.5, pid=0, source="server.log", event_count=1,
+                    line="1024 worker_connections are not enough", first_s=2.0)  # fmt: skip
+    causes = [f.cause for f in summarise(foreign.frames()).findings]
+    assert ("own-limit" in causes) is is_told
+
+
 @pytest.mark.parametrize(("held_by_itself", "is_limit"), [(1, False), (30, True)])
 def test_who_passes_connections_on_closes_them_for_itself_alone(foreign, held_by_itself, is_limit):
     served(foreign)
