@@ -226,7 +226,7 @@ def _kept_count(signs: Signs, each: ClosedAtOnce) -> int:
     view = signs.view
     served = fates.served_by_children(view, each.pid, each.last_s)
     established = int(view.connections["established_s"].notna().sum())
-    if not view.is_attached and established:  # some are counted that came to nothing
+    if not view.is_attached:  # some are counted that came to nothing, or were closed a little later
         served, accepted = min(served, established), min(accepted, established)
     if served >= fates.LEAST_COUNT:
         return served  # it closes its own end of each, and some children came to nothing
