@@ -94,7 +94,7 @@ def test_options_that_are_named_exist():
         for _, _, actions in command.make_parser().groups():
             known |= {name for action in actions for name in action.option_strings}
     others = {  # of other programs, and of the benches
-        "--load",
+        "--load", "--without",
         "--how",
         "--cap-add", "--ulimit", "--volume", "--privileged", "--pid", "--rm", "--workdir",
         "--security-opt", "--userns", "--mount-proc",
