@@ -185,7 +185,11 @@ def _is_one_for_each_unread(view: RunView, wait: ThreadWait, each: Stuck) -> boo
     unread = fates.groupby("at_s")["socket_count"].sum()
     waiting = mine.groupby("at_s")["thread_count"].sum().reindex(unread.index).fillna(0)
     known = rows.groupby("at_s")["thread_count"].sum().reindex(unread.index).fillna(0)
-    is_close = (waiting - unread).abs() <= _EACH_SLACK * unread
+    # of one pool some serve a connection: the others have one each, some of clients that left
+    serving = rows[(rows["waits_for"] == "own_connection") & ~rows["is_main"]]
+    alike = serving[serving["thread_name"] == wait.thread_name]["at_s"].nunique()
+    more = _LEFT_SLACK if wait.thread_name and alike > _MOST_LOOKS * len(unread) else _EACH_SLACK
+    is_close = (waiting - unread).between(-_EACH_SLACK * unread, more * unread)
     is_close |= (known >= _LOOKED_AT_COUNT) & (waiting <= unread) & (waiting >= _EACH_LEAST_COUNT)
     return bool(len(is_close)) and float(is_close.mean()) > _MOST_LOOKS
 
@@ -200,6 +204,7 @@ _MOST_LOOKS = 0.5
 _HELD_SHARE = 0.8
 _RESTING_FACTOR = 1.5
 _EACH_SLACK, _EACH_LEAST_COUNT = 0.1, 20
+_LEFT_SLACK = 0.4
 _LOOKED_AT_COUNT = 250
 """Of a process with more threads than about so many the others are not looked at."""
 _POOL_LEAST_COUNT = 3

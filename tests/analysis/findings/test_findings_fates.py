@@ -462,7 +462,7 @@ def waits(build, *threads, unanswered=40, answered=60, pid=800, unread=0):
 LOOP = ("app", True, "epoll_wait", "event_loop", 1)
 
 
-@pytest.mark.parametrize(("threads", "is_named"), [(41, True), (90, False)])
+@pytest.mark.parametrize(("threads", "is_named"), [(41, True), (54, True), (90, False)])
 def test_a_thread_for_each_that_waits_for_a_lock_before_it_reads_is_told(
     foreign, threads, is_named
 ):
