@@ -92,7 +92,7 @@ def _quantiles_ms(times: pd.DataFrame) -> dict[str, float]:
     reached = np.cumsum(counts.to_numpy())
     until_ns = counts.index.to_numpy()
     wanted = [np.ceil(share * reached[-1]) for share in QUANTILES.values()]
-    places = np.searchsorted(reached, np.maximum(1, wanted))
+    places = np.minimum(np.searchsorted(reached, np.maximum(1, wanted)), len(reached) - 1)
     return {
         name: float(until_ns[place]) / 1e6 for name, place in zip(QUANTILES, places, strict=True)
     }

@@ -64,6 +64,13 @@ def test_what_was_not_answered_is_counted_unless_one_goes_to_several(
     assert "99 % within 20 ms" in said
 
 
+@pytest.mark.parametrize("count", [0, -5, 2**62])
+def test_counts_that_nobody_wrote_do_no_harm(talked, count):
+    for row in talked.rows["message_times"]:
+        row["message_count"] = count
+    assert len(summarise(talked.frames()).message_times) == 3
+
+
 def test_a_server_that_answers_otherwise_has_no_times(talked):
     talked.rows["message_times"] = []
     summary = summarise(talked.frames())

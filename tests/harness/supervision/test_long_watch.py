@@ -55,7 +55,7 @@ for turn, line in enumerate(sys.stdin):
 """
 
 WATCH = """
-import gc, json, os, subprocess, sys
+import gc, json, os, subprocess, sys, time
 from pathlib import Path
 from harness.supervision import recording
 from harness.foreign.processes import ForeignProcesses
@@ -111,6 +111,8 @@ for turn in range(turns):
     now_ns[0] += int(turn_s * 1e9)
     note()
     collector.turn()
+    if turn == turns // 2:
+        half_ns = time.monotonic_ns()
     if turn % (turns // 8) == turns // 8 - 1:
         told["resident"].append(resident_bytes())
         told["size"].append(size_bytes())
@@ -119,6 +121,7 @@ loaded = next(e.probe._object for e in collector.driven if e.name == "failing_sy
 watched, _ = loaded.maps["watched_pids"].items()
 failing, _ = loaded.maps["failures"].items()
 told |= {
+    "half_ns": half_ns,
     "alive": processes.pids, "held": len(processes.held), "watched": watched.tolist(),
     "failing_keys": len(failing), "targets": len(collector._target.processes),
     "symbols": len(user_symbols()._processes), "names": len(user_symbols()._known),
@@ -187,12 +190,13 @@ def test_memory_and_descriptors_are_flat(day):
 
 
 def test_failing_calls_were_counted_all_the_time(day):
-    folder, _ = day
+    folder, told = day
     failed = [row for row in table(folder, "failing_syscalls") if row["syscall"] == "rmdir"]
     count = sum(row["event_count"] for row in failed)
     assert 0.5 * REPLACED_COUNT < count <= REPLACED_COUNT
-    halves = sorted(row["at_ns"] for row in failed)
-    assert halves[len(halves) // 2] > TURNS_COUNT * TURN_S * 1e9 * 0.3
+    # What a process that ended had left is read when it is let go, by the clock of the host.
+    late = sum(row["event_count"] for row in failed if row["at_ns"] > told["half_ns"])
+    assert 0.3 * count < late < 0.7 * count
 
 
 def test_the_recording_keeps_to_its_size_and_to_few_batches(day):
