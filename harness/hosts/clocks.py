@@ -89,12 +89,21 @@ def fit(found: Sequence[Reading]) -> ClockLine | None:
     span_ns = last.at_ns - first.at_ns
     drift_ppm = 1e6 * (last.offset_ns - first.offset_ns) / span_ns if span_ns else 0.0
     trip_ns = 2 * min(each.bound_ns for each in in_order)
+    from_ns = min(each.at_ns - each.bound_ns for each in in_order)
+    until_ns = max(each.at_ns + each.bound_ns for each in in_order)
     if span_ns < _LEAST_SPAN_NS or abs(drift_ppm) > _MOST_DRIFT_PPM:
         best = min(in_order, key=lambda each: each.bound_ns)
-        slack_ns = round(abs(last_ns - first_ns) * _MOST_DRIFT_PPM / 1e6) if span_ns else 0
-        bound_ns = best.bound_ns + slack_ns * (span_ns >= _LEAST_SPAN_NS)
+        away_ns = max(best.at_ns - from_ns, until_ns - best.at_ns)
+        bound_ns = best.bound_ns + round(away_ns * _MOST_DRIFT_PPM / 1e6)
         return ClockLine(best.at_ns, best.offset_ns, 0.0, bound_ns, len(found), trip_ns)
-    bound_ns = max(first.bound_ns, last.bound_ns)
+    # A line that is wrong at two moments is more so before the first of them and after the last.
+    bound_ns = max(
+        round(
+            (first.bound_ns * abs(last.at_ns - at_ns) + last.bound_ns * abs(at_ns - first.at_ns))
+            / span_ns
+        )
+        for at_ns in (from_ns, first.at_ns, last.at_ns, until_ns)
+    )
     line = ClockLine(first.at_ns, first.offset_ns, drift_ppm, bound_ns, len(found), trip_ns)
     # Between the ends a clock may have been slewed: what a reading proves against the line counts.
     missed = [

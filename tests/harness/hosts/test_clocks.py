@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.hosts.clock_echo import ClockEcho, exchange
@@ -25,6 +25,8 @@ def pairs_of(offset_ns, drift_ppm, *, at_s, there_ms, back_ms):
     return found
 
 
+@example(offset_ns=0, drift_ppm=0.0, ways=[(0.0, 1.0, 2.0), (1.0, 0.25, 2.0), (3.0, 1.0, 1.0)])
+@example(offset_ns=0, drift_ppm=99.0, ways=[(0.0, 9.0, 9.0), (1.5, 0.01, 0.01), (3.0, 9.0, 9.0)])
 @given(
     offset_ns=st.integers(-10 * HOUR_NS, 10 * HOUR_NS),
     drift_ppm=st.floats(-100, 100),
@@ -45,7 +47,7 @@ def test_the_true_clock_is_within_the_bound(offset_ns, drift_ppm, ways):
 def test_of_many_ways_the_shortest_counts():
     pairs = pairs_of(HOUR_NS, 0, at_s=[0, 0.1, 0.2], there_ms=[9, 0.02, 30], back_ms=[1, 0.03, 0.1])
     line = fit(readings(pairs))
-    assert line.bound_ns <= 26_000
+    assert line.bound_ns <= 26_000 + 0.3 * 1e9 * 500e-6  # it may have drifted at the other ends
     assert abs(line.offset_ns - HOUR_NS) <= line.bound_ns
 
 
