@@ -2,9 +2,9 @@
 
 Pairs of runs, one with the default probes and one without those that are named, the first of a pair
 in turn. Clients of ours come to a server of ``bench/peers``, whose calls some probes trace from its
-start, or to our own server. A pair gives one value, the difference of its
-ramps; the interval is over the pairs. Runs that are in ``--kept`` already count, so that a series
-can be made in parts. Wants the machine alone. Needs root, and ``make install-peers``.
+start, or to our own server. A pair gives one value, the difference of its ramps; the interval is
+over the pairs. Runs that are in ``--kept`` already count, so that a series can be made in parts.
+Wants the machine alone. Needs root, and ``make install-peers``.
 
 Exit code: 0 when the cost is within ``--bar``, 1 when it is over or not decided, 130 after Ctrl-C.
 """

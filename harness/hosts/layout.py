@@ -201,8 +201,12 @@ def _ports_needed(
     return min(MAX_DESTINATION_PORTS, needed)
 
 
-def _named(entry: HostEntry, error: HostError) -> HostError:
-    return HostError(f"host {entry.name}: {error.message}", fix=error.fix)
+def _planned(asked: PlanRequest, entry: HostEntry, host: Host) -> Plan:
+    """The plan of one host; where it cannot, the error has its name."""
+    try:
+        return make_plan(asked, host)
+    except HostError as error:
+        raise HostError(f"host {entry.name}: {error.message}", fix=error.fix) from None
 
 
 def _server_plan(request: PlanRequest, entry: HostEntry, host: Host, ports_count: int) -> Plan:
@@ -214,10 +218,7 @@ def _server_plan(request: PlanRequest, entry: HostEntry, host: Host, ports_count
         destination_ports=ports_count,
         port_range=None,
     )
-    try:
-        plan = make_plan(asked, host)
-    except HostError as error:
-        raise _named(entry, error) from None
+    plan = _planned(asked, entry, host)
     return replace(
         plan,
         server_address=entry.address,
@@ -244,10 +245,7 @@ def _client_plan(
         source_addresses=len(entry.source_addresses),
         destination_ports=len(serving.destination_ports),
     )
-    try:
-        plan = make_plan(asked, host)
-    except HostError as error:
-        raise _named(entry, error) from None
+    plan = _planned(asked, entry, host)
     return replace(
         plan,
         server_address=serving.server_address,

@@ -18,8 +18,9 @@ Misses:
     were never answered are in no bucket.
 Checked against:
     A slot with known counters; a writer that was killed
-    (tests/probes/samplers/test_live_sampler.py). Buckets: exact quantiles of drawn times, a server
-    that stands still for a known time (tests/harness/client/test_message_times.py).
+    (tests/probes/samplers/test_live_sampler.py). Buckets: exact quantiles of drawn times
+    (tests/probes/contract/test_message_times.py), a server and a client that stand still for a
+    second (tests/harness/fleet/test_fleet.py).
 """
 
 from __future__ import annotations
